@@ -1,0 +1,1 @@
+"""Retrieval attacks: one family a file, on one PGD engine."""

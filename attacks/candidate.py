@@ -1,0 +1,136 @@
+"""CA+ and CA-: move a candidate in the rankings of chosen queries (AdvRank, candidate attack).
+
+With q a chosen query, x the other gallery items and c~ the perturbed candidate,
+
+    CA+:  L = mean_q mean_x max(0, d(q, c~) - d(q, x))
+    CA-:  L = mean_q mean_x max(0, d(q, x) - d(q, c~))
+
+d(q, x) is constant over the steps. Sorted once, with prefix sums, it makes the loss and its
+slope in d(q, c~) a search: if k of the n distances are within a = d(q, c~), then CA+ is
+(k a - sum of the k least) / n with slope k / n.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dmlbench.attacks.base import ATTACKS, Attack, Column, Gallery, RowWise
+from dmlbench.attacks.targets import all_but, draw, nearest
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import Metric, pairwise, rowwise, rowwise_gradient
+from dmlbench.metrics.ranks import percentile_rank
+from dmlbench.papers import ADVRANK
+from dmlbench.registry import Card
+from dmlbench.spec import parameter
+
+TOP_SHARE = 100  # CA- draws from the nearest 1/100 of the gallery
+
+
+@dataclass(frozen=True)
+class CandidateGoal(RowWise):
+    """The candidates of a batch against their queries.
+
+    Attributes:
+        column: heading of the outcome.
+        up: CA+ (move towards the top) or CA-.
+        metric: N, E or C.
+        others: n, the items a candidate is ranked among: the gallery without the query's own
+            entry and the candidate's.
+        queries: (B, w, D) embeddings of the chosen queries.
+        distances: (B, w, N) their distances to the others, ascending, then inf.
+        sums: (B, w, N + 1) float64; sums[..., k] is the sum of the k least.
+    """
+
+    column: str
+    up: bool
+    metric: Metric
+    others: int
+    queries: torch.Tensor
+    distances: torch.Tensor
+    sums: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) float64 and gradients (B, D); at a tie the hinge counts as active."""
+        a = rowwise(self.queries, e[:, None], self.metric)
+        k = torch.searchsorted(self.distances, a[..., None], right=self.up)
+        within = self.sums.gather(2, k)[..., 0]
+        k, far = k[..., 0], a.double()
+        if self.up:
+            loss, slope = k * far - within, k
+        else:
+            beyond = self.others - k
+            loss, slope = self.sums[..., self.others] - within - beyond * far, -beyond
+        direction = rowwise_gradient(e[:, None], self.queries, self.metric)
+        de = (slope[..., None].to(e.dtype) * direction).mean(1) / self.others
+        return loss.mean(1) / self.others, de
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Percentile rank of the candidate in its queries' lists, mean over the w queries."""
+        a = rowwise(self.queries, e[:, None], self.metric)[..., None]
+        closer = torch.searchsorted(self.distances, a)
+        tied = torch.searchsorted(self.distances, a, right=True) - closer
+        return {self.column: percentile_rank(closer, tied, self.others)[..., 0].mean(1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateAttack(Attack):
+    """What CA+ and CA- share."""
+
+    up: ClassVar[bool]
+
+    w: int = parameter(1, "number of queries a candidate is moved for", at_least=1)
+
+    @abc.abstractmethod
+    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+        """(B, P) the gallery items that queries are drawn from, never the candidate itself."""
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CandidateGoal:
+        """Draw w queries for each candidate and sort their distances to the gallery."""
+        n = len(gallery)
+        chosen = draw(self.pool(gallery, index), n, index, self.w, seed, self.card.name)
+        queries = gallery.embeddings[chosen]
+        # float64: a squared distance is a difference, and close items differ in its last bits
+        flat = queries.flatten(0, 1).double()
+        distances = pairwise(flat, gallery.embeddings.double(), gallery.metric)
+        distances = distances.to(queries.dtype).view(*chosen.shape, n)
+        distances.scatter_(2, chosen[..., None], torch.inf)
+        distances.scatter_(2, index[:, None, None].expand(*chosen.shape, 1), torch.inf)
+        distances = distances.sort(dim=2).values
+        others = n - 2
+        sums = torch.zeros(*chosen.shape, n + 1, dtype=torch.float64, device=queries.device)
+        torch.cumsum(distances.double(), dim=2, out=sums[..., 1:])
+        column = self.columns[0].name
+        return CandidateGoal(column, self.up, gallery.metric, others, queries, distances, sums)
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class CandidateUp(CandidateAttack):
+    """CA+, queries drawn uniformly from the gallery."""
+
+    card = Card("ca+", "raise a candidate in the rankings of w random queries", ADVRANK)
+    columns = (Column("CA+", "%", "higher"),)
+    up = True
+
+    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+        """Everything but the candidate."""
+        return all_but(len(gallery), index)
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class CandidateDown(CandidateAttack):
+    """CA-, queries drawn from the nearest 1% of the candidate (at least w)."""
+
+    card = Card("ca-", "lower a candidate in the rankings of w queries near it", ADVRANK)
+    columns = (Column("CA-", "%", "lower"),)
+    up = False
+
+    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+        """The nearest 1%, or the nearest w where 1% is fewer."""
+        own = gallery.embeddings[index].double()
+        distance = pairwise(own, gallery.embeddings.double(), gallery.metric)
+        size = max(len(gallery) // TOP_SHARE, self.w)
+        return nearest(distance, index, min(size, len(gallery) - 1))

@@ -1,0 +1,60 @@
+"""Seeded target choice from a query's identity.
+
+Every gallery item gets a priority from (seed, purpose, query, item), and the items of least
+priority within the query's pool are its targets. So a query's targets do not depend on batch
+size, order, subset or workers; a larger count extends a smaller one; and where rounding swaps two
+neighbours inside a pool, nothing changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from dmlbench.errors import CellError
+from dmlbench.lazy import np, torch
+
+
+def draw(
+    pool: torch.Tensor, size: int, index: torch.Tensor, count: int, seed: int, purpose: str
+) -> torch.Tensor:
+    """``count`` different targets for each query, drawn uniformly from its pool.
+
+    Args:
+        pool: (B, P) gallery positions to draw from, different within a row.
+        size: number of gallery items.
+        index: (B,) the queries' positions in the test split.
+        count: targets a query.
+        seed: of the cell.
+        purpose: the attack's name: other attacks draw other targets.
+
+    Returns:
+        (B, count) gallery positions, on the pool's device.
+
+    Raises:
+        CellError: the pool is smaller than ``count``.
+    """
+    if count > pool.shape[1]:
+        raise CellError(
+            f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
+            f"{pool.shape[1]} to draw from"
+        )
+    word = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")
+    items = pool.cpu().numpy()
+    chosen = np.empty((len(items), count), dtype=np.int64)
+    for row, query in enumerate(index.tolist()):
+        key = np.array([word, query], dtype=np.uint64)
+        priority = np.random.Philox(key=key).random_raw(size)[items[row]]
+        chosen[row] = items[row][np.argsort(priority)[:count]]
+    return torch.from_numpy(chosen).to(pool.device)
+
+
+def all_but(size: int, excluded: torch.Tensor) -> torch.Tensor:
+    """(B, size - 1) every gallery position but ``excluded`` (B,)."""
+    column = torch.arange(size - 1, device=excluded.device)
+    return column + (column >= excluded[:, None])
+
+
+def nearest(distance: torch.Tensor, excluded: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, count) positions of the least distances (B, N), leaving out ``excluded`` (B,)."""
+    masked = distance.scatter(1, excluded[:, None], torch.inf)
+    return masked.topk(count, dim=1, largest=False).indices

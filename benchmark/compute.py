@@ -1,0 +1,79 @@
+"""Where and how things are computed: device, batch size, threads, precision.
+
+Nothing here may change a number beyond the last bits, so nothing here is part of an identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dmlbench.errors import UserError
+from dmlbench.lazy import torch
+
+CPU_BATCH, GPU_BATCH = 128, 1024
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and how much of it to use.
+
+    Attributes:
+        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
+        batch_size: images a forward pass in evaluation; None: 128 on a CPU, 1024 on a GPU.
+        threads: CPU threads; None: as many as PyTorch chooses.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    threads: int | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device; UserError if it is not there."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"--device {self.device} cannot be used: {reason}") from None
+        return device
+
+    def rows(self) -> int:
+        """Images a forward pass."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return CPU_BATCH if self.torch_device().type == "cpu" else GPU_BATCH
+
+    @contextmanager
+    def applied(self) -> Iterator[torch.device]:
+        """Full float32 precision, deterministic kernels and the threads asked for, inside."""
+        device = self.torch_device()
+        threads, convolution = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+        matmul, deterministic = (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.deterministic,
+        )
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            yield device
+        finally:
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.allow_tf32 = convolution
+            torch.backends.cuda.matmul.allow_tf32 = matmul
+            torch.backends.cudnn.deterministic = deterministic
+
+
+def pixels(images: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """uint8 images as float32 in [0, 1] on ``device``."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)

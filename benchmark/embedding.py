@@ -1,0 +1,83 @@
+"""The embedding model: input normalisation, backbone, geometry of the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from dmlbench.errors import CellError
+from dmlbench.metrics.distance import Metric
+
+ROWS_PER_THREAD = 8
+
+
+class EmbeddingModel(nn.Module):
+    """Images in [0, 1] -> embeddings.
+
+    Normalisation is inside, so perturbations are measured in [0, 1] pixel space. For the metrics
+    N and C the output has unit length.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        metric: Metric,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.metric: Metric = metric
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) images in [0, 1] -> (B, D) embeddings."""
+        if self.mean.numel():
+            images = (images - self.mean) / self.std
+        raw = self.backbone(images)
+        if raw.ndim != 2 or len(raw) != len(images):
+            raise CellError(
+                f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
+                f"embeddings, got {tuple(raw.shape)}"
+            )
+        return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
+
+
+def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """``model(images)`` with the same bits for an image whatever the batch around it.
+
+    CPU kernels change with the number of rows a thread gets, and with them the last bit, once
+    there are very few; short batches are therefore padded. Sign steps turn a last bit into a
+    whole step, so this is what makes batch size and the active set exact.
+    """
+    short = ROWS_PER_THREAD * max(4, torch.get_num_threads()) - len(images)
+    if short <= 0 or images.device.type != "cpu":
+        result: torch.Tensor = model(images)
+        return result
+    padded = torch.cat([images, images[:1].expand(short, *images.shape[1:])])
+    result = model(padded)[: len(images)]
+    return result
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside; both as they were afterwards."""
+    training = [module for module in model.modules() if module.training]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for p in trainable:
+            p.requires_grad_(True)

@@ -1,0 +1,18 @@
+"""The two kinds of failure dmlbench tells apart."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: bad input, a missing file, an unusable folder.
+
+    The message is one line that says what is wrong and what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """
+
+
+class CellError(Exception):
+    """A cell that cannot yield a number (a non-finite loss, a broken model).
+
+    The sweep stores the cell as failed, goes on with the others and exits with code 1.
+    """

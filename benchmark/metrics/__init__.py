@@ -1,0 +1,1 @@
+"""Pure tensor functions: distances, retrieval metrics, ranks, ERS, clustering, intervals."""

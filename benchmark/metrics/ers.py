@@ -1,0 +1,37 @@
+"""The Empirical Robustness Score (Zhou et al., arXiv 2106.03614, section on ERS)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ERS_COLUMNS = ("CA+", "CA-", "QA+", "QA-", "TMA", "ES:D", "ES:R", "LTM", "GTM", "GTT")
+
+
+def ers(columns: Mapping[str, float]) -> float:
+    """The mean of ten terms, each 0..100; higher is more robust.
+
+    2 CA+, 100 - CA-, 2 QA+, 100 - QA-, 100 (1 - TMA), 50 (2 - ES:D), ES:R, LTM, GTM, GTT
+
+    Args:
+        columns: the ten attack columns of ``ERS_COLUMNS``: ranks, R@1 and GTT in percent, TMA
+            a cosine similarity in [-1, 1], ES:D a distance in [0, 2] (metric N only).
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: ES:D is above 2, which metric N cannot give.
+    """
+    if columns["ES:D"] > 2:
+        raise ValueError(f"ERS is defined for metric N, where ES:D <= 2; got {columns['ES:D']}")
+    terms = (
+        2 * columns["CA+"],
+        100 - columns["CA-"],
+        2 * columns["QA+"],
+        100 - columns["QA-"],
+        100 * (1 - columns["TMA"]),
+        50 * (2 - columns["ES:D"]),
+        columns["ES:R"],
+        columns["LTM"],
+        columns["GTM"],
+        columns["GTT"],
+    )
+    return sum(terms) / len(terms)

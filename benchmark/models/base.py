@@ -1,0 +1,116 @@
+"""What a registered network says of itself, and networks from any ``module:factory``."""
+
+from __future__ import annotations
+
+import abc
+import ast
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dmlbench import spec
+from dmlbench.errors import UserError
+from dmlbench.metrics.distance import METRICS, Metric
+from dmlbench.registry import Card, Component, Registry
+from dmlbench.spec import parameter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dmlbench.embedding import EmbeddingModel
+
+MODELS: Registry[Model] = Registry("model", "dmlbench.models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Component, abc.ABC):
+    """A network and the metric its embeddings are compared with.
+
+    A subclass writes ``backbone``; images in [0, 1] come in, raw embeddings (B, D) go out.
+    """
+
+    mean: ClassVar[tuple[float, ...]] = ()  # input normalisation per channel; empty: none
+    std: ClassVar[tuple[float, ...]] = ()
+
+    metric: Metric = parameter("N", "distance: N (normalised Euclidean), E or C", choices=METRICS)
+
+    @abc.abstractmethod
+    def backbone(self, channels: int, size: int) -> nn.Module:
+        """A freshly initialised network for images (B, channels, size, size).
+
+        Raises:
+            UserError: it cannot take images of that shape.
+        """
+
+    def build(self, channels: int, size: int) -> EmbeddingModel:
+        """The backbone with input normalisation before and the metric's geometry after it."""
+        from dmlbench.embedding import EmbeddingModel
+
+        return EmbeddingModel(self.backbone(channels, size), self.metric, self.mean, self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoryModel(Model):
+    """Any callable ``module:factory`` that returns an ``nn.Module``.
+
+    ``pkg.nets:make:width=32,metric=C`` calls ``pkg.nets.make(width=32)``. Values are Python
+    literals, else strings. The module must map images in [0, 1] to (B, D) embeddings.
+    """
+
+    path: str
+    arguments: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def card(self) -> Card:  # type: ignore[override]  # one class stands for every factory
+        """A card made on the spot."""
+        return Card(name=self.path, summary="a network of your own")
+
+    def backbone(self, channels: int, size: int) -> nn.Module:
+        """What the factory returns; UserError if it cannot be found or called."""
+        from torch import nn
+
+        module, _, name = self.path.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), name)
+            inspect.signature(factory).bind(**dict(self.arguments))
+        except (ImportError, AttributeError, TypeError) as error:
+            raise UserError(f"model {self.path}: {error}") from None
+        network = factory(**dict(self.arguments))
+        if not isinstance(network, nn.Module):
+            raise UserError(f"model {self.path}: must return a torch.nn.Module, got {network!r}")
+        return network
+
+
+def parse_model(text: str) -> Model:
+    """A registered model's spec, or ``module:factory`` with optional ``:key=value,...``."""
+    name, colon, rest = text.strip().partition(":")
+    head, _, tail = rest.partition(":")
+    if not colon or "=" in head:
+        return spec.parse(text, MODELS)
+    pairs = spec.split_pairs(tail, f"model {text!r}")
+    metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
+    known = spec.build(FactoryModel, metric, f"model {name}:{head}", path=f"{name}:{head}")
+    arguments = tuple((key, _literal(value)) for key, value in pairs.items())
+    return FactoryModel(metric=known.metric, path=known.path, arguments=arguments)
+
+
+def canonical_model(model: Model) -> str:
+    """The spelling that ``parse_model`` reads back to ``model``."""
+    if not isinstance(model, FactoryModel):
+        return spec.canonical(model)
+    pairs = [] if model.metric == "N" else [f"metric={model.metric}"]
+    pairs += [f"{key}={_spell(value)}" for key, value in model.arguments]
+    return f"{model.path}:{','.join(pairs)}" if pairs else model.path
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _spell(value: object) -> str:
+    text = value if isinstance(value, str) and _literal(value) == value else repr(value)
+    return text if "," not in text and '"' not in text else '"' + text.replace('"', '\\"') + '"'

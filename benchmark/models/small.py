@@ -1,0 +1,71 @@
+"""The networks of the 28x28 experiments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmlbench.errors import UserError
+from dmlbench.lazy import torch
+from dmlbench.models.base import MODELS, Model
+from dmlbench.papers import LENET, MADRY
+from dmlbench.registry import Card
+from dmlbench.spec import parameter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@MODELS.register
+@dataclass(frozen=True, kw_only=True)
+class C2F2(Model):
+    """Two convolutions and two fully connected layers (Madry et al.; used by AdvRank)."""
+
+    card = Card("c2f2", "two 5x5 convolutions (32, 64), FC 1024, FC dim", MADRY)
+
+    dim: int = parameter(512, "embedding dimension", at_least=1)
+
+    def backbone(self, channels: int, size: int) -> nn.Module:
+        """Same padding, so any size from 4 pixels up."""
+        if size < 4:
+            raise UserError(f"model c2f2 needs images of at least 4x4 pixels, got {size}x{size}")
+        nn = torch.nn
+        return nn.Sequential(
+            nn.Conv2d(channels, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * (size // 4) ** 2, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, self.dim),
+        )
+
+
+@MODELS.register
+@dataclass(frozen=True, kw_only=True)
+class LeNet(Model):
+    """LeNet with max pooling, as in AdvRank's and RobRank's 28x28 experiments."""
+
+    card = Card("lenet", "5x5 convolutions (20, 50), FC 500, FC dim; small and quick", LENET)
+
+    dim: int = parameter(128, "embedding dimension", at_least=1)
+
+    def backbone(self, channels: int, size: int) -> nn.Module:
+        """No padding: 28 pixels leave a 4x4 map, and 16 are the least."""
+        if size < 16:
+            raise UserError(f"model lenet needs images of at least 16x16 pixels, got {size}x{size}")
+        nn = torch.nn
+        side = ((size - 4) // 2 - 4) // 2
+        return nn.Sequential(
+            nn.Conv2d(channels, 20, 5),
+            nn.MaxPool2d(2),
+            nn.Conv2d(20, 50, 5),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(50 * side**2, 500),
+            nn.ReLU(),
+            nn.Linear(500, self.dim),
+        )

@@ -1,0 +1,79 @@
+"""What produced a number: code, libraries, machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dmlbench import __version__
+from dmlbench.lazy import torch
+
+LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Facts that explain a number but are not part of its identity."""
+    return {
+        "dmlbench": __version__,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": _versions(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "argv": sys.argv[1:],
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or the accelerator's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu: {_processor()}"
+
+
+@cache
+def git_revision() -> str | None:
+    """``<commit>`` or ``<commit>-dirty`` of the checkout the package runs from; None elsewhere."""
+    source = Path(__file__).resolve().parent
+    if not (source.parent / ".git").exists():
+        return None
+    try:
+        commit = _git(source, "rev-parse", "HEAD")
+        dirty = _git(source, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if dirty else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

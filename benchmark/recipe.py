@@ -1,0 +1,51 @@
+"""How a model is trained, and how an adversary is bounded: the numbers of a protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmlbench.registry import Component
+from dmlbench.spec import parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Component):
+    """The training hyper-parameters that are not the defense's (PROTOCOL: Adam, SPC-2 batches)."""
+
+    epochs: int = parameter(8, "passes; each image once as anchor in a pass", at_least=1)
+    pairs: int = parameter(128, "same-class pairs a batch", at_least=2)
+    lr: float = parameter(1e-3, "Adam's learning rate", above=0)
+    weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
+
+
+@dataclass(frozen=True)
+class Threat:
+    """An L-infinity adversary of ``steps`` sign steps of ``alpha`` in a ball of radius ``eps``."""
+
+    eps: float
+    alpha: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class TrainingThreat:
+    """The adversary inside adversarial training.
+
+    Attributes:
+        eps: radius in [0, 1] pixel space.
+        eta: PGD steps.
+        alpha: step; None derives it from eta so that eta steps can cross the ball, about
+            1.25 * eps / eta in whole 1/255: 12/255 at eta = 8 and 3/255 at eta = 32 for 77/255.
+    """
+
+    eps: float
+    eta: int
+    alpha: float | None = None
+
+    def step(self, eps: float, eta: int) -> float:
+        """The step for a defense with this ``eps`` and ``eta``; eta = 1 is FGSM (a step of eps)."""
+        if eta == 1:
+            return eps
+        if self.alpha is not None:
+            return self.alpha
+        return max(1, round(1.25 * 255 * eps / eta)) / 255

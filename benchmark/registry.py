@@ -1,0 +1,119 @@
+"""One generic registry for attacks, defenses, data sets and models.
+
+A registered thing is a frozen dataclass with a ``card``: its fields are the parameters a user
+may set (``dmlbench.spec``), its instances are resolved configurations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from dmlbench.errors import UserError
+from dmlbench.papers import Paper
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know of a method before looking at its code.
+
+    Attributes:
+        name: the name on the command line, lower case.
+        summary: its meaning in one line.
+        paper: the publication that defines it, if any.
+        version: raised whenever the definition changes; part of every cell's identity.
+    """
+
+    name: str
+    summary: str
+    paper: Paper | None = None
+    version: int = 1
+
+
+class Component:
+    """Base of everything that can be registered; subclasses are frozen dataclasses."""
+
+    card: ClassVar[Card]
+
+
+C = TypeVar("C", bound=Component)
+
+
+class Registry(Generic[C]):
+    """Name -> component class, filled from a built-in package and from entry points.
+
+    Args:
+        kind: singular noun used in messages, e.g. ``"attack"``.
+        group: both the built-in package whose modules register themselves when imported and
+            the entry-point group third parties use, e.g. ``"dmlbench.attacks"``.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self._group = group
+        self._classes: dict[str, type[C]] = {}
+        self._loaded = False
+
+    def register(self, cls: type[C]) -> type[C]:
+        """Class decorator. Registering a name twice raises and names both places."""
+        if not is_dataclass(cls):
+            raise TypeError(f"{cls.__qualname__} must be a frozen dataclass to be registered")
+        name = cls.card.name
+        known = self._classes.get(name)
+        if known is not None and known is not cls:
+            raise ValueError(
+                f"{self.kind} {name!r} is registered twice: in {_place(known)} and in {_place(cls)}"
+            )
+        self._classes[name] = cls
+        return cls
+
+    def get(self, name: str) -> type[C]:
+        """The class registered as ``name``; UserError with suggestions if there is none."""
+        self._load()
+        try:
+            return self._classes[name]
+        except KeyError:
+            raise UserError(self._unknown(name)) from None
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load()
+        return sorted(self._classes)
+
+    def __iter__(self) -> Iterator[type[C]]:
+        return iter([self.get(name) for name in self.names()])
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        return f"unknown {self.kind} {name!r}: {hint}available: {', '.join(self.names())}"
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self._group)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._group}.{module.name}")
+        for entry in importlib.metadata.entry_points(group=self._group):
+            try:
+                self.register(entry.load())
+            except Exception as error:  # a broken plugin must not take the command line down
+                warnings.warn(
+                    f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {error}",
+                    stacklevel=2,
+                )
+
+
+def _place(cls: type[Component]) -> str:
+    try:
+        return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
+    except (OSError, TypeError):
+        return f"{cls.__module__}.{cls.__qualname__}"

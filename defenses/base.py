@@ -1,0 +1,132 @@
+"""The base of defenses: a defense turns a batch into a training loss.
+
+The engine (``dmlbench.training``) owns the data, the optimiser, checkpoints and progress. A
+defense mines triplets, may perturb them with the PGD engine, and returns the loss to descend.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import Metric, rowwise
+from dmlbench.registry import Component, Registry
+from dmlbench.spec import parameter
+
+if TYPE_CHECKING:
+    from dmlbench.embedding import EmbeddingModel
+    from dmlbench.recipe import TrainingThreat
+
+DEFENSES: Registry[Defense] = Registry("defense", "dmlbench.defenses")
+
+MARGIN = {"N": 0.2, "C": 0.2, "E": 1.0}  # RobRank's margins
+
+
+@dataclass
+class Step:
+    """What a training step is to do and what it was like.
+
+    Attributes:
+        loss: scalar to back-propagate; None if the batch held no triplet.
+        hardness: mean d(a, p) - d(a, n) of the triplets the loss is taken on.
+        spread: mean pairwise cosine of the clean batch; near 1 in a collapse.
+        passes: adversarial forward-backward passes spent, counted a triplet.
+        full_passes: what they would have been without the active set.
+    """
+
+    loss: torch.Tensor | None
+    hardness: torch.Tensor
+    spread: torch.Tensor
+    passes: int = 0
+    full_passes: int = 0
+
+    @classmethod
+    def empty(cls, clean: Clean) -> Step:
+        """The step of a batch that holds a single class, and so no triplet."""
+        return cls(None, torch.tensor(torch.nan), clean.spread)
+
+
+@dataclass
+class State:
+    """What a defense carries from step to step; saved with each epoch.
+
+    Attributes:
+        previous_loss: adversarial loss of the previous step; None before the first.
+    """
+
+    previous_loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A batch as the defense sees it.
+
+    Attributes:
+        images: (2B, C, H, W) in [0, 1]; anchors at even positions, their positives after them.
+        labels: (2B,).
+        embeddings: (2B, D) clean embeddings in eval mode, without gradient.
+        generator: random numbers of this step, on the images' device.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    embeddings: torch.Tensor
+    generator: torch.Generator
+    spread: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        unit = torch.nn.functional.normalize(self.embeddings, dim=1)
+        n = len(unit)
+        mean = (unit.sum(0).square().sum() - n) / (n * (n - 1))
+        object.__setattr__(self, "spread", mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(Component, abc.ABC):
+    """A way to train. Fields left ``auto`` come from the data set's card or the metric."""
+
+    margin: float | None = parameter(
+        None, "triplet margin gamma; auto: 0.2 for metrics N and C, 1 for E", above=0
+    )
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Its name in the papers' notation, e.g. ``HM[S,g_LGA]&ICS``."""
+
+    @abc.abstractmethod
+    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+        """The loss of one batch. The model comes, and is left, in train mode."""
+
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Defense:
+        """The defense with every ``auto`` field filled in."""
+        return dataclasses.replace(self, margin=self.margin or MARGIN[metric])
+
+    @property
+    def training_cost(self) -> int:
+        """Forward-backward passes a step: eta + 1."""
+        return 1
+
+    def mine(self, sampler: str, clean: Clean, metric: Metric) -> Triplets:
+        """One triplet a pair of the batch, by the named sampler."""
+        assert self.margin is not None
+        return sample(sampler, clean.embeddings, clean.labels, metric, self.margin, clean.generator)
+
+
+def hardness(
+    anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, metric: Metric
+) -> torch.Tensor:
+    """H(a, p, n) = d(a, p) - d(a, n), (T,), over embeddings (T, D)."""
+    return rowwise(anchor, positive, metric) - rowwise(anchor, negative, metric)
+
+
+def triplet_loss(hardness: torch.Tensor, margin: float) -> torch.Tensor:
+    """Mean over triplets of max(0, H + margin) (Schroff et al., CVPR 2015)."""
+    return (hardness + margin).relu().mean()
+
+
+SAMPLER_NAMES = tuple(SAMPLERS)

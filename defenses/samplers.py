@@ -1,0 +1,123 @@
+"""Triplet samplers on an SPC-2 batch (two images a class: anchor at 2i, positive at 2i + 1).
+
+One triplet a pair. Each sampler states, as a boolean (B, 2B) matrix, which items qualify as the
+negative (and, for softhard, the positive) of each anchor; a draw takes one of them uniformly.
+Where no item qualifies, any valid one of the right class does; an anchor whose batch holds no
+other class has no triplet and is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import Metric, pairwise
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Positions in the batch, (T,) each: the anchor should be closer to positive than negative."""
+
+    anchor: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    def stack(self) -> torch.Tensor:
+        """(T, 3) positions of anchor, positive, negative."""
+        return torch.stack([self.anchor, self.positive, self.negative], dim=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a sampler looks at, one row an anchor.
+
+    Attributes:
+        distance: (B, 2B) distances of the anchors to the batch.
+        same: (B, 2B) bool, items of the anchor's class other than itself.
+        other: (B, 2B) bool, items of other classes.
+        positive: (B,) positions of the pairs' positives.
+        margin: of the triplet loss.
+    """
+
+    distance: torch.Tensor
+    same: torch.Tensor
+    other: torch.Tensor
+    positive: torch.Tensor
+    margin: float
+
+    @property
+    def d_ap(self) -> torch.Tensor:
+        """(B, 1) distance of each anchor to its pair's positive."""
+        return self.distance.gather(1, self.positive[:, None])
+
+
+Qualify = Callable[[Batch], "tuple[torch.Tensor | None, torch.Tensor]"]
+
+
+def _random(batch: Batch) -> tuple[None, torch.Tensor]:
+    return None, batch.other
+
+
+def _semihard(batch: Batch) -> tuple[None, torch.Tensor]:
+    """d(a, p) < d(a, n) < d(a, p) + margin (Schroff et al., CVPR 2015)."""
+    d = batch.distance
+    return None, batch.other & (batch.d_ap < d) & (d < batch.d_ap + batch.margin)
+
+
+def _softhard(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """A negative closer than the farthest same-class item, a positive farther than the
+    closest other-class item (Roth et al., ICML 2020).
+    """
+    farthest = batch.distance.masked_fill(~batch.same, -torch.inf).amax(1, keepdim=True)
+    closest = batch.distance.masked_fill(~batch.other, torch.inf).amin(1, keepdim=True)
+    return batch.same & (batch.distance > closest), batch.other & (batch.distance < farthest)
+
+
+SAMPLERS: dict[str, Qualify] = {
+    "random": _random,
+    "semihard": _semihard,
+    "softhard": _softhard,
+}
+INITIAL = {"random": "R", "semihard": "M", "softhard": "S"}  # the papers' letters
+
+
+def sample(
+    sampler: str,
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    metric: Metric,
+    margin: float,
+    generator: torch.Generator,
+) -> Triplets:
+    """One triplet for each pair of an SPC-2 batch.
+
+    Args:
+        sampler: a name in ``SAMPLERS``.
+        embeddings: (2B, D), without gradient.
+        labels: (2B,); labels[2i] == labels[2i + 1].
+        metric: N, E or C.
+        margin: of the triplet loss; semihard reads it.
+        generator: on the embeddings' device.
+    """
+    device = embeddings.device
+    anchor = torch.arange(0, len(labels), 2, device=device)
+    match = labels[anchor][:, None] == labels[None, :]
+    itself = torch.arange(len(labels), device=device)[None, :] == anchor[:, None]
+    distance = pairwise(embeddings[anchor], embeddings, metric)
+    batch = Batch(distance, match & ~itself, ~match, anchor + 1, margin)
+    positives, negatives = SAMPLERS[sampler](batch)
+    negative = _draw(negatives, batch.other, generator)
+    positive = batch.positive if positives is None else _draw(positives, batch.same, generator)
+    usable = batch.other.any(1)
+    return Triplets(anchor[usable], positive[usable], negative[usable])
+
+
+def _draw(first: torch.Tensor, fallback: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B,) one qualifying position a row of the masks (B, 2B); any position if neither has one."""
+    allowed = torch.where(first.any(1, keepdim=True), first, fallback)
+    weights = torch.where(allowed.any(1, keepdim=True), allowed, True).to(torch.float32)
+    return torch.multinomial(weights, 1, generator=generator)[:, 0]
