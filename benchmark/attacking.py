@@ -107,7 +107,7 @@ class Evaluation:
         return Measurement(metrics, facts, outcomes, time.monotonic() - begun)
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        return iter(self._index.split(self.rows))
+        return iter(torch.split(self._index, self.rows))
 
     def _images(self, index: torch.Tensor) -> torch.Tensor:
         return pixels(self.data.test.images[index.cpu().numpy()], self.device)

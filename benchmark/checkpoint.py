@@ -77,7 +77,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -15,8 +15,6 @@ from dmlbench import __version__
 from dmlbench.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dmlbench.registry import Component, Registry
     from dmlbench.store import Cell
 
@@ -195,7 +193,7 @@ def run(
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        _print_table(Console(), cells)
+        _print_table(cells)
         click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}")
     if any(cell["status"] != "ok" for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
@@ -228,13 +226,11 @@ def list_(kind: str | None, as_json: bool) -> None:
 @_json
 def show(dataset: str | None, results: Path, as_json: bool) -> None:
     """Show stored results, of one data set or of all."""
-    from rich.console import Console
-
     cells = _stored(results, dataset)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        _print_table(Console(), cells)
+        _print_table(cells)
 
 
 @main.command()
@@ -294,32 +290,34 @@ def _render_board(store: Any, dataset: str, folder: Path) -> Path:
     return path
 
 
-def _print_table(console: Console, cells: list[Cell]) -> None:
+def _print_table(cells: list[Cell]) -> None:
+    from rich import box
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from dmlbench.report.markdown import ARROW, name_of
-    from dmlbench.report.markdown import show as show_number
-    from dmlbench.tables import headings, wide
+    from dmlbench.report.markdown import grid, groups
+    from dmlbench.tables import wide
 
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe has no edge to wrap at
     rows = wide(cells)
-    names = headings(rows)
-    better = {name: word for row in rows for name, word in row.better.items()}
-    table = Table()
-    for title in ("data set", "defense", "seed"):
-        table.add_column(title)
-    for name in names:
-        table.add_column(f"{name} {ARROW[better[name]]}", justify="right")
-    has_ers = any(row.ers is not None for row in rows)
-    if has_ers:
-        table.add_column("ERS ↑", justify="right")
-    for row in rows:
-        cells_ = [row.about["dataset"], name_of(row), str(row.about["seed"])]
-        cells_ += [show_number(name, row) for name in names]
-        table.add_row(*cells_, *(["" if row.ers is None else f"{row.ers:.1f}"] * has_ers))
-    console.print(table)
+    for title, group in groups(rows):
+        lines = grid(group)
+        needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
+        if needed > console.width:  # one column a model is narrower than one column a metric
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        table = Table(box=box.SIMPLE_HEAD)
+        for number, heading in enumerate(lines[0]):
+            table.add_column(Text(heading), justify="right" if number else "left")
+        for line in lines[1:]:
+            table.add_row(*map(Text, line))
+        click.secho(title, bold=True)
+        console.print(table)
     for row in rows:
         for what, error in row.failed.items():
-            console.print(f"failed: {what} on {row.about['label']}: {error}", markup=False)
+            click.echo(f"failed: {what} on {row.about['label']}: {error}")
 
 
 def _print_entry(entry: dict[str, Any]) -> None:

@@ -31,8 +31,6 @@ class Job:
     training: Training
     attacks: tuple[Attack, ...]
     dataset: Dataset
-    default_defense: Defense  # as the card has it: what differs is what boards name
-    default_attacks: tuple[Attack, ...]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -47,7 +45,9 @@ class Job:
             "dataset": self.training.dataset,
             "model": canonical_model(self.training.model),
             "recipe": ",".join(changed),
-            "defense": spec.canonical(defense, self.default_defense),
+            "defense": spec.shortest(
+                defense, lambda d: d.resolve(card.training_threat, self.training.model.metric)
+            ),
             "label": defense.label,
             "training_cost": defense.training_cost,
             "seed": self.training.seed,
@@ -68,11 +68,9 @@ def plan(
     card = dataset.protocol
     network: Model = parse_model(model or card.model)
     resolved = tuple(dict.fromkeys(attack.resolve(card.threat) for attack in attacks))
-    defaults = tuple(type(attack)().resolve(card.threat) for attack in resolved)
     jobs = []
     for defense in defenses:
         complete = defense.resolve(card.training_threat, network.metric)
-        default = type(defense)().resolve(card.training_threat, network.metric)
         for seed in seeds:
             training = Training(
                 spec.canonical(dataset),
@@ -82,7 +80,7 @@ def plan(
                 recipe or card.recipe,
                 seed,
             )
-            jobs.append(Job(training, resolved, dataset, default, defaults))
+            jobs.append(Job(training, resolved, dataset))
     unique = {job.training.id: job for job in jobs}
     return list(unique.values())
 
@@ -209,7 +207,7 @@ def _cell(
 ) -> Cell:
     name = ""
     if attack is not None:
-        name = spec.canonical(attack, job.default_attacks[job.attacks.index(attack)])
+        name = spec.shortest(attack, lambda a: a.resolve(job.dataset.protocol.threat))
     return {
         "id": identity(facts),
         "facts": facts,

@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from dmlbench.errors import UserError
@@ -63,8 +63,6 @@ class Registry(Generic[C]):
 
     def register(self, cls: type[C]) -> type[C]:
         """Class decorator. Registering a name twice raises and names both places."""
-        if not is_dataclass(cls):
-            raise TypeError(f"{cls.__qualname__} must be a frozen dataclass to be registered")
         name = cls.card.name
         known = self._classes.get(name)
         if known is not None and known is not cls:

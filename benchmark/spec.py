@@ -17,7 +17,7 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -205,19 +205,27 @@ def split_pairs(text: str, subject: str) -> dict[str, str]:
     return pairs
 
 
-def canonical(component: Component, default: Component | None = None) -> str:
-    """The shortest spelling of ``component``: ``parse(canonical(c)) == c``.
-
-    With ``default`` it names what differs from that component instead of from the fields'
-    defaults: ``hm`` for an HM that was filled in from the data set's card.
-    """
+def canonical(component: Component) -> str:
+    """The shortest spelling of ``component``: ``parse(canonical(c)) == c``."""
     pairs = [
         f"{p.name}={p.show(value)}"
         for p in parameters(type(component))
-        if (value := getattr(component, p.name))
-        != (p.default if default is None else getattr(default, p.name))
+        if (value := getattr(component, p.name)) != p.default
     ]
     return f"{component.card.name}:{','.join(pairs)}" if pairs else component.card.name
+
+
+def shortest(component: C, resolve: Callable[[C], C]) -> str:
+    """The shortest spelling that ``resolve`` turns into ``component``.
+
+    ``hm`` for an HM whose eta, eps and alpha are what the data set's card fills in anyway.
+    """
+    bare = component
+    for p in parameters(type(component)):
+        candidate = dataclasses.replace(typing.cast(Any, bare), **{p.name: p.default})
+        if resolve(candidate) == component:
+            bare = candidate
+    return canonical(bare)
 
 
 def values(component: Component) -> dict[str, Value]:
@@ -243,10 +251,8 @@ def _real(text: str) -> float:
 
 
 def _number(value: float, pixels: bool) -> str:
-    if pixels:
-        numerator = round(value * 255)
-        if numerator and numerator / 255 == value and value != 1:
-            return f"{numerator}/255"
+    if pixels and 0 < value < 1 and round(value * 255) / 255 == value:
+        return f"{round(value * 255)}/255"
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 

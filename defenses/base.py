@@ -117,11 +117,10 @@ class Defense(Component, abc.ABC):
         return sample(sampler, clean.embeddings, clean.labels, metric, self.margin, clean.generator)
 
 
-def hardness(
-    anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, metric: Metric
-) -> torch.Tensor:
-    """H(a, p, n) = d(a, p) - d(a, n), (T,), over embeddings (T, D)."""
-    return rowwise(anchor, positive, metric) - rowwise(anchor, negative, metric)
+def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:
+    """H(a, p, n) = d(a, p) - d(a, n), (T,), of the embeddings (T, 3, D) of triplets (HM)."""
+    a, p, n = e[:, 0], e[:, 1], e[:, 2]
+    return rowwise(a, p, metric) - rowwise(a, n, metric)
 
 
 def triplet_loss(hardness: torch.Tensor, margin: float) -> torch.Tensor:

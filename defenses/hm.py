@@ -49,7 +49,7 @@ class HardnessObjective(RowWise):
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (T,) and gradients (T, 3, D) for embeddings (T, 3, D) of a, p, n."""
         a, p, n = e.unbind(1)
-        gap = (self.destination - hardness(a, p, n, self.metric)).relu()
+        gap = (self.destination - hardness(e, self.metric)).relu()
         to_p = rowwise_gradient(a, p, self.metric)
         to_n = rowwise_gradient(a, n, self.metric)
         back_p = rowwise_gradient(p, a, self.metric)
@@ -109,8 +109,9 @@ class HardnessManipulation(Defense):
             perturbed = Perturbed(images, 0, 0)
         else:
             perturbed = self.perturb(model, images, self.hardness_goal(clean, state, metric))
-        e = model(perturbed.images.flatten(0, 1)).unflatten(0, (-1, 3))
-        h = hardness(*e.unbind(1), metric)
+        e = model(perturbed.images.flatten(0, 1))
+        e = e.view(len(triplets), 3, -1)
+        h = hardness(e, metric)
         loss = triplet_loss(h, self.margin)
         state.previous_loss = loss.detach()
         if self.ics:
@@ -122,9 +123,8 @@ class HardnessManipulation(Defense):
         """H_D: a scalar for LGA, (T,) for another sampler's triplets with the same anchors."""
         if self.destination == "lga":
             return self.gradual(state, clean.embeddings)
-        t = self.mine(self.destination, clean, metric)
-        e = clean.embeddings
-        return hardness(e[t.anchor], e[t.positive], e[t.negative], metric)
+        triplets = self.mine(self.destination, clean, metric)
+        return hardness(clean.embeddings[triplets.stack()], metric)
 
     def gradual(self, state: State, like: torch.Tensor) -> torch.Tensor:
         """LGA (HM, Gradual Adversary): -gamma * l with l = min(u, previous loss) / u, u = gamma.
@@ -149,7 +149,7 @@ class HardnessManipulation(Defense):
         objective = HardnessObjective(model.metric, destination.expand(len(images)))
 
         def embed_triplets(x: torch.Tensor) -> torch.Tensor:
-            return embed(model, x.flatten(0, 1)).unflatten(0, (-1, 3))
+            return embed(model, x.flatten(0, 1)).view(len(x), 3, -1)
 
         with frozen(model):
             return PGD(self.eps, self.alpha, self.eta).run(embed_triplets, images, objective)

@@ -45,5 +45,5 @@ class NoDefense(Defense):
         if not len(triplets):
             return Step.empty(clean)
         e = model(clean.images)
-        h = hardness(*e[triplets.stack()].unbind(1), model.metric)
+        h = hardness(e[triplets.stack()], model.metric)
         return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread)

@@ -74,7 +74,7 @@ class RetrievalData:
         for split in (self.train, self.test):
             for array in (split.images, split.labels):
                 digest.update(f"{array.dtype} {array.shape};".encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     @property

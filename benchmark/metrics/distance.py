@@ -34,13 +34,15 @@ def rowwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
     """
     if metric == "C":
         return 1 - (a * b).sum(-1)
-    return torch.linalg.vector_norm(a - b, dim=-1)
+    distance: torch.Tensor = torch.linalg.vector_norm(a - b, dim=-1)
+    return distance
 
 
 def rowwise_gradient(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
     """Gradient of ``rowwise`` in ``a``, (..., D): -b for C, else the unit vector from b to a."""
     if metric == "C":
-        return (-b).expand(torch.broadcast_shapes(a.shape, b.shape))
+        return -b + torch.zeros_like(a)
     difference = a - b
     norm = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
-    return torch.where(norm > 0, difference / norm, 0)
+    gradient: torch.Tensor = torch.where(norm > 0, difference / norm, 0)
+    return gradient

@@ -58,7 +58,7 @@ def retrieval(
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     members = class_members(labels)
     block = max(1, BLOCK_CELLS // len(gallery))
-    for rows in torch.arange(len(queries), device=gallery.device).split(block):
+    for rows in torch.split(torch.arange(len(queries), device=gallery.device), block):
         rank = _same_class_ranks(queries[rows], index[rows], gallery, labels, members, metric)
         for name, values in _scores(rank, recalls).items():
             columns[name].append(values)

@@ -74,7 +74,7 @@ class FactoryModel(Model):
         try:
             factory = getattr(importlib.import_module(module), name)
             inspect.signature(factory).bind(**dict(self.arguments))
-        except (ImportError, AttributeError, TypeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"model {self.path}: {error}") from None
         network = factory(**dict(self.arguments))
         if not isinstance(network, nn.Module):

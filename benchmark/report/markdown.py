@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from dmlbench.datasets.base import DatasetCard
 from dmlbench.metrics.bootstrap import Estimate
@@ -15,13 +14,12 @@ SKIPPED = ("mAP@10",)  # in the CSV; the papers' tables do not show it
 
 
 def board(card: DatasetCard, rows: Sequence[Row]) -> str:
-    """One table a network and suite, with the protocol above it and the legend below."""
+    """One table a network, recipe and suite, with the protocol below them and the legend."""
     lines = [f"# {card.name}", "", card.summary + ".", ""]
-    for (model, recipe, suite), group in groupby(
-        rows, key=lambda row: tuple(row.about[key] for key in ("model", "recipe", "suite"))
-    ):
-        title = f"`{model}`" + (f", recipe `{recipe}`" if recipe else "")
-        lines += [f"## {title}, suite `{suite}`", "", *table(list(group)), ""]
+    for title, group in groups(rows):
+        titles, *body = grid(group)
+        rule = ["---"] + ["---:"] * (len(titles) - 1)
+        lines += [f"## {title}", "", *map(_line, [titles, rule, *body]), ""]
     lines += [_threat(card.threat)]
     if card.note:
         lines += ["", f"Recipe of this data set: {card.note}."]
@@ -38,20 +36,32 @@ LEGEND = (
 )
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a Markdown table, a row a model."""
+def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows that can be compared with each other, under a title that says what they share."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        dataset, model, recipe, suite = (
+            row.about[key] for key in ("dataset", "model", "recipe", "suite")
+        )
+        parts = [dataset, model, *([f"recipe {recipe}"] if recipe else []), f"suite {suite}"]
+        found.setdefault(", ".join(parts), []).append(row)
+    return list(found.items())
+
+
+def grid(rows: Sequence[Row]) -> list[list[str]]:
+    """Titles, then the cells of each row, as text. A column that would be empty is left out."""
     names = [name for name in headings(rows) if name not in SKIPPED]
     better = {name: word for row in rows for name, word in row.better.items()}
     has_ers = any(row.ers is not None for row in rows)
-    titles = ["Defense", "Cost", "Seed"]
-    titles += [f"{name} {ARROW[better[name]]}" for name in names] + ["ERS ↑"] * has_ers
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
+    has_seeds = len({row.about["seed"] for row in rows}) > 1
+    titles = ["Defense", *["Seed"] * has_seeds, "Cost"]
+    lines = [titles + [f"{name} {ARROW[better[name]]}" for name in names] + ["ERS ↑"] * has_ers]
     for row in rows:
-        cells = [name_of(row), str(row.about["training_cost"]), str(row.about["seed"])]
-        cells += [show(name, row) for name in names]
-        cells += ["" if row.ers is None else f"{row.ers:.1f}"] * has_ers
-        lines.append(cells)
-    return ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines]
+        cells = [name_of(row), *[str(row.about["seed"])] * has_seeds]
+        cells += [str(row.about["training_cost"]), *(show(name, row) for name in names)]
+        ers = "-" if row.ers is None else f"{row.ers:.1f}"
+        lines.append(cells + [ers] * has_ers)
+    return lines
 
 
 def name_of(row: Row) -> str:
@@ -59,7 +69,7 @@ def name_of(row: Row) -> str:
     collapsed model.
     """
     label, spelt = row.about["label"], row.about["defense"]
-    detail = f" `{spelt}`" if ":" in spelt else ""
+    detail = f" ({spelt})" if ":" in spelt else ""
     return f"{label}{detail}{' †' if row.collapsed else ''}"
 
 
@@ -84,6 +94,10 @@ def _threat(threat: Threat) -> str:
         f"Attacks: white-box PGD, L∞ radius {threat.eps * 255:g}/255, {threat.steps} steps of "
         f"{threat.alpha * 255:g}/255."
     )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_escape, cells)) + " |"
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,104 @@
+"""Fixtures: a tiny learnable data set, and a plugin that registers it for real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dmlbench.datasets.base import RetrievalData, Split
+
+PLUGIN = '''
+from dataclasses import dataclass
+import numpy as np
+from dmlbench.attacks.base import Attack, Column
+from dmlbench.datasets.base import Dataset, DatasetCard, RetrievalData, Split
+from dmlbench.recipe import Recipe, Threat, TrainingThreat
+from dmlbench.registry import Card
+
+def split(seed, classes, each):
+    prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, 8, 8))
+    noise = np.random.default_rng(seed).normal(0, 60, (classes * each, 1, 8, 8))
+    labels = np.repeat(np.arange(classes), each)
+    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
+    return Split(images, labels.astype(np.int64))
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(Dataset):
+    card = DatasetCard(
+        "tiny", "synthetic classes for tests", model="c2f2:dim=8",
+        recipe=Recipe(epochs=3, pairs=8),
+        threat=Threat(eps=32/255, alpha=8/255, steps=4),
+        training_threat=TrainingThreat(eps=32/255, eta=2, alpha=16/255),
+    )
+    def load(self, data_root):
+        return RetrievalData(split(1, 5, 16), split(2, 5, 8))
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Attack):
+    card = Card("broken", "raises, as a plugin may")
+    columns = (Column("BR", "%", "higher"),)
+    def goal(self, gallery, index, seed):
+        raise RuntimeError("this plugin is broken")
+'''
+ENTRY_POINTS = """
+[dmlbench.datasets]
+tiny = dmlbench_test_plugin:Tiny
+[dmlbench.attacks]
+broken = dmlbench_test_plugin:Broken
+absent = no_such_module:Attack
+"""
+
+
+def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
+    """Noisy copies of class prototypes: learnable, not separable without learning."""
+    prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, size, size))
+    noise = np.random.default_rng(seed).normal(0, 60, (classes * each, 1, size, size))
+    labels = np.repeat(np.arange(classes), each)
+    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
+    return Split(images, labels.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> RetrievalData:
+    return RetrievalData(make_split(1, each=16), make_split(2))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installed-looking third-party package; put it on PYTHONPATH."""
+    root = tmp_path_factory.mktemp("plugin")
+    (root / "dmlbench_test_plugin.py").write_text(PLUGIN)
+    info = root / "dmlbench_test_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dmlbench-test-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return root
+
+
+@pytest.fixture
+def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a real process, in an empty folder, with the plugin installed."""
+
+    def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dmlbench", *arguments],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(plugin)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call

@@ -1,0 +1,225 @@
+"""CA+ and CA- against an explicit loop through autograd; targets from identity alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dmlbench.attacks import targets
+from dmlbench.attacks.base import Attack, Gallery
+from dmlbench.attacks.candidate import CandidateDown, CandidateUp
+from dmlbench.compute import pixels
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.embedding import EmbeddingModel, embed, frozen
+from dmlbench.errors import CellError, UserError
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import Threat
+
+THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
+    return 1 - a @ b if metric == "C" else (a - b).norm()
+
+
+def slow_loss(
+    e: torch.Tensor, own: int, queries: list[int], gallery: Gallery, up: bool
+) -> torch.Tensor:
+    """One candidate: the hinge over every query and every other item, written out."""
+    x, metric = gallery.embeddings, gallery.metric
+    terms = []
+    for q in queries:
+        a = distance(x[q], e, metric)
+        for n in range(len(x)):
+            if n not in (own, q):
+                b = distance(x[q], x[n], metric)
+                terms.append((a - b if up else b - a).clamp(min=0))
+    return torch.stack(terms).mean()
+
+
+def slow_rank(e: torch.Tensor, own: int, queries: list[int], gallery: Gallery) -> float:
+    x, metric = gallery.embeddings, gallery.metric
+    ranks = []
+    for q in queries:
+        a = distance(x[q], e, metric).item()
+        others = [distance(x[q], x[n], metric).item() for n in range(len(x)) if n not in (own, q)]
+        closer, tied = sum(b < a for b in others), sum(b == a for b in others)
+        ranks.append(100 * (closer + tied / 2) / len(others))
+    return float(np.mean(ranks))
+
+
+def make_gallery(metric: str, dtype: torch.dtype, n: int = 40) -> Gallery:
+    x = torch.randn(n, 6, dtype=dtype)
+    if metric != "E":
+        x = torch.nn.functional.normalize(x, dim=1)
+    return Gallery(x, torch.arange(n) % 5, metric)  # type: ignore[arg-type]
+
+
+def chosen_queries(attack: Attack, gallery: Gallery, index: torch.Tensor) -> list[list[int]]:
+    goal = attack.goal(gallery, index, seed=3)
+    x = gallery.embeddings
+    return [[int((x == q).all(1).nonzero()) for q in row] for row in goal.queries]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+@pytest.mark.parametrize("w", [1, 5])
+@pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
+def test_loss_gradient_and_rank_equal_the_definition(
+    cls: type[CandidateUp] | type[CandidateDown], w: int, metric: str, dtype: torch.dtype
+) -> None:
+    gallery, index = make_gallery(metric, dtype), torch.tensor([3, 0, 39, 17])
+    attack = cls(w=w)
+    goal = attack.goal(gallery, index, seed=3)
+    e = gallery.embeddings[index] + 0.3 * torch.randn(4, 6, dtype=dtype)
+    loss, gradient = goal.value_and_grad(e, 0)
+    rank = goal.outcome(e)[cls.columns[0].name]
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    for row, queries in enumerate(chosen_queries(attack, gallery, index)):
+        own = int(index[row])
+        x = e[row].clone().requires_grad_()
+        expected = slow_loss(x, own, queries, gallery, cls.up)
+        (slope,) = torch.autograd.grad(expected, x)
+        assert loss[row].item() == pytest.approx(expected.item(), rel=5 * tolerance, abs=tolerance)
+        assert (gradient[row] - slope).norm() <= 2 * tolerance * max(slope.norm().item(), 1)
+        assert rank[row].item() == pytest.approx(slow_rank(e[row], own, queries, gallery))
+
+
+@pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
+def test_ties_count_half_and_the_saturated_gradient_is_zero(
+    cls: type[CandidateUp] | type[CandidateDown],
+) -> None:
+    collapsed = Gallery(torch.ones(20, 3), torch.arange(20) % 2, "E")
+    index = torch.tensor([4])
+    goal = cls(w=2).goal(collapsed, index, seed=0)
+    assert goal.outcome(torch.ones(1, 3))[cls.columns[0].name].item() == 50
+    gallery = make_gallery("E", torch.float64)
+    goal = cls(w=1).goal(gallery, index, seed=0)
+    reached = goal.queries[:, 0] if cls.up else goal.queries[:, 0] + 1e6
+    loss, gradient = goal.value_and_grad(reached, 0)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert gradient.abs().max() == 0
+    rank = goal.outcome(reached)[cls.columns[0].name].item()
+    assert rank == (0 if cls.up else 100)
+
+
+def test_targets_do_not_depend_on_order_subset_or_count() -> None:
+    gallery = make_gallery("N", torch.float64, n=300)
+    whole = CandidateUp(w=3).goal(gallery, torch.arange(300), seed=1).queries
+    subset = torch.tensor([200, 7, 41])
+    assert torch.equal(CandidateUp(w=3).goal(gallery, subset, seed=1).queries, whole[subset])
+    assert torch.equal(CandidateUp(w=1).goal(gallery, subset, seed=1).queries, whole[subset][:, :1])
+    assert not torch.equal(CandidateUp(w=3).goal(gallery, subset, seed=2).queries, whole[subset])
+    # eps, alpha and steps are no part of a target's identity: a curve over eps is one experiment
+    stronger = CandidateUp(w=3, eps=0.5, steps=9).goal(gallery, subset, seed=1).queries
+    assert torch.equal(stronger, whole[subset])
+
+
+def test_draws_are_uniform_over_the_pool() -> None:
+    size, count = 12, 2
+    index = torch.arange(6000)
+    pool = targets.all_but(size, index % size)
+    drawn = targets.draw(pool, size, index, count, seed=5, purpose="test")
+    assert (drawn != (index % size)[:, None]).all()
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    counts = torch.bincount(drawn.flatten(), minlength=size).double()
+    expected = 6000 * count / size
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi_square < 31.3  # the 99.9% quantile at 11 degrees of freedom
+
+
+def test_ca_minus_draws_from_the_nearest_percent() -> None:
+    gallery = make_gallery("E", torch.float64, n=500)
+    index = torch.arange(500)
+    pool = CandidateDown(w=1).pool(gallery, index)
+    assert pool.shape == (500, 5)
+    for row in (0, 123, 499):
+        d = (gallery.embeddings - gallery.embeddings[row]).norm(dim=1)
+        d[row] = torch.inf
+        assert set(pool[row].tolist()) == set(d.argsort()[:5].tolist())
+    assert CandidateDown(w=10).pool(gallery, index).shape == (500, 10)
+
+
+def test_a_gallery_too_small_is_refused() -> None:
+    gallery = make_gallery("N", torch.float64, n=4)
+    for attack in (CandidateUp(w=5), CandidateDown(w=5)):
+        with pytest.raises(CellError, match="draws 5 targets a query, but the gallery of 4 leaves"):
+            attack.goal(gallery, torch.tensor([0]), seed=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> EmbeddingModel:
+    torch.manual_seed(0)
+    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
+def test_batch_size_and_active_set_change_no_outcome(
+    cls: type[CandidateUp] | type[CandidateDown], model: EmbeddingModel, tiny: RetrievalData
+) -> None:
+    images = pixels(tiny.test.images, torch.device("cpu"))
+    gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
+    attack = cls(w=2).resolve(THREAT)
+    name = cls.columns[0].name
+
+    def outcomes(batch: int, index: torch.Tensor, active_set: bool) -> torch.Tensor:
+        parts = [
+            attack.run(model, images[i], i, gallery, seed=0, active_set=active_set).outcomes[name]
+            for i in index.split(batch)
+        ]
+        return torch.cat(parts)
+
+    everything = torch.arange(len(images))
+    reference = outcomes(len(images), everything, active_set=False)
+    for batch in (1, 8, len(images)):
+        assert torch.equal(outcomes(batch, everything, active_set=True), reference)
+    assert torch.equal(outcomes(3, everything[5:17], active_set=True), reference[5:17])
+    clean = cls(w=2, eps=0.0).resolve(THREAT)
+    benign = clean.run(model, images, everything, gallery, seed=0).outcomes[name].mean()
+    assert (benign > reference.mean()) if cls.up else (benign < reference.mean())
+
+
+def test_threads_change_no_outcome(model: EmbeddingModel, tiny: RetrievalData) -> None:
+    images = pixels(tiny.test.images, torch.device("cpu"))
+    labels = torch.from_numpy(tiny.test.labels)
+    index, found, threads = torch.arange(len(images)), [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            gallery = Gallery(embed(model, images), labels, "N")
+            attacked = CandidateUp().resolve(THREAT).run(model, images, index, gallery, seed=0)
+            found.append(attacked.outcomes["CA+"])
+    finally:
+        torch.set_num_threads(threads)
+    assert (found[0].mean() - found[1].mean()).abs() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("images", "index", "message"),
+    [
+        (torch.full((2, 1, 8, 8), 1.5), torch.arange(2), "finite and in"),
+        (torch.full((2, 1, 8, 8), torch.nan), torch.arange(2), "finite and in"),
+        (torch.rand(2, 1, 8, 8), torch.arange(3), "need as many indices"),
+    ],
+)
+def test_bad_input_is_refused(
+    model: EmbeddingModel, images: torch.Tensor, index: torch.Tensor, message: str
+) -> None:
+    gallery = Gallery(torch.rand(9, 8), torch.arange(9) % 3, "N")
+    with pytest.raises(CellError, match=message):
+        CandidateUp().resolve(THREAT).run(model, images, index, gallery, seed=0)
+
+
+def test_bad_galleries_are_refused() -> None:
+    with pytest.raises(UserError, match="N labels"):
+        Gallery(torch.rand(9, 8), torch.arange(8), "N")
+    with pytest.raises(CellError, match="not finite"):
+        Gallery(torch.full((2, 3), torch.nan), torch.arange(2), "N")
+
+
+def test_fields_out_of_range_are_refused_in_python_too(model: EmbeddingModel) -> None:
+    gallery = Gallery(torch.rand(9, 8), torch.arange(9) % 3, "N")
+    images, index = torch.rand(2, 1, 8, 8), torch.arange(2)
+    with pytest.raises(ValueError, match=r"ca\+: w must be int >= 1, got 0"), frozen(model):
+        CandidateUp(w=0).resolve(THREAT).run(model, images, index, gallery, seed=0)

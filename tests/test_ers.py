@@ -1,0 +1,48 @@
+"""The ERS formula against every complete published row."""
+
+from __future__ import annotations
+
+import csv
+from importlib import resources
+
+import pytest
+
+from dmlbench.metrics.ers import ERS_COLUMNS, ers
+
+with (resources.files("dmlbench.report") / "published.csv").open(encoding="utf-8") as file:
+    PUBLISHED = list(csv.DictReader(file))
+COMPLETE = [row for row in PUBLISHED if row["ERS"] and all(row[name] for name in ERS_COLUMNS)]
+
+
+def test_the_published_rows_are_all_there() -> None:
+    assert len(PUBLISHED) == 106
+    assert len(COMPLETE) == 87
+
+
+@pytest.mark.parametrize("row", COMPLETE, ids=lambda r: f"{r['dataset']}-{r['defense']}-{r['ERS']}")
+def test_ers_gives_the_published_score(row: dict[str, str]) -> None:
+    score = ers({name: float(row[name]) for name in ERS_COLUMNS})
+    assert score == pytest.approx(float(row["ERS"]), abs=0.1)
+
+
+def test_the_documented_fashion_scores() -> None:
+    """RobRank's documentation prints no ERS; PROTOCOL gives 4.2, 38.7 and 63.3."""
+    rows = {
+        row["defense"]: row
+        for row in PUBLISHED
+        if row["dataset"] == "fashion" and row["loss"] == "triplet-N"
+    }
+    scores = {
+        name: ers({column: float(row[column]) for column in ERS_COLUMNS})
+        for name, row in rows.items()
+    }
+    assert scores == pytest.approx({"N/A[R]": 4.2, "EST[R]": 38.7, "ACT[R]": 63.3}, abs=0.05)
+
+
+def test_bounds_and_extremes() -> None:
+    broken = dict(zip(ERS_COLUMNS, (0, 100, 0, 100, 1, 2, 0, 0, 0, 0), strict=True))
+    untouched = dict(zip(ERS_COLUMNS, (50, 0, 50, 0, 0, 0, 100, 100, 100, 100), strict=True))
+    assert ers(broken) == 0
+    assert ers(untouched) == 100
+    with pytest.raises(ValueError, match="metric N"):
+        ers(untouched | {"ES:D": 9.3})

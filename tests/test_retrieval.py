@@ -1,0 +1,204 @@
+"""Benign metrics against slow, obvious twins."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
+
+from dmlbench.metrics import retrieval as module
+from dmlbench.metrics.bootstrap import bootstrap_mean
+from dmlbench.metrics.clustering import kmeans_nmi, normalized_mutual_information
+from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
+from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
+from dmlbench.metrics.ranks import percentile_rank
+from dmlbench.metrics.retrieval import class_members, retrieval
+
+
+def slow_distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> float:
+    if metric == "C":
+        return 1 - sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    return math.dist(a.tolist(), b.tolist())
+
+
+def slow_scores(
+    query: torch.Tensor, own: int, gallery: torch.Tensor, labels: list[int], metric: str
+) -> dict[str, float] | None:
+    """One query by the definitions, item by item."""
+    distance = [slow_distance(query, x, metric) for x in gallery]
+    others = [i for i in range(len(labels)) if i != own]
+    positives = sorted(distance[i] for i in others if labels[i] == labels[own])
+    negatives = [distance[i] for i in others if labels[i] != labels[own]]
+    if not positives:
+        return None
+    ranks = []
+    for j, d in enumerate(positives, start=1):
+        ranks.append(j + sum(n < d for n in negatives) + sum(n == d for n in negatives) / 2)
+    r = len(positives)
+    precision = [j / rank for j, rank in enumerate(ranks, start=1)]
+    return {
+        "R@1": 100.0 * (ranks[0] <= 1),
+        "R@2": 100.0 * (ranks[0] <= 2),
+        "mAP": 100 * sum(precision) / r,
+        "mAP@R": 100 * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= r) / r,
+        "mAP@10": 100
+        * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= 10)
+        / min(r, 10),
+    }
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(2, 30),
+    classes=st.integers(1, 5),
+    block=st.sampled_from([1, 50, 10**6]),
+)
+def test_retrieval_equals_its_definition(
+    metric: str, seed: int, n: int, classes: int, block: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # a coarse grid: exact ties and duplicates are common, and every distance is exact
+    gallery = torch.randint(0, 3, (n, 2), generator=generator).double()
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    index = torch.randperm(n, generator=generator)[: max(1, n // 2)]
+    queries = torch.randint(0, 3, (len(index), 2), generator=generator).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_CELLS", block)
+        found = retrieval(queries, index, gallery, labels, metric)  # type: ignore[arg-type]
+    for row, own in enumerate(index.tolist()):
+        expected = slow_scores(queries[row], own, gallery, labels.tolist(), metric)
+        assert bool(found.valid[row]) == (expected is not None)
+        for name, value in found.scores.items():
+            if expected is None:
+                assert math.isnan(value[row])
+            else:
+                assert value[row].item() == pytest.approx(expected[name], abs=1e-9), name
+
+
+def test_a_query_alone_in_its_class_is_left_out() -> None:
+    gallery = torch.tensor([[0.0], [1.0], [5.0]])
+    found = retrieval(gallery, torch.arange(3), gallery, torch.tensor([4, 4, 9]), "E")
+    assert found.valid.tolist() == [True, True, False]
+    assert found.scores["R@1"].nanmean() == 100
+
+
+def test_the_own_entry_is_left_out_by_index_even_with_duplicates() -> None:
+    # item 0 and 1 are the same image with other labels; dropping "the nearest" would drop either
+    gallery = torch.tensor([[0.0], [0.0], [1.0], [9.0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    found = retrieval(gallery, torch.arange(4), gallery, labels, "E")
+    assert found.scores["R@1"].tolist() == [0, 0, 0, 0]
+
+
+def test_a_constant_embedding_gains_nothing_from_ties() -> None:
+    gallery = torch.zeros(50, 4)
+    found = retrieval(gallery, torch.arange(50), gallery, torch.arange(50) % 5, "N")
+    assert found.scores["R@1"].max() == 0
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
+def test_class_members_list_every_position_once(labels: list[int]) -> None:
+    members = class_members(torch.tensor(labels))
+    for label, row in enumerate(members.tolist()):
+        assert [i for i in row if i >= 0] == [i for i, y in enumerate(labels) if y == label]
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_distances_equal_their_definition(metric: str) -> None:
+    a = torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1)
+    b = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1)
+    expected = torch.tensor([[slow_distance(x, y, metric) for y in b] for x in a])
+    torch.testing.assert_close(pairwise(a, b, metric).float(), expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        rowwise(a[:, None], b, metric).float(),  # type: ignore[arg-type]
+        expected,
+    )
+    x = a.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(rowwise(x, b[:6], metric).sum(), x)  # type: ignore[arg-type]
+    torch.testing.assert_close(rowwise_gradient(a, b[:6], metric), gradient)  # type: ignore[arg-type]
+
+
+def test_the_gradient_of_a_vanishing_distance_is_zero() -> None:
+    a = torch.ones(2, 3)
+    assert rowwise_gradient(a, a.clone(), "N").abs().max() == 0
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.data())
+def test_percentile_rank_is_the_mean_place_over_tie_orders(
+    distances: list[int], data: st.DataObject
+) -> None:
+    own = data.draw(st.integers(0, len(distances) - 1))
+    others = [d for i, d in enumerate(distances) if i != own]
+    closer = sum(d < distances[own] for d in others)
+    tied = sum(d == distances[own] for d in others)
+    rank = percentile_rank(torch.tensor(closer), torch.tensor(tied), len(others)).item()
+    best, worst = closer, closer + tied  # of all orders of the tied items
+    assert rank == pytest.approx(100 * (best + worst) / 2 / len(others))
+    assert 0 <= rank <= 100
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=60),
+)
+def test_nmi_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, dtype=np.int64).T
+    expected = 100 * normalized_mutual_info_score(a, b)
+    assert normalized_mutual_information(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_kmeans_finds_separate_clusters_and_is_repeatable() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 30)
+    points = (np.eye(8)[labels] + generator.normal(0, 0.05, (120, 8))).astype(np.float32)
+    assert kmeans_nmi(points, labels) == pytest.approx(100)
+    noise = generator.normal(size=(300, 8)).astype(np.float32)
+    classes = generator.integers(0, 5, 300)
+    assert kmeans_nmi(noise, classes) == kmeans_nmi(noise * 3, classes) < 20
+
+
+def test_collapse_indicators_equal_their_definition() -> None:
+    e = torch.randn(12, 5, dtype=torch.float64)
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
+    cosine = torch.nn.functional.cosine_similarity
+    expected = np.mean([cosine(e[i], e[j], dim=0).item() for i, j in pairs])
+    assert mean_cosine(e) == pytest.approx(expected)
+    share = np.linalg.svd(e.numpy(), compute_uv=False)
+    share = share / share.sum()
+    assert effective_rank(e) == pytest.approx(np.exp(-sum(share * np.log(share))))
+    assert effective_rank(torch.ones(9, 5)) == pytest.approx(1, abs=1e-6)
+    assert effective_rank(torch.eye(5)) == pytest.approx(5)
+
+
+def test_chance_and_collapse() -> None:
+    assert chance_recall(torch.arange(1000) % 10) == pytest.approx(100 * 99 / 999)
+    assert chance_recall(torch.tensor([0, 0, 1])) == pytest.approx(50)
+    assert is_collapsed(11.9, 10, 0.2)
+    assert is_collapsed(80, 10, 0.995)
+    assert not is_collapsed(80, 10, 0.9)
+
+
+def test_bootstrap_is_seeded_leaves_out_nan_and_covers() -> None:
+    generator = np.random.default_rng(0)
+    sample = generator.normal(10, 2, 400)
+    found = bootstrap_mean(np.append(sample, np.nan))
+    assert found == bootstrap_mean(sample)
+    assert found.n == 400
+    assert found.low is not None
+    assert found.high is not None
+    half = 1.96 * sample.std(ddof=1) / 20
+    assert found.low == pytest.approx(found.value - half, abs=0.03)
+    assert found.high == pytest.approx(found.value + half, abs=0.03)
+    hits = 0
+    for _ in range(60):
+        one = bootstrap_mean(generator.normal(0, 1, 50))
+        hits += one.low < 0 < one.high  # type: ignore[operator]
+    assert 51 <= hits <= 60
+    with pytest.raises(ValueError, match="no value"):
+        bootstrap_mean([float("nan")])

@@ -1,0 +1,159 @@
+"""The spec grammar: typed, canonical, round-tripping, and helpful when it is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmlbench import spec
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.datasets.base import DATASETS
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.defenses.hm import HardnessManipulation
+from dmlbench.errors import UserError
+from dmlbench.models.base import MODELS, canonical_model, parse_model
+from dmlbench.recipe import Recipe, Threat
+
+REGISTRIES = [ATTACKS, DEFENSES, DATASETS, MODELS]
+
+
+def domain(p: spec.Parameter) -> st.SearchStrategy[object]:
+    """Values inside a parameter's domain."""
+    low = p.bounds["at_least"] if p.bounds["above"] is None else p.bounds["above"]
+    if p.choices:
+        values: st.SearchStrategy[object] = st.sampled_from(p.choices)
+    elif p.type is int:
+        values = st.integers(int(low or 0), 10**6)
+    elif p.type is float:
+        high = p.bounds["at_most"]
+        sixteenths = st.integers(1, 255).map(lambda n: n / 255)
+        floats = st.floats(low, high, exclude_min=p.bounds["above"] is not None, allow_nan=False)
+        values = floats.filter(lambda x: x < 1e300) | sixteenths
+    elif p.type is bool:
+        values = st.booleans()
+    else:
+        values = st.text(min_size=1)
+    return st.none() | values if p.optional else values
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
+@given(data=st.data())
+def test_canonical_form_round_trips(registry: spec.Registry, data: st.DataObject) -> None:
+    cls = registry.get(data.draw(st.sampled_from(registry.names())))
+    chosen = {p.name: data.draw(domain(p), p.name) for p in spec.parameters(cls)}
+    component = cls(**chosen)
+    text = spec.canonical(component)
+    assert spec.parse(text, registry) == component
+    assert spec.canonical(spec.parse(text, registry)) == text
+
+
+@given(st.text())
+def test_any_string_value_survives_quoting(value: str) -> None:
+    p = spec.Parameter("root", str, False, None, "", dict.fromkeys(("above",)), (), False)
+    p = dataclasses.replace(p, bounds={"above": None, "at_least": None, "at_most": None})
+    pairs = spec.split_pairs(f"root={p.show(value)},x=1", "test")
+    assert p.read(pairs["root"]) == value
+    assert pairs["x"] == "1"
+
+
+@given(st.text(alphabet="abz+-:=,/\"\\ 019.e", max_size=30))
+def test_nonsense_is_refused_in_one_line(text: str) -> None:
+    try:
+        spec.parse(text, ATTACKS)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_values_are_typed_and_may_be_fractions() -> None:
+    attack = spec.parse("ca+:w=5,eps=77/255,alpha=1e-2", ATTACKS)
+    assert attack == CandidateUp(w=5, eps=77 / 255, alpha=0.01)
+    assert spec.canonical(attack) == "ca+:eps=77/255,alpha=0.01,w=5"
+    assert spec.parse(" hm : source = random, ics=0 ".replace(" : ", ":"), DEFENSES) == (
+        HardnessManipulation(source="random", ics=0.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "registry", "words"),
+    [
+        ("ca", ATTACKS, ["unknown attack 'ca'", "did you mean", "available: ca+, ca-"]),
+        ("hmm", DEFENSES, ["did you mean 'hm'", "available: hm, none"]),
+        ("ca+:q=1", ATTACKS, ["unknown key 'q'", "valid keys: eps, alpha, steps, w"]),
+        ("hm:sorce=random", DEFENSES, ["did you mean 'source'"]),
+        ("hm:source=rndom", DEFENSES, ["did you mean 'random'", "random, semihard, softhard"]),
+        ("ca+:w=1,w=2", ATTACKS, ["w is given twice"]),
+        ("ca+:w", ATTACKS, ["expected key=value"]),
+        ("ca+:w=", ATTACKS, ["expected key=value"]),
+        ("ca+:", ATTACKS, []),
+        ("ca+:eps=-1", ATTACKS, ["eps must be float >= 0 and <= 1", "-1"]),
+        ("ca+:eps=2", ATTACKS, ["eps must be"]),
+        ("ca+:eps=1/0", ATTACKS, ["must be a number or fraction, got '1/0'"]),
+        ("ca+:eps=nan", ATTACKS, ["finite"]),
+        ("ca+:steps=0", ATTACKS, ["steps must be int >= 1, got 0"]),
+        ("ca+:steps=1.5", ATTACKS, ["must be a whole number, got '1.5'"]),
+        ("ca+:w=0", ATTACKS, ["w must be int >= 1, got 0"]),
+        ("hm:eta=0", DEFENSES, ["eta must be int >= 1"]),
+        ("hm:eps=1e999999999", DEFENSES, ["finite"]),
+        ("fashion:x=1", DATASETS, ["it has no keys"]),
+        ("c2f2:metric=X", MODELS, ["metric must be one of N, E, C"]),
+    ],
+)
+def test_errors_name_the_mistake_and_the_remedy(
+    text: str, registry: spec.Registry, words: list[str]
+) -> None:
+    if not words:
+        spec.parse(text, registry)
+        return
+    with pytest.raises(UserError) as caught:
+        spec.parse(text, registry)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_shortest_spelling_leaves_out_what_the_card_fills_in() -> None:
+    threat = Threat(eps=77 / 255, alpha=3 / 255, steps=32)
+    for text, expected in [
+        ("ca+", "ca+"),
+        ("ca+:eps=77/255,steps=32", "ca+"),
+        ("ca+:steps=1", "ca+:steps=1"),  # its alpha is eps, as FGSM's always is
+        ("ca+:steps=1,alpha=3/255", "ca+:alpha=3/255,steps=1"),
+    ]:
+        resolved = spec.parse(text, ATTACKS).resolve(threat)
+        assert spec.shortest(resolved, lambda a: a.resolve(threat)) == expected
+
+
+def test_recipes_read_the_same_grammar() -> None:
+    assert spec.build(Recipe, spec.split_pairs("epochs=2,lr=1e-4", "recipe"), "recipe") == Recipe(
+        epochs=2, lr=1e-4
+    )
+    with pytest.raises(UserError, match="recipe: epochs must be int >= 1"):
+        spec.build(Recipe, {"epochs": "0"}, "recipe")
+
+
+def test_any_factory_is_a_model() -> None:
+    text = "torch.nn:Linear:metric=C,in_features=3,out_features=4"
+    model = parse_model(text)
+    assert canonical_model(model) == text
+    assert parse_model(canonical_model(model)) == model
+    assert model.metric == "C"
+    assert tuple(model.backbone(1, 8).weight.shape) == (4, 3)
+    assert parse_model("c2f2:metric=E") == spec.parse("c2f2:metric=E", MODELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no_such_module:make", "No module named"),
+        ("torch.nn:Nothing", "no attribute"),
+        ("torch.nn:Linear:width=3", "missing a required argument|unexpected keyword"),
+        ("math:sqrt", "signature|argument"),
+        ("builtins:dict", "torch.nn.Module|no signature"),
+    ],
+)
+def test_a_bad_factory_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_model(text).backbone(1, 8)
