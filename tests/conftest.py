@@ -14,7 +14,7 @@ import torch
 
 from dmlbench.datasets.base import RetrievalData, Split
 
-PLUGIN = '''
+PLUGIN = """
 from dataclasses import dataclass
 import numpy as np
 from dmlbench.attacks.base import Attack, Column
@@ -46,7 +46,7 @@ class Broken(Attack):
     columns = (Column("BR", "%", "higher"),)
     def goal(self, gallery, index, seed):
         raise RuntimeError("this plugin is broken")
-'''
+"""
 ENTRY_POINTS = """
 [dmlbench.datasets]
 tiny = dmlbench_test_plugin:Tiny
@@ -82,7 +82,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "dmlbench_test_plugin.py").write_text(PLUGIN)
     info = root / "dmlbench_test_plugin-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dmlbench-test-plugin\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: dmlbench-test-plugin\nVersion: 1.0\n"
+    )
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     return root
 

@@ -60,12 +60,14 @@ def test_any_string_value_survives_quoting(value: str) -> None:
     assert pairs["x"] == "1"
 
 
-@given(st.text(alphabet="abz+-:=,/\"\\ 019.e", max_size=30))
+@given(st.text(alphabet='abz+-:=,/"\\ 019.e', max_size=30))
 def test_nonsense_is_refused_in_one_line(text: str) -> None:
+    message = ""
     try:
         spec.parse(text, ATTACKS)
     except UserError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_values_are_typed_and_may_be_fractions() -> None:

@@ -77,7 +77,7 @@ class FashionMini(Dataset):
         recipe=Recipe(epochs=4, pairs=32, lr=1e-3, weight_decay=1e-7),
         threat=THREAT,
         training_threat=TrainingThreat(eps=77 / 255, eta=8),
-        note="quick recipe (LeNet, 4 epochs of 32 pairs, eta 8 with alpha 12/255); not the papers' protocol",
+        note="LeNet, 4 epochs of 32 pairs, eta 8, alpha 12/255: quick, not the papers' protocol",
     )
 
     def load(self, data_root: Path | None) -> RetrievalData:

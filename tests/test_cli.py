@@ -1,0 +1,268 @@
+"""The command line through real processes, in empty folders, with a third-party plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dmlbench import __version__
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One line on standard error, exit code 2, no traceback."""
+    lines = [x for x in done.stderr.strip().splitlines() if "'absent'" not in x]  # the plugin's
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def metrics(folder: Path) -> pd.DataFrame:
+    """The tidy CSV without what may differ between runs: times."""
+    return pd.read_csv(folder / "results" / "results.csv").drop(columns=["started", "seconds"])
+
+
+def test_help_and_version(dmlbench: Run) -> None:
+    assert "dmlbench run --defense hm --attack ca+" in dmlbench("--help").stdout
+    assert "dmlbench run --defense all" in dmlbench("run", "-h").stdout
+    assert __version__ in dmlbench("--version").stdout
+
+
+def test_list_shows_everything_and_warns_of_a_broken_plugin(dmlbench: Run) -> None:
+    done = dmlbench("list")
+    assert done.returncode == 0
+    for word in ("ca+", "ca-", "hm", "none", "fashion-mini", "c2f2", "lenet", "tiny"):
+        assert f"  {word}  " in done.stdout
+    assert "reports CA+ in % (higher is better)" in done.stdout
+    assert "w=1  number of queries" in done.stdout
+    assert "plugin attack 'absent' (no_such_module:Attack) is left out" in done.stderr
+
+
+def test_list_json(dmlbench: Run) -> None:
+    listed = json.loads(dmlbench("list", "attacks", "--json").stdout)
+    (entry,) = [e for e in listed["attacks"] if e["name"] == "ca-"]
+    assert entry["columns"] == [{"name": "CA-", "unit": "%", "better": "lower"}]
+    assert {p["name"] for p in entry["parameters"]} == {"eps", "alpha", "steps", "w"}
+    assert "@inproceedings" in entry["paper"]["bibtex"]
+    assert list(listed) == ["attacks"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"]])
+def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from dmlbench.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: Path) -> None:
+    first = dmlbench(*FIRST)
+    assert first.returncode == 0, first.stderr
+    assert "train HM[S,g_LGA]&ICS" in first.stderr
+    for word in ("N/A[R]", "HM[S,g_LGA]&ICS", "R@1 ↑", "mAP@R ↑", "NMI ↑", "CA+ ↑", "["):
+        assert word in first.stdout
+    for file in ("results/results.csv", "results/wide.csv", "leaderboards/tiny.md"):
+        assert file in first.stdout
+        assert (tmp_path / file).is_file()
+    board = (tmp_path / "leaderboards" / "tiny.md").read_text()
+    assert "| HM[S,g_LGA]&ICS | 3 |" in board
+    exports = {p: p.read_bytes() for p in (tmp_path / "results").glob("*.csv")}
+    again = dmlbench(*FIRST)
+    assert "train" not in again.stderr
+    assert again.stdout == first.stdout
+    assert {p: p.read_bytes() for p in exports} == exports
+    shown = dmlbench("show")
+    assert shown.stdout.strip() in first.stdout
+    (tmp_path / "leaderboards" / "tiny.md").unlink()
+    assert dmlbench("leaderboard").returncode == 0
+    assert (tmp_path / "leaderboards" / "tiny.md").read_text() == board
+
+
+def test_batch_size_and_threads_change_nothing_that_counts(dmlbench: Run, tmp_path: Path) -> None:
+    dmlbench(*FIRST, "--attack", "ca-:w=2", "--threads", "1", "--batch-size", "40")
+    reference = metrics(tmp_path)
+    for name, flags in {"a": ["--batch-size", "7"], "b": ["--threads", "2"]}.items():
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "results" / "models", folder / "results" / "models")
+        done = dmlbench(*FIRST, "--attack", "ca-:w=2", *flags, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        found = metrics(folder)
+        assert found["cell"].tolist() == reference["cell"].tolist()
+        numbers = ["value", "low", "high"]
+        assert (found[numbers] - reference[numbers]).abs().max().max() < 0.05
+
+
+def test_all_means_every_registered_one_and_a_broken_attack_is_a_failed_row(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    done = dmlbench("run", "--dataset", "tiny", "--defense", "all", "--attack", "all",
+                    "--recipe", "epochs=1")  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "failed: broken on N/A[R]: RuntimeError: this plugin is broken" in done.stdout
+    table = metrics(tmp_path)
+    failed = table[table["status"] == "failed"]
+    assert failed["attack"].tolist() == ["broken", "broken"]
+    assert set(table[table["status"] == "ok"]["metric"]) >= {"CA+", "CA-", "R@1"}
+    again = dmlbench("run", "--dataset", "tiny", "--defense", "none", "--attack", "broken",
+                     "--recipe", "epochs=1")  # fmt: skip
+    assert again.returncode == 1
+    assert "this plugin is broken" in again.stderr  # tried again, not remembered as done
+
+
+def test_json_output(dmlbench: Run) -> None:
+    done = dmlbench(*FIRST, "--recipe", "epochs=1", "--json")
+    cells = json.loads(done.stdout)
+    (attacked,) = [
+        c for c in cells if c["facts"]["kind"] == "attack" and c["about"]["defense"] == "hm"
+    ]
+    assert attacked["facts"]["attack_values"]["steps"] == 4
+    assert attacked["metrics"]["CA+"]["n"] == 40
+    assert json.loads(dmlbench("show", "tiny", "--json").stdout) == cells
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--defense", "hmm", "--attack", "ca+"], ["did you mean 'hm'"]),
+        (["--defense", "hm", "--attack", "ca"], ["unknown attack 'ca'", "available"]),
+        (["--defense", "hm:etta=8", "--attack", "ca+"], ["did you mean 'eta'", "valid keys"]),
+        (["--defense", "hm", "--attack", "ca+:eps=-1"], ["eps must be", ">= 0", "got -1"]),
+        (["--defense", "hm", "--attack", "ca+:steps=0"], ["steps must be int >= 1, got 0"]),
+        (["--defense", "hm", "--attack", "ca+:w=0"], ["w must be int >= 1, got 0"]),
+        (["--defense", "hm", "--attack", "ca+", "--dataset", "cub2"], ["unknown data set"]),
+        (["--defense", "hm", "--attack", "ca+", "--model", "c2f3"], ["did you mean 'c2f2'"]),
+        (["--defense", "hm", "--attack", "ca+", "--recipe", "epochs=0"], ["epochs must be"]),
+        (["--defense", "hm", "--attack", "ca+", "--recipe", "epoch=1"], ["did you mean 'epochs'"]),
+        (["--defense", "hm", "--attack", "ca+", "--device", "cuda:99"], ["--device cuda:99"]),
+        (["--defense", "hm", "--attack", "ca+", "--model", "nowhere:make"], ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value[1::2]) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    dmlbench: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    refused(dmlbench("run", *arguments), *words)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_first(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    refused(dmlbench(*FIRST, "--results", "file"), "not a folder")
+    refused(dmlbench(*FIRST, "--results", "/proc/dmlbench"), "cannot be written")
+    refused(dmlbench("show"), "no results in results", "dmlbench run")
+    refused(dmlbench("leaderboard"), "no results")
+
+
+def test_a_data_root_with_a_bad_file_is_refused(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    refused(dmlbench("run", "--defense", "none", "--attack", "ca+", "--dataset", "fashion",
+                     "--data-root", "."), "SHA-256 differs")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_ends_the_run_and_nothing_is_overwritten(
+    dmlbench: Run, tmp_path: Path, how: str
+) -> None:
+    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
+                 "--recipe", "epochs=1")  # fmt: skip
+    dmlbench(*arguments)
+    (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 4
+    weights.write_bytes(content if how == "flipped" else content[:-100])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    refused(dmlbench(*arguments), "SHA-256 differs", "delete")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_other_weights_under_the_same_name_are_another_cell(dmlbench: Run, tmp_path: Path) -> None:
+    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+")
+    dmlbench(*arguments, "--recipe", "epochs=1")
+    dmlbench(*arguments, "--recipe", "epochs=2", cwd=tmp_path / "results")
+    (here,) = (tmp_path / "results" / "models").glob("*")
+    (there,) = (tmp_path / "results" / "results" / "models").glob("*")
+    for name in ("checkpoint.safetensors", "manifest.json"):
+        shutil.copy(there / name, here / name)
+    done = dmlbench(*arguments, "--recipe", "epochs=1")
+    assert done.returncode == 0
+    assert "ca+ on" in done.stderr  # measured again: the stored row is of other weights
+    assert len(set(metrics(tmp_path)["checkpoint_sha256"])) == 2
+
+
+def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None:
+    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
+                 "--recipe", "epochs=1")  # fmt: skip
+    dmlbench(*arguments)
+    reference = metrics(tmp_path)
+    damaged = sorted((tmp_path / "results" / "cells").glob("*.json"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    assert f"{damaged.name} is damaged" in dmlbench("show").stderr
+    assert dmlbench(*arguments).returncode == 0
+    pd.testing.assert_frame_equal(metrics(tmp_path), reference)
+
+
+def test_a_killed_run_resumes_to_the_same_results(
+    dmlbench: Run, plugin: Path, tmp_path: Path
+) -> None:
+    arguments = [*FIRST, "--recipe", "epochs=4", "--threads", "1"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    dmlbench(*arguments, cwd=whole)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(plugin)}
+    for pattern in ("models/*/state.pt", "models/*/manifest.json", "cells/*.json"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dmlbench", *arguments],
+            cwd=cut,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while not list((cut / "results").glob(pattern)) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert dmlbench(*arguments, cwd=cut).returncode == 0
+    pd.testing.assert_frame_equal(metrics(cut), metrics(whole))
+
+
+def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmlbench", *FIRST, "--recipe", "epochs=2000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(plugin)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("state.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; finished work is stored" in stderr
+    assert "Traceback" not in stderr

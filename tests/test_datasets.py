@@ -1,0 +1,159 @@
+"""Data sets: content by digest, and clear words where a file is not what it should be."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmlbench import spec
+from dmlbench.datasets import fashion
+from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
+from dmlbench.errors import UserError
+from dmlbench.models.base import parse_model
+from tests.conftest import make_split
+
+needs_fashion = pytest.mark.skipif(
+    not fashion.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
+
+
+def test_fashion_mini_is_balanced_and_small() -> None:
+    data = spec.parse("fashion-mini", DATASETS).load(None)
+    assert data.train.images.shape == (6000, 1, 28, 28)
+    assert data.test.images.shape == (1000, 1, 28, 28)
+    assert np.bincount(data.train.labels).tolist() == [600] * 10
+    assert np.bincount(data.test.labels).tolist() == [100] * 10
+    folder = fashion.EMBEDDED.parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
+    assert "MIT License" in (folder / "LICENSE").read_text()
+
+
+@needs_fashion
+def test_fashion_mini_is_the_subset_its_script_makes() -> None:
+    full = fashion.Fashion().load(None)
+    assert full.train.images.shape == (60000, 1, 28, 28)
+    assert full.test.images.shape == (10000, 1, 28, 28)
+    assert fashion.subset(full, 6000, 1000).digest == fashion.FashionMini().load(None).digest
+
+
+@needs_fashion
+@pytest.mark.parametrize("layout", fashion._LAYOUTS)
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_fashion_is_read_from_data_root(tmp_path: Path, layout: str, unpacked: bool) -> None:
+    folder = tmp_path / layout
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in fashion.FILES:
+        packed = fashion.DEBIAN / f"{name}.gz"
+        if unpacked:
+            (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
+        else:
+            shutil.copy(packed, folder)
+    assert fashion._find(tmp_path) == tmp_path / layout
+    assert len(fashion.Fashion().load(tmp_path).test) == 10000
+
+
+def broken_root(tmp_path: Path, how: str) -> Path:
+    """A data root whose labels are genuine in form but not in content."""
+    for name in fashion.FILES:
+        content = gzip.compress(b"\0\0\x08\x01\0\0\0\x02\x01\x02")
+        (tmp_path / f"{name}.gz").write_bytes(content[:-6] if how == "truncated" else content)
+    if how == "missing":
+        (tmp_path / "train-images-idx3-ubyte.gz").unlink()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("altered", "SHA-256 differs"),
+        ("truncated", "cannot be read"),
+        ("missing", "lacks train-images-idx3-ubyte"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, how: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fashion.Fashion().load(broken_root(tmp_path, how))
+
+
+def test_no_files_and_no_network_gives_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
+    with pytest.raises(UserError, match=r"dataset-fashion-mnist.*--data-root"):
+        fashion.Fashion().load(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        fashion.Fashion().load(tmp_path / "absent")
+
+
+def test_a_corrupt_embedded_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray(fashion.EMBEDDED.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy = tmp_path / "mini.npz"
+    copy.write_bytes(content)
+    monkeypatch.setattr(fashion, "EMBEDDED", copy)
+    with pytest.raises(UserError, match="corrupt"):
+        fashion.FashionMini().load(None)
+    copy.unlink()
+    with pytest.raises(UserError, match="reinstall"):
+        fashion.FashionMini().load(None)
+
+
+def test_stratified_subsets_are_seeded_balanced_and_in_order() -> None:
+    split = make_split(0, classes=5, each=20)
+    part = stratified(split, 33, seed=4)
+    assert len(part) == 33
+    assert sorted(np.bincount(part.labels).tolist()) == [6, 6, 7, 7, 7]
+    again = stratified(split, 33, seed=4)
+    assert np.array_equal(part.images, again.images)
+    assert not np.array_equal(part.images, stratified(split, 33, seed=5).images)
+    assert (np.diff(part.labels) >= 0).all()  # the original order is by class
+    with pytest.raises(UserError, match="subset of 999"):
+        stratified(split, 999, seed=0)
+    lopsided = Split(split.images[:25], split.labels[:25])
+    with pytest.raises(UserError, match="its share would be 10"):
+        stratified(lopsided, 20, seed=0)
+
+
+def test_the_digest_sees_every_bit(tiny: RetrievalData) -> None:
+    def changed(part: str, array: str) -> str:
+        splits = {"train": tiny.train, "test": tiny.test}
+        values = {"images": splits[part].images.copy(), "labels": splits[part].labels.copy()}
+        values[array].flat[0] ^= 1
+        splits[part] = Split(**values)
+        return RetrievalData(**splits).digest
+
+    digests = {changed(p, a) for p in ("train", "test") for a in ("images", "labels")}
+    assert len(digests | {tiny.digest}) == 5
+    plain = hashlib.sha256()
+    for split in (tiny.train, tiny.test):
+        for array in (split.images, split.labels):
+            plain.update(f"{array.dtype} {array.shape};".encode() + array.tobytes())
+    assert tiny.digest == plain.hexdigest()
+
+
+def test_splits_check_their_shapes() -> None:
+    images = np.zeros((3, 1, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="as many labels"):
+        Split(images, np.zeros(4, np.int64))
+    with pytest.raises(ValueError, match="uint8"):
+        Split(images.astype(np.float32), np.zeros(3, np.int64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", list(DATASETS), ids=lambda cls: cls.card.name)
+def test_every_card_names_things_that_exist(cls: type) -> None:
+    card = cls().protocol
+    assert parse_model(card.model).card.name
+    assert 0 < card.threat.alpha <= card.threat.eps <= 1
+    assert card.threat.steps >= 1
+    assert card.training_threat.eta >= 1

@@ -1,0 +1,235 @@
+"""One step of each defense against a slow twin written from the paper's equations."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.defenses.base import Clean, Defense, State, Step, hardness
+from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
+from dmlbench.defenses.none import NoDefense
+from dmlbench.defenses.samplers import Triplets
+from dmlbench.embedding import EmbeddingModel, embed
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import TrainingThreat
+from dmlbench.training import anchors, pair_batches
+
+THREAT = TrainingThreat(eps=0.2, eta=4, alpha=0.06)
+GAMMA = 0.2
+
+
+@pytest.fixture
+def model() -> EmbeddingModel:
+    torch.manual_seed(1)
+    return C2F2(dim=8).build(1, 8).train()
+
+
+def make_clean(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Clean:
+    images = torch.from_numpy(data.train.images[::5]).float() / 255
+    labels = torch.from_numpy(data.train.labels[::5])
+    pairs = labels.bincount().min() // 2 * 2
+    keep = torch.cat([(labels == y).nonzero()[:pairs, 0] for y in labels.unique()])
+    with torch.no_grad():
+        embeddings = embed(model.eval(), images[keep])
+    model.train()
+    return Clean(images[keep], labels[keep], embeddings, torch.Generator().manual_seed(seed))
+
+
+def mined(defense: Defense, sampler: str, clean: Clean) -> Triplets:
+    """The triplets that a step with this generator state will draw first."""
+    state = clean.generator.get_state()
+    triplets = defense.mine(sampler, clean, "N")
+    clean.generator.set_state(state)
+    return triplets
+
+
+def slow_perturb(
+    model: EmbeddingModel, images: torch.Tensor, h_d: torch.Tensor, defense: HardnessManipulation
+) -> torch.Tensor:
+    """The inner problem for all triplets and all steps, through autograd."""
+    network = copy.deepcopy(model).eval()
+    x = images.clone()
+    for _ in range(defense.eta or 0):
+        x = x.detach().requires_grad_()
+        a, p, n = (network(x[:, i]) for i in range(3))
+        h = (a - p).norm(dim=1) - (a - n).norm(dim=1)
+        loss = (h_d - h).clamp(min=0).square().mean()
+        (gradient,) = torch.autograd.grad(loss, x)
+        with torch.no_grad():
+            x = x - (defense.alpha or 0) * gradient.sign()
+            x = torch.max(torch.min(x, images + (defense.eps or 0)), images - (defense.eps or 0))
+            x = x.clamp(0, 1)
+    return x.detach()
+
+
+def slow_hm_loss(
+    model: EmbeddingModel, clean: Clean, t: Triplets, x: torch.Tensor, ics: float
+) -> torch.Tensor:
+    network = copy.deepcopy(model).train()
+    a, p, n = (network(x[:, i]) for i in range(3))
+    loss = ((a - p).norm(dim=1) - (a - n).norm(dim=1) + GAMMA).clamp(min=0).mean()
+    if ics:
+        a0, p0 = network(clean.images[t.anchor]), network(clean.images[t.positive])
+        inner = (a0 - a).norm(dim=1) - (a0 - p0).norm(dim=1)
+        loss = loss + ics * inner.clamp(min=0).mean()
+    loss.backward()
+    model.slow_gradient = torch.cat([q.grad.flatten() for q in network.parameters()])  # type: ignore[assignment]
+    return loss.detach()
+
+
+def flat_gradient(model: EmbeddingModel, step: Step) -> torch.Tensor:
+    assert step.loss is not None
+    return torch.cat([g.flatten() for g in torch.autograd.grad(step.loss, model.parameters())])
+
+
+@pytest.mark.parametrize("destination", ["lga", "semihard", "softhard", "random"])
+@pytest.mark.parametrize(("source", "ics"), [("softhard", 0.5), ("semihard", 0.0), ("random", 2.0)])
+def test_a_step_of_hm_equals_the_equations(
+    model: EmbeddingModel, tiny: RetrievalData, source: str, destination: str, ics: float
+) -> None:
+    if source == destination:
+        return
+    defense = HardnessManipulation(source=source, destination=destination, ics=ics)
+    defense = defense.resolve(THREAT, "N")
+    clean = make_clean(model, tiny)
+    state = State(previous_loss=torch.tensor(0.07))
+    t = mined(defense, source, clean)
+    before = clean.generator.get_state()
+    if destination == "lga":
+        h_d = torch.full((len(t),), -GAMMA * min(0.07, GAMMA) / GAMMA)
+    else:
+        defense.mine(source, clean, "N")  # the source is drawn first
+        d = defense.mine(destination, clean, "N")
+        e = clean.embeddings
+        h_d = (e[d.anchor] - e[d.positive]).norm(dim=1) - (e[d.anchor] - e[d.negative]).norm(dim=1)
+    clean.generator.set_state(before)
+    images = clean.images[t.stack()]
+    expected = slow_perturb(model, images, h_d, defense)
+    found = defense.perturb(model, images, h_d)
+    assert torch.equal(found.images, expected)  # to the bit, though triplets left the batch
+    step = defense.step(model, clean, state)
+    slow = slow_hm_loss(model, clean, t, expected, ics)
+    assert step.loss is not None
+    assert step.loss.item() == pytest.approx(slow.item(), rel=1e-5)
+    gradient = flat_gradient(model, step)
+    reference = model.slow_gradient
+    assert (gradient - reference).norm() <= 1e-5 * reference.norm()  # type: ignore[operator]
+    assert step.full_passes == 4 * len(t)
+    assert step.passes == found.passes <= step.full_passes
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_active_set_of_hm_saves_passes(model: EmbeddingModel, tiny: RetrievalData) -> None:
+    clean = make_clean(model, tiny)
+    defense = HardnessManipulation(destination="lga", eta=16).resolve(THREAT, "N")
+    images = clean.images[mined(defense, "softhard", clean).stack()]
+    easy = defense.perturb(model, images, torch.tensor(-0.2))
+    assert easy.passes < 0.7 * easy.full_passes
+    already_there = defense.perturb(model, images, torch.tensor(-9.0))
+    assert torch.equal(already_there.images, images)
+    assert already_there.passes == len(images)  # one pass to see it
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_the_hardness_gradient_is_autograds(metric: str) -> None:
+    e = torch.randn(7, 3, 5, dtype=torch.float64)
+    if metric != "E":
+        e = torch.nn.functional.normalize(e, dim=2)
+    e.requires_grad_()
+    h_d = torch.linspace(-2, 2, 7, dtype=torch.float64)
+    loss = (h_d - hardness(e, metric)).clamp(min=0).square()  # type: ignore[arg-type]
+    (expected,) = torch.autograd.grad(loss.sum(), e)
+    value, gradient = HardnessObjective(metric, h_d).value_and_grad(e.detach(), 0)  # type: ignore[arg-type]
+    torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("previous", "expected"), [(None, -GAMMA), (5.0, -GAMMA), (0.05, -0.05), (0.0, 0.0)]
+)
+def test_gradual_adversary_rises_as_the_loss_falls(previous: float | None, expected: float) -> None:
+    defense = HardnessManipulation().resolve(THREAT, "N")
+    state = State(None if previous is None else torch.tensor(previous))
+    assert defense.gradual(state, torch.zeros(1)).item() == pytest.approx(expected)
+
+
+def test_hm_records_the_adversarial_loss_without_ics(
+    model: EmbeddingModel, tiny: RetrievalData
+) -> None:
+    with_ics, without = State(), State()
+    HardnessManipulation(ics=5).resolve(THREAT, "N").step(model, make_clean(model, tiny), with_ics)
+    step = (
+        HardnessManipulation(ics=0)
+        .resolve(THREAT, "N")
+        .step(model, make_clean(model, tiny), without)
+    )
+    assert with_ics.previous_loss == without.previous_loss == step.loss
+
+
+@pytest.mark.parametrize("sampler", ["random", "semihard", "softhard"])
+def test_hm_to_its_own_source_is_plain_training(
+    model: EmbeddingModel, tiny: RetrievalData, sampler: str
+) -> None:
+    same = HardnessManipulation(source=sampler, destination=sampler, ics=0).resolve(THREAT, "N")
+    plain = NoDefense(sampler=sampler).resolve(THREAT, "N")
+    a = same.step(model, make_clean(model, tiny), State())
+    b = plain.step(model, make_clean(model, tiny), State())
+    assert a.loss is not None
+    assert b.loss is not None
+    assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
+    assert a.full_passes == 0
+    assert same.training_cost == 1
+
+
+@pytest.mark.parametrize("defense", [NoDefense(), HardnessManipulation()])
+def test_a_batch_of_one_class_is_no_step(
+    model: EmbeddingModel, tiny: RetrievalData, defense: Defense
+) -> None:
+    clean = make_clean(model, tiny)
+    lone = Clean(clean.images[:2], clean.labels[:2], clean.embeddings[:2], torch.Generator())
+    assert defense.resolve(THREAT, "N").step(model, lone, State()).loss is None
+
+
+def test_labels_are_the_papers() -> None:
+    assert NoDefense().label == "N/A[R]"
+    assert HardnessManipulation().label == "HM[S,g_LGA]&ICS"
+    assert HardnessManipulation(source="random", destination="semihard", ics=0).label == "HM[R,M]"
+
+
+def test_margins_follow_the_metric() -> None:
+    assert [NoDefense().resolve(THREAT, m).margin for m in ("N", "C", "E")] == [0.2, 0.2, 1.0]
+    assert NoDefense(margin=0.3).resolve(THREAT, "E").margin == 0.3
+
+
+def test_the_step_crosses_the_ball_at_any_eta() -> None:
+    threat = TrainingThreat(eps=77 / 255, eta=32)
+    steps = {eta: round(255 * threat.step(77 / 255, eta)) for eta in (1, 2, 4, 8, 16, 32)}
+    assert steps == {1: 77, 2: 48, 4: 24, 8: 12, 16: 6, 32: 3}
+    assert TrainingThreat(eps=8 / 255, eta=8, alpha=1 / 255).step(8 / 255, 32) == 1 / 255
+
+
+def test_pair_batches_visit_each_image_once_with_a_partner(tiny: RetrievalData) -> None:
+    import numpy as np
+
+    labels = np.array([3, 1, 3, 7, 1, 3, 9, 1])  # 7 and 9 are alone
+    seen, partners = [], {}
+    for seed in range(200):
+        batches = pair_batches(labels, 2, np.random.default_rng(seed))
+        flat = np.concatenate(batches)
+        a, p = flat[::2], flat[1::2]
+        assert sorted(a) == sorted(anchors(labels)) == [0, 1, 2, 4, 5, 7]
+        assert (labels[a] == labels[p]).all()
+        assert (a != p).all()
+        seen.append(tuple(a))
+        for x, y in zip(a, p, strict=True):
+            partners.setdefault(int(x), []).append(int(y))
+    assert len(set(seen)) > 100
+    for anchor, found in partners.items():
+        others = {i for i in range(8) if labels[i] == labels[anchor] and i != anchor}
+        assert set(found) == others
+        for other in others:
+            assert found.count(other) / len(found) == pytest.approx(1 / len(others), abs=0.15)

@@ -1,0 +1,41 @@
+"""The registry: duplicates are an error that names both places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.papers import Paper
+from dmlbench.registry import Card, Component, Registry
+
+
+@dataclass(frozen=True)
+class Other(Component):
+    card = Card("ca+", "another with the same name")
+
+
+def test_a_duplicate_names_both_places() -> None:
+    ATTACKS.names()
+    with pytest.raises(
+        ValueError, match=r"registered twice: in .*candidate\.py:\d+ and in .*test_"
+    ):
+        ATTACKS.register(Other)  # type: ignore[arg-type]
+    assert ATTACKS.get("ca+") is CandidateUp
+    assert ATTACKS.register(CandidateUp) is CandidateUp  # importing twice is no duplicate
+
+
+def test_names_are_sorted_and_iteration_follows() -> None:
+    registry: Registry[Component] = Registry("thing", "tests.no_such_group")
+    registry._loaded = True
+    registry.register(Other)
+    assert registry.names() == ["ca+"]
+    assert list(registry) == [Other]
+
+
+def test_papers_cite_themselves() -> None:
+    paper = Paper("k2020", "T", "Doe, Jane and Roe, Rick", "ECCV", 2020, "https://x")
+    assert paper.short == "Doe et al., ECCV 2020"
+    assert "author = {Doe, Jane and Roe, Rick}" in paper.bibtex

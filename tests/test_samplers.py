@@ -1,0 +1,93 @@
+"""The vectorised samplers against per-anchor definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmlbench.defenses.samplers import SAMPLERS, sample
+
+MARGIN = 0.2
+
+
+def slow_choices(
+    sampler: str, e: torch.Tensor, labels: list[int], a: int
+) -> tuple[set[int], set[int]]:
+    """The positives and negatives that anchor ``a`` may be given, by the definition."""
+    d = [(e[a] - x).norm().item() for x in e]
+    same = {i for i in range(len(labels)) if labels[i] == labels[a] and i != a}
+    other = {i for i in range(len(labels)) if labels[i] != labels[a]}
+    p = a + 1
+    positives, negatives = {p}, other
+    if sampler == "semihard":
+        negatives = {n for n in other if d[p] < d[n] < d[p] + MARGIN} or other
+    elif sampler == "softhard":
+        farthest = max(d[i] for i in same)
+        closest = min(d[i] for i in other)
+        negatives = {n for n in other if d[n] < farthest} or other
+        positives = {i for i in same if d[i] > closest} or same
+    return positives, negatives
+
+
+def make_batch(seed: int, pairs: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (pairs,), generator=generator).repeat_interleave(2)
+    e = torch.randn(2 * pairs, 4, generator=generator, dtype=torch.float64)
+    e = e + torch.randn(classes, 4, generator=generator, dtype=torch.float64)[labels]
+    return torch.nn.functional.normalize(e, dim=1), labels
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), pairs=st.integers(2, 9), classes=st.integers(2, 4))
+def test_every_triplet_is_one_the_definition_allows(
+    sampler: str, seed: int, pairs: int, classes: int
+) -> None:
+    e, labels = make_batch(seed, pairs, classes)
+    generator = torch.Generator().manual_seed(seed)
+    triplets = sample(sampler, e, labels, "N", MARGIN, generator)
+    several = len(set(labels.tolist())) > 1
+    assert triplets.anchor.tolist() == (list(range(0, 2 * pairs, 2)) if several else [])
+    for a, p, n in triplets.stack().tolist():
+        positives, negatives = slow_choices(sampler, e, labels.tolist(), a)
+        assert p in positives
+        assert n in negatives
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_choices_are_uniform_over_the_allowed(sampler: str) -> None:
+    e, labels = make_batch(3, 8, 3)
+    generator = torch.Generator().manual_seed(0)
+    rounds = 3000
+    drawn = torch.stack(
+        [sample(sampler, e, labels, "N", MARGIN, generator).stack() for _ in range(rounds)]
+    )
+    for row, a in enumerate(range(0, 16, 2)):
+        for column, allowed in zip(
+            (1, 2), slow_choices(sampler, e, labels.tolist(), a), strict=True
+        ):
+            counts = torch.bincount(drawn[:, row, column], minlength=16).double()
+            assert {i for i, count in enumerate(counts) if count} == allowed
+            expected = rounds / len(allowed)
+            chi_square = ((counts[sorted(allowed)] - expected) ** 2 / expected).sum().item()
+            free = len(allowed) - 1
+            assert chi_square <= free + 5 * (2 * free) ** 0.5 + 1e-9  # mean and five deviations
+
+
+def test_a_batch_of_one_class_has_no_triplets() -> None:
+    e, _ = make_batch(0, 4, 2)
+    triplets = sample(
+        "softhard", e, torch.zeros(8, dtype=torch.long), "N", MARGIN, torch.Generator()
+    )
+    assert len(triplets) == 0
+    assert triplets.stack().shape == (0, 3)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_duplicates_are_harmless(sampler: str) -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    triplets = sample(sampler, torch.ones(4, 3), labels, "N", MARGIN, torch.Generator())
+    assert triplets.stack()[:, :2].tolist() == [[0, 1], [2, 3]]
+    assert all(labels[a] != labels[n] for a, _, n in triplets.stack().tolist())

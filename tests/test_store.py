@@ -1,0 +1,282 @@
+"""Checkpoints and cells on disk: whole, verified, and found again by identity."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmlbench import checkpoint
+from dmlbench.errors import UserError
+from dmlbench.files import write_atomically
+from dmlbench.identity import derived_seed, identity
+from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.models.small import C2F2
+from dmlbench.store import Store
+from dmlbench.tables import wide
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_identity_ignores_order_and_sees_content(facts: dict[str, Any]) -> None:
+    backwards = dict(reversed(list(facts.items())))
+    assert identity(facts) == identity(backwards)
+    assert identity(facts | {"extra": 1}) != identity(facts | {"extra": 2})
+
+
+def test_seeds_differ_by_purpose() -> None:
+    assert derived_seed(0, "epoch", 1) != derived_seed(0, "epoch", 2)
+    assert derived_seed(0, "epoch", 11) != derived_seed(0, "epoch", 1, 1)
+    assert 0 <= derived_seed("x") < 2**63
+
+
+def cell(metric: str = "CA+", value: float = 12.5, **about: Any) -> dict[str, Any]:
+    facts = {"kind": "attack", "checkpoint": "c0ffee", "about": about, "metric": metric}
+    subject = {
+        "dataset": "tiny",
+        "model": "c2f2",
+        "recipe": "",
+        "defense": "hm",
+        "label": "HM[S,g_LGA]&ICS",
+        "training_cost": 9,
+        "seed": 0,
+        "suite": "strict",
+        "attack": metric.lower().partition(":")[0],
+    }
+    made = {"dmlbench": "0", "git": None, "libraries": {"torch": "2"}, "device": "cpu"}
+    return {
+        "id": identity(facts),
+        "facts": facts,
+        "about": subject | about,
+        "status": "ok",
+        "findings": {},
+        "metrics": {
+            metric: {
+                "value": value,
+                "low": value - 1,
+                "high": value + 1,
+                "n": 40,
+                "unit": "%",
+                "better": "higher",
+            }
+        },
+        "started": 0.0,
+        "seconds": 1.0,
+        "provenance": made,
+    }
+
+
+def test_cells_come_back_by_identity(tmp_path: Path) -> None:
+    store, one = Store(tmp_path), cell()
+    assert store.get(one["id"]) is None
+    store.put(one)
+    found = store.done(one["id"])
+    assert found is not None
+    assert found["metrics"] == one["metrics"]
+    failed = cell("CA-") | {"status": "failed", "error": "boom", "metrics": {}}
+    store.put(failed)
+    assert store.done(failed["id"]) is None  # never cached as done
+    assert store.get(failed["id"]) is not None
+    assert len(store.cells()) == 2
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "edited", "renamed", "binary", "schema"])
+def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
+    store, one = Store(tmp_path), cell()
+    store.put(one)
+    path = tmp_path / "cells" / f"{one['id']}.json"
+    text = path.read_text()
+    if how == "renamed":
+        path = path.rename(path.with_name("0123456789abcdef.json"))
+    else:
+        path.write_bytes(
+            {
+                "truncated": text[: len(text) // 2].encode(),
+                "empty": b"",
+                "edited": text.replace("c0ffee", "c0ffff").encode(),
+                "binary": b"\xff\xfe\x00",
+                "schema": text.replace('"schema": 1', '"schema": 99').encode(),
+            }[how]
+        )
+    assert store.done(one["id"]) is None
+    assert store.cells() == []
+    assert store.damaged() == [path]
+
+
+def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path) -> None:
+    cells = [cell(m, 10 + i, seed=s) for i, m in enumerate(["CA+", "CA-"]) for s in (0, 1)]
+    texts = []
+    for name, order in (("a", cells), ("b", cells[::-1])):
+        store = Store(tmp_path / name)
+        for one in order:
+            store.put(one)
+        texts.append([path.read_bytes() for path in store.export()])
+    assert texts[0] == texts[1]
+    tidy = pd.read_csv(tmp_path / "a" / "results.csv")
+    assert list(tidy["metric"]) == ["CA+", "CA-", "CA+", "CA-"]
+    table = pd.read_csv(tmp_path / "a" / "wide.csv")
+    assert table[["seed", "CA+", "CA- low"]].to_numpy().tolist() == [[0, 10, 10], [1, 10, 10]]
+
+
+def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(cell() | {"status": "failed", "error": 'a "quoted", odd\nerror', "metrics": {}})
+    tidy, _ = store.export()
+    with tidy.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["status"] == "failed"
+    assert row["error"] == 'a "quoted", odd\nerror'
+    assert row["value"] == ""
+
+
+def test_ers_appears_when_its_ten_columns_do() -> None:
+    values = dict(zip(ERS_COLUMNS, (10, 40, 10, 40, 0.5, 1, 20, 20, 20, 5), strict=True))
+    cells = [cell(name, value) for name, value in values.items()]
+    (row,) = wide(cells)
+    assert row.ers == pytest.approx((20 + 60 + 20 + 60 + 50 + 50 + 20 + 20 + 20 + 5) / 10)
+    (short,) = wide(cells[1:])
+    assert short.ers is None
+
+
+def test_variants_have_headings_of_their_own() -> None:
+    (row,) = wide([cell("CA+", 5), cell("CA+", 6, attack="ca+:w=5")])
+    assert {name: e.value for name, e in row.estimates.items()} == {"CA+": 5, "CA+ (w=5)": 6}
+
+
+def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="not a folder"):
+        Store(blocked / "results").check_writable()
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(blocked / "x.json", b"1")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from dmlbench.files import write_atomically
+        for i in range(10**9):
+            write_atomically(Path(sys.argv[1]) / f"{i % 7}.json", bytes([65 + i % 26]) * 200_000)
+        """
+    )
+    for delay in (0.5, 0.7, 0.9):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    files = list(tmp_path.glob("*.json"))
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        assert content == content[:1] * 200_000
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), {"note": "test"})
+    return tmp_path
+
+
+def test_a_checkpoint_round_trips(saved: Path) -> None:
+    torch.manual_seed(0)
+    expected, found = C2F2(dim=4).build(1, 8), C2F2(dim=4).build(1, 8)
+    checkpoint.load_weights(saved / checkpoint.WEIGHTS, found)
+    for a, b in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    manifest = checkpoint.read_manifest(saved)
+    assert manifest is not None
+    assert manifest["note"] == "test"
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "manifest", "schema"])
+def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) -> None:
+    weights, manifest = saved / checkpoint.WEIGHTS, saved / checkpoint.MANIFEST
+    content = bytearray(weights.read_bytes())
+    if how == "truncated":
+        weights.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        content[-1000] ^= 1
+        weights.write_bytes(content)
+    elif how == "missing":
+        weights.unlink()
+    elif how == "manifest":
+        manifest.write_text(manifest.read_text()[:20])
+    else:
+        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 7'))
+    with pytest.raises(UserError, match=r"delete|schema 7") as caught:
+        checkpoint.read_manifest(saved)
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    """What a malicious pickle would do on loading."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+def test_plain_state_dicts_load_and_pickled_code_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = C2F2(dim=4).build(1, 8)
+    torch.save(model.state_dict(), "plain.pt")
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, "nested.pt")
+    for name in ("plain.pt", "nested.pt"):
+        checkpoint.load_weights(Path(name), C2F2(dim=4).build(1, 8))
+    torch.save({"x": Evil()}, "evil.pt")
+    Path("text.pt").write_text("hello")
+    Path("short.safetensors").write_bytes(b"\x08\0\0")
+    for name, message in [
+        ("evil.pt", "weights_only"),
+        ("text.pt", "weights_only|cannot be read"),
+        ("short.safetensors", "cannot be read"),
+        ("absent.pt", "does not exist"),
+        ("absent.safetensors", "does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            checkpoint.load_weights(Path(name), C2F2(dim=4).build(1, 8))
+    assert not Path("pwned").exists()
+    with pytest.raises(UserError, match="does not fit the model"):
+        checkpoint.load_weights(Path("plain.pt"), C2F2(dim=5).build(1, 8))

@@ -1,0 +1,181 @@
+"""The training engine: seeded, resumable to the bit, honest when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmlbench import checkpoint, training
+from dmlbench.compute import Compute
+from dmlbench.datasets.base import RetrievalData, Split
+from dmlbench.defenses.base import Defense
+from dmlbench.defenses.hm import HardnessManipulation
+from dmlbench.defenses.none import NoDefense
+from dmlbench.errors import CellError, UserError
+from dmlbench.identity import file_sha256
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import Recipe, TrainingThreat
+from dmlbench.training import Training, train
+
+THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
+CPU = Compute("cpu")
+
+
+@dataclass
+class Silent:
+    """A reporter that remembers warnings."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Any:
+        class Nothing:
+            def advance(self, amount: int, note: str = "") -> None: ...
+
+        yield Nothing()
+
+    def say(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def make(data: RetrievalData, defense: Defense | None = None, **recipe: Any) -> Training:
+    resolved = (defense or HardnessManipulation()).resolve(THREAT, "N")
+    chosen = Recipe(**{"epochs": 3, "pairs": 16} | recipe)
+    return Training("tiny", data.digest, C2F2(dim=8), resolved, chosen, seed=0)
+
+
+def weights(folder: Path) -> str:
+    return file_sha256(folder / checkpoint.WEIGHTS)
+
+
+def test_the_seed_decides_the_weights(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec = make(tiny)
+    found = []
+    for name, one in {"a": spec, "b": spec, "c": replace(spec, seed=1)}.items():
+        torch.manual_seed(ord(name))  # what ran before must not matter
+        np.random.seed(ord(name))
+        manifest = train(one, tiny, tmp_path / name, CPU, Silent())
+        found.append(manifest["sha256"])
+    assert found[0] == found[1] == weights(tmp_path / "a")
+    assert found[0] != found[2]
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(tiny)
+    whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
+    real = training._Run.step
+    for stop in (1, 7, 12):  # in the first, the second and the third epoch
+        folder, calls = tmp_path / f"cut{stop}", 0
+
+        def cut(self: Any, *args: Any, stop: int = stop) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > stop:
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        monkeypatch.setattr(training._Run, "step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, tiny, folder, CPU, Silent())
+        assert checkpoint.read_manifest(folder) is None
+        monkeypatch.setattr(training._Run, "step", real)
+        resumed = train(spec, tiny, folder, CPU, Silent())
+        assert resumed["sha256"] == whole["sha256"]
+        assert resumed["history"] == whole["history"]
+        assert not (folder / training.STATE).exists()
+
+
+def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec, reporter = make(tiny), Silent()
+    whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / training.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
+    assert train(spec, tiny, folder, CPU, reporter)["sha256"] == whole["sha256"]
+    assert "damaged" in reporter.warnings[0]
+
+
+def test_the_manifest_says_what_made_the_model(tiny: RetrievalData, tmp_path: Path) -> None:
+    manifest = train(make(tiny), tiny, tmp_path, CPU, Silent())
+    stored = json.loads((tmp_path / checkpoint.MANIFEST).read_text())
+    assert stored == manifest
+    assert stored["label"] == "HM[S,g_LGA]&ICS"
+    assert stored["training"]["data"] == tiny.digest
+    assert stored["training"]["defense_values"]["eta"] == 2
+    assert stored["training_cost"] == 3
+    assert len(stored["history"]) == 3
+    assert all(0 <= epoch["passes_saved"] < 1 for epoch in stored["history"])
+    assert {"dmlbench", "libraries", "device", "threads"} <= set(stored["provenance"])
+
+
+def test_training_learns(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec = make(tiny, NoDefense(), epochs=8)
+    history = train(spec, tiny, tmp_path, CPU, Silent())["history"]
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_identity_follows_everything_that_changes_the_weights(tiny: RetrievalData) -> None:
+    spec = make(tiny)
+    others = [
+        replace(spec, seed=1),
+        replace(spec, digest="other"),
+        replace(spec, model=C2F2(dim=9)),
+        replace(spec, model=C2F2(dim=8, metric="C")),
+        replace(spec, recipe=Recipe(epochs=3, pairs=16, lr=2e-3)),
+        make(tiny, HardnessManipulation(ics=0)),
+        make(tiny, NoDefense()),
+    ]
+    ids = {one.id for one in [spec, *others]}
+    assert len(ids) == len(others) + 1
+    assert replace(spec, dataset="another spelling").id == spec.id
+
+
+def test_divergence_stops_with_the_step_and_a_remedy(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec = make(tiny, NoDefense(margin=1e38), lr=1e30)
+    with pytest.raises(CellError, match=r"epoch 1, step \d+.*lower learning rate than 1e\+30"):
+        train(spec, tiny, tmp_path, CPU, Silent())
+    assert checkpoint.read_manifest(tmp_path) is None
+
+
+def test_a_collapse_is_said_while_it_happens(tiny: RetrievalData, tmp_path: Path) -> None:
+    flat = Split(np.full_like(tiny.train.images, 128), tiny.train.labels)
+    data, reporter = RetrievalData(flat, tiny.test), Silent()
+    train(make(data, NoDefense(), epochs=2), data, tmp_path, CPU, reporter)
+    assert len(reporter.warnings) == 2  # once an epoch
+    assert "collapsing" in reporter.warnings[0]
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny: RetrievalData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a batch of 999 pairs is larger than the train split"):
+        train(make(tiny, pairs=999), tiny, tmp_path, CPU, Silent())
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_every_metric_trains(tiny: RetrievalData, tmp_path: Path, metric: str) -> None:
+    model = C2F2(dim=8, metric=metric)  # type: ignore[arg-type]
+    defense = HardnessManipulation().resolve(THREAT, model.metric)
+    spec = Training("tiny", tiny.digest, model, defense, Recipe(epochs=1, pairs=16), 0)
+    manifest = train(spec, tiny, tmp_path, CPU, Silent())
+    assert math.isfinite(manifest["history"][0]["loss"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_the_same_recipe(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec = make(tiny)
+    cpu = train(spec, tiny, tmp_path / "cpu", CPU, Silent())
+    gpu = train(spec, tiny, tmp_path / "gpu", Compute("cuda"), Silent())
+    assert gpu["training_id"] == cpu["training_id"]
+    assert gpu["history"][0]["loss"] == pytest.approx(cpu["history"][0]["loss"], abs=0.02)
