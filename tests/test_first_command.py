@@ -1,0 +1,23 @@
+"""The newcomer's command on the embedded data: it defends, within the promised margins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+
+def test_hm_is_robust_where_the_undefended_model_is_not(tmp_path: Path) -> None:
+    """HM under CA+ ranks at least 15 points above the undefended model, CA- 15 below."""
+    command = ["-m", "dmlbench", "run", "--defense", "hm", "--attack", "ca+", "--attack", "ca-"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "results" / "wide.csv").set_index("defense")
+    assert table.loc["hm", "CA+"] >= table.loc["none", "CA+"] + 15
+    assert table.loc["hm", "CA-"] <= table.loc["none", "CA-"] - 15
+    assert table.loc["hm", "R@1"] > table.loc["none", "R@1"] - 5  # and it still retrieves
+    assert not table["collapsed"].any()
