@@ -9,13 +9,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
 
 from dmlbench import spec
-from dmlbench.attacks.pgd import PGD, Objective, Perturbed
-from dmlbench.errors import CellError, UserError
+from dmlbench.attacks.gallery import Gallery
+from dmlbench.attacks.pgd import PGD, Objective, Perturbed, RowWise
+from dmlbench.attacks.targets import random_start
+from dmlbench.errors import CellError
 from dmlbench.lazy import torch
-from dmlbench.metrics.distance import Metric
+from dmlbench.recipe import SUITES
 from dmlbench.registry import Component, Registry
 from dmlbench.spec import parameter
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
     from dmlbench.recipe import Threat
 
-ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks")
+__all__ = ["ATTACKS", "Attack", "Attacked", "Column", "Gallery", "Goal", "RowWise"]
+
+ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
 
 
 @dataclass(frozen=True)
@@ -42,61 +46,30 @@ class Column:
     better: Literal["higher", "lower"]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """The clean test split as embeddings: what is searched.
-
-    Attributes:
-        embeddings: (N, D), unit length for metrics N and C.
-        labels: (N,) int64.
-        metric: N, E or C.
-    """
-
-    embeddings: torch.Tensor
-    labels: torch.Tensor
-    metric: Metric
-
-    def __post_init__(self) -> None:
-        n = len(self.embeddings)
-        if self.embeddings.ndim != 2 or self.labels.shape != (n,):
-            raise UserError(
-                f"a gallery needs (N, D) embeddings and N labels, got "
-                f"{tuple(self.embeddings.shape)} and {tuple(self.labels.shape)}"
-            )
-        if not self.embeddings.isfinite().all():
-            raise CellError("the model's clean embeddings are not finite")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-GoalT = TypeVar("GoalT", bound="RowWise")
-
-
-@dataclass(frozen=True)
-class RowWise:
-    """Mixin of objectives whose tensor fields have one row a sample."""
-
-    def take(self: GoalT, rows: torch.Tensor) -> GoalT:
-        """The same objective for the samples ``rows`` only."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        kept = {k: v[rows] for k, v in fields.items() if isinstance(v, torch.Tensor)}
-        return dataclasses.replace(self, **kept)
+Outcomes = dict[str, "torch.Tensor"]  # column -> (B,); NaN: the query does not count
 
 
 class Goal(Objective, Protocol):
     """An objective that can say what became of each sample."""
 
-    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+    def outcome(self, e: torch.Tensor) -> Outcomes:
         """Column name -> (B,) values for the embeddings ``e`` (B, D)."""
         ...
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """A batch after an attack: per-query outcomes (column -> (B,)) and the images."""
+    """A batch after an attack.
+
+    Attributes:
+        outcomes: column -> (B,), the worst over the restarts for each query and column.
+        clean: column -> (B,), the same with eps = 0.
+        perturbed: images and cost; with restarts, of the restart that was worst in the first
+            column, and the cost of all.
+    """
 
     outcomes: dict[str, torch.Tensor]
+    clean: dict[str, torch.Tensor]
     perturbed: Perturbed
 
 
@@ -113,18 +86,34 @@ class Attack(Component, abc.ABC):
         None, "size of a step; eps where steps=1 (FGSM)", above=0, at_most=1, pixels=True
     )
     steps: int | None = parameter(None, "PGD steps", at_least=1)
+    restarts: int = parameter(
+        0, "random starts in the ball, the worst a query counts; 0: the clean image", at_least=0
+    )
+    suite: str | None = parameter(
+        None, "definitions: the papers' (strict) or the published code's (ers)", choices=SUITES
+    )
 
     @abc.abstractmethod
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:
         """Targets and loss for the test images at ``index`` (B,), from (seed, index) alone."""
 
-    @final
+    def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
+        """Outcomes from ``after`` (B, D), the embeddings of the adversarial images."""
+        return goal.outcome(after)
+
     def resolve(self, threat: Threat) -> Attack:
         """The attack with every ``auto`` field filled in from ``threat``."""
         steps = self.steps or threat.steps
         eps = threat.eps if self.eps is None else self.eps
         alpha = self.alpha or (eps or threat.alpha if steps == 1 else threat.alpha)
-        return dataclasses.replace(self, eps=eps, alpha=alpha, steps=steps)
+        suite = self.suite or threat.suite
+        return dataclasses.replace(self, eps=eps, alpha=alpha, steps=steps, suite=suite)
+
+    @property
+    @final
+    def strict(self) -> bool:
+        """Whether the papers' definitions apply, rather than the published code's."""
+        return self.suite != "ers"
 
     @final
     def run(
@@ -140,7 +129,7 @@ class Attack(Component, abc.ABC):
         """Attack a batch of test images.
 
         Args:
-            model: an embedding model in eval mode with frozen parameters.
+            model: an embedding model; it is in eval mode and frozen while it is attacked.
             images: (B, C, H, W) clean images in [0, 1].
             index: (B,) their positions in the test split, which is the gallery.
             gallery: clean embeddings of the whole test split.
@@ -151,22 +140,52 @@ class Attack(Component, abc.ABC):
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
                 NaN, a gallery too small for the targets, a perturbation outside the ball.
         """
-        from dmlbench.embedding import embed
+        from dmlbench.embedding import embed, frozen
 
         spec.check(self)
-        assert self.eps is not None
-        assert self.alpha is not None
-        assert self.steps is not None
+        if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
+            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
         pgd = PGD(self.eps, self.alpha, self.steps, active_set)
-        perturbed = pgd.run(lambda x: embed(model, x), images, goal)
-        with torch.no_grad():
-            outcomes = goal.outcome(embed(model, perturbed.images))
+        found: Attacked | None = None
+        with frozen(model):
+            for restart in range(max(1, self.restarts)):
+                start = None
+                if self.restarts:
+                    start = random_start(images, self.eps, index, seed, restart)
+                perturbed = pgd.run(lambda x: embed(model, x), images, goal, start)
+                with torch.no_grad():
+                    after = embed(model, perturbed.images)
+                outcomes = self.read(goal, perturbed, after)
+                self._check(outcomes, len(index))
+                one = Attacked(outcomes, goal.outcome(gallery.embeddings[index]), perturbed)
+                found = one if found is None else self._worse(found, one)
+        assert found is not None
+        return found
+
+    def _check(self, outcomes: dict[str, torch.Tensor], rows: int) -> None:
+        expected = {column.name for column in self.columns}
+        if set(outcomes) != expected:
+            raise CellError(f"{self.card.name} must report {expected}, got {set(outcomes)}")
         for name, value in outcomes.items():
-            if value.shape != index.shape or not value.isfinite().all():
-                raise CellError(f"{self.card.name}: outcome {name} must be {len(index)} numbers")
-        return Attacked(outcomes, perturbed)
+            if value.shape != (rows,) or value.isinf().any():
+                raise CellError(f"{self.card.name}: outcome {name} must be {rows} finite numbers")
+
+    def _worse(self, a: Attacked, b: Attacked) -> Attacked:
+        """Per query and column the outcome that is worse for the defender."""
+        outcomes = {}
+        for column in self.columns:
+            x, y = a.outcomes[column.name], b.outcomes[column.name]
+            outcomes[column.name] = x.minimum(y) if column.better == "higher" else x.maximum(y)
+        first = self.columns[0].name
+        newer = outcomes[first] != a.outcomes[first]
+        p, q = a.perturbed, b.perturbed
+        images = torch.where(newer[:, None, None, None], q.images, p.images)
+        last = torch.where(newer[:, None], q.last_embeddings, p.last_embeddings)
+        passes, full_passes = p.passes + q.passes, p.full_passes + q.full_passes
+        merged = Perturbed(images, passes, full_passes, last, p.flat_start & q.flat_start)
+        return Attacked(outcomes, a.clean, merged)

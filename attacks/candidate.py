@@ -8,6 +8,9 @@ With q a chosen query, x the other gallery items and c~ the perturbed candidate,
 d(q, x) is constant over the steps. Sorted once, with prefix sums, it makes the loss and its
 slope in d(q, c~) a search: if k of the n distances are within a = d(q, c~), then CA+ is
 (k a - sum of the k least) / n with slope k / n.
+
+``strict`` ranks c~ among the gallery without the query's and the candidate's own entries, ties
+half. ``ers``, as the published code, keeps both entries and counts strictly closer ones.
 """
 
 from __future__ import annotations
@@ -16,16 +19,15 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dmlbench.attacks.base import ATTACKS, Attack, Column, Gallery, RowWise
-from dmlbench.attacks.targets import all_but, draw, nearest
+from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
+from dmlbench.attacks.gallery import TOP_SHARE, Gallery
+from dmlbench.attacks.targets import all_but, draw
 from dmlbench.lazy import torch
-from dmlbench.metrics.distance import Metric, pairwise, rowwise, rowwise_gradient
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
 from dmlbench.papers import ADVRANK
 from dmlbench.registry import Card
 from dmlbench.spec import parameter
-
-TOP_SHARE = 100  # CA- draws from the nearest 1/100 of the gallery
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class CandidateGoal(RowWise):
     Attributes:
         column: heading of the outcome.
         up: CA+ (move towards the top) or CA-.
+        tie: distances that differ by at most this are tied; 0 counts strictly closer ones only.
         metric: N, E or C.
-        others: n, the items a candidate is ranked among: the gallery without the query's own
-            entry and the candidate's.
+        others: n, the number of items a candidate is ranked among.
         queries: (B, w, D) embeddings of the chosen queries.
         distances: (B, w, N) their distances to the others, ascending, then inf.
         sums: (B, w, N + 1) float64; sums[..., k] is the sum of the k least.
@@ -45,6 +47,7 @@ class CandidateGoal(RowWise):
 
     column: str
     up: bool
+    tie: float
     metric: Metric
     others: int
     queries: torch.Tensor
@@ -68,9 +71,11 @@ class CandidateGoal(RowWise):
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """Percentile rank of the candidate in its queries' lists, mean over the w queries."""
-        a = rowwise(self.queries, e[:, None], self.metric)[..., None]
-        closer = torch.searchsorted(self.distances, a)
-        tied = torch.searchsorted(self.distances, a, right=True) - closer
+        a = rowwise(self.queries.double(), e[:, None].double(), self.metric)[..., None]
+        closer = torch.searchsorted(self.distances.double(), a - self.tie)
+        tied = torch.zeros_like(closer)
+        if self.tie:
+            tied = torch.searchsorted(self.distances.double(), a + self.tie, right=True) - closer
         return {self.column: percentile_rank(closer, tied, self.others)[..., 0].mean(1)}
 
 
@@ -91,18 +96,19 @@ class CandidateAttack(Attack):
         n = len(gallery)
         chosen = draw(self.pool(gallery, index), n, index, self.w, seed, self.card.name)
         queries = gallery.embeddings[chosen]
-        # float64: a squared distance is a difference, and close items differ in its last bits
-        flat = queries.flatten(0, 1).double()
-        distances = pairwise(flat, gallery.embeddings.double(), gallery.metric)
-        distances = distances.to(queries.dtype).view(*chosen.shape, n)
-        distances.scatter_(2, chosen[..., None], torch.inf)
-        distances.scatter_(2, index[:, None, None].expand(*chosen.shape, 1), torch.inf)
+        distances = gallery.distances(queries.flatten(0, 1)).to(queries.dtype)
+        distances = distances.view(*chosen.shape, n)
+        others = n
+        if self.strict:
+            others = n - 2
+            distances.scatter_(2, chosen[..., None], torch.inf)
+            distances.scatter_(2, index[:, None, None].expand(*chosen.shape, 1), torch.inf)
         distances = distances.sort(dim=2).values
-        others = n - 2
         sums = torch.zeros(*chosen.shape, n + 1, dtype=torch.float64, device=queries.device)
         torch.cumsum(distances.double(), dim=2, out=sums[..., 1:])
         column = self.columns[0].name
-        return CandidateGoal(column, self.up, gallery.metric, others, queries, distances, sums)
+        tie = gallery.tie if self.strict else 0.0
+        return CandidateGoal(column, self.up, tie, gallery.metric, others, queries, distances, sums)
 
 
 @ATTACKS.register
@@ -130,7 +136,5 @@ class CandidateDown(CandidateAttack):
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
         """The nearest 1%, or the nearest w where 1% is fewer."""
-        own = gallery.embeddings[index].double()
-        distance = pairwise(own, gallery.embeddings.double(), gallery.metric)
         size = max(len(gallery) // TOP_SHARE, self.w)
-        return nearest(distance, index, min(size, len(gallery) - 1))
+        return gallery.nearest(min(size, len(gallery) - 1))[index]

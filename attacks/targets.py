@@ -38,14 +38,23 @@ def draw(
             f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
             f"{pool.shape[1]} to draw from"
         )
-    word = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")
     items = pool.cpu().numpy()
     chosen = np.empty((len(items), count), dtype=np.int64)
     for row, query in enumerate(index.tolist()):
-        key = np.array([word, query], dtype=np.uint64)
-        priority = np.random.Philox(key=key).random_raw(size)[items[row]]
+        priority = _philox(seed, purpose, query).random_raw(size)[items[row]]
         chosen[row] = items[row][np.argsort(priority)[:count]]
     return torch.from_numpy(chosen).to(pool.device)
+
+
+def random_start(
+    images: torch.Tensor, eps: float, index: torch.Tensor, seed: int, restart: int
+) -> torch.Tensor:
+    """``images`` (B, C, H, W) plus uniform noise in [-eps, eps] from each query's identity."""
+    noise = np.empty(images.shape, dtype=np.float32)
+    for row, query in enumerate(index.tolist()):
+        generator = np.random.Generator(_philox(seed, f"start {restart}", query))
+        noise[row] = generator.uniform(-eps, eps, noise[row].shape)
+    return images + torch.from_numpy(noise).to(images.device)
 
 
 def all_but(size: int, excluded: torch.Tensor) -> torch.Tensor:
@@ -54,7 +63,6 @@ def all_but(size: int, excluded: torch.Tensor) -> torch.Tensor:
     return column + (column >= excluded[:, None])
 
 
-def nearest(distance: torch.Tensor, excluded: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, count) positions of the least distances (B, N), leaving out ``excluded`` (B,)."""
-    masked = distance.scatter(1, excluded[:, None], torch.inf)
-    return masked.topk(count, dim=1, largest=False).indices
+def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:
+    word = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")
+    return np.random.Philox(key=np.array([word, query], dtype=np.uint64))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmlbench.attacks.base import Attack, Gallery
+from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.compute import Compute, pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen
@@ -21,9 +21,12 @@ from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
-from dmlbench.progress import Reporter
+from dmlbench.progress import Reporter, Task
 
 MEASURE_VERSION = 1  # raised when a definition below changes
+CLEAN = " clean"  # suffix of the outcomes with eps = 0
+
+Outcomes = dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,13 @@ class Measurement:
 
     Attributes:
         metrics: name -> estimate over queries.
-        facts: further findings, JSON-able, e.g. the collapse indicators.
+        findings: what else was seen, JSON types: self-checks, collapse indicators, cost.
         outcomes: name -> (Q,) value of each query (NaN: the query does not count).
-        seconds: wall time.
     """
 
     metrics: dict[str, Estimate]
-    facts: dict[str, float | int | bool]
-    outcomes: dict[str, npt.NDArray[np.float64]]
-    seconds: float
+    findings: dict[str, Any]
+    outcomes: Outcomes
 
 
 @dataclass
@@ -52,24 +53,36 @@ class Evaluation:
     device: torch.device
     rows: int
     reporter: Reporter
-    _index: torch.Tensor = field(init=False)
+    index: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._index = torch.arange(len(self.data.test), device=self.device)
+        self.index = torch.arange(len(self.data.test), device=self.device)
 
     @cached_property
     def gallery(self) -> Gallery:
-        """Clean embeddings of the test split, from the code path that attacks use."""
+        """Clean embeddings of the test split, from the code path that attacks use.
+
+        Raises:
+            CellError: two forward passes of the same images differ.
+        """
+        parts: list[torch.Tensor] = []
         with torch.no_grad():
-            parts = [embed(self.model, self._images(batch)) for batch in self._batches()]
+            for batch in self._batches():
+                parts.append(embed(self.model, self.images(batch)))
+            first = self.index[: len(parts[0])]
+            if not torch.equal(embed(self.model, self.images(first)), parts[0]):
+                raise CellError("the model is not deterministic: two forward passes differ")
         labels = torch.from_numpy(self.data.test.labels).to(self.device)
         return Gallery(torch.cat(parts), labels, self.model.metric)
 
+    def images(self, index: torch.Tensor) -> torch.Tensor:
+        """Test images at ``index``, float32 in [0, 1]."""
+        return pixels(self.data.test.images[index.cpu().numpy()], self.device)
+
     def benign(self) -> Measurement:
         """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""
-        begun = time.monotonic()
         e, labels = self.gallery.embeddings, self.gallery.labels
-        found = retrieval(e, self._index, e, labels, self.gallery.metric)
+        found = retrieval(e, self.index, e, labels, self.gallery.metric)
         if not found.valid.any():
             raise CellError("no class of the test split has two images: there is no R@K")
         outcomes = {name: value.cpu().numpy() for name, value in found.scores.items()}
@@ -77,40 +90,71 @@ class Evaluation:
         nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
         metrics["NMI"] = Estimate(nmi, None, None, len(labels))
         chance, cosine = chance_recall(labels), mean_cosine(e)
-        facts: dict[str, float | int | bool] = {
+        findings = {
             "queries_left_out": int((~found.valid).sum()),
             "chance R@1": chance,
             "mean_cosine": cosine,
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
         }
-        return Measurement(metrics, facts, outcomes, time.monotonic() - begun)
+        return Measurement(metrics, findings, outcomes)
 
     def attack(self, attack: Attack, seed: int, title: str) -> Measurement:
         """Every test image in turn as the query (or candidate) that is perturbed."""
-        begun = time.monotonic()
+        parts: dict[str, list[torch.Tensor]] = {}
+        passes = full_passes = flat = 0
+        radius = 0.0
         gallery = self.gallery
-        parts: dict[str, list[torch.Tensor]] = {column.name: [] for column in attack.columns}
-        passes = full_passes = 0
-        with self.reporter.task(title, len(self._index)) as task:
-            for batch in self._batches():
-                attacked = attack.run(self.model, self._images(batch), batch, gallery, seed=seed)
+        with self.reporter.task(title, len(self.index)) as task:
+            for batch, images, attacked in self._attacked(attack, gallery, seed, task):
                 for name, values in attacked.outcomes.items():
-                    parts[name].append(values)
-                passes += attacked.perturbed.passes
-                full_passes += attacked.perturbed.full_passes
-                running = "  ".join(f"{k} {torch.cat(v).mean():.1f}" for k, v in parts.items())
-                task.advance(len(batch), running)
+                    parts.setdefault(name, []).append(values)
+                    parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
+                done = attacked.perturbed
+                passes += done.passes
+                full_passes += done.full_passes
+                flat += int(done.flat_start.sum())
+                radius = max(radius, float((done.images - images).abs().max()))
+                running = [
+                    f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
+                ]
+                task.advance(len(batch), "  ".join(running))
         outcomes = {name: torch.cat(v).double().cpu().numpy() for name, v in parts.items()}
-        metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
-        facts: dict[str, float | int | bool] = {"passes_saved": 1 - passes / full_passes}
-        return Measurement(metrics, facts, outcomes, time.monotonic() - begun)
+        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
+        findings = {
+            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
+            "radius": radius,
+            "flat_start": flat / len(self.index),
+            "passes_saved": 1 - passes / full_passes,
+            "batch_size": self.rows,
+        }
+        return Measurement(metrics, findings, outcomes)
+
+    def _attacked(
+        self, attack: Attack, gallery: Gallery, seed: int, task: Task
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
+        """Batches and what became of them; a batch that does not fit into memory is halved."""
+        done = 0
+        while done < len(self.index):
+            batch = self.index[done : done + self.rows]
+            images = self.images(batch)
+            try:
+                attacked = attack.run(self.model, images, batch, gallery, seed=seed)
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise CellError(
+                        "a single image does not fit into the device's memory: use another "
+                        "--device, or a smaller network"
+                    ) from None
+                self.rows = max(1, min(self.rows, len(batch)) // 2)
+                torch.cuda.empty_cache()
+                self.reporter.warn(f"out of memory: the batch size is now {self.rows}")
+                continue
+            done += len(batch)
+            yield batch, images, attacked
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        return iter(torch.split(self._index, self.rows))
-
-    def _images(self, index: torch.Tensor) -> torch.Tensor:
-        return pixels(self.data.test.images[index.cpu().numpy()], self.device)
+        return iter(torch.split(self.index, self.rows))
 
 
 @contextmanager
@@ -118,5 +162,6 @@ def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
+    model.bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(model.to(device)):
         yield Evaluation(model, data, device, compute.rows(), reporter)

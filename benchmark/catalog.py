@@ -48,7 +48,6 @@ def describe(cls: type[Component]) -> dict[str, Any]:
             "recipe": spec.values(card.recipe),
             "threat": vars(card.threat),
             "training_threat": vars(card.training_threat),
-            "suite": card.suite,
             "note": card.note,
         }
     return entry

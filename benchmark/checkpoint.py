@@ -39,11 +39,16 @@ def save(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> dict[str, 
     return manifest
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, training: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """The manifest of a complete model, its checkpoint verified; None if there is no manifest.
 
+    Args:
+        folder: where the model lies.
+        training: the facts of the training run that should have made it, if they are known.
+
     Raises:
-        UserError: the manifest cannot be read, or the checkpoint is missing or altered.
+        UserError: the manifest cannot be read, the checkpoint is missing or altered, or the
+            model was made by another training run.
     """
     path = folder / MANIFEST
     try:
@@ -55,6 +60,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read ({error}): {_remedy(folder)}") from None
     if schema != MANIFEST_SCHEMA:
         raise UserError(f"{path} has schema {schema}, this version reads {MANIFEST_SCHEMA}")
+    if training is not None and manifest.get("training") != training:
+        raise UserError(f"{path} is of another training run: {_remedy(folder)}")
     weights = folder / name
     if not weights.is_file():
         raise UserError(f"{weights} is missing though its manifest is there: {_remedy(folder)}")

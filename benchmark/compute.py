@@ -1,6 +1,7 @@
 """Where and how things are computed: device, batch size, threads, precision.
 
-Nothing here may change a number beyond the last bits, so nothing here is part of an identity.
+Device, batch size and threads may not change a number beyond the last bits, so they are no part
+of an identity. Precision is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dmlbench.errors import UserError
 from dmlbench.lazy import torch
 
 CPU_BATCH, GPU_BATCH = 128, 1024
+MOST_THREADS = 16  # more do not speed up batches of 128, and short batches are padded to 8 a thread
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Compute:
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
         batch_size: images a forward pass in evaluation; None: 128 on a CPU, 1024 on a GPU.
-        threads: CPU threads; None: as many as PyTorch chooses.
+        threads: CPU threads; None: as many as PyTorch chooses, up to 16.
+        precision: of the network in evaluation: fp32; tf32 (GPU) or bf16 change numbers a little
+            and are part of a cell's identity.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     threads: int | None = None
+    precision: str = "fp32"
 
     def torch_device(self) -> torch.device:
         """The device; UserError if it is not there."""
@@ -45,6 +50,12 @@ class Compute:
             raise UserError(f"--device {self.device} cannot be used: {reason}") from None
         return device
 
+    def check(self) -> None:
+        """UserError if the device is not there, or cannot compute at this precision."""
+        device = self.torch_device()
+        if self.precision == "tf32" and device.type != "cuda":
+            raise UserError(f"--precision tf32 needs a GPU; the device is {device}")
+
     def rows(self) -> int:
         """Images a forward pass."""
         if self.batch_size is not None:
@@ -53,18 +64,17 @@ class Compute:
 
     @contextmanager
     def applied(self) -> Iterator[torch.device]:
-        """Full float32 precision, deterministic kernels and the threads asked for, inside."""
+        """The precision and the threads asked for, and deterministic kernels, inside."""
         device = self.torch_device()
         threads, convolution = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
         matmul, deterministic = (
             torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.deterministic,
         )
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
         torch.backends.cudnn.deterministic = True
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or min(threads, MOST_THREADS))
         try:
             yield device
         finally:

@@ -34,6 +34,7 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
+        self.bfloat16 = False
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -41,12 +42,15 @@ class EmbeddingModel(nn.Module):
         """(B, C, H, W) images in [0, 1] -> (B, D) embeddings."""
         if self.mean.numel():
             images = (images - self.mean) / self.std
-        raw = self.backbone(images)
-        if raw.ndim != 2 or len(raw) != len(images):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            raw = self.backbone(images)
+        shape = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
+        if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
             raise CellError(
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
-                f"embeddings, got {tuple(raw.shape)}"
+                f"embeddings, got {shape}"
             )
+        raw = raw.float() if self.bfloat16 else raw
         return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
 
 
@@ -55,7 +59,8 @@ def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     CPU kernels change with the number of rows a thread gets, and with them the last bit, once
     there are very few; short batches are therefore padded. Sign steps turn a last bit into a
-    whole step, so this is what makes batch size and the active set exact.
+    whole step, so this is what makes batch size and the active set exact on a CPU. On a GPU
+    they agree to rounding.
     """
     short = ROWS_PER_THREAD * max(4, torch.get_num_threads()) - len(images)
     if short <= 0 or images.device.type != "cpu":

@@ -38,6 +38,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """UserError now rather than after an hour of training, if ``folder`` cannot be written to.
+
+    Args:
+        folder: made if it is not there.
+        flag: the option that named it, for the message.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)

@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dmlbench import checkpoint, spec
-from dmlbench.attacking import MEASURE_VERSION, evaluation
-from dmlbench.attacks.base import Attack, Column
+from dmlbench.attacking import MEASURE_VERSION, Evaluation, Measurement, evaluation
+from dmlbench.attacks.base import Attack
 from dmlbench.compute import Compute
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.defenses.base import Defense
-from dmlbench.errors import CellError, UserError
-from dmlbench.identity import identity
+from dmlbench.errors import UserError
+from dmlbench.identity import file_sha256, identity
+from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.models.base import Model, canonical_model, parse_model
 from dmlbench.progress import Reporter
 from dmlbench.provenance import provenance
 from dmlbench.recipe import Recipe
 from dmlbench.store import Cell, Store
+from dmlbench.tables import BENIGN, WORST
 from dmlbench.training import Training, train
+
+PERCENT = {"unit": "%", "better": "higher"}
+WORST_OF = {"es": "ES:R", "ltm": "LTM", "gtm": "GTM"}  # attacks that make an R@1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Weights to measure.
+
+    Attributes:
+        model: the network.
+        weights: the checkpoint file.
+        facts: what of it decides a number: checkpoint digest, training run, network.
+        about: the row that its cells belong to.
+    """
+
+    model: Model
+    weights: Path
+    facts: dict[str, Any]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the cells of a run have in common."""
+
+    dataset: Dataset
+    data: RetrievalData
+    store: Store
+    compute: Compute
+    reporter: Reporter
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model to train, and the attacks to measure it by; nothing is ``auto`` any more."""
+    """A model to train, with nothing ``auto``."""
 
     training: Training
-    attacks: tuple[Attack, ...]
     dataset: Dataset
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """The row that this job's cells belong to."""
+    def about(self, precision: str) -> dict[str, Any]:
+        """The row of the model, before any suite."""
         defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
+        metric = self.training.model.metric
         changed = [
             f"{name}={value:g}"
             for name, value in spec.values(recipe).items()
@@ -44,14 +78,15 @@ class Job:
         return {
             "dataset": self.training.dataset,
             "model": canonical_model(self.training.model),
+            "distance": metric,
             "recipe": ",".join(changed),
-            "defense": spec.shortest(
-                defense, lambda d: d.resolve(card.training_threat, self.training.model.metric)
-            ),
+            "defense": spec.shortest(defense, lambda d: d.resolve(card.training_threat, metric)),
             "label": defense.label,
+            "resolved": spec.canonical(defense),
             "training_cost": defense.training_cost,
             "seed": self.training.seed,
-            "suite": card.suite,
+            "precision": precision,
+            "suite": "",
         }
 
 
@@ -60,34 +95,24 @@ def plan(
     data: RetrievalData,
     model: str | None,
     defenses: Sequence[Defense],
-    attacks: Sequence[Attack],
     seeds: Sequence[int],
     recipe: Recipe | None = None,
 ) -> list[Job]:
-    """The jobs of a run: seeds within defenses, each configuration once."""
+    """The models of a run: seeds within defenses, each configuration once."""
     card = dataset.protocol
-    network: Model = parse_model(model or card.model)
-    resolved = tuple(dict.fromkeys(attack.resolve(card.threat) for attack in attacks))
+    network = parse_model(model or card.model)
     jobs = []
     for defense in defenses:
         complete = defense.resolve(card.training_threat, network.metric)
         for seed in seeds:
             training = Training(
-                spec.canonical(dataset),
-                data.digest,
-                network,
-                complete,
-                recipe or card.recipe,
-                seed,
+                spec.canonical(dataset), data.digest, network, complete, recipe or card.recipe, seed
             )
-            jobs.append(Job(training, resolved, dataset))
-    unique = {job.training.id: job for job in jobs}
-    return list(unique.values())
+            jobs.append(Job(training, dataset))
+    return list({job.training.id: job for job in jobs}.values())
 
 
-def run(
-    jobs: Sequence[Job], data: RetrievalData, store: Store, compute: Compute, reporter: Reporter
-) -> list[Cell]:
+def run(jobs: Sequence[Job], attacks: Sequence[Attack], session: Session) -> list[Cell]:
     """Do what is not done yet and return the cells of all jobs, stored ones included.
 
     A cell that cannot yield a number is stored as failed and the run goes on; UserError (a
@@ -95,125 +120,190 @@ def run(
     """
     cells: list[Cell] = []
     for job in jobs:
-        cells += _run_job(job, data, store, compute, reporter)
+        subject = _train(job, session)
+        if isinstance(subject, Subject):
+            cells += measure(subject, attacks, job.training.seed, session)
+        else:
+            cells.append(subject)
     return cells
 
 
-def _run_job(
-    job: Job, data: RetrievalData, store: Store, compute: Compute, reporter: Reporter
-) -> Iterator[Cell]:
-    folder = store.model_folder(job.training.id)
-    manifest = checkpoint.read_manifest(folder)
-    if manifest is None:
-        cell, manifest = _train(job, data, folder, store, compute, reporter)
-        if cell is not None:
-            yield cell
-        if manifest is None:
-            return
-    facts = {
-        "measure_version": MEASURE_VERSION,
-        "data": data.digest,
-        "model": canonical_model(job.training.model),
-        "checkpoint": manifest["sha256"],
+def external(
+    model: Model, weights: Path, session: Session, label: str | None, seed: int
+) -> Subject:
+    """Weights from elsewhere; what their manifest says of them is used if one lies beside."""
+    if not weights.is_file():
+        raise UserError(f"checkpoint {weights} does not exist")
+    digest = file_sha256(weights)
+    known = checkpoint.read_manifest(weights.parent) or {}
+    if known.get("sha256") != digest:
+        known = {}
+    facts = {"checkpoint": digest, "data": session.data.digest, "model": model.facts}
+    if known:
+        facts["training"] = known["training_id"]
+    name = label or known.get("label") or weights.stem
+    about = {
+        "dataset": spec.canonical(session.dataset),
+        "model": canonical_model(model),
+        "distance": model.metric,
+        "recipe": "",
+        "defense": label or known.get("defense", name),
+        "label": name,
+        "resolved": known.get("defense", ""),
+        "training_cost": known.get("training_cost", 0),
+        "seed": known["training"]["seed"] if known else seed,
+        "precision": session.compute.precision,
+        "suite": "",
     }
-    todo: list[tuple[dict[str, Any], Attack | None]] = [({"kind": "benign", **facts}, None)]
-    for attack in job.attacks:
-        identified = {
+    return Subject(model, weights, facts, about)
+
+
+def measure(subject: Subject, attacks: Sequence[Attack], seed: int, session: Session) -> list[Cell]:
+    """The benign cell of the weights and one for each attack; what is stored is not redone."""
+    threat = session.dataset.protocol.threat
+    common = {
+        **subject.facts,
+        "measure_version": MEASURE_VERSION,
+        "precision": session.compute.precision,
+    }
+    planned: list[tuple[Cell, Attack | None]] = [
+        (_cell({"kind": "benign", **common}, subject.about, dict.fromkeys(BENIGN, PERCENT)), None)
+    ]
+    for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
+        facts = {
             "kind": "attack",
-            **facts,
-            "suite": job.dataset.protocol.suite,
+            **common,
             "attack": attack.card.name,
             "attack_version": attack.card.version,
             "attack_values": spec.values(attack),
-            "seed": job.training.seed,
+            "seed": seed,
         }
-        todo.append((identified, attack))
-    missing = [item for item in todo if store.done(identity(item[0])) is None]
+        suite = attack.suite or threat.suite
+        about = subject.about | {
+            "suite": suite,
+            "attack": spec.shortest(attack, lambda a, s=suite: _within(a, s).resolve(threat)),
+            "attack_resolved": spec.canonical(attack),
+        }
+        columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
+        planned.append((_cell(facts, about, columns), attack))
+    missing = [item for item in planned if session.store.done(item[0]["id"]) is None]
     if missing:
-        _measure(job, missing, folder, data, store, compute, reporter)
-    for identified, _ in todo:
-        found = store.get(identity(identified))
-        assert found is not None
-        yield found
+        model = subject.model.build(session.data.channels, session.data.size)
+        checkpoint.load_weights(subject.weights, model)
+        with evaluation(model, session.data, session.compute, session.reporter) as measured:
+            for cell, attack in missing:
+                _fill(cell, attack, seed, measured, session)
+    cells = [found for cell, _ in planned if (found := session.store.get(cell["id"])) is not None]
+    return cells + _worst_cases(cells, session)
 
 
-def _train(
-    job: Job,
-    data: RetrievalData,
-    folder: Path,
-    store: Store,
-    compute: Compute,
-    reporter: Reporter,
-) -> tuple[Cell | None, dict[str, Any] | None]:
-    """The manifest of the trained model, or the failed cell that says why there is none."""
-    begun = time.time()
-    try:
-        return None, train(job.training, data, folder, compute, reporter)
-    except CellError as error:
-        cell = _cell(job, job.training.facts, None, compute, begun)
-        cell |= {"status": "failed", "error": str(error)}
-        store.put(cell)
-        reporter.warn(f"{job.training.defense.label}: {error}")
-        return cell, None
+def _within(attack: Attack, suite: str) -> Attack:
+    """The attack with its suite given: a row says its suite, so its attacks need not."""
+    return attack if attack.suite else replace(attack, suite=suite)
 
 
-def _measure(
-    job: Job,
-    missing: Sequence[tuple[dict[str, Any], Attack | None]],
-    folder: Path,
-    data: RetrievalData,
-    store: Store,
-    compute: Compute,
-    reporter: Reporter,
-) -> None:
-    model = job.training.model.build(data.channels, data.size)
-    checkpoint.load_weights(folder / checkpoint.WEIGHTS, model)
-    label, seed = job.training.defense.label, job.training.seed
-    with evaluation(model, data, compute, reporter) as measured:
-        for facts, attack in missing:
-            begun = time.time()
-            cell = _cell(job, facts, attack, compute, begun)
-            title = f"{attack.card.name if attack else 'benign'} on {label} (seed {seed})"
-            columns = {} if attack is None else {c.name: c for c in attack.columns}
-            try:
-                found = (
-                    measured.benign() if attack is None else measured.attack(attack, seed, title)
-                )
-            except UserError:
-                raise
-            except Exception as error:  # whatever a plugin raises is a failed cell, not an abort
-                cell |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-                reporter.warn(f"{title} failed: {cell['error']}")
-            else:
-                cell["status"] = "ok"
-                cell["findings"] = found.facts
-                cell["metrics"] = {
-                    name: asdict(estimate) | _direction(columns.get(name))
-                    for name, estimate in found.metrics.items()
-                }
-            cell["seconds"] = time.time() - begun
-            store.put(cell)
-
-
-def _direction(column: Column | None) -> dict[str, str]:
-    """Unit and better direction; benign metrics are percentages, higher is better."""
-    if column is None:
-        return {"unit": "%", "better": "higher"}
-    return {"unit": column.unit, "better": column.better}
-
-
-def _cell(
-    job: Job, facts: dict[str, Any], attack: Attack | None, compute: Compute, begun: float
-) -> Cell:
-    name = ""
-    if attack is not None:
-        name = spec.shortest(attack, lambda a: a.resolve(job.dataset.protocol.threat))
-    return {
-        "id": identity(facts),
-        "facts": facts,
-        "about": job.about | {"attack": name},
-        "metrics": {},
-        "started": begun,
-        "seconds": time.time() - begun,
-        "provenance": provenance(compute.torch_device()),
+def _train(job: Job, session: Session) -> Subject | Cell:
+    """The weights of a job, trained if they are not there; a failed cell if that fails."""
+    folder = session.store.model_folder(job.training.id)
+    about = job.about(session.compute.precision)
+    manifest = checkpoint.read_manifest(folder, job.training.facts)
+    failed = _cell(job.training.facts, about, {})
+    if manifest is None:
+        begun = time.time()
+        try:
+            manifest = train(job.training, session.data, folder, session.compute, session.reporter)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a plugin raises is a failed cell, not an abort
+            _fail(failed, error, begun, f"training {job.training.defense.label}", session)
+            return failed
+    session.store.remove(failed["id"])
+    facts = {
+        "checkpoint": manifest["sha256"],
+        "training": job.training.id,
+        "data": session.data.digest,
+        "model": job.training.model.facts,
     }
+    return Subject(job.training.model, folder / manifest["checkpoint"], facts, about)
+
+
+def _fill(
+    cell: Cell, attack: Attack | None, seed: int, measured: Evaluation, session: Session
+) -> None:
+    """Measure a cell and store it, failed or not."""
+    begun = time.time()
+    name = attack.card.name if attack else "benign"
+    title = f"{name} on {cell['about']['label']} (seed {seed})"
+    try:
+        found = measured.benign() if attack is None else measured.attack(attack, seed, title)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a plugin raises is a failed cell, not an abort
+        _fail(cell, error, begun, title, session)
+    else:
+        _succeed(cell, found, begun, session)
+
+
+def _worst_cases(cells: Sequence[Cell], session: Session) -> list[Cell]:
+    """Robust R@1 of each suite whose ES, LTM and GTM are there as the protocol has them.
+
+    A query counts if its top-1 is right on the clean image and under each of the three: what
+    AutoAttack's per-example worst case is to classification.
+    """
+    benign = next(
+        (c for c in cells if c["facts"]["kind"] == "benign" and c["status"] == "ok"), None
+    )
+    found = []
+    for suite in dict.fromkeys(c["about"]["suite"] for c in cells if c["about"]["suite"]):
+        parts = {
+            c["about"]["attack"]: c
+            for c in cells
+            if c["about"]["suite"] == suite and c["status"] == "ok"
+        }
+        if benign is None or not WORST_OF.keys() <= parts.keys():
+            continue
+        sources = [benign, *(parts[name] for name in WORST_OF)]
+        facts = {
+            "kind": "worst case",
+            "cells": [c["id"] for c in sources],
+            **{k: benign["facts"][k] for k in ("checkpoint", "training") if k in benign["facts"]},
+        }
+        about = benign["about"] | {"suite": suite, "attack": "worst case"}
+        cell = _cell(facts, about, {WORST: PERCENT})
+        if session.store.done(cell["id"]) is None:
+            begun = time.time()
+            columns = [session.store.outcomes(benign["id"])["R@1"].to_numpy()]
+            columns += [
+                session.store.outcomes(parts[name]["id"])[column].to_numpy()
+                for name, column in WORST_OF.items()
+            ]
+            worst = np.min(columns, axis=0)
+            measurement = Measurement({WORST: bootstrap_mean(worst)}, {}, {WORST: worst})
+            _succeed(cell, measurement, begun, session)
+        found.append(session.store.get(cell["id"]) or cell)
+    return found
+
+
+def _cell(facts: dict[str, Any], about: dict[str, Any], columns: dict[str, Any]) -> Cell:
+    named = {"attack": "", "attack_resolved": ""} | about
+    return {"id": identity(facts), "facts": facts, "about": named, "columns": columns}
+
+
+def _succeed(cell: Cell, found: Measurement, begun: float, session: Session) -> None:
+    cell["status"] = "ok"
+    cell["metrics"] = {name: asdict(estimate) for name, estimate in found.metrics.items()}
+    cell["findings"] = found.findings
+    _put(cell, begun, session, found)
+
+
+def _fail(cell: Cell, error: Exception, begun: float, title: str, session: Session) -> None:
+    kind = "" if type(error).__module__ == "dmlbench.errors" else f"{type(error).__name__}: "
+    cell |= {"status": "failed", "error": f"{kind}{error}", "metrics": {}, "findings": {}}
+    session.reporter.warn(f"{title} failed: {cell['error']}")
+    _put(cell, begun, session, None)
+
+
+def _put(cell: Cell, begun: float, session: Session, found: Measurement | None) -> None:
+    cell["started"], cell["seconds"] = begun, time.time() - begun
+    cell["provenance"] = provenance(session.compute.torch_device())
+    session.store.put(cell, None if found is None else found.outcomes)

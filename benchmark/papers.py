@@ -49,6 +49,32 @@ HM = Paper(
     year=2022,
     url="https://arxiv.org/abs/2203.01439",
 )
+ROBRANK = Paper(
+    key="zhou2024robrank",
+    title="Adversarial Attack and Defense in Deep Ranking",
+    authors="Zhou, Mo and Wang, Le and Niu, Zhenxing and Zhang, Qilin and Zheng, Nanning and "
+    "Hua, Gang",
+    venue="TPAMI",
+    year=2024,
+    url="https://arxiv.org/abs/2106.03614",
+)
+TMA = Paper(
+    key="tolias2019targeted",
+    title="Targeted Mismatch Adversarial Attack: Query with a Flower to Retrieve the Tower",
+    authors="Tolias, Giorgos and Radenovic, Filip and Chum, Ondrej",
+    venue="ICCV",
+    year=2019,
+    url="https://arxiv.org/abs/1908.09163",
+)
+LTM = Paper(
+    key="wang2020transferable",
+    title="Transferable, Controllable, and Inconspicuous Adversarial Attacks on Person "
+    "Re-identification With Deep Mis-Ranking",
+    authors="Wang, Hongjun and Wang, Guangrun and Li, Ya and Zhang, Dongyu and Lin, Liang",
+    venue="CVPR",
+    year=2020,
+    url="https://arxiv.org/abs/2004.04199",
+)
 FASHION = Paper(
     key="xiao2017fashion",
     title="Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",

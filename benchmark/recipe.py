@@ -18,13 +18,28 @@ class Recipe(Component):
     weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
 
 
+SUITES = ("strict", "ers")
+ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # its ten columns
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
 @dataclass(frozen=True)
 class Threat:
-    """An L-infinity adversary of ``steps`` sign steps of ``alpha`` in a ball of radius ``eps``."""
+    """The adversary of an evaluation.
+
+    Attributes:
+        eps: radius of the L-infinity ball, in [0, 1] pixel space.
+        alpha: size of a sign step.
+        steps: number of steps.
+        suite: ``strict`` for the papers' definitions, ``ers`` for the published code's.
+        sp_scale: exponent of SP-QA's weight xi = min(exp(sp_scale * L_sp), 1e9).
+    """
 
     eps: float
     alpha: float
     steps: int
+    suite: str = "strict"
+    sp_scale: float = 4e4
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import typing
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from dmlbench.errors import UserError
@@ -53,11 +54,13 @@ class Registry(Generic[C]):
         kind: singular noun used in messages, e.g. ``"attack"``.
         group: both the built-in package whose modules register themselves when imported and
             the entry-point group third parties use, e.g. ``"dmlbench.attacks"``.
+        required: attributes that a class must have besides its card, e.g. ``("columns",)``.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, required: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self._group = group
+        self._required = required
         self._classes: dict[str, type[C]] = {}
         self._loaded = False
 
@@ -88,7 +91,20 @@ class Registry(Generic[C]):
     def __iter__(self) -> Iterator[type[C]]:
         return iter([self.get(name) for name in self.names()])
 
+    def _validate(self, cls: type[C]) -> None:
+        """TypeError unless ``cls`` is what ``list`` and ``parse`` rely on."""
+        if not (isinstance(cls, type) and issubclass(cls, Component) and is_dataclass(cls)):
+            raise TypeError(f"it must be a dataclass that derives from the base of a {self.kind}")
+        if not isinstance(getattr(cls, "card", None), Card):
+            raise TypeError("it has no card")
+        missing = [name for name in self._required if not hasattr(cls, name)]
+        if missing:
+            raise TypeError(f"it lacks {', '.join(missing)}")
+        typing.get_type_hints(cls)
+
     def _unknown(self, name: str) -> str:
+        if name.lower() in self._classes:
+            return f"unknown {self.kind} {name!r}: names are lower case: {name.lower()!r}"
         close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         return f"unknown {self.kind} {name!r}: {hint}available: {', '.join(self.names())}"
@@ -102,7 +118,9 @@ class Registry(Generic[C]):
             importlib.import_module(f"{self._group}.{module.name}")
         for entry in importlib.metadata.entry_points(group=self._group):
             try:
-                self.register(entry.load())
+                cls = entry.load()
+                self._validate(cls)
+                self.register(cls)
             except Exception as error:  # a broken plugin must not take the command line down
                 warnings.warn(
                     f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {error}",

@@ -1,6 +1,7 @@
 """Results on disk: one JSON file a cell, written atomically, and CSV exports of them all.
 
 results/cells/<id>.json      what one cell found, with its identity and provenance
+results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.checkpoint``)
 results/results.csv          tidy: a row a cell and metric
 results/wide.csv             a row a model, a column a metric
@@ -11,16 +12,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmlbench import tables
-from dmlbench.errors import UserError
 from dmlbench.files import write_atomically, write_json
 from dmlbench.identity import identity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dmlbench.attacking import Outcomes
 
 CELL_SCHEMA = 1
 Cell = dict[str, Any]
@@ -36,23 +40,14 @@ class Store:
         """Where the model of a training run lies."""
         return self.root / "models" / training_id
 
-    def check_writable(self) -> None:
-        """UserError now rather than after an hour of training, if results cannot be written."""
-        existing = next(p for p in [self.root, *self.root.absolute().parents] if p.exists())
-        if not existing.is_dir():
-            raise UserError(f"--results {self.root}: {existing} is not a folder")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"--results {self.root} cannot be written to: {error.strerror}"
-            ) from None
+    def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
+        """Write a cell under its identity, its outcomes first: the cell says that it is whole."""
+        if outcomes is not None:
+            import pandas as pd
 
-    def put(self, cell: Cell) -> None:
-        """Write a cell under its identity."""
+            buffer = io.BytesIO()
+            pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
+            write_atomically(self._path(cell["id"], "parquet"), buffer.getvalue())
         write_json(self._path(cell["id"]), {"schema": CELL_SCHEMA, **cell})
 
     def get(self, cell_id: str) -> Cell | None:
@@ -61,15 +56,37 @@ class Store:
         return _read(path) if path.is_file() else None
 
     def done(self, cell_id: str) -> Cell | None:
-        """The cell of that identity if it has succeeded."""
+        """The cell of that identity if it has succeeded and its outcomes are there."""
         cell = self.get(cell_id)
-        return cell if cell is not None and cell["status"] == "ok" else None
+        whole = cell is not None and cell["status"] == "ok"
+        return cell if whole and self._path(cell_id, "parquet").is_file() else None
+
+    def remove(self, cell_id: str) -> None:
+        """Forget a cell, if it is there."""
+        self._path(cell_id).unlink(missing_ok=True)
+
+    def outcomes(self, cell_id: str) -> pd.DataFrame:
+        """The outcome of each query: columns as in the cell's metrics, rows by test index."""
+        import pandas as pd
+
+        return pd.read_parquet(self._path(cell_id, "parquet"))
 
     def cells(self) -> list[Cell]:
-        """Every cell, sorted by what it is about (``tables.order``)."""
+        """Every cell that stands, sorted by what it is about (``tables.order``).
+
+        A cell of weights that have been replaced since (its training run is here, with another
+        checkpoint) does not stand.
+        """
         paths = sorted((self.root / "cells").glob("*.json"))
         found = [cell for path in paths if (cell := _read(path)) is not None]
-        return sorted(found, key=tables.order)
+        standing = {training: self._checkpoint(training) for training in _trainings(found)}
+        current = [
+            cell
+            for cell in found
+            if standing.get(cell["facts"].get("training"))
+            in (None, cell["facts"].get("checkpoint"))
+        ]
+        return sorted(current, key=tables.order)
 
     def damaged(self) -> list[Path]:
         """Cell files that cannot be read or are not what their name says; they are ignored."""
@@ -85,8 +102,20 @@ class Store:
         write_atomically(wide, _csv(tables.wide_columns(rows), [row.record() for row in rows]))
         return tidy, wide
 
-    def _path(self, cell_id: str) -> Path:
-        return self.root / "cells" / f"{cell_id}.json"
+    def _path(self, cell_id: str, kind: str = "json") -> Path:
+        return self.root / "cells" / f"{cell_id}.{kind}"
+
+    def _checkpoint(self, training_id: str) -> str | None:
+        """The checkpoint that a training run has now; None if it is not here."""
+        try:
+            manifest = json.loads((self.model_folder(training_id) / "manifest.json").read_bytes())
+            return str(manifest["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _trainings(cells: Iterable[Cell]) -> set[str]:
+    return {t for cell in cells if isinstance(t := cell["facts"].get("training"), str)}
 
 
 def _read(path: Path) -> Cell | None:

@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from dmlbench.models.base import Model, canonical_model
 from dmlbench.progress import Reporter, Task
 from dmlbench.provenance import provenance
 from dmlbench.recipe import Recipe
+
+History = list[dict[str, float | None]]
 
 TRAINING_VERSION = 1  # raised when the engine changes what it computes
 STATE = "state.pt"
@@ -63,8 +66,7 @@ class Training:
             "kind": "training",
             "training_version": TRAINING_VERSION,
             "data": self.digest,
-            "model": canonical_model(self.model),
-            "model_version": self.model.card.version,
+            "model": self.model.facts,
             "defense": self.defense.card.name,
             "defense_version": self.defense.card.version,
             "defense_values": spec.values(self.defense),
@@ -80,23 +82,23 @@ class Training:
 
 @dataclass
 class Epoch:
-    """Running sums of an epoch, on the device until they are read."""
+    """What the steps of an epoch were like; a batch without a triplet has no loss."""
 
-    steps: int = 0
-    loss: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    hardness: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    spread: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    losses: list[float] = field(default_factory=list)
+    hardnesses: list[float] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
     passes: int = 0
     full_passes: int = 0
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | None]:
         """Means over the steps, and the share of adversarial passes the active set saved."""
         saved = 1 - self.passes / self.full_passes if self.full_passes else 0.0
-        means = {name: float(getattr(self, name)) / self.steps for name in _MEANS}
-        return {**means, "passes_saved": saved}
-
-
-_MEANS = ("loss", "hardness", "spread")
+        return {
+            "loss": fmean(self.losses) if self.losses else None,
+            "hardness": fmean(self.hardnesses) if self.hardnesses else None,
+            "spread": fmean(self.spreads),
+            "passes_saved": saved,
+        }
 
 
 def train(
@@ -131,6 +133,7 @@ def train(
             "training_id": training.id,
             "training": training.facts,
             "dataset": training.dataset,
+            "model": canonical_model(training.model),
             "defense": spec.canonical(training.defense),
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
@@ -155,7 +158,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     device: torch.device
     reporter: Reporter
-    state: State = field(default_factory=State)
+    state: State = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         labels = self.data.train.labels
@@ -173,34 +176,35 @@ class _Run:
         """Batches; a last one that is smaller counts too."""
         return math.ceil(len(self.anchors) / self.training.recipe.pairs)
 
-    def epoch(self, number: int, task: Task) -> dict[str, float]:
+    def epoch(self, number: int, task: Task) -> dict[str, float | None]:
         """One pass: every image that has a partner is the anchor once."""
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        totals, warned = Epoch(), False
+        seen, warned = Epoch(), False
         self.model.train()
         for batch in pair_batches(self.data.train.labels, self.training.recipe.pairs, draws):
-            step = self.step(batch, mining, totals, number)
-            note = f"loss {step[0]:.3f}  H {step[1]:.3f}"
-            task.advance(1, note)
-            if step[2] > MEAN_COSINE_LIMIT and not warned:
+            place = f"epoch {number + 1}, step {len(seen.spreads) + 1}"
+            self.step(batch, mining, seen, place)
+            if seen.losses:
+                task.advance(1, f"loss {seen.losses[-1]:.3f}  H {seen.hardnesses[-1]:.3f}")
+            if seen.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
-                    f"{step[2]:.4f} in epoch {number + 1}, step {totals.steps})"
+                    f"{seen.spreads[-1]:.4f} in {place})"
                 )
-        return totals.summary()
+        return seen.summary()
 
     def step(
-        self,
-        batch: npt.NDArray[np.int64],
-        mining: torch.Generator,
-        totals: Epoch,
-        epoch: int,
-    ) -> tuple[float, float, float]:
-        """One weight update; returns loss, mean hardness and mean cosine of the clean batch."""
+        self, batch: npt.NDArray[np.int64], mining: torch.Generator, seen: Epoch, place: str
+    ) -> None:
+        """One weight update.
+
+        Raises:
+            CellError: the loss or a gradient is not finite; the message names the place.
+        """
         index = torch.from_numpy(batch)
         images = pixels(self.images[index].numpy(), self.device)
         labels = self.labels[index].to(self.device)
@@ -208,36 +212,41 @@ class _Run:
         with torch.no_grad():
             embeddings = embed(self.model, images)
         self.model.train()
-        clean = Clean(images, labels, embeddings, mining)
-        totals.steps += 1
-        result = self.training.defense.step(self.model, clean, self.state)
-        loss = float("nan") if result.loss is None else float(result.loss.detach())
-        if result.loss is not None:
-            if not math.isfinite(loss):
-                raise CellError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {totals.steps}: the training "
-                    f"diverged; try a lower learning rate than {self.training.recipe.lr:g}"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            totals.loss += loss
-            totals.hardness += float(result.hardness)
-        totals.spread += float(result.spread)
-        totals.passes += result.passes
-        totals.full_passes += result.full_passes
-        return loss, float(result.hardness), float(result.spread)
+        try:
+            result = self.training.defense.step(
+                self.model, Clean(images, labels, embeddings, mining), self.state
+            )
+        except CellError as error:
+            raise self._diverged(place, str(error)) from None
+        seen.spreads.append(float(result.spread))
+        seen.passes += result.passes
+        seen.full_passes += result.full_passes
+        if result.loss is None:
+            return
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss):
+            raise self._diverged(place, f"the loss is {loss}")
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        seen.losses.append(loss)
+        seen.hardnesses.append(float(result.hardness))
 
-    def save(self, folder: Path, history: list[dict[str, float]], seconds: float) -> None:
+    def _diverged(self, place: str, what: str) -> CellError:
+        rate = self.training.recipe.lr
+        return CellError(
+            f"{what} in {place}: the training diverged; try a lower learning rate than {rate:g}"
+        )
+
+    def save(self, folder: Path, history: History, seconds: float) -> None:
         """The state after an epoch: its SHA-256 in hex, a newline, the archive."""
-        previous = self.state.previous_loss
         buffer = io.BytesIO()
         torch.save(
             {
                 "training_id": self.training.id,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "previous_loss": None if previous is None else previous.cpu(),
+                "defense": {name: value.cpu() for name, value in self.state.items()},
                 "history": history,
                 "seconds": seconds,
             },
@@ -247,7 +256,7 @@ class _Run:
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(folder / STATE, digest.encode() + b"\n" + content)
 
-    def resume(self, folder: Path) -> tuple[list[dict[str, float]], float]:
+    def resume(self, folder: Path) -> tuple[History, float]:
         """Load the last finished epoch; ([], 0) where there is none or it is damaged."""
         try:
             digest, _, content = (folder / STATE).read_bytes().partition(b"\n")
@@ -259,9 +268,8 @@ class _Run:
         saved = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        previous = saved["previous_loss"]
-        self.state.previous_loss = None if previous is None else previous.to(self.device)
-        history: list[dict[str, float]] = saved["history"]
+        self.state = {name: value.to(self.device) for name, value in saved["defense"].items()}
+        history: History = saved["history"]
         self.reporter.say(f"resuming after epoch {len(history)}")
         return history, float(saved["seconds"])
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dmlbench.embedding import EmbeddingModel
     from dmlbench.recipe import TrainingThreat
 
-DEFENSES: Registry[Defense] = Registry("defense", "dmlbench.defenses")
+DEFENSES: Registry[Defense] = Registry("defense", "dmlbench.defenses", required=("label", "step"))
 
 MARGIN = {"N": 0.2, "C": 0.2, "E": 1.0}  # RobRank's margins
 
@@ -50,15 +50,8 @@ class Step:
         return cls(None, torch.tensor(torch.nan), clean.spread)
 
 
-@dataclass
-class State:
-    """What a defense carries from step to step; saved with each epoch.
-
-    Attributes:
-        previous_loss: adversarial loss of the previous step; None before the first.
-    """
-
-    previous_loss: torch.Tensor | None = None
+State = dict[str, "torch.Tensor"]
+"""What a defense carries from step to step, by names of its own; saved with each epoch."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Clean:
     def __post_init__(self) -> None:
         unit = torch.nn.functional.normalize(self.embeddings, dim=1)
         n = len(unit)
-        mean = (unit.sum(0).square().sum() - n) / (n * (n - 1))
+        mean = (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
         object.__setattr__(self, "spread", mean)
 
 

@@ -15,8 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmlbench.attacks.base import RowWise
-from dmlbench.attacks.pgd import PGD, Perturbed
+from dmlbench.attacks.pgd import PGD, Perturbed, RowWise
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
@@ -105,19 +104,22 @@ class HardnessManipulation(Defense):
         if not len(triplets):
             return Step.empty(clean)
         images = clean.images[triplets.stack()]
-        if self.source == self.destination:
-            perturbed = Perturbed(images, 0, 0)
-        else:
+        passes = full_passes = 0
+        if self.source != self.destination:
             perturbed = self.perturb(model, images, self.hardness_goal(clean, state, metric))
-        e = model(perturbed.images.flatten(0, 1))
+            images, passes, full_passes = (
+                perturbed.images,
+                perturbed.passes,
+                perturbed.full_passes,
+            )
+        e = model(images.flatten(0, 1))
         e = e.view(len(triplets), 3, -1)
         h = hardness(e, metric)
         loss = triplet_loss(h, self.margin)
-        state.previous_loss = loss.detach()
+        state["previous_loss"] = loss.detach()
         if self.ics:
             loss = loss + self.ics * self.structure_loss(model, clean, triplets, e)
-        cost = (perturbed.passes, perturbed.full_passes)
-        return Step(loss, h.detach().mean(), clean.spread, *cost)
+        return Step(loss, h.detach().mean(), clean.spread, passes, full_passes)
 
     def hardness_goal(self, clean: Clean, state: State, metric: Metric) -> torch.Tensor:
         """H_D: a scalar for LGA, (T,) for another sampler's triplets with the same anchors."""
@@ -133,9 +135,9 @@ class HardnessManipulation(Defense):
         learns to withstand it.
         """
         assert self.margin is not None
-        if state.previous_loss is None:
+        if "previous_loss" not in state:
             return like.new_tensor(-self.margin)
-        return -state.previous_loss.clamp(max=self.margin).to(like)
+        return -state["previous_loss"].clamp(max=self.margin).to(like)
 
     def perturb(
         self, model: EmbeddingModel, images: torch.Tensor, destination: torch.Tensor

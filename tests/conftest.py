@@ -46,6 +46,9 @@ class Broken(Attack):
     columns = (Column("BR", "%", "higher"),)
     def goal(self, gallery, index, seed):
         raise RuntimeError("this plugin is broken")
+
+class NoCard(Attack):
+    pass
 """
 ENTRY_POINTS = """
 [dmlbench.datasets]
@@ -53,6 +56,7 @@ tiny = dmlbench_test_plugin:Tiny
 [dmlbench.attacks]
 broken = dmlbench_test_plugin:Broken
 absent = no_such_module:Attack
+absent-card = dmlbench_test_plugin:NoCard
 """
 
 

@@ -87,6 +87,21 @@ def test_loss_gradient_and_rank_equal_the_definition(
 
 
 @pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
+def test_a_collapsed_model_gains_nothing_from_its_rounding(
+    cls: type[CandidateUp] | type[CandidateDown],
+) -> None:
+    for seed in range(4):
+        one = torch.nn.functional.normalize(
+            torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)), dim=1
+        )
+        for metric in ("N", "C"):
+            gallery = Gallery(one.repeat(200, 1), torch.arange(200) % 5, metric)  # type: ignore[arg-type]
+            index = torch.arange(20)
+            rank = cls().goal(gallery, index, seed=0).outcome(one.repeat(20, 1))
+            assert rank[cls.columns[0].name].tolist() == [50] * 20
+
+
+@pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
 def test_ties_count_half_and_the_saturated_gradient_is_zero(
     cls: type[CandidateUp] | type[CandidateDown],
 ) -> None:

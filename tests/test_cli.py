@@ -24,7 +24,7 @@ FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """One line on standard error, exit code 2, no traceback."""
-    lines = [x for x in done.stderr.strip().splitlines() if "'absent'" not in x]  # the plugin's
+    lines = [x for x in done.stderr.strip().splitlines() if "plugin attack" not in x]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
@@ -57,7 +57,7 @@ def test_list_json(dmlbench: Run) -> None:
     listed = json.loads(dmlbench("list", "attacks", "--json").stdout)
     (entry,) = [e for e in listed["attacks"] if e["name"] == "ca-"]
     assert entry["columns"] == [{"name": "CA-", "unit": "%", "better": "lower"}]
-    assert {p["name"] for p in entry["parameters"]} == {"eps", "alpha", "steps", "w"}
+    assert {p["name"] for p in entry["parameters"]} >= {"eps", "alpha", "steps", "w"}
     assert "@inproceedings" in entry["paper"]["bibtex"]
     assert list(listed) == ["attacks"]
 
@@ -117,10 +117,11 @@ def test_all_means_every_registered_one_and_a_broken_attack_is_a_failed_row(
                     "--recipe", "epochs=1")  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "failed: broken on N/A[R]: RuntimeError: this plugin is broken" in done.stdout
+    assert "failed: BR on N/A[R]: RuntimeError: this plugin is broken" in done.stdout
     table = metrics(tmp_path)
     failed = table[table["status"] == "failed"]
     assert failed["attack"].tolist() == ["broken", "broken"]
+    assert "failed" in (tmp_path / "leaderboards" / "tiny.md").read_text()
     assert set(table[table["status"] == "ok"]["metric"]) >= {"CA+", "CA-", "R@1"}
     again = dmlbench("run", "--dataset", "tiny", "--defense", "none", "--attack", "broken",
                      "--recipe", "epochs=1")  # fmt: skip
@@ -154,6 +155,8 @@ def test_json_output(dmlbench: Run) -> None:
         (["--defense", "hm", "--attack", "ca+", "--recipe", "epoch=1"], ["did you mean 'epochs'"]),
         (["--defense", "hm", "--attack", "ca+", "--device", "cuda:99"], ["--device cuda:99"]),
         (["--defense", "hm", "--attack", "ca+", "--model", "nowhere:make"], ["nowhere"]),
+        (["--defense", "hm"], ["name an attack", "--suite strict"]),
+        (["--defense", "hm", "--attack", "ca+", "--precision", "tf32"], ["tf32 needs a GPU"]),
     ],
     ids=lambda value: " ".join(value[1::2]) if isinstance(value, list) else None,
 )
@@ -168,7 +171,8 @@ def test_a_results_folder_that_cannot_be_written_is_refused_first(
     dmlbench: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    refused(dmlbench(*FIRST, "--results", "file"), "not a folder")
+    refused(dmlbench(*FIRST, "--results", "file"), "--results file", "not a folder")
+    refused(dmlbench(*FIRST, "--leaderboards", "file"), "--leaderboards file", "not a folder")
     refused(dmlbench(*FIRST, "--results", "/proc/dmlbench"), "cannot be written")
     refused(dmlbench("show"), "no results in results", "dmlbench run")
     refused(dmlbench("leaderboard"), "no results")
@@ -202,12 +206,19 @@ def test_other_weights_under_the_same_name_are_another_cell(dmlbench: Run, tmp_p
     dmlbench(*arguments, "--recipe", "epochs=2", cwd=tmp_path / "results")
     (here,) = (tmp_path / "results" / "models").glob("*")
     (there,) = (tmp_path / "results" / "results" / "models").glob("*")
-    for name in ("checkpoint.safetensors", "manifest.json"):
-        shutil.copy(there / name, here / name)
+    manifest = json.loads((here / "manifest.json").read_text())
+    shutil.copy(there / "checkpoint.safetensors", here)
+    refused(dmlbench(*arguments, "--recipe", "epochs=1"), "SHA-256 differs")
+    other = json.loads((there / "manifest.json").read_text())
+    (here / "manifest.json").write_text(json.dumps(other))
+    refused(dmlbench(*arguments, "--recipe", "epochs=1"), "another training run")
+    (here / "manifest.json").write_text(json.dumps(manifest | {"sha256": other["sha256"]}))
+    before = set((tmp_path / "results" / "cells").glob("*.json"))
     done = dmlbench(*arguments, "--recipe", "epochs=1")
     assert done.returncode == 0
     assert "ca+ on" in done.stderr  # measured again: the stored row is of other weights
-    assert len(set(metrics(tmp_path)["checkpoint_sha256"])) == 2
+    assert len(set((tmp_path / "results" / "cells").glob("*.json")) - before) == 2
+    assert set(metrics(tmp_path)["checkpoint_sha256"]) == {other["sha256"]}  # the old do not stand
 
 
 def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None:
@@ -266,3 +277,48 @@ def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) ->
     assert process.returncode == 130
     assert "interrupted; finished work is stored" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_suite_gives_ten_columns_ers_and_the_worst_case(dmlbench: Run, tmp_path: Path) -> None:
+    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=2")
+    done = dmlbench(*arguments, "--suite", "strict")
+    assert done.returncode == 0, done.stderr
+    assert dmlbench(*arguments, "--suite", "ers").returncode == 0
+    table = pd.read_csv(tmp_path / "results" / "wide.csv").set_index("suite")
+    assert set(table.index) == {"strict", "ers"}
+    assert table["ERS"].between(0, 100).all()
+    for name in ("ES:R", "LTM", "GTM"):
+        assert (table["Robust R@1"] <= table[name] + 1e-9).all()
+    assert table["R@1"].nunique() == 1  # one benign cell serves both
+    board = (tmp_path / "leaderboards" / "tiny.md").read_text()
+    assert "suite strict" in board
+    assert "suite ers" in board
+    tidy = metrics(tmp_path)
+    clean = tidy[tidy["metric"].isin(["ES:R", "LTM", "GTM"])]["clean"].unique()
+    assert clean == pytest.approx(table["R@1"].iloc[0])  # with eps = 0 they are the benign R@1
+
+
+def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Path) -> None:
+    dmlbench("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
+             "--recipe", "epochs=1")  # fmt: skip
+    trained = metrics(tmp_path)
+    (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(weights, alone / "mine.safetensors")
+    done = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
+                    "--attack", "ca+", "--attack", "es", "--label", "Mine",
+                    "--save-adversarial", "2", cwd=alone)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = metrics(alone)
+    assert set(found["label"]) == {"Mine"}
+    for name in ("R@1", "CA+"):
+        a, b = (t.set_index("metric").loc[name, "value"] for t in (trained, found))
+        assert a == b
+    pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
+    assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    refused(dmlbench("attack", "--checkpoint", "absent.pt", "--dataset", "tiny",
+                     "--attack", "ca+", cwd=alone), "absent.pt does not exist")  # fmt: skip
+    refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--model",
+                     "c2f2", "--attack", "ca+", cwd=alone), "does not fit the model")  # fmt: skip

@@ -11,11 +11,12 @@ from dmlbench import spec
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import DEFENSES, Clean, Defense, State
+from dmlbench.defenses.base import DEFENSES, Clean, Defense
 from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import Threat, TrainingThreat
 
+THREAT = Threat(eps=0.2, alpha=0.05, steps=8, sp_scale=0)
 ATTACK_CLASSES, DEFENSE_CLASSES = list(ATTACKS), list(DEFENSES)
 
 
@@ -54,7 +55,7 @@ def test_cards_are_complete(cls: type[Attack] | type[Defense]) -> None:
 def test_gradients_agree_with_finite_differences(cls: type[Attack], gallery: Gallery) -> None:
     double = Gallery(gallery.embeddings.double(), gallery.labels, gallery.metric)
     index = torch.arange(0, 40, 5)
-    goal = cls().goal(double, index, seed=0)
+    goal = cls().resolve(THREAT).goal(double, index, seed=0)
     e = torch.nn.functional.normalize(
         double.embeddings[index] + 0.1 * torch.randn(8, 8, dtype=torch.float64), dim=1
     )
@@ -73,8 +74,9 @@ def test_gradients_agree_with_finite_differences(cls: type[Attack], gallery: Gal
 def test_a_subset_of_a_goal_is_the_goal_of_the_subset(cls: type[Attack], gallery: Gallery) -> None:
     index, rows = torch.arange(10, 20), torch.tensor([7, 2])
     e = gallery.embeddings[index]
-    whole = cls().goal(gallery, index, seed=0)
-    part = cls().goal(gallery, index[rows], seed=0)
+    attack = cls().resolve(THREAT)
+    whole = attack.goal(gallery, index, seed=0)
+    part = attack.goal(gallery, index[rows], seed=0)
     for a, b in ((whole.take(rows), part), (part, whole.take(rows))):
         for x, y in zip(a.value_and_grad(e[rows], 0), b.value_and_grad(e[rows], 0), strict=True):
             torch.testing.assert_close(x, y)
@@ -85,18 +87,20 @@ def test_an_attack_hurts_and_reports_its_columns(
     cls: type[Attack], model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
 ) -> None:
     images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
-    threat = Threat(eps=0.2, alpha=0.05, steps=8)
 
     def run(attack: Attack) -> dict[str, float]:
         found = attack.run(model, images, index, gallery, seed=0)
         assert set(found.outcomes) == {c.name for c in cls.columns}
+        if attack.eps == 0:
+            for column in found.outcomes:
+                torch.testing.assert_close(found.outcomes[column], found.clean[column])
         return {k: v.mean().item() for k, v in found.outcomes.items()}
 
-    attacked = run(cls().resolve(threat))
-    benign = run(dataclasses.replace(cls(), eps=0.0).resolve(threat))
-    for column in cls.columns:
-        worse = attacked[column.name] - benign[column.name]
-        assert worse < 0 if column.better == "higher" else worse > 0
+    attacked = run(cls().resolve(THREAT))
+    benign = run(dataclasses.replace(cls(), eps=0.0).resolve(THREAT))
+    column = cls.columns[0]
+    worse = attacked[column.name] - benign[column.name]
+    assert worse < 0 if column.better == "higher" else worse > 0
 
 
 @pytest.mark.parametrize("cls", DEFENSE_CLASSES, ids=name)
@@ -113,7 +117,7 @@ def test_a_defense_gives_a_loss_and_leaves_the_model_as_it_was(
     before = [p.clone() for p in network.parameters()]
     clean = Clean(images, labels, embeddings, torch.Generator().manual_seed(0))
     defense = cls().resolve(TrainingThreat(eps=0.1, eta=2), "N")
-    step = defense.step(network, clean, State())
+    step = defense.step(network, clean, {})
     assert step.loss is not None
     assert step.loss.ndim == 0
     assert step.loss.requires_grad

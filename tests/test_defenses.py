@@ -95,7 +95,7 @@ def test_a_step_of_hm_equals_the_equations(
     defense = HardnessManipulation(source=source, destination=destination, ics=ics)
     defense = defense.resolve(THREAT, "N")
     clean = make_clean(model, tiny)
-    state = State(previous_loss=torch.tensor(0.07))
+    state = {"previous_loss": torch.tensor(0.07)}
     t = mined(defense, source, clean)
     before = clean.generator.get_state()
     if destination == "lga":
@@ -153,21 +153,22 @@ def test_the_hardness_gradient_is_autograds(metric: str) -> None:
 )
 def test_gradual_adversary_rises_as_the_loss_falls(previous: float | None, expected: float) -> None:
     defense = HardnessManipulation().resolve(THREAT, "N")
-    state = State(None if previous is None else torch.tensor(previous))
+    state: State = {} if previous is None else {"previous_loss": torch.tensor(previous)}
     assert defense.gradual(state, torch.zeros(1)).item() == pytest.approx(expected)
 
 
 def test_hm_records_the_adversarial_loss_without_ics(
     model: EmbeddingModel, tiny: RetrievalData
 ) -> None:
-    with_ics, without = State(), State()
+    with_ics: State = {}
+    without: State = {}
     HardnessManipulation(ics=5).resolve(THREAT, "N").step(model, make_clean(model, tiny), with_ics)
     step = (
         HardnessManipulation(ics=0)
         .resolve(THREAT, "N")
         .step(model, make_clean(model, tiny), without)
     )
-    assert with_ics.previous_loss == without.previous_loss == step.loss
+    assert with_ics["previous_loss"] == without["previous_loss"] == step.loss
 
 
 @pytest.mark.parametrize("sampler", ["random", "semihard", "softhard"])
@@ -176,8 +177,8 @@ def test_hm_to_its_own_source_is_plain_training(
 ) -> None:
     same = HardnessManipulation(source=sampler, destination=sampler, ics=0).resolve(THREAT, "N")
     plain = NoDefense(sampler=sampler).resolve(THREAT, "N")
-    a = same.step(model, make_clean(model, tiny), State())
-    b = plain.step(model, make_clean(model, tiny), State())
+    a = same.step(model, make_clean(model, tiny), {})
+    b = plain.step(model, make_clean(model, tiny), {})
     assert a.loss is not None
     assert b.loss is not None
     assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
@@ -191,7 +192,7 @@ def test_a_batch_of_one_class_is_no_step(
 ) -> None:
     clean = make_clean(model, tiny)
     lone = Clean(clean.images[:2], clean.labels[:2], clean.embeddings[:2], torch.Generator())
-    assert defense.resolve(THREAT, "N").step(model, lone, State()).loss is None
+    assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
 def test_labels_are_the_papers() -> None:

@@ -101,6 +101,11 @@ def test_a_constant_embedding_gains_nothing_from_ties() -> None:
     gallery = torch.zeros(50, 4)
     found = retrieval(gallery, torch.arange(50), gallery, torch.arange(50) % 5, "N")
     assert found.scores["R@1"].max() == 0
+    for metric in ("N", "E", "C"):
+        one = torch.nn.functional.normalize(torch.randn(1, 512), dim=1)
+        noisy = one + 1e-8 * torch.randn(50, 512)  # what is left of a collapsed model
+        rounded = retrieval(noisy, torch.arange(50), noisy, torch.arange(50) % 5, metric)
+        assert rounded.scores["R@1"].max() == 0
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40))

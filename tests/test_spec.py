@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -82,9 +83,14 @@ def test_values_are_typed_and_may_be_fractions() -> None:
 @pytest.mark.parametrize(
     ("text", "registry", "words"),
     [
+        ("CA+", ATTACKS, ["names are lower case: 'ca+'"]),
         ("ca", ATTACKS, ["unknown attack 'ca'", "did you mean", "available: ca+, ca-"]),
         ("hmm", DEFENSES, ["did you mean 'hm'", "available: hm, none"]),
-        ("ca+:q=1", ATTACKS, ["unknown key 'q'", "valid keys: eps, alpha, steps, w"]),
+        (
+            "ca+:q=1",
+            ATTACKS,
+            ["unknown key 'q'", "eps, alpha, steps, restarts, suite, w"],
+        ),
         ("hm:sorce=random", DEFENSES, ["did you mean 'source'"]),
         ("hm:source=rndom", DEFENSES, ["did you mean 'random'", "random, semihard, softhard"]),
         ("ca+:w=1,w=2", ATTACKS, ["w is given twice"]),
@@ -154,8 +160,26 @@ def test_any_factory_is_a_model() -> None:
         ("torch.nn:Linear:width=3", "missing a required argument|unexpected keyword"),
         ("math:sqrt", "signature|argument"),
         ("builtins:dict", "torch.nn.Module|no signature"),
+        ("torch.nn:Flatten", "has no parameters to train"),
+        ("torch.nn:Linear:in_features=3,out_features=2", "cannot embed 1x8x8 images: "),
+        ("torch.nn:LSTM:input_size=8,hidden_size=4", "cannot embed 1x8x8 images"),
+        ("c2f2:dim=99999999999999", "cannot embed 1x8x8 images"),
+        ("lenet", "at least 16x16 pixels"),
+        ("lenet:dim", "expected key=value"),
     ],
 )
-def test_a_bad_factory_is_one_line(text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_model(text).backbone(1, 8)
+def test_a_bad_network_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_model(text).build(1, 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_factory_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "dmlbench_test_net.py"
+    source.write_text("from torch import nn\ndef make(width): return nn.Linear(width, 2)\n")
+    model = parse_model("dmlbench_test_net:make:width=3")
+    before = model.facts
+    assert before["arguments"] == {"width": 3}
+    source.write_text(source.read_text() + "# another network\n")
+    assert model.facts["source"] != before["source"]

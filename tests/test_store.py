@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from dmlbench import checkpoint
 from dmlbench.errors import UserError
-from dmlbench.files import write_atomically
+from dmlbench.files import check_writable, write_atomically
 from dmlbench.identity import derived_seed, identity
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
@@ -51,12 +52,22 @@ def test_seeds_differ_by_purpose() -> None:
     assert 0 <= derived_seed("x") < 2**63
 
 
-def cell(metric: str = "CA+", value: float = 12.5, **about: Any) -> dict[str, Any]:
+def cell(
+    metric: str = "CA+",
+    value: float = 12.5,
+    versions: dict[str, int] | None = None,
+    **about: Any,
+) -> dict[str, Any]:
     facts = {"kind": "attack", "checkpoint": "c0ffee", "about": about, "metric": metric}
+    facts |= versions or {}
     subject = {
         "dataset": "tiny",
         "model": "c2f2",
+        "distance": "N",
         "recipe": "",
+        "resolved": "hm:eta=8",
+        "precision": "fp32",
+        "attack_resolved": "",
         "defense": "hm",
         "label": "HM[S,g_LGA]&ICS",
         "training_cost": 9,
@@ -71,16 +82,8 @@ def cell(metric: str = "CA+", value: float = 12.5, **about: Any) -> dict[str, An
         "about": subject | about,
         "status": "ok",
         "findings": {},
-        "metrics": {
-            metric: {
-                "value": value,
-                "low": value - 1,
-                "high": value + 1,
-                "n": 40,
-                "unit": "%",
-                "better": "higher",
-            }
-        },
+        "columns": {metric: {"unit": "%", "better": "higher"}},
+        "metrics": {metric: {"value": value, "low": value - 1, "high": value + 1, "n": 40}},
         "started": 0.0,
         "seconds": 1.0,
         "provenance": made,
@@ -91,6 +94,9 @@ def test_cells_come_back_by_identity(tmp_path: Path) -> None:
     store, one = Store(tmp_path), cell()
     assert store.get(one["id"]) is None
     store.put(one)
+    assert store.done(one["id"]) is None  # its outcomes are not there
+    store.put(one, {"CA+": np.arange(40.0)})
+    assert store.outcomes(one["id"])["CA+"].tolist() == list(range(40))
     found = store.done(one["id"])
     assert found is not None
     assert found["metrics"] == one["metrics"]
@@ -157,6 +163,39 @@ def test_ers_appears_when_its_ten_columns_do() -> None:
     assert row.ers == pytest.approx((20 + 60 + 20 + 60 + 50 + 50 + 20 + 20 + 20 + 5) / 10)
     (short,) = wide(cells[1:])
     assert short.ers is None
+    (cosine,) = wide([cell(name, value, distance="C") for name, value in values.items()])
+    assert cosine.ers is None  # defined for metric N
+
+
+def test_of_two_versions_of_a_cell_the_newer_counts() -> None:
+    old = cell("CA+", 1, versions={"measure_version": 1, "attack_version": 1})
+    new = cell("CA+", 2, versions={"measure_version": 1, "attack_version": 2})
+    for order in ([old, new], [new, old]):
+        (row,) = wide(order)
+        assert row.estimates["CA+"].value == 2
+
+
+def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
+    benign = cell("R@1", 80, suite="", attack="")
+    cells = [benign, cell("CA+", 1), cell("CA+", 2, suite="ers")]
+    strict, ers_row = sorted(wide(cells), key=lambda row: -len(row.about["suite"]))
+    assert {n: e.value for n, e in strict.estimates.items()} == {"R@1": 80, "CA+": 1}
+    assert {n: e.value for n, e in ers_row.estimates.items()} == {"R@1": 80, "CA+": 2}
+
+
+def test_cells_of_replaced_weights_do_not_stand(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for value, checkpoint_ in ((1, "old"), (2, "new")):
+        one = cell("CA+", value)
+        one["facts"] |= {"training": "t", "checkpoint": checkpoint_}
+        one["id"] = identity(one["facts"])
+        store.put(one)
+    assert len(store.cells()) == 2  # the model is not here: both may stand
+    folder = store.model_folder("t")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"sha256": "new"}')
+    (standing,) = store.cells()
+    assert standing["metrics"]["CA+"]["value"] == 2
 
 
 def test_variants_have_headings_of_their_own() -> None:
@@ -167,8 +206,10 @@ def test_variants_have_headings_of_their_own() -> None:
 def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match="not a folder"):
-        Store(blocked / "results").check_writable()
+    for folder in (blocked, blocked / "results", tmp_path / ("x" * 300), Path("/proc/nowhere")):
+        with pytest.raises(UserError, match=r"--results .* cannot be written to") as caught:
+            check_writable(folder, "--results")
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(blocked / "x.json", b"1")
 
@@ -194,7 +235,7 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from dmlbench.files import write_atomically
+        from dmlbench.files import check_writable, write_atomically
         for i in range(10**9):
             write_atomically(Path(sys.argv[1]) / f"{i % 7}.json", bytes([65 + i % 26]) * 200_000)
         """
@@ -214,7 +255,7 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), {"note": "test"})
+    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), {"training": {"seed": 0}})
     return tmp_path
 
 
@@ -226,7 +267,10 @@ def test_a_checkpoint_round_trips(saved: Path) -> None:
         assert torch.equal(a, b)
     manifest = checkpoint.read_manifest(saved)
     assert manifest is not None
-    assert manifest["note"] == "test"
+    assert manifest["training"] == {"seed": 0}
+    assert checkpoint.read_manifest(saved, {"seed": 0}) == manifest
+    with pytest.raises(UserError, match="another training run"):
+        checkpoint.read_manifest(saved, {"seed": 1})
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "manifest", "schema"])

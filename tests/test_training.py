@@ -142,8 +142,11 @@ def test_identity_follows_everything_that_changes_the_weights(tiny: RetrievalDat
     assert replace(spec, dataset="another spelling").id == spec.id
 
 
-def test_divergence_stops_with_the_step_and_a_remedy(tiny: RetrievalData, tmp_path: Path) -> None:
-    spec = make(tiny, NoDefense(margin=1e38), lr=1e30)
+@pytest.mark.parametrize("defense", [NoDefense(margin=1e38), HardnessManipulation()])
+def test_divergence_stops_with_the_step_and_a_remedy(
+    tiny: RetrievalData, tmp_path: Path, defense: Defense
+) -> None:
+    spec = make(tiny, defense, lr=1e30)
     with pytest.raises(CellError, match=r"epoch 1, step \d+.*lower learning rate than 1e\+30"):
         train(spec, tiny, tmp_path, CPU, Silent())
     assert checkpoint.read_manifest(tmp_path) is None

@@ -17,7 +17,7 @@ from dmlbench.registry import Card, Component, Registry
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets")
+DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required=("load",))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class DatasetCard(Card):
         recipe: how it is trained.
         threat: the adversary of the evaluation.
         training_threat: the adversary inside adversarial training.
-        suite: the definitions that the attacks follow.
         note: where the recipe leaves the paper's protocol, in words; shown on boards.
     """
 
@@ -37,7 +36,6 @@ class DatasetCard(Card):
     recipe: Recipe = field(kw_only=True)
     threat: Threat = field(kw_only=True)
     training_threat: TrainingThreat = field(kw_only=True)
-    suite: str = field(kw_only=True, default="strict")
     note: str = field(kw_only=True, default="")
 
 

@@ -47,7 +47,7 @@ class Fashion(Dataset):
         model="c2f2",
         recipe=Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7),
         threat=THREAT,
-        training_threat=TrainingThreat(eps=77 / 255, eta=32, alpha=3 / 255),
+        training_threat=TrainingThreat(eps=77 / 255, eta=32),
     )
 
     def load(self, data_root: Path | None) -> RetrievalData:
@@ -107,15 +107,18 @@ def _find(data_root: Path | None) -> Path | None:
         raise UserError(f"--data-root {data_root} is not a folder")
     roots = [] if data_root is None else [data_root]
     places = [root / part for root in roots for part in _LAYOUTS] + [DEBIAN]
-    return next((place for place in places if any(_candidates(place))), None)
+    return next((place for place in places if _holds_files(place)), None)
 
 
 _LAYOUTS = (".", "fashion-mnist", "FashionMNIST/raw")
 
 
-def _candidates(folder: Path) -> list[Path]:
-    files = [folder / f"{name}{suffix}" for name in FILES for suffix in ("", ".gz")]
-    return [file for file in files if file.is_file()]
+def _holds_files(folder: Path) -> bool:
+    """Some of the files, so that a missing one is named; torchvision's folder only if whole, so
+    that an interrupted download goes on.
+    """
+    there = [any((folder / f"{name}{end}").is_file() for end in ("", ".gz")) for name in FILES]
+    return all(there) if folder.name == "raw" else any(there)
 
 
 def _download(data_root: Path | None) -> Path:
@@ -147,4 +150,4 @@ def _read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
         raise UserError(f"{path} is not Fashion-MNIST's (SHA-256 differs): fetch it again")
     rank = content[3]
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()

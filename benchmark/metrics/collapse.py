@@ -20,11 +20,13 @@ def mean_cosine(embeddings: torch.Tensor) -> float:
 
 
 def effective_rank(embeddings: torch.Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values, in [1, D], of (N, D).
+    """Exponential of the entropy of the normalised singular values of (N, D), in [0, D].
 
     Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
     values = torch.linalg.svdvals(embeddings.double())
+    if not values.any():
+        return 0.0  # every embedding is zero
     share = values / values.sum()
     return float(torch.special.entr(share).sum().exp())
 

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dmlbench.lazy import torch
 
+TIE = 1e-6  # relative to the embeddings' scale: closer distances float32 cannot tell apart
+
+
+def tie_tolerance(embeddings: torch.Tensor) -> float:
+    """Distances among ``embeddings`` (N, D) that differ by less than this count as tied.
+
+    A collapsed model's embeddings agree to the last bits only, and so do duplicate images'.
+    """
+    return TIE * float(torch.linalg.vector_norm(embeddings, dim=1).max().clamp(min=TIE))
+
 
 def percentile_rank(closer: torch.Tensor, tied: torch.Tensor, others: int) -> torch.Tensor:
     """100 * (closer + tied / 2) / others, in [0, 100], float64.
@@ -13,7 +23,7 @@ def percentile_rank(closer: torch.Tensor, tied: torch.Tensor, others: int) -> to
 
     Args:
         closer: how many other items are strictly closer than the item ranked.
-        tied: how many other items are exactly as far.
+        tied: how many other items are as far (to within ``tie_tolerance``).
         others: the number of other items, at least 1.
 
     >>> percentile_rank(torch.tensor(1), torch.tensor(2), 10).item()

@@ -2,7 +2,7 @@
 
 For the j-th closest item of a query's own class,
 
-    rank_j = j + (other-class items strictly closer) + (other-class items as far) / 2
+    rank_j = j + (other-class items closer) + (other-class items as far) / 2
 
 and then R@K = [rank_1 <= K], AP = mean_j j / rank_j, AP@R = (1/R) sum_{rank_j <= R} j / rank_j
 with R = the number of same-class others (Musgrave et al., ECCV 2020), and
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
+from dmlbench.metrics.ranks import TIE, tie_tolerance
 
 BLOCK_CELLS = 8_000_000  # distances held at once: 32 MB in float32
 
@@ -86,8 +87,16 @@ def _same_class_ranks(
     members: torch.Tensor,
     metric: Metric,
 ) -> torch.Tensor:
-    """(B, P) float64 ranks of the same-class items, closest first, padded with inf."""
+    """(B, P) float64 ranks of the same-class items, closest first, padded with inf.
+
+    Squared distances rank alike, and rounding is of one size all over their range.
+    """
     distance = pairwise(queries, gallery, metric)
+    if metric != "C":
+        distance.square_()
+    tie = tie_tolerance(gallery)
+    if metric != "C":
+        tie = tie**2 / TIE
     same = members[labels[index]]
     absent = (same < 0) | (same == index[:, None])
     positive = distance.gather(1, same.clamp(min=0)).masked_fill_(absent, torch.inf)
@@ -95,8 +104,8 @@ def _same_class_ranks(
     # Only other-class items can push a positive down: park the rest behind every positive.
     distance.masked_fill_(labels[None, :] == labels[index][:, None], torch.inf)
     ahead = torch.zeros(positive.shape, dtype=torch.float64, device=gallery.device)
-    for right in (False, True):  # an item before place p on one side only is a tie: half each
-        place = torch.searchsorted(positive, distance, right=right)
+    for side, right in ((-tie, False), (tie, True)):  # before a place on one side only: a tie
+        place = torch.searchsorted(positive, distance + side, right=right)
         ahead += _histogram(place, positive.shape[1]).cumsum(1) / 2
     j = torch.arange(1, positive.shape[1] + 1, device=gallery.device)
     return torch.where(positive.isinf(), torch.inf, j + ahead)

@@ -6,11 +6,15 @@ import abc
 import ast
 import importlib
 import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmlbench import spec
 from dmlbench.errors import UserError
+from dmlbench.identity import file_sha256
 from dmlbench.metrics.distance import METRICS, Metric
 from dmlbench.registry import Card, Component, Registry
 from dmlbench.spec import parameter
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from dmlbench.embedding import EmbeddingModel
 
-MODELS: Registry[Model] = Registry("model", "dmlbench.models")
+MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,39 @@ class Model(Component, abc.ABC):
         """
 
     def build(self, channels: int, size: int) -> EmbeddingModel:
-        """The backbone with input normalisation before and the metric's geometry after it."""
-        from dmlbench.embedding import EmbeddingModel
+        """The backbone with input normalisation before and the metric's geometry after it.
 
-        return EmbeddingModel(self.backbone(channels, size), self.metric, self.mean, self.std)
+        Raises:
+            UserError: it cannot be built, or does not embed two images of that shape.
+        """
+        import torch
+
+        from dmlbench.embedding import EmbeddingModel, frozen
+
+        try:
+            model = EmbeddingModel(self.backbone(channels, size), self.metric, self.mean, self.std)
+            if not any(p.requires_grad for p in model.parameters()):
+                raise UserError(f"model {canonical_model(self)} has no parameters to train")
+            with frozen(model), torch.no_grad():
+                model(torch.zeros(2, channels, size, size))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network of the user's own raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            shape = f"{channels}x{size}x{size}"
+            raise UserError(
+                f"model {canonical_model(self)} cannot embed {shape} images: {reason}"
+            ) from None
+        return model
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the function that its weights compute (JSON types)."""
+        return {
+            "name": self.card.name,
+            "version": self.card.version,
+            "values": spec.values(self),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,32 +99,44 @@ class FactoryModel(Model):
         """A card made on the spot."""
         return Card(name=self.path, summary="a network of your own")
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The arguments, and a digest of the source that holds the factory."""
+        source = inspect.getsourcefile(self._factory())
+        digest = file_sha256(Path(source)) if source else None
+        return super().facts | {"arguments": dict(self.arguments), "source": digest}
+
     def backbone(self, channels: int, size: int) -> nn.Module:
         """What the factory returns; UserError if it cannot be found or called."""
         from torch import nn
 
-        module, _, name = self.path.partition(":")
-        try:
-            factory = getattr(importlib.import_module(module), name)
-            inspect.signature(factory).bind(**dict(self.arguments))
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"model {self.path}: {error}") from None
-        network = factory(**dict(self.arguments))
+        network = self._factory()(**dict(self.arguments))
         if not isinstance(network, nn.Module):
             raise UserError(f"model {self.path}: must return a torch.nn.Module, got {network!r}")
         return network
+
+    def _factory(self) -> Callable[..., object]:
+        module, _, name = self.path.partition(":")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # a script of the user's own, as python -m has it
+        try:
+            factory: Callable[..., object] = getattr(importlib.import_module(module), name)
+            inspect.signature(factory).bind(**dict(self.arguments))
+        except Exception as error:  # importing runs the user's code
+            raise UserError(f"model {self.path}: {error}") from None
+        return factory
 
 
 def parse_model(text: str) -> Model:
     """A registered model's spec, or ``module:factory`` with optional ``:key=value,...``."""
     name, colon, rest = text.strip().partition(":")
     head, _, tail = rest.partition(":")
-    if not colon or "=" in head:
+    if not colon or "=" in head or name in MODELS.names():
         return spec.parse(text, MODELS)
     pairs = spec.split_pairs(tail, f"model {text!r}")
     metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
     known = spec.build(FactoryModel, metric, f"model {name}:{head}", path=f"{name}:{head}")
-    arguments = tuple((key, _literal(value)) for key, value in pairs.items())
+    arguments = tuple((key, _literal(value)) for key, value in sorted(pairs.items()))
     return FactoryModel(metric=known.metric, path=known.path, arguments=arguments)
 
 

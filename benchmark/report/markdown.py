@@ -40,10 +40,11 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows that can be compared with each other, under a title that says what they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        dataset, model, recipe, suite = (
-            row.about[key] for key in ("dataset", "model", "recipe", "suite")
-        )
-        parts = [dataset, model, *([f"recipe {recipe}"] if recipe else []), f"suite {suite}"]
+        about = row.about
+        parts = [about["dataset"], about["model"]]
+        parts += [f"recipe {about['recipe']}"] if about["recipe"] else []
+        parts += [about["precision"]] if about["precision"] != "fp32" else []
+        parts += [f"suite {about['suite']}"] if about["suite"] else []
         found.setdefault(", ".join(parts), []).append(row)
     return list(found.items())
 
@@ -55,7 +56,8 @@ def grid(rows: Sequence[Row]) -> list[list[str]]:
     has_ers = any(row.ers is not None for row in rows)
     has_seeds = len({row.about["seed"] for row in rows}) > 1
     titles = ["Defense", *["Seed"] * has_seeds, "Cost"]
-    lines = [titles + [f"{name} {ARROW[better[name]]}" for name in names] + ["ERS ↑"] * has_ers]
+    titles += [f"{name} {ARROW[better[name]]}" for name in names]
+    lines = [titles + ["ERS ↑"] * has_ers]
     for row in rows:
         cells = [name_of(row), *[str(row.about["seed"])] * has_seeds]
         cells += [str(row.about["training_cost"]), *(show(name, row) for name in names)]
@@ -77,16 +79,15 @@ def show(name: str, row: Row) -> str:
     """A number as the papers round it; ``failed`` or a dash where there is none."""
     estimate = row.estimates.get(name)
     if estimate is None:
-        failed = any(name.lower().startswith(attack.partition(":")[0]) for attack in row.failed)
-        return "failed" if failed else "-"
-    return number(estimate, interval=name not in BENIGN)
+        return "failed" if name in row.failed or "training" in row.failed else "-"
+    return number(estimate, interval=name not in BENIGN, digits=row.digits.get(name, 1))
 
 
-def number(estimate: Estimate, interval: bool) -> str:
-    """``18.3`` or ``18.3 [17.0, 19.6]``."""
+def number(estimate: Estimate, interval: bool, digits: int) -> str:
+    """``18.3`` or ``18.3 [17.0, 19.6]``; a similarity or distance, ``0.883``."""
     if not interval or estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.1f}"
-    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _threat(threat: Threat) -> str:

@@ -1,0 +1,156 @@
+"""LTM, GTM and GTT: push the right answers off the top of a query's ranking.
+
+    LTM:  L = max(0, max_{other class} d(q~, x) - min_{same class} d(q~, x))
+                                              (Wang et al., CVPR 2020, learning to misrank)
+    GTM:  L = d(q~, the nearest item of another class)          (RobRank, greedy top-1 misranking)
+    GTT:  the QA- loss on the query's top-1 item                (RobRank, top-1 translocation)
+
+In ``ers``, as the published code: LTM's same-class minimum includes the query's own entry; GTM's
+"other class" is that of other than the top-1's label, and its target is the gallery item at the
+*place* that the nearest such item has among all such items (an indexing slip: close to an
+arbitrary item); GTT's loss keeps the own entries that QA- keeps there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
+from dmlbench.attacks.embedding import recall_at_1
+from dmlbench.attacks.gallery import Gallery
+from dmlbench.attacks.query import CHUNK, QueryLoss
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
+from dmlbench.papers import LTM, ROBRANK
+from dmlbench.registry import Card
+
+RETAINED = 4  # GTT counts a top-1 item that is still in the top 4
+
+
+@dataclass(frozen=True)
+class MisrankGoal(RowWise):
+    """LTM: ``own`` says whether the query's own entry counts among its class."""
+
+    gallery: Gallery
+    index: torch.Tensor
+    own: bool
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D); zero for a query that is alone in its class."""
+        far, near, alone = self._extremes(e)
+        x, metric = self.gallery.embeddings, self.gallery.metric
+        gap = rowwise(e, x[far], metric) - rowwise(e, x[near], metric)
+        active = ((gap > 0) & ~alone)[:, None]
+        slope = rowwise_gradient(e, x[far], metric) - rowwise_gradient(e, x[near], metric)
+        return gap.relu().masked_fill(alone, 0), slope * active
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """R@1."""
+        return {"LTM": recall_at_1(e, self.index, self.gallery)}
+
+    def _extremes(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B,) the farthest other-class item, the nearest same-class one, whether there is none."""
+        labels = self.gallery.labels[self.index]
+        far_d = torch.full_like(e[:, 0], -torch.inf)
+        near_d = torch.full_like(e[:, 0], torch.inf)
+        far, near = torch.zeros_like(self.index), torch.zeros_like(self.index)
+        for first in range(0, len(self.gallery), CHUNK):
+            items = slice(first, first + CHUNK)
+            d = pairwise(e, self.gallery.embeddings[items], self.gallery.metric)
+            same = labels[:, None] == self.gallery.labels[items]
+            other_d, other = d.masked_fill(same, -torch.inf).max(1)
+            if not self.own:
+                inside = (self.index >= first) & (self.index < first + d.shape[1])
+                column = (self.index - first).clamp(0, d.shape[1] - 1)[:, None]
+                same.scatter_(1, column, same.gather(1, column) & ~inside[:, None])
+            same_d, closest = d.masked_fill(~same, torch.inf).min(1)
+            farther, closer = other_d > far_d, same_d < near_d
+            far, far_d = torch.where(farther, other + first, far), far_d.maximum(other_d)
+            near, near_d = torch.where(closer, closest + first, near), near_d.minimum(same_d)
+        return far, near, near_d.isinf() | far_d.isinf()
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class LearningToMisrank(Attack):
+    """LTM."""
+
+    card = Card("ltm", "other classes closer than the query's own class", LTM)
+    columns = (Column("LTM", "%", "higher"),)
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MisrankGoal:
+        """No target: the extremes follow the query."""
+        return MisrankGoal(gallery, index, own=not self.strict)
+
+
+@dataclass(frozen=True)
+class TopOneGoal(RowWise):
+    """GTM: towards ``target`` (B, D)."""
+
+    gallery: Gallery
+    index: torch.Tensor
+    target: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D)."""
+        metric = self.gallery.metric
+        return rowwise(e, self.target, metric), rowwise_gradient(e, self.target, metric)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """R@1."""
+        return {"GTM": recall_at_1(e, self.index, self.gallery)}
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class GreedyTopOneMisranking(Attack):
+    """GTM."""
+
+    card = Card("gtm", "move a query onto the nearest item of another class", ROBRANK)
+    columns = (Column("GTM", "%", "higher"),)
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
+        """The nearest item of another class; in ``ers`` the slip of the module's docstring."""
+        if self.strict:
+            target = gallery.nearest_of_another_class()[index]
+        else:
+            nearest = gallery.nearest_unlike_the_top1()[index]
+            top1 = gallery.labels[gallery.nearest(1)[index, 0]]
+            unlike = gallery.labels[None, :] != top1[:, None]
+            before = torch.arange(len(gallery), device=index.device) < nearest[:, None]
+            target = (unlike & before).sum(1)
+        return TopOneGoal(gallery, index, gallery.embeddings[target])
+
+
+@dataclass(frozen=True)
+class TranslocationGoal(RowWise):
+    """GTT: the QA- loss, and whether the item is still in the top 4."""
+
+    loss: QueryLoss
+
+    def take(self, rows: torch.Tensor) -> TranslocationGoal:
+        """The same goal for the queries ``rows``."""
+        return TranslocationGoal(self.loss.take(rows))
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``QueryLoss``."""
+        return self.loss.value_and_grad(e, step)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """100 where fewer than 4 others are closer (ties half), else 0; own entry left out."""
+        ahead = self.loss.items_ahead(e)
+        return {"GTT": 100 * (ahead[:, 0] < RETAINED).double()}
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class GreedyTopOneTranslocation(Attack):
+    """GTT."""
+
+    card = Card("gtt", "push the query's top-1 item out of the top 4", ROBRANK)
+    columns = (Column("GTT", "%", "higher"),)
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
+        """QA- on the top-1 item of the clean query."""
+        top1 = gallery.nearest(1)[index]
+        return TranslocationGoal(QueryLoss(False, self.strict, gallery, index, top1))

@@ -1,0 +1,316 @@
+"""QA, SP-QA, ES, TMA, LTM, GTM and GTT against explicit loops, in both suites."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from dmlbench.attacks import misranking, query
+from dmlbench.attacks.base import ATTACKS, Attack, Gallery
+from dmlbench.attacks.embedding import recall_at_1
+from dmlbench.attacks.query import SemanticsPreservingGoal
+from dmlbench.attacks.targets import random_start
+from dmlbench.compute import pixels
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.embedding import EmbeddingModel, embed
+from dmlbench.errors import CellError
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import Threat
+
+N = 60
+
+
+def resolved(name: str, suite: str, **fields: Any) -> Attack:
+    threat = Threat(eps=0.1, alpha=0.03, steps=6, suite=suite, sp_scale=3.0)
+    return ATTACKS.get(name)(**fields).resolve(threat)
+
+
+def make_gallery(metric: str, dtype: torch.dtype = torch.float64) -> Gallery:
+    x = torch.randn(N, 6, dtype=dtype)
+    if metric != "E":
+        x = torch.nn.functional.normalize(x, dim=1)
+    return Gallery(x, torch.arange(N) % 5, metric)  # type: ignore[arg-type]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
+    return 1 - a @ b if metric == "C" else (a - b).norm()
+
+
+def ranked(suite: str, own: int, c: int) -> list[int]:
+    """The items that candidate ``c`` is ranked among."""
+    return [n for n in range(N) if suite == "ers" or n not in (own, c)]
+
+
+def slow_qa(
+    e: torch.Tensor, own: int, candidates: list[int], g: Gallery, up: bool, suite: str
+) -> torch.Tensor:
+    terms = []
+    for c in candidates:
+        a = distance(e, g.embeddings[c], g.metric)
+        for n in ranked(suite, own, c):
+            b = distance(e, g.embeddings[n], g.metric)
+            terms.append((a - b if up else b - a).clamp(min=0))
+    return torch.stack(terms).mean()
+
+
+def slow_rank(e: torch.Tensor, own: int, candidates: list[int], g: Gallery, suite: str) -> float:
+    ranks = []
+    for c in candidates:
+        a = distance(e, g.embeddings[c], g.metric)
+        b = [distance(e, g.embeddings[n], g.metric) for n in ranked(suite, own, c) if n != c]
+        ranks.append(100 * sum(bool(x < a) for x in b) / len(ranked(suite, own, c)))
+    return sum(ranks) / len(ranks)
+
+
+def compare(
+    goal: Any, e: torch.Tensor, row: int, expected: torch.Tensor, x: torch.Tensor, tolerance: float
+) -> None:
+    loss, gradient = goal.value_and_grad(e, 1)
+    (slope,) = torch.autograd.grad(expected, x)
+    assert loss[row].item() == pytest.approx(expected.item(), rel=5 * tolerance, abs=tolerance)
+    assert (gradient[row] - slope).norm() <= 2 * tolerance * max(1.0, slope.norm().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("suite", ["strict", "ers"])
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+@pytest.mark.parametrize("m", [1, 5])
+@pytest.mark.parametrize("name", ["qa+", "qa-"])
+def test_query_attacks_equal_their_definition(
+    name: str, m: int, metric: str, suite: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "CHUNK", 17)  # the gallery spans several chunks
+    g, index = make_gallery(metric, dtype), torch.tensor([3, 0, 59, 17])
+    goal: Any = resolved(name, suite, m=m).goal(g, index, seed=2)
+    e = g.embeddings[index] + 0.3 * torch.randn(4, 6, dtype=dtype)
+    rank = goal.outcome(e)[name.upper()]
+    for row, own in enumerate(index.tolist()):
+        candidates = goal.loss.candidates[row].tolist()
+        assert own not in candidates
+        x = e[row].clone().requires_grad_()
+        expected = slow_qa(x, own, candidates, g, name == "qa+", suite)
+        compare(goal, e, row, expected, x, 2e-6 if dtype == torch.float32 else 1e-12)
+        slow = slow_rank(e[row].double(), own, candidates, _double(g), suite)
+        assert rank[row].item() == pytest.approx(slow)
+
+
+def _double(g: Gallery) -> Gallery:
+    return Gallery(g.embeddings.double(), g.labels, g.metric)
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+@pytest.mark.parametrize("name", ["sp-qa+", "sp-qa-"])
+def test_semantics_preserving_attacks_add_a_weighted_term(name: str, metric: str) -> None:
+    g, index = make_gallery(metric), torch.tensor([3, 41])
+    goal = resolved(name, "strict", m=2).goal(g, index, seed=2)
+    assert isinstance(goal, SemanticsPreservingGoal)
+    e = g.embeddings[index] + 0.3 * torch.randn(2, 6, dtype=torch.float64)
+    outcome = goal.outcome(e)
+    for row, own in enumerate(index.tolist()):
+        candidates = goal.loss.candidates[row].tolist()
+        kept = goal.semantics.candidates[row].tolist()
+        d = [distance(g.embeddings[own], x, metric).item() for x in g.embeddings]
+        order = sorted((n for n in range(N) if n != own), key=lambda n: d[n])
+        assert kept == [n for n in order if n not in candidates][:5]
+        x = e[row].clone().requires_grad_()
+        loss = slow_qa(x, own, candidates, g, name == "sp-qa+", "strict")
+        preserved = slow_qa(x, own, kept, g, up=True, suite="strict")
+        xi = min(math.exp(3.0 * preserved.item()), 1e9)
+        compare(goal, e, row, loss + xi * preserved, x, 1e-12)
+        slow = slow_rank(e[row], own, kept, g, "strict")
+        assert outcome[f"{name.upper()}:GT"][row].item() == pytest.approx(slow)
+
+
+def test_xi_is_bounded() -> None:
+    g, index = make_gallery("N"), torch.tensor([3])
+    goal = resolved("sp-qa+", "strict", xi=1e9).goal(g, index, seed=2)
+    loss, gradient = goal.value_and_grad(-g.embeddings[index], 0)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert loss.max() > 1e8
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_ltm_equals_its_definition(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(misranking, "CHUNK", 17)
+    for suite in ("strict", "ers"):
+        g, index = make_gallery(metric), torch.tensor([3, 0, 59, 17])
+        goal = resolved("ltm", suite).goal(g, index, seed=0)
+        e = g.embeddings[index] + 0.2 * torch.randn(4, 6, dtype=torch.float64)
+        for row, own in enumerate(index.tolist()):
+            x = e[row].clone().requires_grad_()
+            d = [distance(x, z, metric) for z in g.embeddings]
+            other = [d[n] for n in range(N) if g.labels[n] != g.labels[own]]
+            same = [
+                d[n]
+                for n in range(N)
+                if g.labels[n] == g.labels[own] and (n != own or suite == "ers")
+            ]
+            expected = (torch.stack(other).max() - torch.stack(same).min()).clamp(min=0)
+            compare(goal, e, row, expected, x, 1e-12)
+
+
+def test_ltm_leaves_a_query_alone_in_its_class_alone() -> None:
+    x = torch.nn.functional.normalize(torch.randn(9, 4), dim=1)
+    g = Gallery(x, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2]), "N")
+    index = torch.tensor([8, 0])
+    goal = resolved("ltm", "strict").goal(g, index, seed=0)
+    loss, gradient = goal.value_and_grad(x[index], 0)
+    assert loss[0] == 0
+    assert gradient[0].abs().max() == 0
+    recall = goal.outcome(x[index])["LTM"]
+    assert recall[0].isnan()
+    assert not recall[1].isnan()
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_gtm_aims_at_the_nearest_of_another_class(metric: str) -> None:
+    g, index = make_gallery(metric), torch.arange(N)
+    strict: Any = resolved("gtm", "strict").goal(g, index, seed=0)
+    slip: Any = resolved("gtm", "ers").goal(g, index, seed=0)
+    for own in range(N):
+        d = [distance(g.embeddings[own], x, metric).item() for x in g.embeddings]
+        order = sorted((n for n in range(N) if n != own), key=lambda n: d[n])
+        nearest = next(n for n in order if g.labels[n] != g.labels[own])
+        assert torch.equal(strict.target[own], g.embeddings[nearest])
+        unlike = [n for n in range(N) if g.labels[n] != g.labels[order[0]]]
+        closest = min((n for n in unlike if n != own), key=lambda n: d[n])
+        assert torch.equal(slip.target[own], g.embeddings[unlike.index(closest)])
+    e = g.embeddings + 0.2 * torch.randn(N, 6, dtype=torch.float64)
+    x = e[7].clone().requires_grad_()
+    compare(strict, e, 7, distance(x, strict.target[7], metric), x, 1e-12)
+
+
+@pytest.mark.parametrize("suite", ["strict", "ers"])
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_gtt_pushes_the_top1_out_of_the_top4(metric: str, suite: str) -> None:
+    g, index = make_gallery(metric), torch.arange(N)
+    goal: Any = resolved("gtt", suite).goal(g, index, seed=0)
+    e = g.embeddings + 0.4 * torch.randn(N, 6, dtype=torch.float64)
+    outcome = goal.outcome(e)["GTT"]
+    for own in range(N):
+        clean = [distance(g.embeddings[own], x, metric).item() for x in g.embeddings]
+        top1 = min((n for n in range(N) if n != own), key=lambda n: clean[n])
+        assert goal.loss.candidates[own].tolist() == [top1]
+        after = [distance(e[own], x, metric).item() for x in g.embeddings]
+        top4 = sorted((n for n in range(N) if n != own), key=lambda n: after[n])[:4]
+        assert outcome[own].item() == 100 * (top1 in top4)
+    x = e[5].clone().requires_grad_()
+    expected = slow_qa(x, 5, goal.loss.candidates[5].tolist(), g, up=False, suite=suite)
+    compare(goal, e, 5, expected, x, 1e-12)
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_es_and_tma_equal_their_definition(metric: str) -> None:
+    g, index = make_gallery(metric), torch.tensor([3, 0, 59])
+    e = g.embeddings[index] + 0.2 * torch.randn(3, 6, dtype=torch.float64)
+    shift = resolved("es", "strict").goal(g, index, seed=0)
+    x = e[1].clone().requires_grad_()
+    compare(shift, e, 1, -distance(x, g.embeddings[0], metric), x, 1e-12)
+    found = shift.outcome(e)
+    assert found["ES:D"][1].item() == pytest.approx(distance(e[1], g.embeddings[0], metric).item())
+    assert torch.equal(found["ES:R"], recall_at_1(e, index, g))
+    _, gradient = shift.value_and_grad(g.embeddings[index], 0)
+    assert gradient.abs().min() > 0  # the nudge of the first step
+    mismatch: Any = resolved("tma", "strict").goal(g, index, seed=0)
+    x = e[2].clone().requires_grad_()
+    cosine = torch.nn.functional.cosine_similarity(x, mismatch.target[2], dim=0)
+    compare(mismatch, e, 2, 1 - cosine, x, 1e-12)
+    assert mismatch.outcome(e)["TMA"][2].item() == pytest.approx(cosine.item())
+
+
+@pytest.fixture(scope="module")
+def model() -> EmbeddingModel:
+    torch.manual_seed(0)
+    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
+    images = pixels(tiny.test.images, torch.device("cpu"))
+    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
+
+
+@pytest.mark.parametrize("suite", ["strict", "ers"])
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_batches_and_the_active_set_change_no_outcome(
+    name: str, suite: str, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+) -> None:
+    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    attack = resolved(name, suite)
+
+    def outcomes(batch: int, active_set: bool) -> dict[str, torch.Tensor]:
+        parts = [
+            attack.run(model, images[i], i, gallery, seed=0, active_set=active_set).outcomes
+            for i in torch.split(index, batch)
+        ]
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+    reference = outcomes(40, active_set=False)
+    for batch in (1, 16, 40):
+        for column, values in outcomes(batch, active_set=True).items():
+            assert torch.equal(values, reference[column]), (column, batch)
+
+
+def test_es_of_the_published_code_is_read_before_the_last_step(
+    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+) -> None:
+    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    found = {
+        (suite, steps): resolved("es", suite, steps=steps)
+        .run(model, images, index, gallery, seed=0)
+        .outcomes
+        for suite in ("strict", "ers")
+        for steps in (5, 6)
+    }
+    assert torch.equal(found["ers", 6]["ES:D"], found["strict", 5]["ES:D"])
+    assert torch.equal(found["ers", 6]["ES:R"], found["strict", 6]["ES:R"])
+
+
+def test_restarts_keep_the_worst_of_each_query(
+    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+) -> None:
+    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    found = [
+        resolved("es", "strict", restarts=k).run(model, images, index, gallery, seed=0)
+        for k in (1, 3)
+    ]
+    one, three = found[0].outcomes, found[1].outcomes
+    assert (three["ES:D"] >= one["ES:D"]).all()
+    assert (three["ES:R"] <= one["ES:R"]).all()
+    assert (three["ES:D"] > one["ES:D"]).any()
+    assert found[1].perturbed.full_passes == 3 * found[0].perturbed.full_passes
+    assert (found[1].perturbed.images - images).abs().max() <= 0.1 + 1e-6
+
+
+def test_random_starts_come_from_the_querys_identity() -> None:
+    images = torch.rand(4, 1, 8, 8)
+    index = torch.tensor([5, 9, 2, 7])
+    whole = random_start(images, 0.1, index, seed=0, restart=1)
+    assert (whole - images).abs().max() <= 0.1 + 1e-6
+    part = random_start(images[2:], 0.1, index[2:], seed=0, restart=1)
+    assert torch.equal(part, whole[2:])
+    assert not torch.equal(random_start(images, 0.1, index, seed=0, restart=2), whole)
+
+
+def test_a_gallery_of_one_class_or_one_item_is_refused() -> None:
+    x = torch.nn.functional.normalize(torch.randn(5, 4), dim=1)
+    single = Gallery(x, torch.zeros(5, dtype=torch.long), "N")
+    with pytest.raises(CellError, match="single class"):
+        resolved("gtm", "strict").goal(single, torch.tensor([0]), seed=0)
+    with pytest.raises(CellError, match="nearest 1 others do not exist"):
+        Gallery(x[:1], torch.tensor([0]), "N").nearest(1)
+    with pytest.raises(CellError, match="draws 9 targets"):
+        resolved("qa-", "strict", m=9).goal(single, torch.tensor([0]), seed=0)
+
+
+def test_nearest_is_sorted_shared_and_leaves_the_item_out() -> None:
+    g = make_gallery("E")
+    first = g.nearest(3)
+    d = torch.cdist(g.embeddings, g.embeddings).fill_diagonal_(torch.inf)
+    assert torch.equal(first, d.argsort(dim=1)[:, :3])
+    assert torch.equal(g.nearest(7)[:, :3], first)
+    assert g.nearest(2).data_ptr() == g.nearest(7).data_ptr()
