@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
 from dmlbench import spec
 from dmlbench.attacks.gallery import Gallery
@@ -99,9 +99,10 @@ class Attack(Component, abc.ABC):
 
     def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
         """Outcomes from ``after`` (B, D), the embeddings of the adversarial images."""
-        return goal.outcome(after)
+        outcomes: Outcomes = goal.outcome(after)
+        return outcomes
 
-    def resolve(self, threat: Threat) -> Attack:
+    def resolve(self, threat: Threat) -> Self:
         """The attack with every ``auto`` field filled in from ``threat``."""
         steps = self.steps or threat.steps
         eps = threat.eps if self.eps is None else self.eps

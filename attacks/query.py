@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.gallery import TOP_SHARE, Gallery
@@ -234,7 +234,7 @@ class SemanticsPreservingQueryAttack(QueryAttack):
 
     xi: float | None = parameter(None, "scale s of the weight xi = exp(s L_sp)", at_least=0)
 
-    def resolve(self, threat: Threat) -> SemanticsPreservingQueryAttack:
+    def resolve(self, threat: Threat) -> Self:
         """Fill in xi's scale too."""
         scale = threat.sp_scale if self.xi is None else self.xi
         return replace(super().resolve(threat), xi=scale)

@@ -34,7 +34,7 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
-        self.bfloat16 = False
+        self.reduced = False  # bfloat16 inside the backbone
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -42,7 +42,7 @@ class EmbeddingModel(nn.Module):
         """(B, C, H, W) images in [0, 1] -> (B, D) embeddings."""
         if self.mean.numel():
             images = (images - self.mean) / self.std
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
             raw = self.backbone(images)
         shape = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
         if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
@@ -50,7 +50,7 @@ class EmbeddingModel(nn.Module):
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
                 f"embeddings, got {shape}"
             )
-        raw = raw.float() if self.bfloat16 else raw
+        raw = raw.float() if self.reduced else raw
         return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
 
 

@@ -22,7 +22,7 @@ from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.models.base import Model, canonical_model, parse_model
 from dmlbench.progress import Reporter
 from dmlbench.provenance import provenance
-from dmlbench.recipe import Recipe
+from dmlbench.recipe import Recipe, Threat
 from dmlbench.store import Cell, Store
 from dmlbench.tables import BENIGN, WORST
 from dmlbench.training import Training, train
@@ -166,40 +166,42 @@ def measure(subject: Subject, attacks: Sequence[Attack], seed: int, session: Ses
         "measure_version": MEASURE_VERSION,
         "precision": session.compute.precision,
     }
-    planned: list[tuple[Cell, Attack | None]] = [
-        (_cell({"kind": "benign", **common}, subject.about, dict.fromkeys(BENIGN, PERCENT)), None)
-    ]
+    benign = _cell({"kind": "benign", **common}, subject.about, dict.fromkeys(BENIGN, PERCENT))
+    planned: list[tuple[Cell, Attack | None]] = [(benign, None)]
     for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
-        facts = {
-            "kind": "attack",
-            **common,
-            "attack": attack.card.name,
-            "attack_version": attack.card.version,
-            "attack_values": spec.values(attack),
-            "seed": seed,
-        }
-        suite = attack.suite or threat.suite
-        about = subject.about | {
-            "suite": suite,
-            "attack": spec.shortest(attack, lambda a, s=suite: _within(a, s).resolve(threat)),
-            "attack_resolved": spec.canonical(attack),
-        }
-        columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
-        planned.append((_cell(facts, about, columns), attack))
+        planned.append((_attack_cell(attack, subject.about, common, seed, threat), attack))
     missing = [item for item in planned if session.store.done(item[0]["id"]) is None]
     if missing:
         model = subject.model.build(session.data.channels, session.data.size)
         checkpoint.load_weights(subject.weights, model)
         with evaluation(model, session.data, session.compute, session.reporter) as measured:
-            for cell, attack in missing:
-                _fill(cell, attack, seed, measured, session)
+            for cell, chosen in missing:
+                _fill(cell, chosen, seed, measured, session)
     cells = [found for cell, _ in planned if (found := session.store.get(cell["id"])) is not None]
     return cells + _worst_cases(cells, session)
 
 
-def _within(attack: Attack, suite: str) -> Attack:
-    """The attack with its suite given: a row says its suite, so its attacks need not."""
-    return attack if attack.suite else replace(attack, suite=suite)
+def _attack_cell(
+    attack: Attack, about: dict[str, Any], common: dict[str, Any], seed: int, threat: Threat
+) -> Cell:
+    """The planned cell of a resolved attack."""
+    facts = {
+        "kind": "attack",
+        **common,
+        "attack": attack.card.name,
+        "attack_version": attack.card.version,
+        "attack_values": spec.values(attack),
+        "seed": seed,
+    }
+    suite = attack.suite or threat.suite
+    suited = replace(threat, suite=suite)  # the row says its suite, so the attack need not
+    named = about | {
+        "suite": suite,
+        "attack": spec.shortest(attack, lambda a: a.resolve(suited)),
+        "attack_resolved": spec.canonical(attack),
+    }
+    columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
+    return _cell(facts, named, columns)
 
 
 def _train(job: Job, session: Session) -> Subject | Cell:

@@ -14,8 +14,8 @@ import pkgutil
 import typing
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 from dmlbench.errors import UserError
 from dmlbench.papers import Paper
@@ -91,11 +91,13 @@ class Registry(Generic[C]):
     def __iter__(self) -> Iterator[type[C]]:
         return iter([self.get(name) for name in self.names()])
 
-    def _validate(self, cls: type[C]) -> None:
+    def _validate(self, cls: Any) -> None:
         """TypeError unless ``cls`` is what ``list`` and ``parse`` rely on."""
-        if not (isinstance(cls, type) and issubclass(cls, Component) and is_dataclass(cls)):
+        derived = isinstance(cls, type) and issubclass(cls, Component)
+        if not derived or not hasattr(cls, "__dataclass_fields__"):
             raise TypeError(f"it must be a dataclass that derives from the base of a {self.kind}")
-        if not isinstance(getattr(cls, "card", None), Card):
+        card: object = getattr(cls, "card", None)
+        if not isinstance(card, Card):
             raise TypeError("it has no card")
         missing = [name for name in self._required if not hasattr(cls, name)]
         if missing:

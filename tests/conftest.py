@@ -74,6 +74,9 @@ def tiny() -> RetrievalData:
     return RetrievalData(make_split(1, each=16), make_split(2))
 
 
+torch.set_num_threads(1)  # the tests run in two processes, and so do the commands they start
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -101,7 +104,7 @@ def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.Completed
         return subprocess.run(
             [sys.executable, "-m", "dmlbench", *arguments],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(plugin)},
+            env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,

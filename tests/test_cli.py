@@ -242,7 +242,10 @@ def test_a_killed_run_resumes_to_the_same_results(
     dmlbench(*arguments, cwd=whole)
     cut = tmp_path / "cut"
     cut.mkdir()
-    environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(plugin)}
+    environment: dict[str, Any] = os.environ | {
+        "PYTHONPATH": str(plugin),
+        "OMP_NUM_THREADS": "1",
+    }
     for pattern in ("models/*/state.pt", "models/*/manifest.json", "cells/*.json"):
         process = subprocess.Popen(
             [sys.executable, "-m", "dmlbench", *arguments],
