@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench.attacks import misranking, query
+from dmlbench.attacks import embedding, misranking, query
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.embedding import recall_at_1
 from dmlbench.attacks.query import SemanticsPreservingGoal
@@ -256,9 +256,13 @@ def test_batches_and_the_active_set_change_no_outcome(
 
 
 def test_es_of_the_published_code_is_read_before_the_last_step(
-    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    model: EmbeddingModel,
+    gallery: Gallery,
+    tiny: RetrievalData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    monkeypatch.setattr(embedding, "PUBLISHED_NUDGE", embedding.NUDGE)
     found = {
         (suite, steps): resolved("es", suite, steps=steps)
         .run(model, images, index, gallery, seed=0)
@@ -268,6 +272,16 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     }
     assert torch.equal(found["ers", 6]["ES:D"], found["strict", 5]["ES:D"])
     assert torch.equal(found["ers", 6]["ES:R"], found["strict", 6]["ES:R"])
+
+
+def test_the_first_step_of_es_is_the_published_codes() -> None:
+    g, index = make_gallery("N", torch.float32), torch.arange(4)
+    e = g.embeddings[index]
+    _, ours = resolved("es", "ers").goal(g, index, seed=0).value_and_grad(e, 0)
+    x = e.clone().requires_grad_()
+    loss = -torch.nn.functional.pairwise_distance(x, e + 1e-7).sum()
+    (theirs,) = torch.autograd.grad(loss, x)
+    assert torch.equal(ours.sign(), theirs.sign())
 
 
 def test_restarts_keep_the_worst_of_each_query(

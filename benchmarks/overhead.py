@@ -1,0 +1,121 @@
+"""What an attack costs beyond the network: ``python benchmarks/overhead.py [options]``.
+
+For each attack, on random images and embeddings of C2F2's shape:
+
+- overhead: one full PGD step / (bare forward + gradient in the input, parameters frozen), the two
+  in turn in one run, median of the ratios: it survives a noisy machine;
+- queries/s: at the protocol's 32 steps, from the median step;
+- set-up: the share of the attack that choosing targets and sorting adds to the 32 steps;
+- memory: peak beyond the gallery's embeddings and the bare step, at each gallery size.
+
+Times are never asserted in a test.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import torch
+
+from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.attacks.pgd import PGD
+from dmlbench.compute import Compute
+from dmlbench.datasets.fashion import THREAT
+from dmlbench.embedding import embed, frozen
+from dmlbench.models.small import C2F2
+
+DIM = 512
+
+
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory in MiB: of the process on a CPU (it never falls), of the allocator on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--batch", type=int, default=128, show_default=True)
+@click.option("--gallery", "size", type=int, default=10_000, show_default=True)
+@click.option("--repeats", type=int, default=9, show_default=True)
+@click.option("--attack", "names", multiple=True, help="Default: every registered one.")
+def main(
+    device: str, threads: int, batch: int, size: int, repeats: int, names: tuple[str, ...]
+) -> None:
+    """Print a row an attack."""
+    torch.manual_seed(0)
+    with Compute(device, threads=threads).applied() as place:
+        model = C2F2().build(1, 28).to(place)
+        x = torch.nn.functional.normalize(torch.randn(size, DIM, device=place), dim=1)
+        labels = torch.arange(size, device=place) % 10
+        images = torch.rand(batch, 1, 28, 28, device=place)
+        index = torch.arange(batch, device=place)
+        click.echo(f"{place}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
+        click.echo(f"{'attack':8} {'overhead':>9} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
+        with frozen(model):
+            bare_peak = warm(model, images, place)
+            for name in names or ATTACKS.names():
+                gallery = Gallery(x, labels, "N")
+                gallery.nearest(size // 100)  # shared by the attacks of a run
+                row = measure(name, model, images, index, gallery, repeats, place)
+                extra = peak_mib(place) - bare_peak
+                click.echo(f"{name:8} {row[0]:9.3f} {row[1]:10.1f} {row[2]:7.1%} {extra:7.0f}")
+
+
+def bare_step(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A forward pass and the gradient in the input: the least a white-box step can cost."""
+    x = images.clone().requires_grad_()
+    e = embed(model, x)
+    return torch.autograd.grad(e, x, torch.ones_like(e))[0]
+
+
+def warm(model: torch.nn.Module, images: torch.Tensor, device: torch.device) -> float:
+    """Run the bare step a few times; its peak memory is what attacks are compared with."""
+    for _ in range(3):
+        bare_step(model, images)
+    return peak_mib(device)
+
+
+def measure(
+    name: str,
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    index: torch.Tensor,
+    gallery: Gallery,
+    repeats: int,
+    device: torch.device,
+) -> tuple[float, float, float]:
+    """Overhead ratio, queries a second at 32 steps, share of the set-up."""
+    attack = ATTACKS.get(name)().resolve(THREAT)
+    ready = clock(lambda: attack.goal(gallery, index, seed=0), device)
+    goal = attack.goal(gallery, index, seed=0)
+    step = PGD(THREAT.eps, THREAT.alpha, 1, active_set=False)
+    ratios, seconds = [], []
+    for _ in range(repeats):
+        bare = clock(lambda: bare_step(model, images), device)
+        full = clock(lambda: step.run(lambda x: embed(model, x), images, goal), device)
+        ratios.append(full / bare)
+        seconds.append(full)
+    whole = 32 * statistics.median(seconds) + ready
+    return statistics.median(ratios), len(images) / whole, ready / whole
+
+
+if __name__ == "__main__":
+    main()
