@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ import click
 
 from dmlbench import __version__
 from dmlbench.errors import UserError
-from dmlbench.recipe import PRECISIONS, SUITES
+from dmlbench.options import PATH, options
 
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dmlbench.store import Cell, Store
 
 EXIT_FAILED_CELLS, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Component")
 
 
@@ -47,73 +46,6 @@ def _fail(message: str, code: int) -> None:
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"warning: {message}", err=True)
-
-
-_PATH = click.Path(path_type=Path)
-_OPTIONS: dict[str, Callable[[F], F]] = {
-    "dataset": click.option(
-        "--dataset", default="fashion-mini", show_default=True, metavar="SPEC", help="Data set."
-    ),
-    "attacks": click.option(
-        "--attack",
-        "attacks",
-        multiple=True,
-        metavar="SPEC",
-        help="Attack to run, or 'all'. May be repeated.",
-    ),
-    "suite": click.option(
-        "--suite",
-        type=click.Choice(SUITES),
-        help="Definitions that attacks follow: the papers' (strict) or the published code's "
-        "(ers). Without --attack it runs the nine attacks of ERS.",
-    ),
-    "results": click.option(
-        "--results", type=_PATH, default="results", show_default=True, help="Results folder."
-    ),
-    "leaderboards": click.option(
-        "--leaderboards",
-        type=_PATH,
-        default="leaderboards",
-        show_default=True,
-        help="Folder for rendered boards.",
-    ),
-    "data_root": click.option(
-        "--data-root", type=_PATH, help="Folder of data sets, searched first."
-    ),
-    "device": click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.",
-    ),
-    "batch_size": click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        help="Images a forward pass in evaluation; changes no result.",
-    ),
-    "threads": click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
-    "precision": click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        show_default=True,
-        help="Of the network in evaluation; tf32 and bf16 are labelled in the row.",
-    ),
-    "json": click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON for a script to read."
-    ),
-}
-
-
-def _options(*names: str) -> Callable[[F], F]:
-    """The named shared options, in that order."""
-
-    def decorate(command: F) -> F:
-        for name in reversed(names):
-            command = _OPTIONS[name](command)
-        return command
-
-    return decorate
 
 
 @click.group(
@@ -143,7 +75,7 @@ def main() -> None:
     metavar="SPEC",
     help="Defense to train, or 'all'. May be repeated.",
 )
-@_options("attacks", "suite", "dataset")
+@options("attacks", "suite", "dataset")
 @click.option(
     "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
 )
@@ -162,8 +94,8 @@ def main() -> None:
     show_default=True,
     help="Seed of training and targets. May be repeated.",
 )
-@_options("results", "leaderboards", "data_root")
-@_options("device", "batch_size", "threads", "precision", "json")
+@options("results", "leaderboards", "data_root")
+@options("device", "batch_size", "threads", "precision", "json")
 def run(
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
@@ -211,7 +143,7 @@ def run(
 @click.option(
     "--checkpoint",
     required=True,
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Weights: safetensors, or a plain PyTorch state dict.",
 )
@@ -221,7 +153,7 @@ def run(
 @click.option(
     "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
 )
-@_options("attacks", "suite", "dataset")
+@options("attacks", "suite", "dataset")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
 )
@@ -233,8 +165,8 @@ def run(
     metavar="N",
     help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
 )
-@_options("results", "leaderboards", "data_root")
-@_options("device", "batch_size", "threads", "precision", "json")
+@options("results", "leaderboards", "data_root")
+@options("device", "batch_size", "threads", "precision", "json")
 def attack(
     checkpoint: Path,
     model: str | None,
@@ -272,42 +204,36 @@ def attack(
 @click.argument(
     "kind", required=False, type=click.Choice(["attacks", "defenses", "datasets", "models"])
 )
-@_options("json")
+@options("json")
 def list_(kind: str | None, as_json: bool) -> None:
     """Show every registered attack, defense, data set and model with its parameters."""
     from dmlbench.catalog import describe, registries
+    from dmlbench.report.console import print_listing
 
     chosen = {name: r for name, r in registries().items() if kind in (None, name)}
     described = {name: [describe(cls) for cls in registry] for name, registry in chosen.items()}
     if as_json:
         click.echo(json.dumps(described, indent=1))
         return
-    for name, entries in described.items():
-        click.secho(name, bold=True)
-        shared = _shared_parameters(entries)
-        for entry in entries:
-            _print_entry(entry, shared)
-        if shared:
-            click.echo(f"  {click.style('all of them', fg='cyan')}")
-            for p in shared:
-                _print_parameter(p)
-        click.echo()
+    print_listing(described)
 
 
 @main.command()
 @click.argument("dataset", required=False)
-@_options("results", "json")
+@options("results", "json")
 def show(dataset: str | None, results: Path, as_json: bool) -> None:
     """Show stored results, of one data set or of all."""
+    from dmlbench.report.console import print_table
+
     cells = _stored(results, dataset)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        _print_table(cells)
+        print_table(cells)
 
 
 @main.command()
-@_options("results", "leaderboards")
+@options("results", "leaderboards")
 def leaderboard(results: Path, leaderboards: Path) -> None:
     """Render the board of every data set with stored results."""
     from dmlbench.store import Store
@@ -375,12 +301,14 @@ def _session(
 
 def _finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
     """Export, render, print; exit with 1 if a cell failed."""
+    from dmlbench.report.console import print_table
+
     tidy, wide = session.store.export()
     board = _render_board(session.store, session.dataset.card.name, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        _print_table(cells)
+        print_table(cells)
         click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}")
     if any(cell["status"] != "ok" for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
@@ -412,59 +340,3 @@ def _render_board(store: Store, dataset: str, folder: Path) -> Path:
     path = folder / f"{dataset}.md"
     write_atomically(path, board(card, wide(cells)).encode())
     return path
-
-
-def _print_table(cells: list[Cell]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from dmlbench.report.markdown import grid, groups
-    from dmlbench.tables import wide
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no edge to wrap at
-    rows = wide(cells)
-    for title, group in groups(rows):
-        lines = grid(group)
-        needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
-        if needed > console.width:  # one column a model is narrower than one column a metric
-            lines = [list(line) for line in zip(*lines, strict=True)]
-        table = Table(box=box.SIMPLE_HEAD)
-        for number, heading in enumerate(lines[0]):
-            table.add_column(Text(heading), justify="right" if number else "left")
-        for line in lines[1:]:
-            table.add_row(*map(Text, line))
-        click.secho(title, bold=True)
-        console.print(table)
-    for row in rows:
-        for what, error in row.failed.items():
-            click.echo(f"failed: {what} on {row.about['label']}: {error}")
-
-
-def _shared_parameters(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameters that every one of several entries has, to be shown once."""
-    if len(entries) < 2:
-        return []
-    return [p for p in entries[0]["parameters"] if all(p in e["parameters"] for e in entries)]
-
-
-def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
-    columns = ", ".join(
-        f"{c['name']}{' in ' + c['unit'] if c['unit'] else ''} ({c['better']} is better)"
-        for c in entry.get("columns", [])
-    )
-    click.echo(f"  {click.style(entry['name'], fg='cyan')}  {entry['summary']}")
-    if columns:
-        click.echo(f"      reports {columns}")
-    if entry["paper"]:
-        click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
-    for p in entry["parameters"]:
-        if p not in shared:
-            _print_parameter(p)
-
-
-def _print_parameter(p: dict[str, Any]) -> None:
-    click.echo(f"      {p['name']}={p['default']}  {p['help']} ({p['domain']})")

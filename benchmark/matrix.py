@@ -69,7 +69,6 @@ class Job:
     def about(self, precision: str) -> dict[str, Any]:
         """The row of the model, before any suite."""
         defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
-        metric = self.training.model.metric
         changed = [
             f"{name}={value:g}"
             for name, value in spec.values(recipe).items()
@@ -78,9 +77,9 @@ class Job:
         return {
             "dataset": self.training.dataset,
             "model": canonical_model(self.training.model),
-            "distance": metric,
+            "distance": self.training.model.metric,
             "recipe": ",".join(changed),
-            "defense": spec.shortest(defense, lambda d: d.resolve(card.training_threat, metric)),
+            "defense": self.training.spelling,
             "label": defense.label,
             "resolved": spec.canonical(defense),
             "training_cost": defense.training_cost,
@@ -101,12 +100,17 @@ def plan(
     """The models of a run: seeds within defenses, each configuration once."""
     card = dataset.protocol
     network = parse_model(model or card.model)
+    name = spec.canonical(dataset)
     jobs = []
-    for defense in defenses:
-        complete = defense.resolve(card.training_threat, network.metric)
+
+    def resolve(defense: Defense) -> Defense:
+        return defense.resolve(card.training_threat, network.metric)
+
+    for complete in map(resolve, defenses):
+        spelling = spec.shortest(complete, resolve)
         for seed in seeds:
             training = Training(
-                spec.canonical(dataset), data.digest, network, complete, recipe or card.recipe, seed
+                name, data.digest, network, complete, recipe or card.recipe, seed, spelling
             )
             jobs.append(Job(training, dataset))
     return list({job.training.id: job for job in jobs}.values())
@@ -149,7 +153,7 @@ def external(
         "recipe": "",
         "defense": label or known.get("defense", name),
         "label": name,
-        "resolved": known.get("defense", ""),
+        "resolved": known.get("resolved", ""),
         "training_cost": known.get("training_cost", 0),
         "seed": known["training"]["seed"] if known else seed,
         "precision": session.compute.precision,

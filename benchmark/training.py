@@ -50,6 +50,7 @@ class Training:
         defense: how it is trained, no field ``auto``.
         recipe: for how long.
         seed: of initialisation, batches and mining.
+        spelling: the defense as a user would write it (for people; the fields decide).
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class Training:
     defense: Defense
     recipe: Recipe
     seed: int
+    spelling: str = ""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -134,7 +136,8 @@ def train(
             "training": training.facts,
             "dataset": training.dataset,
             "model": canonical_model(training.model),
-            "defense": spec.canonical(training.defense),
+            "defense": training.spelling,
+            "resolved": spec.canonical(training.defense),
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,0 +1,79 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dmlbench.recipe import PRECISIONS, SUITES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+OPTIONS: dict[str, Callable[[F], F]] = {
+    "dataset": click.option(
+        "--dataset", default="fashion-mini", show_default=True, metavar="SPEC", help="Data set."
+    ),
+    "attacks": click.option(
+        "--attack",
+        "attacks",
+        multiple=True,
+        metavar="SPEC",
+        help="Attack to run, or 'all'. May be repeated.",
+    ),
+    "suite": click.option(
+        "--suite",
+        type=click.Choice(SUITES),
+        help="Definitions that attacks follow: the papers' (strict) or the published code's "
+        "(ers). Without --attack it runs the nine attacks of ERS.",
+    ),
+    "results": click.option(
+        "--results", type=PATH, default="results", show_default=True, help="Results folder."
+    ),
+    "leaderboards": click.option(
+        "--leaderboards",
+        type=PATH,
+        default="leaderboards",
+        show_default=True,
+        help="Folder for rendered boards.",
+    ),
+    "data_root": click.option(
+        "--data-root", type=PATH, help="Folder of data sets, searched first."
+    ),
+    "device": click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.",
+    ),
+    "batch_size": click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Images a forward pass in evaluation; changes no result.",
+    ),
+    "threads": click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
+    "precision": click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="Of the network in evaluation; tf32 and bf16 are labelled in the row.",
+    ),
+    "json": click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON for a script to read."
+    ),
+}
+
+
+def options(*names: str) -> Callable[[F], F]:
+    """The named shared options, in that order."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            command = OPTIONS[name](command)
+        return command
+
+    return decorate

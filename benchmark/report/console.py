@@ -1,0 +1,81 @@
+"""Tables and listings for a terminal, or a pipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dmlbench.store import Cell
+
+
+def print_table(cells: list[Cell]) -> None:
+    """A table for each group of rows that can be compared, and the errors of failed cells."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dmlbench.report.markdown import grid, groups
+    from dmlbench.tables import wide
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe has no edge to wrap at
+    rows = wide(cells)
+    for title, group in groups(rows):
+        lines = grid(group)
+        needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
+        if needed > console.width:  # one column a model is narrower than one column a metric
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        table = Table(box=box.SIMPLE_HEAD)
+        for number, heading in enumerate(lines[0]):
+            table.add_column(Text(heading), justify="right" if number else "left")
+        for line in lines[1:]:
+            table.add_row(*map(Text, line))
+        click.secho(title, bold=True)
+        console.print(table)
+    for row in rows:
+        for what, error in row.failed.items():
+            click.echo(f"failed: {what} on {row.about['label']}: {error}")
+
+
+def print_listing(described: dict[str, list[dict[str, Any]]]) -> None:
+    """Every kind's entries with their parameters, those they share once at the end."""
+    for name, entries in described.items():
+        click.secho(name, bold=True)
+        shared = _shared_parameters(entries)
+        for entry in entries:
+            _print_entry(entry, shared)
+        if shared:
+            click.echo(f"  {click.style('all of them', fg='cyan')}")
+            for p in shared:
+                _print_parameter(p)
+        click.echo()
+
+
+def _shared_parameters(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters that every one of several entries has, to be shown once."""
+    if len(entries) < 2:
+        return []
+    return [p for p in entries[0]["parameters"] if all(p in e["parameters"] for e in entries)]
+
+
+def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
+    columns = ", ".join(
+        f"{c['name']}{' in ' + c['unit'] if c['unit'] else ''} ({c['better']} is better)"
+        for c in entry.get("columns", [])
+    )
+    click.echo(f"  {click.style(entry['name'], fg='cyan')}  {entry['summary']}")
+    if columns:
+        click.echo(f"      reports {columns}")
+    if entry["paper"]:
+        click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
+    for p in entry["parameters"]:
+        if p not in shared:
+            _print_parameter(p)
+
+
+def _print_parameter(p: dict[str, Any]) -> None:
+    click.echo(f"      {p['name']}={p['default']}  {p['help']} ({p['domain']})")

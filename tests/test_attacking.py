@@ -1,0 +1,183 @@
+"""The evaluation of a model: its checks, its memory, what it leaves out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmlbench.attacking import Evaluation, evaluation
+from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.attacks.misranking import LearningToMisrank
+from dmlbench.compute import Compute
+from dmlbench.datasets.base import RetrievalData, Split
+from dmlbench.embedding import EmbeddingModel
+from dmlbench.errors import CellError, UserError
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import Threat
+from tests.test_training import Silent
+
+THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
+
+
+@contextmanager
+def measured(
+    data: RetrievalData, model: EmbeddingModel | None = None, **compute: Any
+) -> Iterator[Evaluation]:
+    torch.manual_seed(0)
+    network = model or C2F2(dim=8).build(1, 8)
+    settings = {"batch_size": 16} | compute
+    with evaluation(network, data, Compute("cpu", **settings), Silent()) as found:
+        yield found
+
+
+def test_the_self_checks_are_stored(tiny: RetrievalData) -> None:
+    with measured(tiny) as found:
+        for name in ATTACKS.names():
+            attack = ATTACKS.get(name)().resolve(THREAT)
+            one = found.attack(attack, 0, name)
+            checks = one.findings
+            assert 0 < checks["radius"] <= 0.1 + 1e-6
+            assert 0 <= checks["flat_start"] < 1
+            assert 0 <= checks["passes_saved"] < 1
+            assert set(checks["clean"]) == set(one.metrics)
+            still = dataclasses.replace(attack, eps=0.0, alpha=0.1)
+            for column, value in found.attack(still, 0, name).metrics.items():
+                assert value.value == pytest.approx(checks["clean"][column], abs=1e-6)
+        benign = found.benign().metrics["R@1"].value
+        assert checks["clean"].keys() == {"TMA"}
+        ltm = found.attack(LearningToMisrank().resolve(THREAT), 0, "ltm")
+        assert ltm.findings["clean"]["LTM"] == pytest.approx(benign)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_number(
+    tiny: RetrievalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = ATTACKS.get("ca+")().resolve(THREAT)
+    with measured(tiny) as found:
+        reference = found.attack(attack, 0, "ca+")
+    real, limit = Attack.run, 5
+
+    def tight(self: Attack, model: Any, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, images, *args, **kwargs)
+
+    monkeypatch.setattr(Attack, "run", tight)
+    with measured(tiny) as found:
+        halved = found.attack(attack, 0, "ca+")
+        warnings = found.reporter.warnings  # type: ignore[attr-defined]
+    assert halved.findings["batch_size"] == 4
+    assert [w.rsplit(" ", 1)[1] for w in warnings] == ["8", "4"]
+    assert np.array_equal(halved.outcomes["CA+"], reference.outcomes["CA+"])
+    limit = 0
+    with (
+        measured(tiny) as found,
+        pytest.raises(CellError, match="a single image does not fit"),
+    ):
+        found.attack(attack, 0, "ca+")
+
+
+def test_a_query_alone_in_its_class_is_counted_and_left_out(tiny: RetrievalData) -> None:
+    labels = tiny.test.labels.copy()
+    labels[0] = 99
+    data = RetrievalData(tiny.train, Split(tiny.test.images, labels))
+    with measured(data) as found:
+        benign = found.benign()
+        ltm = found.attack(LearningToMisrank().resolve(THREAT), 0, "ltm")
+    assert benign.findings["queries_left_out"] == 1
+    assert benign.metrics["R@1"].n == ltm.metrics["LTM"].n == len(labels) - 1
+    assert np.isnan(ltm.outcomes["LTM"][0])
+    alone = RetrievalData(tiny.train, Split(tiny.test.images, np.arange(len(labels))))
+    with measured(alone) as found, pytest.raises(CellError, match="no class of the test split"):
+        found.benign()
+
+
+class Noisy(torch.nn.Module):
+    """Random in eval mode, as dropout applied by hand would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.inner(x.flatten(1)) + torch.randn(len(x), 8)
+        return result
+
+
+class Broken(Noisy):
+    """NaN for every image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.inner(x.flatten(1)) * torch.nan
+        return result
+
+
+class Dead(Noisy):
+    """One embedding for every image, all zeros."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.inner(x.flatten(1)) * 0
+        return result
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(Noisy, "not deterministic"), (Broken, "not finite|not determin")]
+)
+def test_a_broken_model_is_refused(
+    tiny: RetrievalData, network: type[torch.nn.Module], message: str
+) -> None:
+    with (
+        measured(tiny, EmbeddingModel(network(), "N")) as found,
+        pytest.raises(CellError, match=message),
+    ):
+        found.benign()
+
+
+def test_a_dead_model_is_collapsed_and_earns_nothing(tiny: RetrievalData) -> None:
+    with measured(tiny, EmbeddingModel(Dead(), "N")) as found:
+        benign = found.benign()
+        rank = found.attack(ATTACKS.get("ca-")().resolve(THREAT), 0, "ca-").metrics["CA-"].value
+    assert benign.findings["collapsed"]
+    assert benign.findings["effective_rank"] == 0
+    assert benign.metrics["R@1"].value == 0
+    assert rank == 50
+
+
+def test_bfloat16_is_close_and_tf32_needs_a_gpu(tiny: RetrievalData) -> None:
+    attack = ATTACKS.get("ca-")().resolve(THREAT)
+    values = []
+    for precision in ("fp32", "bf16"):
+        with measured(tiny, precision=precision) as found:
+            values.append(found.attack(attack, 0, "ca-").metrics["CA-"].value)
+    assert values[0] != values[1]
+    assert values[0] == pytest.approx(values[1], abs=3)
+    with pytest.raises(UserError, match="tf32 needs a GPU"):
+        Compute("cpu", precision="tf32").check()
+
+
+def test_compute_restores_what_it_sets() -> None:
+    before = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32)
+    with Compute("cpu", threads=2).applied():
+        assert torch.get_num_threads() == 2
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_a_gpu_finds_what_the_cpu_finds(tiny: RetrievalData, name: str) -> None:
+    attack, values = ATTACKS.get(name)().resolve(THREAT), []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        network = C2F2(dim=8).build(1, 8)
+        with evaluation(network, tiny, Compute(device), Silent()) as found:
+            measured_ = found.attack(attack, 0, name).metrics
+            values.append([estimate.value for estimate in measured_.values()])
+    assert values[0] == pytest.approx(values[1], abs=1)
