@@ -9,8 +9,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from dmlbench.attacks.pgd import PGD, Objective, Perturbed
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise
@@ -95,7 +96,7 @@ class Defense(Component, abc.ABC):
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """The loss of one batch. The model comes, and is left, in train mode."""
 
-    def resolve(self, threat: TrainingThreat, metric: Metric) -> Defense:
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """The defense with every ``auto`` field filled in."""
         return dataclasses.replace(self, margin=self.margin or MARGIN[metric])
 
@@ -108,6 +109,52 @@ class Defense(Component, abc.ABC):
         """One triplet a pair of the batch, by the named sampler."""
         assert self.margin is not None
         return sample(sampler, clean.embeddings, clean.labels, metric, self.margin, clean.generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialDefense(Defense):
+    """A defense that perturbs its batch by PGD in eval mode (the inner problem)."""
+
+    eta: int | None = parameter(None, "PGD steps of the inner problem", at_least=1)
+    eps: float | None = parameter(
+        None, "radius of the training perturbation", above=0, at_most=1, pixels=True
+    )
+    alpha: float | None = parameter(
+        None,
+        "size of a step; auto: about 1.25 eps/eta where the data set says so",
+        above=0,
+        at_most=1,
+        pixels=True,
+    )
+
+    @property
+    def training_cost(self) -> int:
+        """One pass more than eta."""
+        assert self.eta is not None
+        return self.eta + 1
+
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
+        """Fill in eta, eps and alpha from the data set's training threat."""
+        eps, eta = self.eps or threat.eps, self.eta or threat.eta
+        alpha = self.alpha or threat.step(eps, eta)
+        filled = dataclasses.replace(self, eps=eps, eta=eta, alpha=alpha)
+        return super(AdversarialDefense, filled).resolve(threat, metric)
+
+    def perturb(
+        self, model: EmbeddingModel, images: torch.Tensor, objective: Objective
+    ) -> Perturbed:
+        """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D)."""
+        from dmlbench.embedding import embed, frozen
+
+        assert self.eps is not None
+        assert self.eta is not None
+        assert self.alpha is not None
+
+        def embed_groups(x: torch.Tensor) -> torch.Tensor:
+            return embed(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+        with frozen(model):
+            return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from dmlbench.attacks.pgd import PGD, Perturbed, RowWise
+from dmlbench.attacks.pgd import RowWise
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
+    AdversarialDefense,
     Clean,
-    Defense,
     State,
     Step,
     hardness,
@@ -36,6 +36,11 @@ from dmlbench.spec import parameter
 if TYPE_CHECKING:
     from dmlbench.embedding import EmbeddingModel
     from dmlbench.recipe import TrainingThreat
+
+
+GRADUAL = {"lga": "g_LGA", "g_2": "g_2", "g_half": "g_1/2"}
+"""Gradual adversaries H_D = -gamma l^power (HM and its supplement): name -> the paper's."""
+POWER = {"lga": 1.0, "g_2": 2.0, "g_half": 0.5}
 
 
 @dataclass(frozen=True)
@@ -59,42 +64,48 @@ class HardnessObjective(RowWise):
 
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
-class HardnessManipulation(Defense):
+class HardnessManipulation(AdversarialDefense):
     """HM[source, destination], with ICS where ``ics`` > 0."""
 
     card = Card("hm", "Hardness Manipulation with Gradual Adversary (LGA) and ICS", HM)
 
-    eta: int | None = parameter(None, "PGD steps of the inner problem", at_least=1)
-    eps: float | None = parameter(
-        None, "radius of the training perturbation", above=0, at_most=1, pixels=True
-    )
-    alpha: float | None = parameter(None, "size of a step", above=0, at_most=1, pixels=True)
     source: str = parameter("softhard", "sampler of the source triplets", choices=SAMPLER_NAMES)
     destination: str = parameter(
         "lga",
-        "destination hardness: lga (Linear Gradual Adversary) or another sampler's",
-        choices=("lga", *SAMPLER_NAMES),
+        "destination hardness: a gradual adversary, a constant level, or another sampler's",
+        choices=(*GRADUAL, "constant", *SAMPLER_NAMES),
+    )
+    level: float = parameter(0.0, "H_D of destination=constant", at_least=-2, at_most=2)
+    xi: float = parameter(
+        0.0, "g_B: how far a sampler's H_D is raised as the loss falls", at_least=0
+    )
+    u: float | None = parameter(
+        None, "loss at which a gradual adversary begins; auto: margin", above=0
     )
     ics: float = parameter(0.5, "weight lambda of the Intra-Class Structure loss", at_least=0)
+    ics_margin: float = parameter(0.0, "margin of the Intra-Class Structure loss", at_least=0)
 
     @property
     def label(self) -> str:
         """``HM[S,g_LGA]&ICS``."""
-        goal = "g_LGA" if self.destination == "lga" else INITIAL[self.destination]
+        goal = INITIAL.get(self.destination) or GRADUAL.get(self.destination) or f"{self.level:g}"
+        goal = f"g_B({goal})" if self.xi else goal
         return f"HM[{INITIAL[self.source]},{goal}]{'&ICS' if self.ics else ''}"
+
+    @property
+    def identical(self) -> bool:
+        """Whether there is nothing to manipulate: HM[X,X] is plain training."""
+        return self.source == self.destination and not self.xi
 
     @property
     def training_cost(self) -> int:
         """One pass more than eta; HM[X,X] perturbs nothing."""
-        assert self.eta is not None
-        return 1 if self.source == self.destination else self.eta + 1
+        return 1 if self.identical else super().training_cost
 
-    def resolve(self, threat: TrainingThreat, metric: Metric) -> HardnessManipulation:
-        """Fill in eta, eps and alpha from the data set's training threat."""
-        eps, eta = self.eps or threat.eps, self.eta or threat.eta
-        alpha = self.alpha or threat.step(eps, eta)
-        filled = dataclasses.replace(self, eps=eps, eta=eta, alpha=alpha)
-        return dataclasses.replace(filled, margin=super().resolve(threat, metric).margin)
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
+        """Fill in u too, which is gamma by default."""
+        filled = super().resolve(threat, metric)
+        return dataclasses.replace(filled, u=self.u or filled.margin)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Sample, manipulate the hardness, take the triplet loss (and ICS) on the result."""
@@ -105,8 +116,9 @@ class HardnessManipulation(Defense):
             return Step.empty(clean)
         images = clean.images[triplets.stack()]
         passes = full_passes = 0
-        if self.source != self.destination:
-            perturbed = self.perturb(model, images, self.hardness_goal(clean, state, metric))
+        if not self.identical:
+            goal = self.hardness_goal(clean, state, metric).expand(len(triplets))
+            perturbed = self.perturb(model, images, HardnessObjective(metric, goal))
             images, passes, full_passes = (
                 perturbed.images,
                 perturbed.passes,
@@ -122,48 +134,34 @@ class HardnessManipulation(Defense):
         return Step(loss, h.detach().mean(), clean.spread, passes, full_passes)
 
     def hardness_goal(self, clean: Clean, state: State, metric: Metric) -> torch.Tensor:
-        """H_D: a scalar for LGA, (T,) for another sampler's triplets with the same anchors."""
-        if self.destination == "lga":
-            return self.gradual(state, clean.embeddings)
-        triplets = self.mine(self.destination, clean, metric)
-        return hardness(clean.embeddings[triplets.stack()], metric)
-
-    def gradual(self, state: State, like: torch.Tensor) -> torch.Tensor:
-        """LGA (HM, Gradual Adversary): -gamma * l with l = min(u, previous loss) / u, u = gamma.
-
-        It begins at -gamma, as hard as a triplet without loss, and rises to 0 as the model
-        learns to withstand it.
-        """
+        """H_D: a scalar, or (T,) for another sampler's triplets with the same anchors."""
         assert self.margin is not None
+        if self.destination == "constant":
+            return clean.embeddings.new_tensor(self.level)
+        ease = self.ease(state, clean.embeddings)
+        if self.destination in GRADUAL:
+            return -self.margin * ease ** POWER[self.destination]
+        triplets = self.mine(self.destination, clean, metric)
+        return hardness(clean.embeddings[triplets.stack()], metric) + self.xi * (1 - ease)
+
+    def ease(self, state: State, like: torch.Tensor) -> torch.Tensor:
+        """L = min(u, previous step's adversarial loss) / u, 1 before the first (HM, Gradual
+        Adversary): it falls from 1, and H_D rises, as the model learns to withstand it.
+        """
+        assert self.u is not None
         if "previous_loss" not in state:
-            return like.new_tensor(-self.margin)
-        return -state["previous_loss"].clamp(max=self.margin).to(like)
-
-    def perturb(
-        self, model: EmbeddingModel, images: torch.Tensor, destination: torch.Tensor
-    ) -> Perturbed:
-        """Move triplets (T, 3, C, H, W) towards the hardness ``destination``, in eval mode."""
-        from dmlbench.embedding import embed, frozen
-
-        assert self.eps is not None
-        assert self.eta is not None
-        assert self.alpha is not None
-        objective = HardnessObjective(model.metric, destination.expand(len(images)))
-
-        def embed_triplets(x: torch.Tensor) -> torch.Tensor:
-            return embed(model, x.flatten(0, 1)).view(len(x), 3, -1)
-
-        with frozen(model):
-            return PGD(self.eps, self.alpha, self.eta).run(embed_triplets, images, objective)
+            return like.new_ones(())
+        return state["previous_loss"].to(like).clamp(max=self.u) / self.u
 
     def structure_loss(
         self, model: EmbeddingModel, clean: Clean, triplets: Triplets, adversarial: torch.Tensor
     ) -> torch.Tensor:
-        """ICS (HM, Intra-Class Structure): triplet(a, a~, p) with margin 0, a and p clean.
+        """ICS (HM, Intra-Class Structure): triplet(a, a~, p), a and p clean; margin 0 in the paper.
 
         It keeps the adversarial anchor closer to its own clean image than the positive is.
         """
         e = model(clean.images[torch.cat([triplets.anchor, triplets.positive])])
         a, p = e.chunk(2)
         d_adversarial = rowwise(a, adversarial[:, 0], model.metric)
-        return (d_adversarial - rowwise(a, p, model.metric)).relu().mean()
+        h = d_adversarial - rowwise(a, p, model.metric)
+        return triplet_loss(h, self.ics_margin)

@@ -1,7 +1,7 @@
 """Triplet samplers on an SPC-2 batch (two images a class: anchor at 2i, positive at 2i + 1).
 
-One triplet a pair. Each sampler states, as a boolean (B, 2B) matrix, which items qualify as the
-negative (and, for softhard, the positive) of each anchor; a draw takes one of them uniformly.
+One triplet a pair. Each sampler states, as a (B, 2B) matrix of weights, how likely each item is
+the negative (and, for softhard, the positive) of each anchor; mostly they are true or false.
 Where no item qualifies, any valid one of the right class does; an anchor whose batch holds no
 other class has no triplet and is dropped.
 """
@@ -41,6 +41,7 @@ class Batch:
         other: (B, 2B) bool, items of other classes.
         positive: (B,) positions of the pairs' positives.
         margin: of the triplet loss.
+        dim: D, of the embeddings.
     """
 
     distance: torch.Tensor
@@ -48,6 +49,7 @@ class Batch:
     other: torch.Tensor
     positive: torch.Tensor
     margin: float
+    dim: int
 
     @property
     def d_ap(self) -> torch.Tensor:
@@ -55,20 +57,21 @@ class Batch:
         return self.distance.gather(1, self.positive[:, None])
 
 
-Qualify = Callable[[Batch], "tuple[torch.Tensor | None, torch.Tensor]"]
+Weights = tuple["torch.Tensor | None", "torch.Tensor"]
+"""Unnormalised probabilities (B, 2B) of the positives (None: the pair's own) and the negatives."""
 
 
-def _random(batch: Batch) -> tuple[None, torch.Tensor]:
+def _random(batch: Batch) -> Weights:
     return None, batch.other
 
 
-def _semihard(batch: Batch) -> tuple[None, torch.Tensor]:
+def _semihard(batch: Batch) -> Weights:
     """d(a, p) < d(a, n) < d(a, p) + margin (Schroff et al., CVPR 2015)."""
     d = batch.distance
     return None, batch.other & (batch.d_ap < d) & (d < batch.d_ap + batch.margin)
 
 
-def _softhard(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _softhard(batch: Batch) -> Weights:
     """A negative closer than the farthest same-class item, a positive farther than the
     closest other-class item (Roth et al., ICML 2020).
     """
@@ -77,12 +80,36 @@ def _softhard(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.same & (batch.distance > closest), batch.other & (batch.distance < farthest)
 
 
-SAMPLERS: dict[str, Qualify] = {
+def _hardest(batch: Batch) -> Weights:
+    """The closest negative."""
+    distance = batch.distance.masked_fill(~batch.other, torch.inf)
+    closest = torch.zeros_like(batch.other).scatter_(1, distance.argmin(1, keepdim=True), True)
+    return None, closest & batch.other
+
+
+def _distance(batch: Batch) -> Weights:
+    """Negatives by the inverse density of distances on the sphere (Wu et al., ICCV 2017, eq. 3):
+
+    q(d) ~ d^(D-2) (1 - d^2 / 4)^((D-3)/2), so that all distances are about as likely to be drawn.
+    """
+    d = batch.distance.double()
+    log = -(batch.dim - 2) * d.log() - (batch.dim - 3) / 2 * (1 - d.square() / 4).log()
+    log = log.masked_fill(~batch.other, -torch.inf).nan_to_num(nan=-torch.inf, posinf=torch.inf)
+    # an infinite weight (a duplicate, an antipode) is the largest one that is finite
+    finite = log.masked_fill(log == torch.inf, -torch.inf).amax(1, keepdim=True)
+    weights = (torch.minimum(log, finite.clamp(min=-1e300)) - finite.clamp(min=-1e300)).exp()
+    return None, weights.masked_fill(~batch.other, 0)
+
+
+SAMPLERS: dict[str, Callable[[Batch], Weights]] = {
     "random": _random,
     "semihard": _semihard,
     "softhard": _softhard,
+    "distance": _distance,
+    "hardest": _hardest,
 }
-INITIAL = {"random": "R", "semihard": "M", "softhard": "S"}  # the papers' letters
+INITIAL = {"random": "R", "semihard": "M", "softhard": "S", "distance": "D", "hardest": "H"}
+"""The papers' letters."""
 
 
 def sample(
@@ -108,7 +135,7 @@ def sample(
     match = labels[anchor][:, None] == labels[None, :]
     itself = torch.arange(len(labels), device=device)[None, :] == anchor[:, None]
     distance = pairwise(embeddings[anchor], embeddings, metric)
-    batch = Batch(distance, match & ~itself, ~match, anchor + 1, margin)
+    batch = Batch(distance, match & ~itself, ~match, anchor + 1, margin, embeddings.shape[1])
     positives, negatives = SAMPLERS[sampler](batch)
     negative = _draw(negatives, batch.other, generator)
     positive = batch.positive if positives is None else _draw(positives, batch.same, generator)
@@ -117,7 +144,9 @@ def sample(
 
 
 def _draw(first: torch.Tensor, fallback: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B,) one qualifying position a row of the masks (B, 2B); any position if neither has one."""
-    allowed = torch.where(first.any(1, keepdim=True), first, fallback)
-    weights = torch.where(allowed.any(1, keepdim=True), allowed, True).to(torch.float32)
+    """(B,) one position a row by the weights (B, 2B); any one of ``fallback`` where all are zero,
+    any at all where that is empty too.
+    """
+    weights = torch.where(first.any(1, keepdim=True), first.double(), fallback.double())
+    weights = torch.where(weights.any(1, keepdim=True), weights, 1.0)
     return torch.multinomial(weights, 1, generator=generator)[:, 0]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from dmlbench.attacks.pgd import Perturbed
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.defenses.act import AntiCollapseTriplet
 from dmlbench.defenses.base import Clean, Defense, State, Step, hardness
+from dmlbench.defenses.est import EmbeddingShiftedTriplet
 from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.none import NoDefense
-from dmlbench.defenses.samplers import Triplets
+from dmlbench.defenses.samplers import Triplets, sample
 from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import TrainingThreat
@@ -108,7 +113,7 @@ def test_a_step_of_hm_equals_the_equations(
     clean.generator.set_state(before)
     images = clean.images[t.stack()]
     expected = slow_perturb(model, images, h_d, defense)
-    found = defense.perturb(model, images, h_d)
+    found = defense.perturb(model, images, HardnessObjective("N", h_d))
     assert torch.equal(found.images, expected)  # to the bit, though triplets left the batch
     step = defense.step(model, clean, state)
     slow = slow_hm_loss(model, clean, t, expected, ics)
@@ -127,9 +132,14 @@ def test_the_active_set_of_hm_saves_passes(model: EmbeddingModel, tiny: Retrieva
     clean = make_clean(model, tiny)
     defense = HardnessManipulation(destination="lga", eta=16).resolve(THREAT, "N")
     images = clean.images[mined(defense, "softhard", clean).stack()]
-    easy = defense.perturb(model, images, torch.tensor(-0.2))
+
+    def to(level: float) -> Perturbed:
+        goal = HardnessObjective("N", torch.full((len(images),), level))
+        return defense.perturb(model, images, goal)
+
+    easy = to(-0.2)
     assert easy.passes < 0.7 * easy.full_passes
-    already_there = defense.perturb(model, images, torch.tensor(-9.0))
+    already_there = to(-9.0)
     assert torch.equal(already_there.images, images)
     assert already_there.passes == len(images)  # one pass to see it
 
@@ -149,12 +159,107 @@ def test_the_hardness_gradient_is_autograds(metric: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("previous", "expected"), [(None, -GAMMA), (5.0, -GAMMA), (0.05, -0.05), (0.0, 0.0)]
+    ("fields", "previous", "expected"),
+    [
+        ({}, None, -GAMMA),
+        ({}, 5.0, -GAMMA),
+        ({}, 0.05, -0.05),
+        ({}, 0.0, 0.0),
+        ({"u": 2.2}, 0.11, -GAMMA * 0.05),
+        ({"destination": "g_2"}, 0.05, -GAMMA * 0.25**2),
+        ({"destination": "g_half"}, 0.05, -GAMMA * 0.25**0.5),
+        ({"destination": "constant", "level": -0.1}, 0.05, -0.1),
+    ],
 )
-def test_gradual_adversary_rises_as_the_loss_falls(previous: float | None, expected: float) -> None:
-    defense = HardnessManipulation().resolve(THREAT, "N")
+def test_destinations_that_need_no_triplets(
+    model: EmbeddingModel,
+    tiny: RetrievalData,
+    fields: dict[str, Any],
+    previous: float | None,
+    expected: float,
+) -> None:
+    defense = HardnessManipulation(**fields).resolve(THREAT, "N")
     state: State = {} if previous is None else {"previous_loss": torch.tensor(previous)}
-    assert defense.gradual(state, torch.zeros(1)).item() == pytest.approx(expected)
+    goal = defense.hardness_goal(make_clean(model, tiny), state, "N")
+    assert goal.item() == pytest.approx(expected)
+
+
+def test_g_b_raises_a_samplers_hardness_as_the_loss_falls(
+    model: EmbeddingModel, tiny: RetrievalData
+) -> None:
+    clean = make_clean(model, tiny)
+    plain = HardnessManipulation(destination="semihard").resolve(THREAT, "N")
+    raised = HardnessManipulation(destination="semihard", xi=0.1).resolve(THREAT, "N")
+    found = []
+    for defense in (plain, raised):
+        clean.generator.manual_seed(5)
+        found.append(defense.hardness_goal(clean, {"previous_loss": torch.tensor(0.05)}, "N"))
+    torch.testing.assert_close(found[1], found[0] + 0.1 * (1 - 0.05 / GAMMA))
+    assert raised.label == "HM[S,g_B(M)]&ICS"
+
+
+def slow_pgd(
+    model: EmbeddingModel, images: torch.Tensor, loss: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """THREAT's inner loop on groups of images (T, k, ...), through autograd."""
+    network, x = copy.deepcopy(model).eval(), images.clone()
+    for step in range(THREAT.eta):
+        x = x.detach().requires_grad_()
+        e = [network(x[:, i]) for i in range(x.shape[1])]
+        (gradient,) = torch.autograd.grad(loss(e, step), x)
+        with torch.no_grad():
+            x = x - THREAT.step(0.2, 4) * gradient.sign()
+            x = torch.max(torch.min(x, images + 0.2), images - 0.2).clamp(0, 1)
+    return x.detach()
+
+
+@pytest.mark.parametrize("sampler", ["random", "softhard", "hardest"])
+def test_a_step_of_est_equals_the_equations(
+    model: EmbeddingModel, tiny: RetrievalData, sampler: str
+) -> None:
+    clean = make_clean(model, tiny)
+
+    def shift(e: list[torch.Tensor], step: int) -> torch.Tensor:
+        origin = clean.embeddings + (1e-7 if step == 0 else 0)
+        return -(e[0] - origin).norm(dim=1).sum()
+
+    x = slow_pgd(model, clean.images[:, None], shift)[:, 0]
+    step = EmbeddingShiftedTriplet(sampler=sampler).resolve(THREAT, "N").step(model, clean, {})
+    network = copy.deepcopy(model).train()
+    e = network(x)
+    clean.generator.manual_seed(0)
+    t = sample(sampler, e.detach(), clean.labels, "N", GAMMA, clean.generator)
+    h = (e[t.anchor] - e[t.positive]).norm(dim=1) - (e[t.anchor] - e[t.negative]).norm(dim=1)
+    expected = (h + GAMMA).clamp(min=0).mean()
+    reference = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(expected, network.parameters())]
+    )
+    assert step.loss is not None
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (flat_gradient(model, step) - reference).norm() <= 1e-5 * reference.norm()
+
+
+@pytest.mark.parametrize("sampler", ["random", "softhard"])
+def test_a_step_of_act_equals_the_equations(
+    model: EmbeddingModel, tiny: RetrievalData, sampler: str
+) -> None:
+    clean = make_clean(model, tiny)
+    defense = AntiCollapseTriplet(sampler=sampler).resolve(THREAT, "N")
+    t = mined(defense, sampler, clean)
+    images = clean.images[torch.stack([t.positive, t.negative], 1)]
+    x = slow_pgd(model, images, lambda e, _: (e[0] - e[1]).norm(dim=1).mean())
+    step = defense.step(model, clean, {})
+    network = copy.deepcopy(model).train()
+    a, p, n = network(clean.images[t.anchor]), network(x[:, 0]), network(x[:, 1])
+    h = (a - p).norm(dim=1) - (a - n).norm(dim=1)
+    expected = (h + GAMMA).clamp(min=0).mean()
+    reference = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(expected, network.parameters())]
+    )
+    assert step.loss is not None
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (flat_gradient(model, step) - reference).norm() <= 1e-5 * reference.norm()
+    assert defense.training_cost == 5
 
 
 def test_hm_records_the_adversarial_loss_without_ics(
@@ -171,7 +276,7 @@ def test_hm_records_the_adversarial_loss_without_ics(
     assert with_ics["previous_loss"] == without["previous_loss"] == step.loss
 
 
-@pytest.mark.parametrize("sampler", ["random", "semihard", "softhard"])
+@pytest.mark.parametrize("sampler", ["random", "semihard", "softhard", "distance", "hardest"])
 def test_hm_to_its_own_source_is_plain_training(
     model: EmbeddingModel, tiny: RetrievalData, sampler: str
 ) -> None:
@@ -186,7 +291,10 @@ def test_hm_to_its_own_source_is_plain_training(
     assert same.training_cost == 1
 
 
-@pytest.mark.parametrize("defense", [NoDefense(), HardnessManipulation()])
+@pytest.mark.parametrize(
+    "defense",
+    [NoDefense(), HardnessManipulation(), EmbeddingShiftedTriplet(), AntiCollapseTriplet()],
+)
 def test_a_batch_of_one_class_is_no_step(
     model: EmbeddingModel, tiny: RetrievalData, defense: Defense
 ) -> None:
@@ -197,6 +305,10 @@ def test_a_batch_of_one_class_is_no_step(
 
 def test_labels_are_the_papers() -> None:
     assert NoDefense().label == "N/A[R]"
+    assert EmbeddingShiftedTriplet().label == "EST[R]"
+    assert AntiCollapseTriplet(sampler="softhard").label == "ACT[S]"
+    assert HardnessManipulation(destination="g_half", ics=0).label == "HM[S,g_1/2]"
+    assert HardnessManipulation(destination="constant", level=-0.1).label == "HM[S,-0.1]&ICS"
     assert HardnessManipulation().label == "HM[S,g_LGA]&ICS"
     assert HardnessManipulation(source="random", destination="semihard", ics=0).label == "HM[R,M]"
 

@@ -12,10 +12,10 @@ from dmlbench.defenses.samplers import SAMPLERS, sample
 MARGIN = 0.2
 
 
-def slow_choices(
+def slow_odds(
     sampler: str, e: torch.Tensor, labels: list[int], a: int
-) -> tuple[set[int], set[int]]:
-    """The positives and negatives that anchor ``a`` may be given, by the definition."""
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Probabilities of the positives and negatives of anchor ``a``, by the definition."""
     d = [(e[a] - x).norm().item() for x in e]
     same = {i for i in range(len(labels)) if labels[i] == labels[a] and i != a}
     other = {i for i in range(len(labels)) if labels[i] != labels[a]}
@@ -28,7 +28,14 @@ def slow_choices(
         closest = min(d[i] for i in other)
         negatives = {n for n in other if d[n] < farthest} or other
         positives = {i for i in same if d[i] > closest} or same
-    return positives, negatives
+    elif sampler == "hardest":
+        negatives = {min(other, key=lambda n: d[n])}
+    odds = dict.fromkeys(negatives, 1.0)
+    if sampler == "distance":
+        dim = e.shape[1]
+        odds = {n: 1 / (d[n] ** (dim - 2) * (1 - d[n] ** 2 / 4) ** ((dim - 3) / 2)) for n in other}
+    total = sum(odds.values())
+    return dict.fromkeys(positives, 1 / len(positives)), {n: w / total for n, w in odds.items()}
 
 
 def make_batch(seed: int, pairs: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,13 +58,13 @@ def test_every_triplet_is_one_the_definition_allows(
     several = len(set(labels.tolist())) > 1
     assert triplets.anchor.tolist() == (list(range(0, 2 * pairs, 2)) if several else [])
     for a, p, n in triplets.stack().tolist():
-        positives, negatives = slow_choices(sampler, e, labels.tolist(), a)
+        positives, negatives = slow_odds(sampler, e, labels.tolist(), a)
         assert p in positives
         assert n in negatives
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_choices_are_uniform_over_the_allowed(sampler: str) -> None:
+def test_draws_follow_the_definitions_odds(sampler: str) -> None:
     e, labels = make_batch(3, 8, 3)
     generator = torch.Generator().manual_seed(0)
     rounds = 3000
@@ -65,14 +72,11 @@ def test_choices_are_uniform_over_the_allowed(sampler: str) -> None:
         [sample(sampler, e, labels, "N", MARGIN, generator).stack() for _ in range(rounds)]
     )
     for row, a in enumerate(range(0, 16, 2)):
-        for column, allowed in zip(
-            (1, 2), slow_choices(sampler, e, labels.tolist(), a), strict=True
-        ):
-            counts = torch.bincount(drawn[:, row, column], minlength=16).double()
-            assert {i for i, count in enumerate(counts) if count} == allowed
-            expected = rounds / len(allowed)
-            chi_square = ((counts[sorted(allowed)] - expected) ** 2 / expected).sum().item()
-            free = len(allowed) - 1
+        for column, odds in enumerate(slow_odds(sampler, e, labels.tolist(), a), start=1):
+            counts = torch.bincount(drawn[:, row, column], minlength=16).tolist()
+            assert {i for i, count in enumerate(counts) if count} <= set(odds)
+            chi_square = sum((counts[i] - rounds * p) ** 2 / (rounds * p) for i, p in odds.items())
+            free = len(odds) - 1
             assert chi_square <= free + 5 * (2 * free) ** 0.5 + 1e-9  # mean and five deviations
 
 

@@ -85,14 +85,18 @@ def test_values_are_typed_and_may_be_fractions() -> None:
     [
         ("CA+", ATTACKS, ["names are lower case: 'ca+'"]),
         ("ca", ATTACKS, ["unknown attack 'ca'", "did you mean", "available: ca+, ca-"]),
-        ("hmm", DEFENSES, ["did you mean 'hm'", "available: hm, none"]),
+        ("hmm", DEFENSES, ["did you mean 'hm'", "available: act, est, hm, none"]),
         (
             "ca+:q=1",
             ATTACKS,
             ["unknown key 'q'", "eps, alpha, steps, restarts, suite, w"],
         ),
         ("hm:sorce=random", DEFENSES, ["did you mean 'source'"]),
-        ("hm:source=rndom", DEFENSES, ["did you mean 'random'", "random, semihard, softhard"]),
+        (
+            "hm:source=rndom",
+            DEFENSES,
+            ["did you mean 'random'", "random, semihard, softhard, distance, hardest"],
+        ),
         ("ca+:w=1,w=2", ATTACKS, ["w is given twice"]),
         ("ca+:w", ATTACKS, ["expected key=value"]),
         ("ca+:w=", ATTACKS, ["expected key=value"]),

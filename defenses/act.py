@@ -1,0 +1,74 @@
+"""ACT: the anti-collapse triplet (RobRank's defense).
+
+The anchor stays clean; positive and negative are pulled together by PGD, minimising
+d(f(p~), f(n~)), and the triplet loss on (a, p~, n~) teaches the model to keep them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmlbench.attacks.pgd import RowWise
+from dmlbench.defenses.base import (
+    DEFENSES,
+    SAMPLER_NAMES,
+    AdversarialDefense,
+    Clean,
+    State,
+    Step,
+    hardness,
+    triplet_loss,
+)
+from dmlbench.defenses.samplers import INITIAL
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
+from dmlbench.papers import ROBRANK
+from dmlbench.registry import Card
+from dmlbench.spec import parameter
+
+if TYPE_CHECKING:
+    from dmlbench.embedding import EmbeddingModel
+
+
+@dataclass(frozen=True)
+class CollapseObjective(RowWise):
+    """d(p, n) of pairs (T, 2, D)."""
+
+    metric: Metric
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (T,) and gradients (T, 2, D)."""
+        p, n = e[:, 0], e[:, 1]
+        toward_n = rowwise_gradient(p, n, self.metric)
+        toward_p = rowwise_gradient(n, p, self.metric)
+        return rowwise(p, n, self.metric), torch.stack([toward_n, toward_p], dim=1)
+
+
+@DEFENSES.register
+@dataclass(frozen=True, kw_only=True)
+class AntiCollapseTriplet(AdversarialDefense):
+    """ACT[sampler]."""
+
+    card = Card("act", "Anti-Collapse Triplet: positive and negative pulled together", ROBRANK)
+
+    sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
+
+    @property
+    def label(self) -> str:
+        """``ACT[R]``."""
+        return f"ACT[{INITIAL[self.sampler]}]"
+
+    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+        """Mine on the clean batch, collapse positives onto negatives, take the loss."""
+        assert self.margin is not None
+        triplets = self.mine(self.sampler, clean, model.metric)
+        if not len(triplets):
+            return Step.empty(clean)
+        images = clean.images[triplets.stack()]
+        perturbed = self.perturb(model, images[:, 1:], CollapseObjective(model.metric))
+        hostile = torch.cat([images[:, :1], perturbed.images], dim=1)
+        e = model(hostile.flatten(0, 1))
+        h = hardness(e.view(len(triplets), 3, -1), model.metric)
+        passes = (perturbed.passes, perturbed.full_passes)
+        return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread, *passes)

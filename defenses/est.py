@@ -1,0 +1,76 @@
+"""EST: the embedding-shifted triplet (AdvRank's defense).
+
+Every image of the batch is moved by PGD as far as it goes from its own embedding, and the usual
+triplet loss is taken on the result: L = -d(f(x~), f(x)) inside, triplets mined on f(x~) outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmlbench.attacks.pgd import RowWise
+from dmlbench.defenses.base import (
+    DEFENSES,
+    SAMPLER_NAMES,
+    AdversarialDefense,
+    Clean,
+    State,
+    Step,
+    hardness,
+    triplet_loss,
+)
+from dmlbench.defenses.samplers import INITIAL, sample
+from dmlbench.lazy import torch
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
+from dmlbench.papers import ADVRANK
+from dmlbench.registry import Card
+from dmlbench.spec import parameter
+
+if TYPE_CHECKING:
+    from dmlbench.embedding import EmbeddingModel
+
+NUDGE = 1e-7  # the distance vanishes at the start, and its gradient with it
+
+
+@dataclass(frozen=True)
+class ShiftObjective(RowWise):
+    """-d(e, origin) of single images (T, 1, D)."""
+
+    metric: Metric
+    origin: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (T,) and gradients (T, 1, D)."""
+        origin = self.origin + NUDGE if step == 0 else self.origin
+        return -rowwise(e, origin, self.metric)[:, 0], -rowwise_gradient(e, origin, self.metric)
+
+
+@DEFENSES.register
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingShiftedTriplet(AdversarialDefense):
+    """EST[sampler]."""
+
+    card = Card("est", "Embedding-Shifted Triplet: each image far from itself", ADVRANK)
+
+    sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
+
+    @property
+    def label(self) -> str:
+        """``EST[R]``."""
+        return f"EST[{INITIAL[self.sampler]}]"
+
+    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+        """Shift the batch, mine on what it became, take the triplet loss there."""
+        assert self.margin is not None
+        objective = ShiftObjective(model.metric, clean.embeddings[:, None])
+        perturbed = self.perturb(model, clean.images[:, None], objective)
+        e = model(perturbed.images[:, 0])
+        triplets = sample(
+            self.sampler, e.detach(), clean.labels, model.metric, self.margin, clean.generator
+        )
+        if not len(triplets):
+            return Step.empty(clean)
+        h = hardness(e[triplets.stack()], model.metric)
+        passes = (perturbed.passes, perturbed.full_passes)
+        return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread, *passes)
