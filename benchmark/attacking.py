@@ -15,7 +15,7 @@ import torch
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.compute import Compute, pixels
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.embedding import EmbeddingModel, embed, frozen
+from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.metrics.clustering import kmeans_nmi
@@ -163,5 +163,5 @@ def evaluation(
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
     model.reduced = compute.precision == "bf16"
-    with compute.applied() as device, frozen(model.to(device)):
+    with compute.applied() as device, frozen(place(model, device)):
         yield Evaluation(model, data, device, compute.rows(), reporter)

@@ -23,7 +23,7 @@ from dmlbench import checkpoint, spec
 from dmlbench.compute import Compute, pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, Defense, State
-from dmlbench.embedding import EmbeddingModel, embed
+from dmlbench.embedding import EmbeddingModel, embed, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically
 from dmlbench.identity import derived_seed, identity
@@ -115,7 +115,7 @@ def train(
     with compute.applied() as device:
         begun = time.time()
         torch.manual_seed(derived_seed(training.seed, "init"))
-        model = training.model.build(data.channels, data.size).to(device)
+        model = place(training.model.build(data.channels, data.size), device)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=training.recipe.lr, weight_decay=training.recipe.weight_decay
         )

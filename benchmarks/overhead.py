@@ -26,6 +26,7 @@ from dmlbench.attacks.pgd import PGD
 from dmlbench.compute import Compute
 from dmlbench.datasets.fashion import THREAT
 from dmlbench.embedding import embed, frozen
+from dmlbench.embedding import place as on_device
 from dmlbench.models.small import C2F2
 
 DIM = 512
@@ -62,7 +63,7 @@ def main(
     """Print a row an attack."""
     torch.manual_seed(0)
     with Compute(device, threads=threads).applied() as place:
-        model = C2F2().build(1, 28).to(place)
+        model = on_device(C2F2().build(1, 28), place)
         x = torch.nn.functional.normalize(torch.randn(size, DIM, device=place), dim=1)
         labels = torch.arange(size, device=place) % 10
         images = torch.rand(batch, 1, 28, 28, device=place)
@@ -74,6 +75,7 @@ def main(
             for name in names or ATTACKS.names():
                 gallery = Gallery(x, labels, "N")
                 gallery.nearest(size // 100)  # shared by the attacks of a run
+                gallery.nearest_of_another_class()
                 row = measure(name, model, images, index, gallery, repeats, place)
                 extra = peak_mib(place) - bare_peak
                 click.echo(f"{name:8} {row[0]:9.3f} {row[1]:10.1f} {row[2]:7.1%} {extra:7.0f}")
