@@ -119,9 +119,8 @@ class QueryLoss(RowWise):
             own: count the query's own entry too.
         """
         e = e.double()
-        x, metric = self.gallery.embeddings.double(), self.gallery.metric
-        tie = self.gallery.tie
-        a = rowwise(e[:, None], x[self.candidates], metric)
+        metric, tie = self.gallery.metric, self.gallery.tie
+        a = rowwise(e[:, None], self.gallery.embeddings[self.candidates].double(), metric)
         ahead = torch.zeros_like(a)
         for first, items in self._chunks():
             b = pairwise(e, items.double(), metric)

@@ -72,6 +72,14 @@ def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
         click.echo(f"      reports {columns}")
     if entry["paper"]:
         click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
+    if "recipe" in entry:
+        recipe = ", ".join(f"{key} {value:g}" for key, value in entry["recipe"].items())
+        threat = entry["threat"]
+        click.echo(f"      trains {entry['model']}: {recipe}")
+        click.echo(
+            f"      attacked with eps {threat['eps'] * 255:g}/255, {threat['steps']} steps of "
+            f"{threat['alpha'] * 255:g}/255, suite {threat['suite']}"
+        )
     for p in entry["parameters"]:
         if p not in shared:
             _print_parameter(p)
