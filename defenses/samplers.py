@@ -88,7 +88,7 @@ def _hardest(batch: Batch) -> Weights:
 
 
 def _distance(batch: Batch) -> Weights:
-    """Negatives by the inverse density of distances on the sphere (Wu et al., ICCV 2017, eq. 3):
+    """Negatives by the inverse density of distances on the sphere (Wu et al., ICCV 2017):
 
     q(d) ~ d^(D-2) (1 - d^2 / 4)^((D-3)/2), so that all distances are about as likely to be drawn.
     """
