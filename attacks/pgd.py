@@ -6,7 +6,7 @@ The objective gives dL/de for the embeddings directly,
 so no graph is ever built over the gallery.
 
 A sample whose dL/de is zero gets sign(0) = 0 in this step, stays where it is, and therefore
-in every later one: it leaves the batch. This is exact, not a heuristic (PROTOCOL, section 2).
+in every later one: it leaves the batch. This is exact, not a heuristic.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dmlbench.spec import parameter
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Component):
-    """The training hyper-parameters that are not the defense's (PROTOCOL: Adam, SPC-2 batches)."""
+    """The training hyper-parameters that are not the defense's (Adam, SPC-2 batches)."""
 
     epochs: int = parameter(8, "passes; each image once as anchor in a pass", at_least=1)
     pairs: int = parameter(128, "same-class pairs a batch", at_least=2)

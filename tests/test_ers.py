@@ -26,7 +26,7 @@ def test_ers_gives_the_published_score(row: dict[str, str]) -> None:
 
 
 def test_the_documented_fashion_scores() -> None:
-    """RobRank's documentation prints no ERS; PROTOCOL gives 4.2, 38.7 and 63.3."""
+    """RobRank's documentation prints no ERS; its ten columns give 4.2, 38.7 and 63.3."""
     rows = {
         row["defense"]: row
         for row in PUBLISHED
