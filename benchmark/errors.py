@@ -1,6 +1,8 @@
-"""The two kinds of failure dmlbench tells apart."""
+"""The two kinds of failure dmlbench tells apart, and the exit codes they lead to."""
 
 from __future__ import annotations
+
+EXIT_FAILED_CELLS, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class UserError(Exception):

@@ -18,7 +18,7 @@ import pytest
 
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.cli import _parse_all
+from dmlbench.commands.shared import parse_all
 from dmlbench.defenses.base import DEFENSES
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -133,7 +133,7 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
 
 
 def test_all_means_every_registered_one() -> None:
-    assert [d.card.name for d in _parse_all(("hm", "all"), DEFENSES)] == ["hm", *DEFENSES.names()]
+    assert [d.card.name for d in parse_all(("hm", "all"), DEFENSES)] == ["hm", *DEFENSES.names()]
 
 
 def test_json_output(dmlbench: Run) -> None:

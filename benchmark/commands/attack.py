@@ -1,0 +1,76 @@
+"""``dmlbench attack``: measure weights that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dmlbench.commands.shared import finish, open_session, parse_attacks
+from dmlbench.options import PATH, options
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
+    "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es",
+)
+@click.option(
+    "--checkpoint",
+    required=True,
+    type=PATH,
+    metavar="FILE",
+    help="Weights: safetensors, or a plain PyTorch state dict.",
+)
+@click.option(
+    "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
+)
+@click.option(
+    "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
+)
+@options("attacks", "suite", "dataset")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
+)
+@click.option(
+    "--save-adversarial",
+    "pictures",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
+)
+@options("results", "leaderboards", "data_root")
+@options("device", "batch_size", "threads", "precision", "json")
+def attack(
+    checkpoint: Path,
+    model: str | None,
+    label: str | None,
+    attacks: tuple[str, ...],
+    suite: str | None,
+    dataset: str,
+    seed: int,
+    pictures: int,
+    as_json: bool,
+    **places: Any,
+) -> None:
+    """Measure any trained model, clean and under attacks, without training."""
+    from dmlbench import spec
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.models.base import parse_model
+
+    chosen = spec.parse(dataset, DATASETS)
+    hostile = parse_attacks(attacks, suite)
+    network = parse_model(model or chosen.protocol.model)
+
+    with open_session(chosen, **places) as session:
+        from dmlbench import matrix
+        from dmlbench.report.pictures import draw_attacks
+
+        subject = matrix.external(network, checkpoint, session, label, seed)
+        cells = matrix.measure(subject, hostile, seed, session)
+        drawn = draw_attacks(subject, hostile, pictures, seed, session) if pictures else []
+    finish(cells, session, places["leaderboards"], as_json)
+    if drawn and not as_json:
+        click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")
