@@ -136,7 +136,7 @@ class Evaluation:
         """Batches and what became of them; a batch that does not fit into memory is halved."""
         done = 0
         while done < len(self.index):
-            batch = self.index[done : done + self.rows]
+            batch = self.index[done : done + min(self.rows, attack.most_rows(gallery))]
             images = self.images(batch)
             try:
                 attacked = attack.run(self.model, images, batch, gallery, seed=seed)
