@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, leaderboard, listing, run, show
+from dmlbench.commands import attack, compare, leaderboard, listing, run, show, train
 from dmlbench.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 
@@ -46,5 +46,13 @@ def main() -> None:
     warnings.showwarning = _one_line_warning
 
 
-for verb in (run.run, attack.attack, listing.list_, show.show, leaderboard.leaderboard):
+for verb in (
+    run.run,
+    train.train,
+    attack.attack,
+    listing.list_,
+    show.show,
+    compare.compare,
+    leaderboard.leaderboard,
+):
     main.add_command(verb)

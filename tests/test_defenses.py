@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dmlbench.attacks.pgd import Perturbed
+from dmlbench.batches import anchors, pair_batches
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.act import AntiCollapseTriplet
 from dmlbench.defenses.base import Clean, Defense, State, Step, hardness
@@ -17,10 +18,10 @@ from dmlbench.defenses.est import EmbeddingShiftedTriplet
 from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.none import NoDefense
 from dmlbench.defenses.samplers import Triplets, sample
+from dmlbench.distributed import World
 from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import TrainingThreat
-from dmlbench.training import anchors, pair_batches
 
 THREAT = TrainingThreat(eps=0.2, eta=4, alpha=0.06)
 GAMMA = 0.2
@@ -40,7 +41,8 @@ def make_clean(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Cle
     with torch.no_grad():
         embeddings = embed(model.eval(), images[keep])
     model.train()
-    return Clean(images[keep], labels[keep], embeddings, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return Clean(images[keep], labels[keep], embeddings, generator, World())
 
 
 def mined(defense: Defense, sampler: str, clean: Clean) -> Triplets:
@@ -299,7 +301,9 @@ def test_a_batch_of_one_class_is_no_step(
     model: EmbeddingModel, tiny: RetrievalData, defense: Defense
 ) -> None:
     clean = make_clean(model, tiny)
-    lone = Clean(clean.images[:2], clean.labels[:2], clean.embeddings[:2], torch.Generator())
+    lone = Clean(
+        clean.images[:2], clean.labels[:2], clean.embeddings[:2], torch.Generator(), World()
+    )
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
