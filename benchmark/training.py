@@ -22,64 +22,20 @@ import torch
 from dmlbench import checkpoint, spec
 from dmlbench.compute import Compute, pixels
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import Clean, Defense, State
+from dmlbench.defenses.base import Clean, State
 from dmlbench.embedding import EmbeddingModel, embed, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically
-from dmlbench.identity import derived_seed, identity
+from dmlbench.identity import derived_seed
+from dmlbench.job import Training
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import canonical_model
 from dmlbench.progress import Reporter, Task
 from dmlbench.provenance import provenance
-from dmlbench.recipe import Recipe
 
 History = list[dict[str, float | None]]
 
-TRAINING_VERSION = 1  # raised when the engine changes what it computes
 STATE = "state.pt"
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that decides the weights of a model, resolved.
-
-    Attributes:
-        dataset: canonical spec of the data set (for people; the digest decides).
-        digest: content digest of the data.
-        model: the network.
-        defense: how it is trained, no field ``auto``.
-        recipe: for how long.
-        seed: of initialisation, batches and mining.
-        spelling: the defense as a user would write it (for people; the fields decide).
-    """
-
-    dataset: str
-    digest: str
-    model: Model
-    defense: Defense
-    recipe: Recipe
-    seed: int
-    spelling: str = ""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """JSON-able identity facts."""
-        return {
-            "kind": "training",
-            "training_version": TRAINING_VERSION,
-            "data": self.digest,
-            "model": self.model.facts,
-            "defense": self.defense.card.name,
-            "defense_version": self.defense.card.version,
-            "defense_values": spec.values(self.defense),
-            "recipe": spec.values(self.recipe),
-            "seed": self.seed,
-        }
-
-    @property
-    def id(self) -> str:
-        """Identity of the training run."""
-        return identity(self.facts)
 
 
 @dataclass
@@ -113,7 +69,7 @@ def train(
         CellError: the loss stopped being finite; the message names the step and a remedy.
     """
     with compute.applied() as device:
-        begun = time.time()
+        begun, clock = time.time(), time.monotonic()
         torch.manual_seed(derived_seed(training.seed, "init"))
         model = place(training.model.build(data.channels, data.size), device)
         optimizer = torch.optim.Adam(
@@ -128,7 +84,7 @@ def train(
             task.advance(len(history) * run.steps_per_epoch)
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task))
-                elapsed = seconds + time.time() - begun
+                elapsed = seconds + time.monotonic() - clock
                 if epoch + 1 < training.recipe.epochs:
                     run.save(folder, history, elapsed)
         facts = {
@@ -146,6 +102,9 @@ def train(
             "started": begun,
             "provenance": provenance(device),
         }
+        known = checkpoint.read_manifest(folder, training.facts)
+        if known is not None:
+            return known  # another run has finished it meanwhile: its weights stand
         manifest = checkpoint.save(folder, model, facts)
         (folder / STATE).unlink(missing_ok=True)
         return manifest

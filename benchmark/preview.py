@@ -1,0 +1,89 @@
+"""What a run would do, and how long that may take: the content of ``run --dry-run``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dmlbench.plan import UNTRAINED
+from dmlbench.progress import duration
+from dmlbench.status import DONE, Entry
+from dmlbench.tasks import Cellular, Train
+from dmlbench.times import Times
+
+CACHED = "cached"  # a model that is trained
+
+
+def preview(entries: Sequence[Entry], resume: str, times: Times) -> list[dict[str, Any]]:
+    """A record for each training and each cell (JSON types).
+
+    Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
+    case), ``status`` (cached, done, failed, stale, to do), ``runs`` (whether the run does it),
+    ``seconds`` (the median of past rows; None: there is none), ``training`` and ``cell``
+    (identities; ``cell`` is None before the model is trained).
+    """
+    records = []
+    for entry in entries:
+        agenda = entry.agenda(resume)
+        trains = bool(agenda) and isinstance(agenda[0], Train)
+        if entry.train is not None:
+            status = CACHED if entry.trained == DONE else entry.trained
+            records.append(_record(entry.train, status, trains, times))
+        for task, status in entry.cells:
+            records.append(_record(task, status, entry.does(status, resume), times))
+    return records
+
+
+def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The records as aligned text."""
+    table = [("model", "seed", "suite", "task", "status", "time")]
+    for r in records:
+        time = (
+            ""
+            if not r["runs"]
+            else "no past row"
+            if r["seconds"] is None
+            else duration(r["seconds"])
+        )
+        table.append((r["label"], str(r["seed"]), r["suite"], r["task"], r["status"], time))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str:
+    """Counts and the time in two lines."""
+    trainings = [r for r in records if r["task"] == "training"]
+    statuses = Counter(r["status"] for r in records if r["task"] != "training")
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    runs = [r for r in records if r["runs"]]
+    known = [r["seconds"] for r in runs if r["seconds"] is not None]
+    text = f"{statuses.total()} cells: {counts}; {len(trainings)} models: " + ", ".join(
+        f"{count} {status}"
+        for status, count in sorted(Counter(r["status"] for r in trainings).items())
+    )
+    if not runs:
+        return f"{text}\nnothing to do"
+    took = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
+    if len(known) < len(runs):
+        took += f", and {len(runs) - len(known)} tasks of which no past row tells the time"
+    return f"{text}\nthis run would do {len(runs)} tasks: {took}"
+
+
+def _record(task: Train | Cellular, status: str, runs: bool, times: Times) -> dict[str, Any]:
+    about, facts = task.cell["about"], task.cell["facts"]
+    training = isinstance(task, Train)
+    identified = not training and facts.get("checkpoint") != UNTRAINED
+    return {
+        "defense": about["defense"],
+        "label": about["label"],
+        "seed": about["seed"],
+        "suite": about["suite"],
+        "task": "training" if training else about["attack"] or "benign",
+        "status": status,
+        "runs": runs,
+        "seconds": times.seconds(times.key(task)),
+        "training": task.model,
+        "cell": task.cell["id"] if identified else None,
+    }
