@@ -39,36 +39,34 @@ def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The records as aligned text."""
     table = [("model", "seed", "suite", "task", "status", "time")]
     for r in records:
-        time = (
-            ""
-            if not r["runs"]
-            else "no past row"
-            if r["seconds"] is None
-            else duration(r["seconds"])
-        )
-        table.append((r["label"], str(r["seed"]), r["suite"], r["task"], r["status"], time))
+        time = "no past row" if r["seconds"] is None else duration(r["seconds"])
+        row = (r["label"], str(r["seed"]), r["suite"], r["task"], r["status"])
+        table.append((*row, time if r["runs"] else ""))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str:
-    """Counts and the time in two lines."""
-    trainings = [r for r in records if r["task"] == "training"]
-    statuses = Counter(r["status"] for r in records if r["task"] != "training")
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    """Counts of what there is, and the time of what is to be done."""
+    counts = [
+        f"{len(group)} {noun}: {_counts(group)}"
+        for noun, trains in (("models", True), ("cells", False))
+        if (group := [r for r in records if (r["task"] == "training") is trains])
+    ]
     runs = [r for r in records if r["runs"]]
     known = [r["seconds"] for r in runs if r["seconds"] is not None]
-    text = f"{statuses.total()} cells: {counts}; {len(trainings)} models: " + ", ".join(
-        f"{count} {status}"
-        for status, count in sorted(Counter(r["status"] for r in trainings).items())
-    )
     if not runs:
-        return f"{text}\nnothing to do"
-    took = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
+        return "; ".join([*counts, "nothing to do"])
+    time = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
     if len(known) < len(runs):
-        took += f", and {len(runs) - len(known)} tasks of which no past row tells the time"
-    return f"{text}\nthis run would do {len(runs)} tasks: {took}"
+        time += f", without {len(runs) - len(known)} tasks that have no past row"
+    return "; ".join([*counts, f"{len(runs)} tasks to do, {time}"])
+
+
+def _counts(records: Sequence[dict[str, Any]]) -> str:
+    found = Counter(record["status"] for record in records)
+    return ", ".join(f"{count} {status}" for status, count in sorted(found.items()))
 
 
 def _record(task: Train | Cellular, status: str, runs: bool, times: Times) -> dict[str, Any]:

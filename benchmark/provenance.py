@@ -74,6 +74,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def processor_name() -> str:
+    """The CPU's own name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

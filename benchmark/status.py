@@ -34,7 +34,7 @@ class Known:
         return self.cells.get(cell["id"]) or self._stale.get(_lasting(cell))
 
     def status(self, cell: Cell) -> str:
-        """``done``, ``failed``, ``stale`` (of replaced weights or an older definition), ``to do``."""
+        """done, failed, stale (of replaced weights or an older definition) or to do."""
         found = self.find(cell)
         if found is None:
             return TO_DO

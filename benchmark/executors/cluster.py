@@ -86,7 +86,7 @@ class Cluster:
         self._ray.shutdown()
 
     def idle(self) -> str | None:
-        """ "" while there is room: Ray chooses the worker."""
+        """No model in particular while there is room: Ray chooses the worker."""
         return "" if len(self._running) < self.workers else None
 
     def start(self, task: Task) -> None:

@@ -78,7 +78,7 @@ class Pool:
         self._reporter = session.reporter
         threads = session.compute.threads or max(1, _cores() // workers)
         compute = replace(session.compute, threads=threads)
-        self._facts = (session.dataset, session.data_root, session.store, compute)
+        self._session = (session.dataset, session.data_root, session.store, compute)
         self._crew: list[_Worker] = []
         self._deaths: Counter[str] = Counter()
 
@@ -171,7 +171,7 @@ class Pool:
     def _hire(self, number: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(number, theirs, *self._facts))
+        process = context.Process(target=_work, args=(number, theirs, self._session))
         process.start()
         theirs.close()
         return _Worker(number, process, ours)
@@ -225,9 +225,7 @@ class _Messenger:
         self._connection.send(("warn", message))
 
 
-def _work(
-    number: int, connection: Connection, dataset: Any, root: Any, store: Any, compute: Any
-) -> None:
+def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     """The life of a worker: do the tasks that come until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     threading.Thread(target=_die_with_driver, daemon=True).start()
@@ -236,8 +234,9 @@ def _work(
     try:
         from dmlbench.bench import Bench
 
-        device = _own_device(compute.device, number)
-        bench = Bench(Session(dataset, root, store, replace(compute, device=device), messenger))
+        dataset, data_root, store, compute = common
+        own = replace(compute, device=_own_device(compute.device, number))
+        bench = Bench(Session(dataset, data_root, store, own, messenger))
         connection.send(("ready", None))
         while True:
             bench.do(connection.recv())
