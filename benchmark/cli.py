@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, leaderboard, listing, run, show
-from dmlbench.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from dmlbench.commands import attack, leaderboard, listing, merge, run, show
+from dmlbench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, Terminated, UserError
 
 
 class _Group(click.Group):
@@ -21,13 +22,22 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), EXIT_USAGE)
-        except KeyboardInterrupt:
-            _fail("interrupted; finished work is stored, run again to go on", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            how, code = (
+                ("terminated", EXIT_TERMINATED)
+                if isinstance(stop, Terminated)
+                else ("interrupted", EXIT_INTERRUPTED)
+            )
+            _fail(f"{how}; finished work is stored, run again to go on", code)
 
 
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -44,7 +54,15 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """The benchmark of adversarial robustness for deep metric learning (image retrieval)."""
     warnings.showwarning = _one_line_warning
+    signal.signal(signal.SIGTERM, _terminate)
 
 
-for verb in (run.run, attack.attack, listing.list_, show.show, leaderboard.leaderboard):
+for verb in (
+    run.run,
+    attack.attack,
+    listing.list_,
+    show.show,
+    merge.merge,
+    leaderboard.leaderboard,
+):
     main.add_command(verb)

@@ -10,7 +10,7 @@ from dmlbench import checkpoint
 from dmlbench.errors import CellError
 from dmlbench.executors.base import Ending, Executor
 from dmlbench.plan import cells, subject
-from dmlbench.progress import Tally
+from dmlbench.progress import Tally, duration
 from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import DONE, FAILED, STALE, TAKEN, Entry, Known
 from dmlbench.store import Cell
@@ -66,6 +66,8 @@ class Matrix:
     failed: int = 0
     running: int = 0
     total: int = 0
+    ended: int = 0  # tasks of this run
+    watch: Stopwatch = field(default_factory=Stopwatch)
     models: dict[str, _Model] = field(default_factory=dict)
     left: Counter[str] = field(default_factory=Counter)  # cells and trainings, by their time
 
@@ -88,6 +90,14 @@ class Matrix:
                 self._end(ending)
             self._tell()
         return [row for entry in self.entries for row in self._rows(entry)]
+
+    @property
+    def summary(self) -> str:
+        """What the run came to, in a line."""
+        text = f"{self.done} of {self.total} cells done, {self.failed} failed"
+        if not self.ended:
+            return f"{text}; there was nothing to do"
+        return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
     def _enter(self, entry: Entry) -> None:
         agenda, taken = entry.agenda(self.resume), TAKEN[self.resume]
@@ -143,6 +153,7 @@ class Matrix:
         model = self.models[task.model]
         model.open -= 1
         self.running -= 1
+        self.ended += 1
         self.left[self.times.key(task)] -= 1
         row = self.session.store.get(task.cell["id"])
         if row is not None:

@@ -10,6 +10,7 @@ from dmlbench.plan import UNTRAINED
 from dmlbench.progress import duration
 from dmlbench.status import DONE, Entry
 from dmlbench.tasks import Cellular, Train
+from dmlbench.text import aligned
 from dmlbench.times import Times
 
 CACHED = "cached"  # a model that is trained
@@ -37,14 +38,12 @@ def preview(entries: Sequence[Entry], resume: str, times: Times) -> list[dict[st
 
 def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The records as aligned text."""
-    table = [("model", "seed", "suite", "task", "status", "time")]
+    table: list[Sequence[str]] = [("model", "seed", "suite", "task", "status", "time")]
     for r in records:
         time = "no past row" if r["seconds"] is None else duration(r["seconds"])
         row = (r["label"], str(r["seed"]), r["suite"], r["task"], r["status"])
         table.append((*row, time if r["runs"] else ""))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    return aligned(table)
 
 
 def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str:

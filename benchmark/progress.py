@@ -66,8 +66,8 @@ class Reporter(Protocol):
         yield  # type: ignore[misc]  # a protocol has no task to give
 
     def tally(self, tally: Tally) -> None:
-        """How far the run is, after every change."""
-        ...
+        """How far the run is, after every change; only its driver tells."""
+        return None
 
     def say(self, message: str) -> None:
         """A line that stays."""

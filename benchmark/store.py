@@ -7,6 +7,7 @@ results/runs/<id>.yaml       what each run was asked for, resolved; ``run --conf
 results/quarantine/          cells that were damaged
 results/results.csv          tidy: a row a cell and metric
 results/wide.csv             a row a model, a column a metric
+results/seeds.csv            the same with mean, deviation and interval over the seeds
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench import tables
+from dmlbench import seeds, tables
 from dmlbench.errors import UserError
 from dmlbench.files import remove_abandoned, write_atomically, write_json
 from dmlbench.identity import identity
@@ -134,7 +135,7 @@ class Store:
         return sorted(current, key=tables.order)
 
     def export(self) -> tuple[Path, Path]:
-        """Write results.csv and wide.csv; returns their paths.
+        """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
 
         Where several runs share the folder, the last to write has seen the cells of all.
         """
@@ -146,6 +147,8 @@ class Store:
             write_atomically(tidy, _csv(tables.TIDY_COLUMNS, tables.tidy(cells)))
             rows = tables.wide(cells)
             write_atomically(wide, _csv(tables.wide_columns(rows), [row.record() for row in rows]))
+            spreads = _csv(seeds.columns(rows), seeds.over_seeds(rows))
+            write_atomically(self.root / "seeds.csv", spreads)
         return tidy, wide
 
     def _path(self, cell_id: str, kind: str = "json") -> Path:

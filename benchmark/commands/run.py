@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RESUME = ("retry-failed", "only-missing", "always", "never")
 
 
-class _Shard(click.ParamType):
+class _Shard(click.ParamType[tuple[int, int]]):
     """``i/n``, as a pair."""
 
     name = "i/n"
@@ -189,7 +189,9 @@ def run(
         with nullcontext() if idle else doer:
             asked = _resolved(jobs, hostile, click.get_current_context().params)
             write_config(session.store.root / "runs", asked)
-            cells = Matrix(entries, hostile, session, doer, known, times, resume).run()
+            matrix = Matrix(entries, hostile, session, doer, known, times, resume)
+            cells = matrix.run()
+        session.reporter.say(matrix.summary)
     finish(cells, session, places["leaderboards"], as_json)
 
 

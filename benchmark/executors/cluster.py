@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench import progress
 from dmlbench.errors import UserError
 from dmlbench.executors.base import Ending
+from dmlbench.progress import duration
 from dmlbench.session import Session, Stopwatch
 from dmlbench.tasks import Task
 
@@ -99,7 +100,9 @@ class Cluster:
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
             task, watch = self._running.pop(reference)
-            endings.append(Ending(task, watch.seconds, self._problem(reference)))
+            problem = self._problem(reference)
+            endings.append(Ending(task, watch.seconds, problem))
+            self._session.reporter.say(f"{task.title}: ended after {duration(watch.seconds)}")
         for reference, (task, watch) in list(self._running.items()):
             if self._limit and watch.seconds > self._limit:
                 self._ray.cancel(reference, force=True)
@@ -122,7 +125,7 @@ class Cluster:
         return None
 
 
-class _Notes:
+class _Notes(progress.Reporter):
     """The reporter of a task on a cluster: warnings come back with it, progress does not."""
 
     def __init__(self) -> None:
@@ -155,7 +158,7 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
     try:
         if facts not in _benches:
             notes = _Notes()
-            _benches[facts] = Bench(Session(*facts, reporter=notes)), notes
+            _benches[facts] = Bench(Session(*facts, notes)), notes
         bench, notes = _benches[facts]
         notes.said.clear()
         bench.do(task)

@@ -189,7 +189,7 @@ class Pool:
         worker.drop_bar()
 
 
-class _Messenger:
+class _Messenger(progress.Reporter):
     """The reporter of a worker: its driver's, at the other end of a pipe."""
 
     def __init__(self, connection: Connection) -> None:
