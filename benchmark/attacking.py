@@ -25,7 +25,6 @@ from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapse
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.progress import Reporter, Task
 
-MEASURE_VERSION = 1  # raised when a definition below changes
 CLEAN = " clean"  # suffix of the outcomes with eps = 0
 
 Outcomes = dict[str, npt.NDArray[np.float64]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, compare, leaderboard, listing, run, show, train
-from dmlbench.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from dmlbench.commands import attack, compare, leaderboard, listing, merge, run, show, train
+from dmlbench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, Terminated, UserError
 
 
 class _Group(click.Group):
@@ -21,13 +22,22 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), EXIT_USAGE)
-        except KeyboardInterrupt:
-            _fail("interrupted; finished work is stored, run again to go on", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            how, code = (
+                ("terminated", EXIT_TERMINATED)
+                if isinstance(stop, Terminated)
+                else ("interrupted", EXIT_INTERRUPTED)
+            )
+            _fail(f"{how}; finished work is stored, run again to go on", code)
 
 
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -44,6 +54,7 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """The benchmark of adversarial robustness for deep metric learning (image retrieval)."""
     warnings.showwarning = _one_line_warning
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 for verb in (
@@ -53,6 +64,7 @@ for verb in (
     listing.list_,
     show.show,
     compare.compare,
+    merge.merge,
     leaderboard.leaderboard,
 ):
     main.add_command(verb)

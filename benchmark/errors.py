@@ -1,8 +1,8 @@
-"""The two kinds of failure dmlbench tells apart, and the exit codes they lead to."""
+"""The kinds of failure dmlbench tells apart, and the exit codes they lead to."""
 
 from __future__ import annotations
 
-EXIT_FAILED_CELLS, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED_CELLS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class UserError(Exception):
@@ -18,3 +18,7 @@ class CellError(Exception):
 
     The sweep stores the cell as failed, goes on with the others and exits with code 1.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch scheduler sends it: the run ends as if by Ctrl-C."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from dmlbench.errors import UserError
 
+ABANDONED_SECONDS = 3600
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` by a temporary file beside it, fsync and rename.
@@ -53,6 +55,23 @@ def check_writable(folder: Path, flag: str) -> None:
     except OSError as error:
         reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed, here and below.
+
+    A file is taken as abandoned an hour after it was written, by the clock of the file system
+    itself: the machine's may jump.
+    """
+    found = list(folder.rglob(".*.tmp"))
+    if not found:
+        return
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        now = os.fstat(probe.fileno()).st_mtime
+    for path in found:
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

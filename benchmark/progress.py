@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,8 +19,34 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 15.0  # between two plain lines of one task
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a run is.
+
+    Attributes:
+        total: cells of the run.
+        done: cells with a number.
+        failed: cells that have failed, or whose model has.
+        running: tasks that are being done now.
+        seconds: how long the rest will take; None where nothing like it was done before.
+    """
+
+    total: int
+    done: int
+    failed: int
+    running: int
+    seconds: float | None
+
+    @property
+    def left(self) -> str:
+        """The time left, in words."""
+        return "?" if self.seconds is None else duration(self.seconds)
 
 
 class Task(Protocol):
@@ -36,6 +65,10 @@ class Reporter(Protocol):
         """A bar of ``total`` units while the context lasts."""
         yield  # type: ignore[misc]  # a protocol has no task to give
 
+    def tally(self, tally: Tally) -> None:
+        """How far the run is, after every change; only its driver tells."""
+        return None
+
     def say(self, message: str) -> None:
         """A line that stays."""
         ...
@@ -46,10 +79,11 @@ class Reporter(Protocol):
 
 
 class LiveReporter:
-    """Rich bars; start it as a context manager around the work."""
+    """A table of the run and a bar a running task; a context manager around the work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._table: Table | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,25 +94,44 @@ class LiveReporter:
             TextColumn("[dim]{task.fields[note]}"),
             console=console,
         )
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> LiveReporter:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+    def _render(self) -> RenderableType:
+        return Group(self._table, self._progress) if self._table else self._progress
+
+    def tally(self, tally: Tally) -> None:
+        """The table."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("cells", "done", "running", "failed", "to do", "ETA"):
+            table.add_column(name, justify="right")
+        left = max(0, tally.total - tally.done - tally.failed - tally.running)
+        failed = Text(str(tally.failed), style="red" if tally.failed else "")
+        row = [tally.total, tally.done, tally.running, failed, left, tally.left]
+        table.add_row(*[one if isinstance(one, Text) else str(one) for one in row])
+        self._table = table
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
-        """A live bar."""
+        """A live bar; a line remains of it."""
         progress, number = self._progress, self._progress.add_task(title, total=total, note="")
+        begun = time.monotonic()
 
         class Bar:
             def advance(self, amount: int, note: str = "") -> None:
                 progress.update(number, advance=amount, note=note)
 
-        yield Bar()
-        progress.update(number, note="")
+        try:
+            yield Bar()
+            self.say(f"{title}: done in {duration(time.monotonic() - begun)}")
+        finally:
+            progress.remove_task(number)
 
     def say(self, message: str) -> None:
         """A line above the bars."""
@@ -94,6 +147,7 @@ class PlainReporter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._told = time.monotonic()
 
     def __enter__(self) -> PlainReporter:
         return self
@@ -117,11 +171,21 @@ class PlainReporter:
                     return
                 self.last = now
                 left = (now - begun) / self.done * (total - self.done)
-                say(f"{title}: {self.done}/{total}, {left:.0f} s left {note}".rstrip())
+                say(f"{title}: {self.done}/{total}, {duration(left)} left {note}".rstrip())
 
         say(f"{title} ...")
         yield Lines()
-        say(f"{title}: done in {time.monotonic() - begun:.1f} s")
+        say(f"{title}: done in {duration(time.monotonic() - begun)}")
+
+    def tally(self, tally: Tally) -> None:
+        """A line every 15 seconds."""
+        now = time.monotonic()
+        if now - self._told >= LINE_SECONDS:
+            self._told = now
+            self.say(
+                f"cells: {tally.done} of {tally.total} done, {tally.running} running, "
+                f"{tally.failed} failed, ETA {tally.left}"
+            )
 
     def say(self, message: str) -> None:
         """A plain line."""
@@ -149,6 +213,17 @@ class QuietReporter:
 
     def warn(self, message: str) -> None:
         """Nothing."""
+
+
+def duration(seconds: float) -> str:
+    """``8.3 s``, ``4 min``, ``2 h 05 min``, ``3 d 4 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def reporter_for(console: Console) -> LiveReporter | PlainReporter:

@@ -16,16 +16,20 @@ from dmlbench.lazy import torch
 LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Facts that explain a number but are not part of its identity."""
+def provenance(device: torch.device | None) -> dict[str, Any]:
+    """Facts that explain a number but are not part of its identity.
+
+    Args:
+        device: what it was computed on; None where nothing was computed in this process.
+    """
     return {
         "dmlbench": __version__,
         "git": git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": _versions(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        "device": "" if device is None else device_name(device),
+        "threads": None if device is None else torch.get_num_threads(),
         "argv": sys.argv[1:],
     }
 
@@ -34,7 +38,7 @@ def device_name(device: torch.device) -> str:
     """The processor's or the accelerator's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu: {_processor()}"
+    return f"cpu: {processor_name()}"
 
 
 @cache
@@ -69,7 +73,8 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _processor() -> str:
+def processor_name() -> str:
+    """The CPU's own name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

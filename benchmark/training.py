@@ -25,68 +25,24 @@ from dmlbench import checkpoint, spec
 from dmlbench.batches import Index, Pixels, anchors, pair_batches
 from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import Clean, Defense, State
+from dmlbench.defenses.base import Clean, State
 from dmlbench.distributed import World, local_device, world
 from dmlbench.embedding import embed, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically
-from dmlbench.identity import derived_seed, identity
+from dmlbench.identity import derived_seed
+from dmlbench.job import Training
 from dmlbench.journal import Journal
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import canonical_model
 from dmlbench.progress import QuietReporter, Reporter, Task
 from dmlbench.provenance import provenance
-from dmlbench.recipe import Recipe
 
 History = list[dict[str, float | None]]
 
-TRAINING_VERSION = 1  # raised when the engine changes what it computes
 STATE = "state.pt"
 COMPANION_RATE = 100  # proxies learn so much faster than the network (Kim et al., CVPR 2020)
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that decides the weights of a model, resolved.
-
-    Attributes:
-        dataset: canonical spec of the data set (for people; the digest decides).
-        digest: content digest of the data.
-        model: the network.
-        defense: how it is trained, no field ``auto``.
-        recipe: for how long.
-        seed: of initialisation, batches and mining.
-        spelling: the defense as a user would write it (for people; the fields decide).
-    """
-
-    dataset: str
-    digest: str
-    model: Model
-    defense: Defense
-    recipe: Recipe
-    seed: int
-    spelling: str = ""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """JSON-able identity facts."""
-        return {
-            "kind": "training",
-            "training_version": TRAINING_VERSION,
-            "data": self.digest,
-            "model": self.model.facts,
-            "defense": self.defense.card.name,
-            "defense_version": self.defense.card.version,
-            "defense_values": spec.values(self.defense),
-            "recipe": spec.values(self.recipe),
-            "seed": self.seed,
-        }
-
-    @property
-    def id(self) -> str:
-        """Identity of the training run."""
-        return identity(self.facts)
 
 
 @dataclass
@@ -155,8 +111,9 @@ def train(
     )
     compute.check()
     with compute.applied() as device:
-        begun, among = time.time(), world(device)
-        reporter = reporter if among.leads else QuietReporter()
+        begun, clock, among = time.time(), time.monotonic(), world(device)
+        if not among.leads:
+            reporter = QuietReporter()
         run = _Run(training, data, device, reporter, among, watch)
         history, before = run.resume(folder)
         if not among.agree(len(history)):
@@ -170,7 +127,7 @@ def train(
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
                 if epoch + 1 < training.recipe.epochs and among.leads:
-                    run.save(folder, history, before + time.time() - begun)
+                    run.save(folder, history, before + time.monotonic() - clock)
         facts = {
             "training_id": training.id,
             "training": training.facts,
@@ -183,11 +140,12 @@ def train(
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "processes": among.size,
             "history": history,
-            "seconds": round(before + time.time() - begun, 3),
+            "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
             "provenance": provenance(device),
         }
-        if among.leads:
+        # another run may have finished it meanwhile: then its weights stand
+        if among.leads and checkpoint.read_manifest(folder, training.facts) is None:
             checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
         among.wait()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dmlbench.commands.shared import finish, open_session, parse_attacks
+from dmlbench.commands.shared import finish, open_session, open_store, parse_attacks
 from dmlbench.options import PATH, options
 
 
@@ -63,11 +63,21 @@ def attack(
     network = parse_model(model or chosen.protocol.model)
 
     with open_session(chosen, **places) as session:
-        from dmlbench import matrix
+        from dmlbench import plan, status
+        from dmlbench.executors.serial import Serial
+        from dmlbench.matrix import Matrix
         from dmlbench.report.pictures import draw_attacks
+        from dmlbench.times import Times, likely_device
 
-        subject = matrix.external(network, checkpoint, session, label, seed)
-        cells = matrix.measure(subject, hostile, seed, session)
+        known = open_store(session)
+        precision = session.compute.precision
+        subject = plan.external(chosen, session.digest, network, checkpoint, label, seed, precision)
+        planned = plan.hostiles(hostile, chosen.protocol.threat)
+        entry = status.entry(subject, planned, seed, known)
+        times = Times(likely_device(session.compute), known.cells.values(), session.store)
+        with Serial(session) as executor:
+            matrix = Matrix([entry], planned, session, executor, known, times, "retry-failed")
+            cells = matrix.run()
         drawn = draw_attacks(subject, hostile, pictures, seed, session) if pictures else []
     finish(cells, session, places["leaderboards"], as_json)
     if drawn and not as_json:

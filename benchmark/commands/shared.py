@@ -16,9 +16,10 @@ from dmlbench.errors import EXIT_FAILED_CELLS, UserError
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
     from dmlbench.datasets.base import Dataset
-    from dmlbench.matrix import Session
     from dmlbench.recipe import Recipe
     from dmlbench.registry import Component, Registry
+    from dmlbench.session import Session
+    from dmlbench.status import Known
     from dmlbench.store import Cell, Store
 
 C = TypeVar("C", bound="Component")
@@ -67,27 +68,41 @@ def open_session(
     threads: int | None,
     precision: str,
     torchrun: bool = False,
+    writing: bool = True,
 ) -> Iterator[Session]:
-    """Data, store and device, each checked before any work, and progress on standard error."""
+    """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
 
     from dmlbench.compute import Compute
     from dmlbench.distributed import launched
     from dmlbench.files import check_writable
-    from dmlbench.matrix import Session
     from dmlbench.progress import reporter_for
+    from dmlbench.session import Session
     from dmlbench.store import Store
 
     if launched() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
     compute = Compute(device, batch_size, threads, precision)
-    compute.check()
-    data = dataset.load(data_root)
-    check_writable(results, "--results")
-    if leaderboards is not None:
+    if writing:
+        check_writable(results, "--results")
+    if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
     with reporter_for(Console(stderr=True)) as reporter:
-        yield Session(dataset, data, Store(results), compute, reporter)
+        yield Session(dataset, data_root, Store(results), compute, reporter)
+
+
+def open_store(session: Session, repair: bool = True) -> Known:
+    """What is stored; damaged cells are moved out of the way, which is said."""
+    from dmlbench.status import Known
+
+    store = session.store
+    cells, damaged = store.read()
+    for path in damaged:
+        fate = f"moved to {store.quarantine}" if repair else "left out"
+        session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
+    if repair:
+        store.repair(damaged)
+    return Known(store.whole(cells))
 
 
 def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
@@ -110,7 +125,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
     from dmlbench.store import Store
 
     store = Store(results)
-    for path in store.damaged():
+    for path in store.read()[1]:
         click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
     cells = [c for c in store.cells() if dataset in (None, c["about"]["dataset"])]
     if not cells:

@@ -59,11 +59,12 @@ def train(
     with open_session(
         chosen, leaderboards=None, batch_size=None, precision="fp32", torchrun=True, **places
     ) as s:
-        from dmlbench import checkpoint, matrix, training
+        from dmlbench import checkpoint, training
+        from dmlbench.plan import plan
 
         watch = training.Watch(validate, tensorboard)
         manifests, failed = [], False
-        for job in matrix.plan(chosen, s.data, network, wanted, seeds, trained):
+        for job in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(job.training.id)
             manifest = checkpoint.read_manifest(folder, job.training.facts)
             try:

@@ -49,6 +49,7 @@ class Fashion(Dataset):
         threat=THREAT,
         training_threat=TrainingThreat(eps=77 / 255, eta=32),
     )
+    known_digest = "e9ac36baec4d70c4238fa6d265c937bc2866a480b633952fabda923fb66b8338"
 
     def load(self, data_root: Path | None) -> RetrievalData:
         """From ``data_root``, else Debian's package, else a download into ``data_root``."""
@@ -79,6 +80,7 @@ class FashionMini(Dataset):
         training_threat=TrainingThreat(eps=77 / 255, eta=8),
         note="LeNet, 4 epochs of 32 pairs, eta 8, alpha 12/255: quick, not the papers' protocol",
     )
+    known_digest = "f3953aee6305469458e54083cd0518a099a8c9cdaaf9e7ca170b719b749dd71e"
 
     def load(self, data_root: Path | None) -> RetrievalData:
         """From the package; ``data_root`` is not looked at."""

@@ -34,7 +34,7 @@ def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
     sample = sample[~np.isnan(sample)]
     n = len(sample)
     if n == 0:
-        raise ValueError("no value to average")
+        raise ValueError("no value to average: every outcome is NaN")
     generator = np.random.default_rng(SEED)
     means = np.array([sample[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
     tail = 100 * (1 - LEVEL) / 2

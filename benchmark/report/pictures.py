@@ -18,7 +18,8 @@ from dmlbench.files import write_atomically
 
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
-    from dmlbench.matrix import Session, Subject
+    from dmlbench.session import Session
+    from dmlbench.tasks import Subject
 
 TOP = 5
 RIGHT, WRONG = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by the colour-blind too
