@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from dmlbench.attacks.base import Attack, Attacked, Gallery
-from dmlbench.compute import Compute, pixels
+from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
@@ -77,7 +77,8 @@ class Evaluation:
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """Test images at ``index``, float32 in [0, 1]."""
-        return pixels(self.data.test.images[index.cpu().numpy()], self.device)
+        test = self.data.test
+        return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
 
     def benign(self) -> Measurement:
         """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, leaderboard, listing, run, show
+from dmlbench.commands import attack, data, leaderboard, listing, run, show
 from dmlbench.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 
@@ -46,5 +46,12 @@ def main() -> None:
     warnings.showwarning = _one_line_warning
 
 
-for verb in (run.run, attack.attack, listing.list_, show.show, leaderboard.leaderboard):
+for verb in (
+    run.run,
+    attack.attack,
+    data.data,
+    listing.list_,
+    show.show,
+    leaderboard.leaderboard,
+):
     main.add_command(verb)

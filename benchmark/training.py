@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from dmlbench import checkpoint, spec
-from dmlbench.compute import Compute, pixels
+from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, Defense, State
 from dmlbench.embedding import EmbeddingModel, embed, place
@@ -171,8 +171,6 @@ class _Run:
                 f"a batch of {self.training.recipe.pairs} pairs is larger than the train split, "
                 f"which has {len(self.anchors)} images with a partner in their class"
             )
-        self.images = torch.from_numpy(self.data.train.images)
-        self.labels = torch.from_numpy(labels)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -208,9 +206,9 @@ class _Run:
         Raises:
             CellError: the loss or a gradient is not finite; the message names the place.
         """
-        index = torch.from_numpy(batch)
-        images = pixels(self.images[index].numpy(), self.device)
-        labels = self.labels[index].to(self.device)
+        train = self.data.train
+        images = self.data.training_pixels(train.batch(batch, self.device), mining)
+        labels = torch.from_numpy(train.labels[batch]).to(self.device)
         self.model.eval()
         with torch.no_grad():
             embeddings = embed(self.model, images)

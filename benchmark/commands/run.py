@@ -44,7 +44,7 @@ from dmlbench.options import options
     show_default=True,
     help="Seed of training and targets. May be repeated.",
 )
-@options("results", "leaderboards", "data_root")
+@options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def run(
     defenses: tuple[str, ...],

@@ -57,6 +57,7 @@ def open_session(
     results: Path,
     leaderboards: Path,
     data_root: Path | None,
+    cache: Path | None,
     device: str,
     batch_size: int | None,
     threads: int | None,
@@ -66,6 +67,7 @@ def open_session(
     from rich.console import Console
 
     from dmlbench.compute import Compute
+    from dmlbench.datasets.cache import Cache
     from dmlbench.files import check_writable
     from dmlbench.matrix import Session
     from dmlbench.progress import reporter_for
@@ -73,10 +75,10 @@ def open_session(
 
     compute = Compute(device, batch_size, threads, precision)
     compute.check()
-    data = dataset.load(data_root)
     check_writable(results, "--results")
     check_writable(leaderboards, "--leaderboards")
     with reporter_for(Console(stderr=True)) as reporter:
+        data = dataset.load(data_root, Cache(cache, reporter))
         yield Session(dataset, data, Store(results), compute, reporter)
 
 
