@@ -175,3 +175,11 @@ SWIN = Paper(
     year=2021,
     url="https://arxiv.org/abs/2103.14030",
 )
+TIMM = Paper(
+    key="wightman2019timm",
+    title="PyTorch Image Models",
+    authors="Wightman, Ross",
+    venue="GitHub",
+    year=2019,
+    url="https://doi.org/10.5281/zenodo.4414861",
+)

@@ -68,7 +68,7 @@ class Training:
             "kind": "training",
             "training_version": TRAINING_VERSION,
             "data": self.digest,
-            "model": self.model.facts,
+            "model": self.model.facts | self.model.training_facts,
             "defense": self.defense.card.name,
             "defense_version": self.defense.card.version,
             "defense_values": spec.values(self.defense),
@@ -115,7 +115,7 @@ def train(
     with compute.applied() as device:
         begun = time.time()
         torch.manual_seed(derived_seed(training.seed, "init"))
-        model = place(training.model.build(data.channels, data.size), device)
+        model = place(training.model.build(data.channels, data.size, initial=True), device)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=training.recipe.lr, weight_decay=training.recipe.weight_decay
         )

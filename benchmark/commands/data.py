@@ -47,7 +47,7 @@ def list_(data_root: Path | None, as_json: bool) -> None:
         click.echo(f"{click.style(card.name, fg='cyan')}  {card.summary}")
         if card.train is not None:
             click.echo(f"    train {card.train}; test {card.test}")
-        click.echo(f"    {f'in {place}' if place else XX")
+        click.echo(f"    {f'in {place}' if place else f'not here: {card.source}'}")
     if as_json:
         click.echo(json.dumps(entries, indent=1))
 
