@@ -100,7 +100,8 @@ class Cache:
     def find(self, key: str, count: int) -> Decoded | None:
         """What the cache holds under ``key``; None if that is nothing, or not whole."""
         try:
-            with np.load(self.place / f"{key}.npz", allow_pickle=False) as index:
+            content = io.BytesIO((self.place / f"{key}.npz").read_bytes())
+            with np.load(content, allow_pickle=False) as index:
                 hashes, files = index["pixels"], index["files"]
             path = self.place / f"{_content(hashes)}.pixels"
             whole = hashes.shape == files.shape == (count, 32)
@@ -115,8 +116,8 @@ class Cache:
         needed, free = len(names) * IMAGE_BYTES, shutil.disk_usage(self.place).free
         if free < needed:
             raise UserError(
-                f"decoding {title} takes {needed / 1e9:.1f} GB in {self.place}, where "
-                f"{free / 1e9:.1f} GB are free: name another folder with --cache"
+                f"decoding {title} takes {needed / 1e6:,.0f} MB in {self.place}, where "
+                f"{free / 1e6:,.0f} MB are free: name another folder with --cache"
             )
         for stale in self.place.glob(f"{key}.*.partial"):  # of a process that was killed
             stale.unlink()
