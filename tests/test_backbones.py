@@ -47,7 +47,7 @@ def test_the_classifier_is_one_layer_to_the_embedding(
         parse_model(spell(name, weights="none")).build(1, SIDE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnet18", "mnasnet1_0"])
 def test_weights_survive_safetensors(
     name: str, built: dict[str, EmbeddingModel], tmp_path: Path
 ) -> None:
@@ -106,8 +106,7 @@ def test_only_training_depends_on_initial_weights(tmp_path: Path) -> None:
     assert len({str(model.facts) for model in models.values()}) == 1
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
-@pytest.mark.parametrize("classes", [1000, 6])
+@pytest.mark.parametrize(("prefix", "classes"), [("", 1000), ("backbone.", 6)])
 def test_training_starts_from_a_file(prefix: str, classes: int, tmp_path: Path) -> None:
     """The replaced layer is taken where it fits, and left at random where it does not."""
     from torchvision.models import resnet18

@@ -198,8 +198,8 @@ def test_cifar_is_read_by_torchvision(
 
     reader = getattr(torchvision.datasets, cls.torchvision)
     assert cls.folder == reader.base_folder
-    with pytest.raises(UserError, match="cannot be downloaded.*data root"):
-        monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    with pytest.raises(UserError, match=r"cannot be downloaded.*data root"):
         cls().load(tmp_path)
     key = "labels" if cls is cifar.Cifar10 else "fine_labels"
     rng, folder = np.random.default_rng(0), tmp_path / cls.folder

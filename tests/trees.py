@@ -70,8 +70,8 @@ def cub(root: Path, each: int = 2) -> Path:
     """``CUB_200_2011``, with a file name that has a space."""
     base = root / "CUB_200_2011"
     entries = [(c, f"{c:03}.Bird_{c}/Bird {c}_{i}.jpg") for c in CUB_CLASSES for i in range(each)]
-    for label, name in entries:
-        write(base / "images" / name, jpeg(label, len(name)))
+    for seed, (label, name) in enumerate(entries):
+        write(base / "images" / name, jpeg(label, seed))
     numbered = list(enumerate(entries, start=1))
     (base / "images.txt").write_text("".join(f"{i} {name}\n" for i, (_, name) in numbered))
     (base / "image_class_labels.txt").write_text("".join(f"{i} {c}\n" for i, (c, _) in numbered))
@@ -86,8 +86,8 @@ def cars(root: Path, each: int = 2) -> Path:
     """``cars_annos.mat`` and ``car_ims/``, the structs not in the order of the names."""
     base = root / "cars"
     entries = [(c, f"car_ims/{100 * c + i:06}.jpg") for c in CARS_CLASSES for i in range(each)]
-    for label, name in entries:
-        write(base / name, jpeg(label, len(name)))
+    for seed, (label, name) in enumerate(entries):
+        write(base / name, jpeg(label, seed))
     fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
     values = [(name, 1, 1, 90, 70, label, i % 2) for i, (label, name) in enumerate(entries)]
     save_structs(base / "cars_annos.mat", fields, values)
