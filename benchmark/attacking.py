@@ -165,4 +165,4 @@ def evaluation(
     """The model frozen, on its device, at the precision that ``compute`` sets."""
     model.reduced = compute.precision == "bf16"
     with compute.applied() as device, frozen(place(model, device)):
-        yield Evaluation(model, data, device, compute.rows(), reporter)
+        yield Evaluation(model, data, device, compute.rows(data.size), reporter)

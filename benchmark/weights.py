@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(marked)
 
 
-def _stand_ins(path: Path) -> list[tuple[type, str]]:
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (OSError, RuntimeError, ValueError):  # unreadable, or older than the zip format

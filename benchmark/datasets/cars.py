@@ -60,12 +60,12 @@ class Cars(ImageDataset):
     def listing(self, root: Path) -> Listing:
         """Images by path (torchvision's: its train folder, then its test's); label = class - 1."""
         if (root / ONE_FILE).is_file():
-            entries = sorted(annotations(root / ONE_FILE, "relative_im_path"))
+            entries = sorted(annotated(root / ONE_FILE, "relative_im_path"))
         else:
             entries = [
                 (f"{folder}/{name}", label)
                 for file, folder in TORCHVISION
-                for name, label in annotations(root / file, "fname")
+                for name, label in annotated(root / file, "fname")
             ]
         return Listing(
             root,
@@ -74,7 +74,7 @@ class Cars(ImageDataset):
         )
 
 
-def annotations(path: Path, name: str) -> Iterator[Entry]:
+def annotated(path: Path, name: str) -> Iterator[Entry]:
     """File name and label (class - 1) of each struct of a MATLAB file's ``annotations``.
 
     Args:

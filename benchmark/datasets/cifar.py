@@ -58,14 +58,14 @@ class Cifar(Dataset, abc.ABC):
             raise UserError(
                 f"{folder} is incomplete or damaged (MD5 differs): {self.protocol.source}"
             ) from None
-        splits = [
+        train, test = (
             Split(
                 np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)),
                 np.array(part.targets, np.int64),
             )
             for part in parts
-        ]
-        return RetrievalData(*splits)
+        )
+        return RetrievalData(train, test)
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
         """By torchvision."""

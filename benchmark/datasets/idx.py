@@ -45,14 +45,14 @@ class IdxDataset(Dataset, abc.ABC):
         """From ``data_root``, else Debian's package, else a download into ``data_root``."""
         folder = self.locate(data_root) or self._fetch(data_root)
         arrays = {name: _read_idx(folder, name, digest) for name, digest in self.files.items()}
-        splits = [
+        train, test = (
             Split(
                 arrays[f"{part}-images-idx3-ubyte"][:, None],
                 arrays[f"{part}-labels-idx1-ubyte"].astype(np.int64),
             )
             for part in ("train", "t10k")
-        ]
-        return RetrievalData(*splits)
+        )
+        return RetrievalData(train, test)
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
         """By torchvision."""
