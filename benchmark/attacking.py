@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dmlbench.attacks.base import Attack, Attacked, Gallery
-from dmlbench.compute import Compute, pixels
+from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
@@ -83,7 +83,8 @@ class Evaluation:
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """Test images at ``index``, float32 in [0, 1]."""
-        return pixels(self.data.test.images[index.cpu().numpy()], self.device)
+        test = self.data.test
+        return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
 
     def benign(self) -> Measurement:
         """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""
@@ -171,4 +172,4 @@ def evaluation(
     """The model frozen, on its device, at the precision that ``compute`` sets."""
     model.reduced = compute.precision == "bf16"
     with compute.applied() as device, frozen(place(model, device)):
-        yield Evaluation(model, data, device, compute.rows(), reporter)
+        yield Evaluation(model, data, device, compute.rows(data.size), reporter)

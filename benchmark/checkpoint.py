@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.errors import UserError
 from dmlbench.files import write_atomically, write_json
 from dmlbench.identity import file_sha256
-from dmlbench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,31 +74,16 @@ def read_manifest(folder: Path, training: Mapping[str, Any] | None = None) -> di
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a safetensors file or a plain state dict (``weights_only``) into ``model``.
+    """Load the weights in a file (``dmlbench.weights.read_state``) into ``model``.
 
     Raises:
         UserError: the file is missing, unreadable, or of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from dmlbench.weights import load_state, read_state
 
+    state = read_state(path)
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from None
-    except Exception as error:  # pickle.UnpicklingError and whatever a broken pickle raises
-        raise UserError(
-            f"checkpoint {path} is not a plain state dict (weights_only): {_first_line(error)}"
-        ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    try:
-        model.load_state_dict(state)
+        load_state(model, state)
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit the model: {lines[:300]}") from None
@@ -107,7 +91,3 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def _remedy(folder: Path) -> str:
     return f"delete {folder} and run again to train it anew"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, compare, leaderboard, listing, merge, run, show, train
+from dmlbench.commands import (
+    attack,
+    compare,
+    data,
+    leaderboard,
+    listing,
+    merge,
+    run,
+    show,
+    train,
+)
 from dmlbench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, Terminated, UserError
 
 
@@ -61,6 +71,7 @@ for verb in (
     run.run,
     train.train,
     attack.attack,
+    data.data,
     listing.list_,
     show.show,
     compare.compare,

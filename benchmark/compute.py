@@ -17,6 +17,7 @@ from dmlbench.errors import UserError
 from dmlbench.lazy import torch
 
 CPU_BATCH, GPU_BATCH = 128, 1024
+LARGE = 128  # pixels a side
 MOST_THREADS = 16  # more do not speed up batches of 128, and short batches are padded to 8 a thread
 
 
@@ -26,7 +27,8 @@ class Compute:
 
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
-        batch_size: images a forward pass in evaluation; None: 128 on a CPU, 1024 on a GPU.
+        batch_size: images a forward pass in evaluation; None: 128 on a CPU and 1024 on a GPU, a
+            quarter of that for large images.
         threads: CPU threads; None: as many as PyTorch chooses, up to 16.
         precision: of the network in evaluation: fp32; tf32 (GPU) or bf16 change numbers a little
             and are part of a cell's identity.
@@ -56,11 +58,12 @@ class Compute:
         if self.precision == "tf32" and device.type != "cuda":
             raise UserError(f"precision tf32 needs a GPU; the device is {device}")
 
-    def rows(self) -> int:
-        """Images a forward pass."""
+    def rows(self, size: int) -> int:
+        """Images of ``size`` x ``size`` pixels a forward pass."""
         if self.batch_size is not None:
             return self.batch_size
-        return CPU_BATCH if self.torch_device().type == "cpu" else GPU_BATCH
+        rows = CPU_BATCH if self.torch_device().type == "cpu" else GPU_BATCH
+        return rows if size < LARGE else rows // 4
 
     @contextmanager
     def applied(self) -> Iterator[torch.device]:

@@ -30,13 +30,24 @@ class EmbeddingModel(nn.Module):
         metric: Metric,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        freeze_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
         self.reduced = False  # bfloat16 inside the backbone
+        self.freeze_batch_norm = freeze_batch_norm
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """As every module; frozen batch norm keeps its statistics."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) images in [0, 1] -> (B, D) embeddings."""

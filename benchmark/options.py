@@ -69,6 +69,11 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "data_root": click.option(
         "--data-root", type=PATH, help="Folder of data sets, searched first."
     ),
+    "cache": click.option(
+        "--cache",
+        type=PATH,
+        help="Folder for decoded images. Default: ~/.cache/dmlbench/decoded.",
+    ),
     "device": click.option(
         "--device",
         default="auto",

@@ -108,3 +108,78 @@ FACENET = Paper(
     year=2015,
     url="https://arxiv.org/abs/1503.03832",
 )
+MNIST = Paper(
+    key="lecun1998mnist",
+    title="The MNIST Database of Handwritten Digits",
+    authors="LeCun, Yann and Cortes, Corinna and Burges, Christopher J. C.",
+    venue="online",
+    year=1998,
+    url="http://yann.lecun.com/exdb/mnist",
+)
+CIFAR = Paper(
+    key="krizhevsky2009learning",
+    title="Learning Multiple Layers of Features from Tiny Images",
+    authors="Krizhevsky, Alex",
+    venue="University of Toronto",
+    year=2009,
+    url="https://www.cs.toronto.edu/~kriz/cifar.html",
+)
+CUB = Paper(
+    key="wah2011cub",
+    title="The Caltech-UCSD Birds-200-2011 Dataset",
+    authors="Wah, Catherine and Branson, Steve and Welinder, Peter and Perona, Pietro and "
+    "Belongie, Serge",
+    venue="Caltech",
+    year=2011,
+    url="https://data.caltech.edu/records/65de6-vp158",
+)
+CARS = Paper(
+    key="krause2013cars",
+    title="3D Object Representations for Fine-Grained Categorization",
+    authors="Krause, Jonathan and Stark, Michael and Deng, Jia and Fei-Fei, Li",
+    venue="ICCV Workshops",
+    year=2013,
+    url="https://doi.org/10.1109/ICCVW.2013.77",
+)
+SOP = Paper(
+    key="song2016deep",
+    title="Deep Metric Learning via Lifted Structured Feature Embedding",
+    authors="Song, Hyun Oh and Xiang, Yu and Jegelka, Stefanie and Savarese, Silvio",
+    venue="CVPR",
+    year=2016,
+    url="https://arxiv.org/abs/1511.06452",
+)
+RESNET = Paper(
+    key="he2016deep",
+    title="Deep Residual Learning for Image Recognition",
+    authors="He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian",
+    venue="CVPR",
+    year=2016,
+    url="https://arxiv.org/abs/1512.03385",
+)
+MNASNET = Paper(
+    key="tan2019mnasnet",
+    title="MnasNet: Platform-Aware Neural Architecture Search for Mobile",
+    authors="Tan, Mingxing and Chen, Bo and Pang, Ruoming and Vasudevan, Vijay and "
+    "Sandler, Mark and Howard, Andrew and Le, Quoc V.",
+    venue="CVPR",
+    year=2019,
+    url="https://arxiv.org/abs/1807.11626",
+)
+SWIN = Paper(
+    key="liu2021swin",
+    title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+    authors="Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and "
+    "Zhang, Zheng and Lin, Stephen and Guo, Baining",
+    venue="ICCV",
+    year=2021,
+    url="https://arxiv.org/abs/2103.14030",
+)
+TIMM = Paper(
+    key="wightman2019timm",
+    title="PyTorch Image Models",
+    authors="Wightman, Ross",
+    venue="GitHub",
+    year=2019,
+    url="https://doi.org/10.5281/zenodo.4414861",
+)

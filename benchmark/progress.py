@@ -208,6 +208,9 @@ class QuietReporter:
 
         yield Nothing()
 
+    def tally(self, tally: Tally) -> None:
+        """Nothing."""
+
     def say(self, message: str) -> None:
         """Nothing."""
 

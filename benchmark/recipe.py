@@ -53,11 +53,13 @@ class TrainingThreat:
         eta: PGD steps.
         alpha: step; None derives it from eta so that eta steps can cross the ball, about
             1.25 * eps / eta in whole 1/255: 12/255 at eta = 8 and 3/255 at eta = 32 for 77/255.
+        ics: weight lambda of HM's Intra-Class Structure loss.
     """
 
     eps: float
     eta: int
     alpha: float | None = None
+    ics: float = 0.5
 
     def step(self, eps: float, eta: int) -> float:
         """The step for a defense with this ``eps`` and ``eta``; eta = 1 is FGSM (a step of eps)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.compute import Compute
 from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.datasets.cache import Cache
 from dmlbench.errors import UserError
 from dmlbench.progress import Reporter
 from dmlbench.provenance import provenance
@@ -26,6 +27,7 @@ class Session:
 
     dataset: Dataset
     data_root: Path | None
+    cache: Path | None
     store: Store
     compute: Compute
     reporter: Reporter
@@ -37,7 +39,7 @@ class Session:
         Raises:
             UserError: they are not to be had, or are not what the data set declares.
         """
-        data = self.dataset.load(self.data_root)
+        data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
         if known not in (None, data.digest):
             raise UserError(

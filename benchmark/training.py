@@ -176,7 +176,8 @@ class _Run:
                 f"which has {len(self.anchors)} images with a partner in their class"
             )
         torch.manual_seed(derived_seed(self.training.seed, "init"))
-        network = self.training.model.build(self.data.channels, self.data.size)
+        data = self.data
+        network = self.training.model.build(data.channels, data.size, initial=True)
         network.reduced = recipe.precision == "bf16"
         self.model = self.world.synchronised(place(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
@@ -204,14 +205,15 @@ class _Run:
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        seen, images, warned, begun = Epoch(), 0, False, time.perf_counter()
+        seen, count, warned, begun = Epoch(), 0, False, time.perf_counter()
         batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
             place = f"epoch {number + 1}, step {seen.steps + 1}"
-            self.step(raw.float().div_(255), index, mining, seen, place)
-            images += len(index)
-            rate = images / (time.perf_counter() - begun)
+            images = self.data.training_pixels(raw, mining)
+            self.step(images, index, mining, seen, place)
+            count += len(index)
+            rate = count / (time.perf_counter() - begun)
             found = {**seen.last(), "images_per_second": round(rate, 1)}
             log.step(number * len(batches) + seen.steps, number + 1, seen.steps, found)
             task.advance(1, _note(found | {"R@1": self.recall}))
@@ -278,7 +280,7 @@ class _Run:
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
         for raw in Pixels(test.images, self.device).batches(rows):
-            parts.append(embed(self.model, raw.float().div_(255)))
+            parts.append(embed(self.model, self.data.evaluation_pixels(raw)))
         self.model.train()
         e = torch.cat(parts)
         labels = torch.from_numpy(test.labels).to(self.device)

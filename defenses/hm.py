@@ -82,7 +82,9 @@ class HardnessManipulation(AdversarialDefense):
     u: float | None = parameter(
         None, "loss at which a gradual adversary begins; auto: margin", above=0
     )
-    ics: float = parameter(0.5, "weight lambda of the Intra-Class Structure loss", at_least=0)
+    ics: float | None = parameter(
+        None, "weight lambda of the Intra-Class Structure loss; auto: the data set's", at_least=0
+    )
     ics_margin: float = parameter(0.0, "margin of the Intra-Class Structure loss", at_least=0)
 
     @property
@@ -90,7 +92,7 @@ class HardnessManipulation(AdversarialDefense):
         """``HM[S,g_LGA]&ICS``."""
         goal = INITIAL.get(self.destination) or GRADUAL.get(self.destination) or f"{self.level:g}"
         goal = f"g_B({goal})" if self.xi else goal
-        return f"HM[{INITIAL[self.source]},{goal}]{'&ICS' if self.ics else ''}"
+        return f"HM[{INITIAL[self.source]},{goal}]{'' if self.ics == 0 else '&ICS'}"
 
     @property
     def identical(self) -> bool:
@@ -103,9 +105,10 @@ class HardnessManipulation(AdversarialDefense):
         return 1 if self.identical else super().training_cost
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in u too, which is gamma by default."""
+        """Fill in u too, which is gamma by default, and ICS's weight."""
         filled = super().resolve(threat, metric)
-        return dataclasses.replace(filled, u=self.u or filled.margin)
+        ics = threat.ics if self.ics is None else self.ics
+        return dataclasses.replace(filled, u=self.u or filled.margin, ics=ics)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Sample, manipulate the hardness, take the triplet loss (and ICS) on the result."""

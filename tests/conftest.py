@@ -37,7 +37,7 @@ class Tiny(Dataset):
         threat=Threat(eps=32/255, alpha=8/255, steps=4),
         training_threat=TrainingThreat(eps=32/255, eta=2, alpha=16/255),
     )
-    def load(self, data_root):
+    def load(self, data_root, cache=None):
         return RetrievalData(split(1, 5, 16), split(2, 5, 8))
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import pickle
 import shutil
+import struct
+import urllib.error
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dmlbench import spec
-from dmlbench.datasets import fashion
+from dmlbench.datasets import cifar, fashion, mnist
 from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
 from dmlbench.errors import UserError
 from dmlbench.models.base import parse_model
 from tests.conftest import make_split
 
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(
-    not fashion.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+    not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
 
 
@@ -42,18 +47,18 @@ def test_fashion_mini_is_the_subset_its_script_makes() -> None:
 
 
 @needs_fashion
-@pytest.mark.parametrize("layout", fashion._LAYOUTS)
+@pytest.mark.parametrize("layout", [".", "fashion-mnist", "FashionMNIST/raw"])
 @pytest.mark.parametrize("unpacked", [True, False])
 def test_fashion_is_read_from_data_root(tmp_path: Path, layout: str, unpacked: bool) -> None:
     folder = tmp_path / layout
     folder.mkdir(parents=True, exist_ok=True)
     for name in fashion.FILES:
-        packed = fashion.DEBIAN / f"{name}.gz"
+        packed = DEBIAN / f"{name}.gz"
         if unpacked:
             (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
         else:
             shutil.copy(packed, folder)
-    assert fashion._find(tmp_path) == tmp_path / layout
+    assert fashion.Fashion().locate(tmp_path) == tmp_path / layout
     assert len(fashion.Fashion().load(tmp_path).test) == 10000
 
 
@@ -86,7 +91,7 @@ def test_no_files_and_no_network_gives_the_remedy(
     def offline(*_: object, **__: object) -> None:
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
-    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(fashion.Fashion, "debian", tmp_path / "nowhere")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
     with pytest.raises(UserError, match=r"dataset-fashion-mnist.*--data-root"):
         fashion.Fashion().load(tmp_path)
@@ -157,3 +162,68 @@ def test_every_card_names_things_that_exist(cls: type) -> None:
     assert 0 < card.threat.alpha <= card.threat.eps <= 1
     assert card.threat.steps >= 1
     assert card.training_threat.eta >= 1
+
+
+def idx(content: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """An array in MNIST's file format."""
+    shape = struct.pack(f">{content.ndim}I", *content.shape)
+    return bytes([0, 0, 8, content.ndim]) + shape + content.tobytes()
+
+
+def test_mnist_is_read_from_torchvisions_folder_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name in mnist.FILES:
+        shape = (5, 28, 28) if "idx3" in name else (5,)
+        arrays[name] = rng.integers(0, 10, shape, dtype=np.uint8)
+        path = tmp_path / "MNIST" / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(idx(arrays[name]))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        mnist.Mnist().load(tmp_path)
+    digests = {name: hashlib.sha256(idx(array)).hexdigest() for name, array in arrays.items()}
+    monkeypatch.setattr(mnist.Mnist, "files", digests)
+    data = mnist.Mnist().load(tmp_path)
+    assert np.array_equal(data.train.images[:, 0], arrays["train-images-idx3-ubyte"])
+    assert np.array_equal(data.test.labels, arrays["t10k-labels-idx1-ubyte"])
+
+
+@pytest.mark.parametrize("cls", [cifar.Cifar10, cifar.Cifar100])
+def test_cifar_is_read_by_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[cifar.Cifar]
+) -> None:
+    import torchvision.datasets
+
+    reader = getattr(torchvision.datasets, cls.torchvision)
+    assert cls.folder == reader.base_folder
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    with pytest.raises(UserError, match=r"cannot be downloaded.*data root"):
+        cls().load(tmp_path)
+    key = "labels" if cls is cifar.Cifar10 else "fine_labels"
+    rng, folder = np.random.default_rng(0), tmp_path / cls.folder
+    folder.mkdir()
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        cls().load(tmp_path)
+    pixels = {}
+    for attribute in ("train_list", "test_list"):
+        files = []
+        for name, _ in getattr(reader, attribute):
+            batch = {"data": rng.integers(0, 256, (3, 3072), dtype=np.uint8), key: [2, 0, 1]}
+            pixels[name] = batch["data"].reshape(3, 3, 32, 32)  # type: ignore[attr-defined]
+            (folder / name).write_bytes(pickle.dumps(batch))
+            files.append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
+        monkeypatch.setattr(reader, attribute, files)
+    names = {reader.meta["key"]: ["a", "b", "c"]}
+    (folder / reader.meta["filename"]).write_bytes(pickle.dumps(names))
+    md5 = hashlib.md5((folder / reader.meta["filename"]).read_bytes()).hexdigest()
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5})
+    data = cls().load(tmp_path)
+    assert np.array_equal(data.train.images[:3], pixels[reader.train_list[0][0]])
+    assert np.array_equal(data.test.images, pixels[reader.test_list[0][0]])
+    assert data.test.labels.tolist() == [2, 0, 1]
+
+
+def offline(*_: object, **__: object) -> None:
+    raise urllib.error.URLError("no network")

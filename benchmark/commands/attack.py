@@ -39,7 +39,7 @@ from dmlbench.options import PATH, options
     metavar="N",
     help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
 )
-@options("results", "leaderboards", "data_root")
+@options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def attack(
     checkpoint: Path,

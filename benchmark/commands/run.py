@@ -103,7 +103,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="SECONDS",
     help="Stop a training or a cell that takes longer; it is a failed row.",
 )
-@options("results", "leaderboards", "data_root")
+@options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def run(
     defenses: tuple[str, ...],

@@ -63,6 +63,7 @@ def open_session(
     results: Path,
     leaderboards: Path | None,
     data_root: Path | None,
+    cache: Path | None,
     device: str,
     batch_size: int | None,
     threads: int | None,
@@ -88,7 +89,7 @@ def open_session(
     if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
     with reporter_for(Console(stderr=True)) as reporter:
-        yield Session(dataset, data_root, Store(results), compute, reporter)
+        yield Session(dataset, data_root, cache, Store(results), compute, reporter)
 
 
 def open_store(session: Session, repair: bool = True) -> Known:

@@ -10,14 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.errors import UserError
-from dmlbench.lazy import np
+from dmlbench.lazy import np, torch
 from dmlbench.recipe import Recipe, Threat, TrainingThreat
 from dmlbench.registry import Card, Component, Registry
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dmlbench.datasets.cache import Cache
+    from dmlbench.progress import Reporter
+
 DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required=("load",))
+
+
+HOME = Path.home() / ".cache" / "dmlbench"
+"""Where data sets are looked for, and downloaded to, if the user names no folder."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How many images and classes a split has."""
+
+    images: int
+    classes: int
+
+    def __str__(self) -> str:
+        return f"{self.images:,} images of {self.classes:,} classes"
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,9 @@ class DatasetCard(Card):
         threat: the adversary of the evaluation.
         training_threat: the adversary inside adversarial training.
         note: where the recipe leaves the paper's protocol, in words; shown on boards.
+        train: the official figures of the train split; None where there are none.
+        test: those of the test split.
+        source: where to get the files and where to put them, in words.
     """
 
     model: str = field(kw_only=True)
@@ -37,14 +58,25 @@ class DatasetCard(Card):
     threat: Threat = field(kw_only=True)
     training_threat: TrainingThreat = field(kw_only=True)
     note: str = field(kw_only=True, default="")
+    train: Figures | None = field(kw_only=True, default=None)
+    test: Figures | None = field(kw_only=True, default=None)
+    source: str = field(kw_only=True, default="comes with the package")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Labelled images.
+
+    Attributes:
+        images: (N, C, H, W) uint8; of a large set a read-only memory map, never copied whole.
+        labels: (N,) int64.
+        hashes: (N, 32) uint8, the SHA-256 of each image's pixels where they were taken when it
+            was decoded, so that the digest of a large set needs no pass over its pixels.
+    """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -57,23 +89,71 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batch(self, index: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """The images at ``index`` (B,), uint8 on ``device``."""
+        return torch.from_numpy(self.images[index]).to(device)
+
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """The train split a defense learns from, and the test split that is gallery and queries."""
+    """The train split a defense learns from, and the test split that is gallery and queries.
+
+    Attributes:
+        crop: side of the square that the network sees: cut at random and flipped at random in
+            training, from the centre in evaluation. None: the whole image, always as it is.
+    """
 
     train: Split
     test: Split
+    crop: int | None = None
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over shapes, pixels and labels of both splits."""
+        """SHA-256 over shapes, pixels (or the hashes of them) and labels of both splits."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
-            for array in (split.images, split.labels):
+            pixels = split.images if split.hashes is None else split.hashes
+            for array, content in ((split.images, pixels), (split.labels, split.labels)):
                 digest.update(f"{array.dtype} {array.shape};".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(np.ascontiguousarray(content).tobytes())
+        if self.crop is not None:
+            digest.update(f"crop {self.crop};".encode())
         return digest.hexdigest()
+
+    def training_pixels(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """uint8 images (B, C, H, W) as the network sees them in training: float32 in [0, 1].
+
+        Each image is cut at a place of its own and flipped with probability 1/2, both drawn from
+        ``generator``; where there is no crop nothing is drawn. It all happens on the images'
+        device. (``RandomCrop`` of torchvision.transforms.v2 draws one place for the whole batch.)
+        """
+        if self.crop is None:
+            return images.float().div_(255)
+        count, _, height, width = images.shape
+        side = torch.arange(self.crop, device=generator.device)
+
+        def offsets(room: int) -> torch.Tensor:
+            draw = (count, 1)
+            return torch.randint(room + 1, draw, generator=generator, device=generator.device)
+
+        rows = offsets(height - self.crop) + side
+        columns = offsets(width - self.crop) + side
+        flipped = offsets(1).bool()
+        columns = torch.where(flipped, columns.flip(1), columns)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        # one gather: (B, 1, S, 1) and (B, 1, 1, S) positions in each image and channel
+        image = torch.arange(count, device=images.device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        cut = images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        return cut.float().div_(255)
+
+    def evaluation_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images as the network sees them in evaluation: the centre, float32 in [0, 1]."""
+        if self.crop is not None:
+            top = round((images.shape[2] - self.crop) / 2)
+            left = round((images.shape[3] - self.crop) / 2)
+            images = images[:, :, top : top + self.crop, left : left + self.crop]
+        return images.float().div_(255)
 
     @property
     def channels(self) -> int:
@@ -82,8 +162,8 @@ class RetrievalData:
 
     @property
     def size(self) -> int:
-        """Height (and width) of an image in pixels."""
-        return int(self.test.images.shape[2])
+        """Height (and width) in pixels of an image as the network sees it."""
+        return self.crop or int(self.test.images.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +182,35 @@ class Dataset(Component, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def load(self, data_root: Path | None) -> RetrievalData:
+    def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
         """Read and check the files.
 
         Args:
             data_root: folder the user named for data sets, searched first.
+            cache: where images are decoded to, for sets of image files; None: the default place.
 
         Raises:
             UserError: a file is missing or is not what it should be.
         """
+
+    def locate(self, data_root: Path | None) -> Path | None:
+        """The folder that holds its files; None where it is not to be found."""
+        return None
+
+    def download(self, data_root: Path | None, reporter: Reporter) -> Path:
+        """Bring the files to ``data_root`` (or ``HOME``) and return their folder.
+
+        Raises:
+            UserError: no host serves them, or what it serves is not what it should be.
+        """
+        raise UserError(f"{self.card.name} cannot be downloaded: {self.protocol.source}")
+
+
+def existing(data_root: Path | None) -> Path:
+    """The folder that the user named, else ``HOME``; UserError if a named one is not there."""
+    if data_root is not None and not data_root.is_dir():
+        raise UserError(f"--data-root {data_root} is not a folder")
+    return data_root or HOME
 
 
 def stratified(split: Split, size: int, seed: int) -> Split:

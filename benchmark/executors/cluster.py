@@ -76,7 +76,7 @@ class Cluster:
         self.workers = min(self._asked or room, room)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
-        facts = (session.dataset, session.data_root, store, compute)
+        facts = (session.dataset, session.data_root, session.cache, store, compute)
         self._facts = ray.put(facts)
         self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
         return self

@@ -78,7 +78,7 @@ class Pool:
         self._reporter = session.reporter
         threads = session.compute.threads or max(1, _cores() // workers)
         compute = replace(session.compute, threads=threads)
-        self._session = (session.dataset, session.data_root, session.store, compute)
+        self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
         self._crew: list[_Worker] = []
         self._deaths: Counter[str] = Counter()
 
@@ -234,9 +234,9 @@ def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     try:
         from dmlbench.bench import Bench
 
-        dataset, data_root, store, compute = common
+        dataset, data_root, cache, store, compute = common
         own = replace(compute, device=_own_device(compute.device, number))
-        bench = Bench(Session(dataset, data_root, store, own, messenger))
+        bench = Bench(Session(dataset, data_root, cache, store, own, messenger))
         connection.send(("ready", None))
         while True:
             bench.do(connection.recv())

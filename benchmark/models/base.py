@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from dmlbench import spec
 from dmlbench.errors import UserError
@@ -34,9 +34,6 @@ class Model(Component, abc.ABC):
     A subclass writes ``backbone``; images in [0, 1] come in, raw embeddings (B, D) go out.
     """
 
-    mean: ClassVar[tuple[float, ...]] = ()  # input normalisation per channel; empty: none
-    std: ClassVar[tuple[float, ...]] = ()
-
     metric: Metric = parameter("N", "distance: N (normalised Euclidean), E or C", choices=METRICS)
 
     @abc.abstractmethod
@@ -47,8 +44,31 @@ class Model(Component, abc.ABC):
             UserError: it cannot take images of that shape.
         """
 
-    def build(self, channels: int, size: int) -> EmbeddingModel:
+    def initialise(self, backbone: nn.Module) -> None:
+        """Give a new backbone the weights that training starts from, if not random ones.
+
+        Raises:
+            UserError: they cannot be had, or are another network's.
+        """
+        return None
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each input channel; empty for none."""
+        return (), ()
+
+    @property
+    def freezes_batch_norm(self) -> bool:
+        """Whether the statistics of batch norm stay as they are in training."""
+        return False
+
+    def build(self, channels: int, size: int, *, initial: bool = False) -> EmbeddingModel:
         """The backbone with input normalisation before and the metric's geometry after it.
+
+        Args:
+            channels: of an image.
+            size: height and width of an image.
+            initial: load the weights that training starts from; weights from a checkpoint would
+                replace them.
 
         Raises:
             UserError: it cannot be built, or does not embed two images of that shape.
@@ -58,7 +78,12 @@ class Model(Component, abc.ABC):
         from dmlbench.embedding import EmbeddingModel, frozen
 
         try:
-            model = EmbeddingModel(self.backbone(channels, size), self.metric, self.mean, self.std)
+            backbone = self.backbone(channels, size)
+            if initial:
+                self.initialise(backbone)
+            model = EmbeddingModel(
+                backbone, self.metric, *self.normalisation(), self.freezes_batch_norm
+            )
             if not any(p.requires_grad for p in model.parameters()):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")
             with frozen(model), torch.no_grad():
@@ -81,6 +106,11 @@ class Model(Component, abc.ABC):
             "version": self.card.version,
             "values": spec.values(self),
         }
+
+    @property
+    def training_facts(self) -> dict[str, Any]:
+        """What besides decides the weights that training ends with (JSON types)."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,11 @@ def _picture(
     own = test.labels[query]
     for line, (name, image) in enumerate((("clean", clean), ("adversarial", adversarial))):
         _show(figure.add_subplot(grid[line, 0]), image, f"{name}\nclass {own}")
+        seen = session.data.evaluation_pixels(torch.from_numpy(test.images[retrieved[line]]))
         for place, item in enumerate(retrieved[line]):
             axis = figure.add_subplot(grid[line, 2 + place])
             right = test.labels[item] == own
-            _show(axis, test.images[item] / 255, f"{place + 1}: class {test.labels[item]}")
+            _show(axis, seen[place].numpy(), f"{place + 1}: class {test.labels[item]}")
             for spine in axis.spines.values():
                 spine.set_visible(True)
                 spine.set_color(RIGHT if right else WRONG)

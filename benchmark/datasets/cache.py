@@ -1,0 +1,185 @@
+"""Image files, decoded and resized once, as one uint8 array on disk that is memory-mapped.
+
+    <cache>/<content>.pixels   N x 3 x 256 x 256 bytes, named by the hash of their hashes
+    <cache>/<stamp>.npz        which content a list of files (names, sizes, times) has
+
+The pixels are those of ``Resize((256, 256))`` on a PIL image, as in the published training code:
+bilinear, antialiased, the aspect ratio not kept. A file that changes its size or time is decoded
+again; the identity of the data follows the pixels, not the place, the names or the times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.datasets.base import HOME
+from dmlbench.datasets.decoding import DECODER_VERSION, IMAGE_BYTES, SIDE, Seen, read_files
+from dmlbench.errors import UserError
+from dmlbench.files import check_writable, write_atomically
+from dmlbench.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmlbench.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images on disk.
+
+    Attributes:
+        images: (N, 3, 256, 256) uint8, a read-only memory map.
+        hashes: (N, 32) uint8, SHA-256 of each image's pixels.
+        files: (N, 32) uint8, SHA-256 of the file each was decoded from.
+    """
+
+    images: npt.NDArray[np.uint8]
+    hashes: npt.NDArray[np.uint8]
+    files: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where decoded images are kept, and who is told while files are decoded.
+
+    Attributes:
+        folder: None: ``decoded`` in the user's cache folder.
+        reporter: None: nobody.
+    """
+
+    folder: Path | None = None
+    reporter: Reporter | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder or HOME / "decoded"
+
+    def decoded(self, title: str, root: Path, names: Sequence[str]) -> Decoded:
+        """The files ``names`` of ``root``, from the cache or decoded into it.
+
+        Two processes that need the same files decode them once: the second waits.
+
+        Raises:
+            UserError: a file is missing or cannot be decoded, the disk is full, ...
+        """
+        from filelock import FileLock, Timeout
+
+        key = stamp(root, names)
+        found = self.find(key, len(names))
+        if found is not None:
+            return found
+        check_writable(self.place, "--cache")
+        lock = FileLock(self.place / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if self.reporter is not None:
+                self.reporter.say(f"another process is decoding {title}; waiting for it")
+            lock.acquire()
+        try:
+            found = self.find(key, len(names))
+            if found is None:
+                self._build(key, title, root, names)
+                found = self.find(key, len(names))
+        finally:
+            lock.release()
+        assert found is not None
+        return found
+
+    def find(self, key: str, count: int) -> Decoded | None:
+        """What the cache holds under ``key``; None if that is nothing, or not whole."""
+        try:
+            content = io.BytesIO((self.place / f"{key}.npz").read_bytes())
+            with np.load(content, allow_pickle=False) as index:
+                hashes, files = index["pixels"], index["files"]
+            path = self.place / f"{_content(hashes)}.pixels"
+            whole = hashes.shape == files.shape == (count, 32)
+            if not whole or path.stat().st_size != count * IMAGE_BYTES:
+                return None
+            images = np.memmap(path, np.uint8, "r", shape=(count, 3, SIDE, SIDE))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return Decoded(images, hashes, files)
+
+    def _build(self, key: str, title: str, root: Path, names: Sequence[str]) -> None:
+        needed, free = len(names) * IMAGE_BYTES, shutil.disk_usage(self.place).free
+        if free < needed:
+            raise UserError(
+                f"decoding {title} takes {needed / 1e6:,.0f} MB in {self.place}, where "
+                f"{free / 1e6:,.0f} MB are free: name another folder with --cache"
+            )
+        for stale in self.place.glob(f"{key}.*.partial"):  # of a process that was killed
+            stale.unlink()
+        partial = self.place / f"{key}.{os.getpid()}.partial"
+        try:
+            with partial.open("wb") as file:
+                file.truncate(needed)
+            seen = read_files(f"decode {title}", root, names, self.reporter, partial)
+            _refuse_unreadable(title, names, seen)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            hashes, files = (
+                np.frombuffer(b"".join(parts), np.uint8).reshape(len(names), 32)
+                for parts in ([s.pixels for s in seen], [s.file for s in seen])
+            )
+            partial.replace(self.place / f"{_content(hashes)}.pixels")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write to --cache {self.place}: {reason}") from None
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that decoded {title} was killed (out of memory?): run again"
+            ) from None
+        finally:
+            partial.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels=hashes, files=files)
+        write_atomically(self.place / f"{key}.npz", buffer.getvalue())
+
+
+def stamp(root: Path, names: Sequence[str]) -> str:
+    """A hash of the files' names, sizes and times; UserError if some are missing."""
+    digest = hashlib.sha256(f"{DECODER_VERSION} {SIDE}\n".encode())
+    missing = []
+    for name in names:
+        try:
+            found = (root / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(name)
+            continue
+        except OSError as error:
+            raise UserError(f"{root / name} cannot be read: {error.strerror}") from None
+        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    if missing:
+        raise UserError(f"{root} lacks {listed(missing)} of {len(names):,} files")
+    return digest.hexdigest()[:32]
+
+
+def _refuse_unreadable(title: str, names: Sequence[str], seen: Sequence[Seen]) -> None:
+    bad = [f"{n} ({s.problem})" for n, s in zip(names, seen, strict=True) if s.problem]
+    if bad:
+        raise UserError(
+            f"{title}: {listed(bad)} cannot be decoded: fetch the files again, or leave them out "
+            "of a data set of your own"
+        )
+
+
+def _content(hashes: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
+
+
+def listed(items: Sequence[str]) -> str:
+    """``a, b, c and 4 more``."""
+    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -1,0 +1,99 @@
+"""Cars-196; the first 98 models train, the last 98 test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
+from dmlbench.datasets.images import (
+    RECIPE,
+    THREAT,
+    TRAINING_THREAT,
+    Entry,
+    ImageDataset,
+    Listing,
+    find,
+)
+from dmlbench.errors import UserError
+from dmlbench.papers import CARS
+
+TRAIN_CLASSES = 98
+ONE_FILE = "cars_annos.mat"
+TORCHVISION = (  # annotations and image folder of the halves of torchvision's StanfordCars
+    ("devkit/cars_train_annos.mat", "cars_train"),
+    ("cars_test_annos_withlabels.mat", "cars_test"),
+)
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class Cars(ImageDataset):
+    """``cars_annos.mat`` with ``car_ims/``, or the layout of torchvision's ``StanfordCars``.
+
+    The two layouts name and order the images differently, so they are different data to the
+    digest.
+    """
+
+    card = DatasetCard(
+        "cars",
+        "Cars-196: 196 models of cars, split by model",
+        CARS,
+        model="resnet18",
+        recipe=RECIPE,
+        threat=replace(THREAT, sp_scale=7e4),
+        training_threat=TRAINING_THREAT,
+        train=Figures(8_054, 98),
+        test=Figures(8_131, 98),
+        source="its host is gone; from a copy, put cars_annos.mat and car_ims/ into cars/ of the "
+        "data root, or torchvision's stanford_cars/ (cars_train/, cars_test/, devkit/, "
+        "cars_test_annos_withlabels.mat)",
+    )
+
+    def locate(self, data_root: Path | None) -> Path | None:
+        """Where ``cars_annos.mat`` is, else torchvision's ``stanford_cars``."""
+        return find(data_root, ONE_FILE, "cars", "cars196") or find(
+            data_root, TORCHVISION[0][0], "stanford_cars"
+        )
+
+    def listing(self, root: Path) -> Listing:
+        """Images by path (torchvision's: its train folder, then its test's); label = class - 1."""
+        if (root / ONE_FILE).is_file():
+            entries = sorted(annotated(root / ONE_FILE, "relative_im_path"))
+        else:
+            entries = [
+                (f"{folder}/{name}", label)
+                for file, folder in TORCHVISION
+                for name, label in annotated(root / file, "fname")
+            ]
+        return Listing(
+            root,
+            tuple(e for e in entries if e[1] < TRAIN_CLASSES),
+            tuple(e for e in entries if e[1] >= TRAIN_CLASSES),
+        )
+
+
+def annotated(path: Path, name: str) -> Iterator[Entry]:
+    """File name and label (class - 1) of each struct of a MATLAB file's ``annotations``.
+
+    Args:
+        path: the .mat file.
+        name: the field that holds the file name.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a field (the devkit's test annotations have
+            no classes).
+    """
+    from scipy.io import loadmat
+
+    try:
+        structs = loadmat(path, squeeze_me=True)["annotations"]
+        names, labels = structs[name], structs["class"]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever scipy raises on a broken file
+        raise UserError(
+            f"{path} has no annotations with {name} and class ({error}): fetch it again"
+        ) from None
+    return ((str(file), int(label) - 1) for file, label in zip(names, labels, strict=True))

@@ -1,0 +1,129 @@
+"""CIFAR-10 and CIFAR-100, read and downloaded by torchvision."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from dmlbench.datasets.base import (
+    DATASETS,
+    HOME,
+    Dataset,
+    DatasetCard,
+    Figures,
+    RetrievalData,
+    Split,
+    existing,
+)
+from dmlbench.errors import UserError
+from dmlbench.lazy import np
+from dmlbench.papers import CIFAR
+from dmlbench.recipe import Recipe, Threat, TrainingThreat
+
+if TYPE_CHECKING:
+    from dmlbench.datasets.cache import Cache
+    from dmlbench.progress import Reporter
+
+RECIPE = Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7)
+THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
+TRAINING_THREAT = TrainingThreat(eps=8 / 255, eta=32, alpha=1 / 255)
+NOTE = "the 28x28 recipe under the 224x224 threat; no paper of the suite uses this data set"
+SOURCE = "'dmlbench data download {}', or unpack {} (https://www.cs.toronto.edu/~kriz/cifar.html) \
+in the data root"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar(Dataset, abc.ABC):
+    """What both have in common: 50,000 train and 10,000 test images, 32x32 RGB."""
+
+    torchvision: ClassVar[str]
+    folder: ClassVar[str]
+
+    def locate(self, data_root: Path | None) -> Path | None:
+        """The folder of the archive, in the data root."""
+        folder = existing(data_root) / self.folder
+        return folder if folder.is_dir() else None
+
+    def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
+        """From ``data_root``, else a download into it. The files are checked by MD5."""
+        import torchvision.datasets
+
+        folder = self.locate(data_root) or self._fetch(existing(data_root))
+        reader = getattr(torchvision.datasets, self.torchvision)
+        try:
+            parts = [reader(str(folder.parent), train=train) for train in (True, False)]
+        except (RuntimeError, OSError):
+            raise UserError(
+                f"{folder} is incomplete or damaged (MD5 differs): {self.protocol.source}"
+            ) from None
+        train, test = (
+            Split(
+                np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)),
+                np.array(part.targets, np.int64),
+            )
+            for part in parts
+        )
+        return RetrievalData(train, test)
+
+    def download(self, data_root: Path | None, reporter: Reporter) -> Path:
+        """By torchvision."""
+        return self._fetch(data_root or HOME)
+
+    def _fetch(self, root: Path) -> Path:
+        import torchvision.datasets
+
+        try:
+            getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self.card.name} is not in {root} and cannot be downloaded ({reason}): "
+                f"{self.protocol.source}"
+            ) from None
+        return root / self.folder
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(Cifar):
+    """Ten classes."""
+
+    card = DatasetCard(
+        "cifar10",
+        "CIFAR-10: objects and animals, 32x32 RGB, 10 classes",
+        CIFAR,
+        model="c2f2",
+        recipe=RECIPE,
+        threat=THREAT,
+        training_threat=TRAINING_THREAT,
+        note=NOTE,
+        train=Figures(50_000, 10),
+        test=Figures(10_000, 10),
+        source=SOURCE.format("cifar10", "cifar-10-python.tar.gz"),
+    )
+    torchvision = "CIFAR10"
+    folder = "cifar-10-batches-py"
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class Cifar100(Cifar):
+    """A hundred fine classes."""
+
+    card = DatasetCard(
+        "cifar100",
+        "CIFAR-100: objects and animals, 32x32 RGB, 100 classes",
+        CIFAR,
+        model="c2f2",
+        recipe=RECIPE,
+        threat=THREAT,
+        training_threat=TRAINING_THREAT,
+        note=NOTE,
+        train=Figures(50_000, 100),
+        test=Figures(10_000, 100),
+        source=SOURCE.format("cifar100", "cifar-100-python.tar.gz"),
+    )
+    torchvision = "CIFAR100"
+    folder = "cifar-100-python"

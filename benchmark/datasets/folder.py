@@ -1,0 +1,118 @@
+"""Image files of the user's own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlbench.datasets.base import DATASETS, DatasetCard
+from dmlbench.datasets.images import (
+    RECIPE,
+    THREAT,
+    TRAINING_THREAT,
+    ImageDataset,
+    Listing,
+    table,
+)
+from dmlbench.errors import UserError
+from dmlbench.spec import parameter
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class Folder(ImageDataset):
+    """A folder with a folder a class, or with lists of files.
+
+    - ``train_list`` and ``test_list`` given: each line is a class and a path below the root.
+    - else ``train/`` and ``test/`` there: each holds class folders.
+    - else: the class folders sorted by name; the first ``train_classes`` train, the others test.
+    """
+
+    card = DatasetCard(
+        "folder",
+        "image files of your own: class folders, train/ and test/, or two lists of files",
+        model="resnet18",
+        recipe=RECIPE,
+        threat=THREAT,
+        training_threat=TRAINING_THREAT,
+        source="name it with --dataset folder:root=DIR",
+    )
+
+    root: str = parameter("", "the folder")
+    train_classes: int | None = parameter(
+        None, "class folders that train, by name; auto: half of them", at_least=1
+    )
+    train_list: str = parameter("", "file of lines 'class path', paths below the root")
+    test_list: str = parameter("", "the same for the test split")
+
+    def __post_init__(self) -> None:
+        if bool(self.train_list) != bool(self.test_list):
+            raise ValueError("train_list and test_list go together")
+
+    def locate(self, data_root: Path | None) -> Path | None:
+        """The folder that was named; ``data_root`` does not matter."""
+        return Path(self.root) if self.root else None
+
+    def listing(self, root: Path) -> Listing:
+        """Files by name within classes by name; of a list, in its order. A label is the place of
+        its class among all, sorted.
+        """
+        try:
+            if not root.is_dir():
+                raise UserError(f"data set folder: root {root} is not a folder")
+            if self.train_list:
+                parts = [_listed(Path(path)) for path in (self.train_list, self.test_list)]
+            elif (root / "train").is_dir() and (root / "test").is_dir():
+                parts = [
+                    [entry for name in _classes(root / part) for entry in _files(root, part, name)]
+                    for part in ("train", "test")
+                ]
+            else:
+                parts = self._by_class(root)
+        except OSError as error:
+            raise UserError(
+                f"data set folder: {error.filename} cannot be read: {error.strerror}"
+            ) from None
+        names = sorted({name for part in parts for name, _ in part})
+        label = {name: place for place, name in enumerate(names)}
+        train, test = (tuple((path, label[name]) for name, path in part) for part in parts)
+        return Listing(root, train, test)
+
+    def _by_class(self, root: Path) -> list[list[tuple[str, str]]]:
+        classes = _classes(root)
+        cut = len(classes) // 2 if self.train_classes is None else self.train_classes
+        if not 0 < cut < len(classes):
+            raise UserError(
+                f"data set folder: {root} has {len(classes)} class folders, which cannot be split "
+                f"into {cut} that train and others that test"
+            )
+        return [
+            [entry for name in part for entry in _files(root, "", name)]
+            for part in (classes[:cut], classes[cut:])
+        ]
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _files(root: Path, part: str, name: str) -> list[tuple[str, str]]:
+    """(class, path below the root) of the image files of a class, at any depth."""
+    found = [
+        Path(base, file).relative_to(root).as_posix()
+        for base, _, files in os.walk(root / part / name, onerror=_raise)
+        for file in files
+        if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+    ]
+    return [(name, path) for path in sorted(found)]
+
+
+def _listed(path: Path) -> list[tuple[str, str]]:
+    return [(name, file) for name, file in table(path, 2)]
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,158 @@
+"""Data sets of image files: a listing of both splits, decoded into the cache.
+
+They are resized to 256 x 256 and seen at 224 x 224: cut and flipped at random in training, the
+centre in evaluation.
+"""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split, existing
+from dmlbench.datasets.cache import Cache
+from dmlbench.errors import UserError
+from dmlbench.lazy import np
+from dmlbench.recipe import Recipe, Threat, TrainingThreat
+
+CROP = 224
+RECIPE = Recipe(epochs=75, pairs=56, lr=1e-5, weight_decay=4e-4)
+THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
+TRAINING_THREAT = TrainingThreat(eps=8 / 255, eta=32, alpha=1 / 255)
+
+Entry = tuple[str, int]  # a path below the root, and its label
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of both splits, in the order that decides an image's index."""
+
+    root: Path
+    train: tuple[Entry, ...]
+    test: tuple[Entry, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Every path, train before test."""
+        return [name for name, _ in (*self.train, *self.test)]
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """What each split holds."""
+        parts = {"train": self.train, "test": self.test}
+        return {
+            name: Figures(len(part), len({label for _, label in part}))
+            for name, part in parts.items()
+        }
+
+    @property
+    def shared(self) -> int:
+        """How many classes are in both splits."""
+        return len({label for _, label in self.train} & {label for _, label in self.test})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(Dataset, abc.ABC):
+    """A data set of image files."""
+
+    @abc.abstractmethod
+    def listing(self, root: Path) -> Listing:
+        """Read the lists in ``root``, where ``locate`` found the data; no image is looked at.
+
+        Raises:
+            UserError: one is not there, or not of the official form.
+        """
+
+    def found(self, data_root: Path | None) -> Listing:
+        """The listing of the data set where it lies; UserError says where to get it."""
+        root = self.locate(data_root)
+        if root is None:
+            raise UserError(
+                f"{self.card.name} is not in {existing(data_root)}: {self.protocol.source}"
+            )
+        return self.listing(root)
+
+    def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
+        """The images of the listing, by way of the cache.
+
+        Raises:
+            UserError: the listing is not the official one, a split has no class of two images, a
+                file is missing or cannot be decoded.
+        """
+        listing = self.found(data_root)
+        self._check(listing)
+        decoded = (cache or Cache()).decoded(self.card.name, listing.root, listing.names)
+        labels = np.array([label for _, label in (*listing.train, *listing.test)], np.int64)
+        cut = len(listing.train)
+        train, test = (
+            Split(decoded.images[part], labels[part], decoded.hashes[part])
+            for part in (slice(None, cut), slice(cut, None))
+        )
+        return RetrievalData(train, test, crop=CROP)
+
+    def _check(self, listing: Listing) -> None:
+        card = self.protocol
+        for part, entries in (("train", listing.train), ("test", listing.test)):
+            found = listing.figures[part]
+            official = card.train if part == "train" else card.test
+            if official is not None and found != official:
+                raise UserError(
+                    f"{card.name}: the {part} split in {listing.root} has {found}, the official "
+                    f"one {official}: 'dmlbench data verify {card.name}' looks closer; a set of "
+                    "your own is --dataset folder:root=DIR"
+                )
+            sizes = Counter(label for _, label in entries)
+            if not sizes or max(sizes.values()) < 2:
+                what = "one image a class" if sizes else "no images"
+                raise UserError(
+                    f"{card.name}: the {part} split in {listing.root} has {what}; retrieval needs "
+                    "classes of two or more"
+                )
+        if listing.shared:
+            warnings.warn(
+                f"{card.name}: {listing.shared} classes are in both splits, so this does not "
+                "measure retrieval of unseen classes",
+                stacklevel=3,
+            )
+
+
+def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:
+    """The folder that holds ``marker``: the data root, or one of ``folders`` in it."""
+    root = existing(data_root)
+    try:
+        places = (root, *(root / folder for folder in folders))
+        return next((place for place in places if (place / marker).is_file()), None)
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {error.strerror}") from None
+
+
+def table(path: Path, columns: int) -> list[list[str]]:
+    """The lines of a text file as ``columns`` words; the last takes the rest, spaces and all.
+
+    Raises:
+        UserError: the file cannot be read, or a line has fewer words.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        words = line.strip().split(maxsplit=columns - 1)
+        if words and len(words) < columns:
+            raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
+        rows += [words] if words else []
+    return rows
+
+
+def whole(text: str, path: Path) -> int:
+    """``text`` as a number; UserError naming the file if it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{path}: expected a whole number, got {text!r}") from None

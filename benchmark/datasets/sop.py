@@ -1,0 +1,72 @@
+"""Stanford Online Products; 11,318 products train, 11,316 test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.datasets.archive import Archive, fetch
+from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
+from dmlbench.datasets.images import (
+    RECIPE,
+    THREAT,
+    TRAINING_THREAT,
+    Entry,
+    ImageDataset,
+    Listing,
+    find,
+    table,
+    whole,
+)
+from dmlbench.errors import UserError
+from dmlbench.papers import SOP
+
+if TYPE_CHECKING:
+    from dmlbench.progress import Reporter
+
+ARCHIVE = Archive(
+    "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+    "7f73d41a2f44250d4779881525aea32e",
+    "Stanford_Online_Products",
+)
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class Products(ImageDataset):
+    """``Ebay_train.txt``, ``Ebay_test.txt`` and the twelve folders of the official archive."""
+
+    card = DatasetCard(
+        "sop",
+        "Stanford Online Products: 22,634 products of a shop, split by product",
+        SOP,
+        model="resnet18",
+        recipe=RECIPE,
+        threat=replace(THREAT, sp_scale=7e4),
+        training_threat=replace(TRAINING_THREAT, ics=0.05),
+        train=Figures(59_551, 11_318),
+        test=Figures(60_502, 11_316),
+        source="unpack Stanford_Online_Products.zip (https://cvgl.stanford.edu/projects/"
+        "lifted_struct, or 'dmlbench data download sop') in the data root",
+    )
+
+    def locate(self, data_root: Path | None) -> Path | None:
+        """Where ``Ebay_train.txt`` is."""
+        return find(data_root, "Ebay_train.txt", "Stanford_Online_Products", "sop")
+
+    def listing(self, root: Path) -> Listing:
+        """Images in the order of the lists; label = class_id - 1."""
+        return Listing(root, _entries(root / "Ebay_train.txt"), _entries(root / "Ebay_test.txt"))
+
+    def download(self, data_root: Path | None, reporter: Reporter) -> Path:
+        """From Stanford's archive."""
+        return fetch(ARCHIVE, data_root, reporter)
+
+
+def _entries(path: Path) -> tuple[Entry, ...]:
+    """``image_id class_id super_class_id path``, below a line that says so."""
+    header, *rows = table(path, 4) or [[]]
+    if header[:2] != ["image_id", "class_id"]:
+        raise UserError(f"{path} does not begin with 'image_id class_id super_class_id path'")
+    return tuple((name, whole(label, path) - 1) for _, label, _, name in rows)

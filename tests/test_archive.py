@@ -1,0 +1,165 @@
+"""Downloads from a host that cuts, forgets, lies and hides paths in its archives."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from dmlbench.datasets import archive as module
+from dmlbench.datasets.archive import Archive, fetch
+from dmlbench.errors import UserError
+from tests.test_training import Silent
+
+
+def tar(members: dict[str, bytes | str]) -> bytes:
+    """A tar.gz; a str is the target of a symbolic link."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                file.addfile(info)
+            else:
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+NOISE = bytes(hashlib.sha256(str(i).encode()).digest()[0] for i in range(100_000))
+GOOD = tar({"set/list.txt": b"1 x\n", "set/images/a.jpg": NOISE, "notes.txt": b"not wanted"})
+
+
+class Host(BaseHTTPRequestHandler):
+    """Serves ``content``, at most ``limit`` bytes of it before it drops the connection."""
+
+    content = GOOD
+    limit = 1 << 30
+    ranges = True
+    asked: list[str | None] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.asked.append(asked)
+        first = int(asked[6:-1]) if asked and self.ranges else 0
+        if self.path == "/gone" or first >= len(self.content):
+            self.send_error(404 if self.path == "/gone" else 416)
+            return
+        self.send_response(206 if first else 200)
+        part = self.content[first:]
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part[: self.limit])
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Host, "asked", [])
+    server = HTTPServer(("127.0.0.1", 0), Host)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def archive(host: str, content: bytes = GOOD, name: str = "set.tgz") -> Archive:
+    return Archive(f"{host}/{name}", hashlib.md5(content).hexdigest(), "set")
+
+
+def check(folder: Path) -> None:
+    assert (folder / "images" / "a.jpg").read_bytes() == NOISE
+    left = {path.name for path in folder.parent.iterdir()}
+    assert left == {"set", "set.tgz"}
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_goes_on(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    monkeypatch.setattr(Host, "ranges", ranges)
+    monkeypatch.setattr(Host, "limit", 30_000)
+    monkeypatch.setattr(module, "PIECE", 1000)
+    with pytest.raises(UserError, match=r"connection was cut.*run again to go on"):
+        fetch(archive(host), tmp_path, Silent())
+    assert (tmp_path / "set.tgz.part").read_bytes() == GOOD[:30_000]
+    monkeypatch.setattr(Host, "limit", 1 << 30)
+    check(fetch(archive(host), tmp_path, Silent()))
+    assert Host.asked == [None, "bytes=30000-"]
+    fetch(archive(host), tmp_path, Silent())
+    assert len(Host.asked) == 2  # it is there: nothing is asked for
+
+
+def test_a_download_that_was_whole_is_not_fetched_again(host: str, tmp_path: Path) -> None:
+    (tmp_path / "set.tgz.part").write_bytes(GOOD)
+    check(fetch(archive(host), tmp_path, Silent()))
+
+
+def test_an_archive_put_there_by_hand_is_checked_and_used(tmp_path: Path) -> None:
+    (tmp_path / "set.tgz").write_bytes(GOOD[:-1])
+    with pytest.raises(UserError, match="not the official file"):
+        fetch(archive("http://nowhere"), tmp_path, Silent())
+    (tmp_path / "set.tgz").write_bytes(GOOD)
+    check(fetch(archive("http://nowhere"), tmp_path, Silent()))
+
+
+def test_what_the_host_alters_is_not_kept(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "content", GOOD[:-1] + b"?")
+    with pytest.raises(UserError, match="damaged file"):
+        fetch(archive(host), tmp_path, Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_host_and_no_file_say_how_to_go_on(host: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"HTTP 404.*put the file into {tmp_path}"):
+        fetch(archive(host, name="gone"), tmp_path, Silent())
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*by other means"):
+        fetch(archive("http://127.0.0.1:9"), tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"set/a": b"x", "../outside": b"x"},
+        {"set/a": b"x", "set/link": "/etc", "set/link/outside": b"x"},
+        {"set/a": b"x", "set/link": "../../.."},
+        {"another/a": b"x"},
+    ],
+    ids=["parent", "absolute link", "relative link", "no such folder"],
+)
+def test_hostile_archives_write_nothing_outside(
+    tmp_path: Path, members: dict[str, bytes | str]
+) -> None:
+    content, root = tar(members), tmp_path / "root"
+    root.mkdir()
+    (root / "set.tgz").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be unpacked|holds no folder set"):
+        fetch(archive("http://nowhere", content), root, Silent())
+    assert [path.name for path in root.iterdir()] == ["set.tgz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def test_a_zip_keeps_its_members_inside(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("set/a", "x")
+        file.writestr("../../outside", "x")
+    root = tmp_path / "a" / "root"
+    root.mkdir(parents=True)
+    (root / "set.zip").write_bytes(buffer.getvalue())
+    fetch(archive("http://nowhere", buffer.getvalue(), "set.zip"), root, Silent())
+    assert {path.name for path in root.iterdir()} == {"set", "set.zip"}
+    assert not list(tmp_path.rglob("outside"))

@@ -1,0 +1,210 @@
+"""Networks at 224 px: their heads, initial weights and frozen batch norm; foreign checkpoints."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dmlbench import checkpoint
+from dmlbench.embedding import EmbeddingModel
+from dmlbench.errors import UserError
+from dmlbench.models import imagenet
+from dmlbench.models.base import parse_model
+from dmlbench.weights import read_state
+
+SIDE = 32  # the heads do not depend on it
+NAMES = ["resnet18", "resnet50", "mnasnet1_0", "swin_t", "timm:name=resnet10t"]
+
+
+def spell(name: str, **values: object) -> str:
+    pairs = ",".join(f"{key}={value}" for key, value in values.items())
+    return f"{name}{',' if ':' in name else ':'}{pairs}"
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, EmbeddingModel]:
+    return {name: parse_model(spell(name, weights="none", dim=6)).build(3, SIDE) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_classifier_is_one_layer_to_the_embedding(
+    name: str, built: dict[str, EmbeddingModel]
+) -> None:
+    linear = [m for m in built[name].modules() if isinstance(m, nn.Linear)]
+    assert linear[-1].out_features == 6
+    assert all(layer.out_features != 1000 for layer in linear)
+    with pytest.raises(UserError, match="needs RGB images, got 1 channel"):
+        parse_model(spell(name, weights="none")).build(1, SIDE)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mnasnet1_0"])
+def test_weights_survive_safetensors(
+    name: str, built: dict[str, EmbeddingModel], tmp_path: Path
+) -> None:
+    """MnasNet insists on a version mark that safetensors does not keep."""
+    model = built[name].eval()
+    checkpoint.save(tmp_path, model, {})
+    torch.manual_seed(1)
+    fresh = parse_model(spell(name, weights="none", dim=6)).build(3, SIDE).eval()
+    images = torch.rand(2, 3, SIDE, SIDE)
+    assert not torch.equal(fresh(images), model(images))
+    checkpoint.load_weights(tmp_path / checkpoint.WEIGHTS, fresh)
+    assert torch.equal(fresh(images), model(images))
+
+
+def test_normalisation_is_inside(built: dict[str, EmbeddingModel]) -> None:
+    model = built["resnet18"].eval()
+    images = torch.rand(2, 3, SIDE, SIDE)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (imagenet.MEAN, imagenet.STD))
+    outside = nn.functional.normalize(model.backbone((images - mean) / std), dim=1)
+    torch.testing.assert_close(model(images), outside)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norm_keeps_its_statistics_and_trains_its_scales(frozen: bool) -> None:
+    model = parse_model(f"resnet18:weights=none,dim=4,freeze_bn={str(frozen).lower()}").build(3, 32)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    (model(torch.rand(4, 3, SIDE, SIDE)) * torch.arange(4.0)).sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert (
+        torch.equal(after["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+        == frozen
+    )
+    assert not torch.equal(after["backbone.bn1.weight"], before["backbone.bn1.weight"])
+    assert model.training
+
+
+def test_only_training_depends_on_initial_weights(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "a")
+    save_file({"x": torch.ones(1)}, tmp_path / "b")
+    (tmp_path / "c").write_bytes((tmp_path / "a").read_bytes())
+    models = {
+        name: parse_model(f"resnet18:{text}" if text else "resnet18")
+        for name, text in {
+            "imagenet": "", "none": "weights=none", "thawed": "freeze_bn=false",
+            "a": f"weights={tmp_path / 'a'}", "b": f"weights={tmp_path / 'b'}",
+            "c": f"weights={tmp_path / 'c'}",
+        }.items()
+    }  # fmt: skip
+    facts = {name: model.training_facts for name, model in models.items()}
+    assert facts.pop("c") == facts["a"]  # the content counts, not the name
+    assert len({str(one) for one in facts.values()}) == 5
+    assert facts["imagenet"]["weights"] == "ResNet18_Weights.IMAGENET1K_V1"
+    assert len({str(model.facts) for model in models.values()}) == 1
+
+
+@pytest.mark.parametrize(("prefix", "classes"), [("", 1000), ("backbone.", 6)])
+def test_training_starts_from_a_file(prefix: str, classes: int, tmp_path: Path) -> None:
+    """The replaced layer is taken where it fits, and left at random where it does not."""
+    from torchvision.models import resnet18
+
+    source = resnet18(num_classes=classes).state_dict()
+    torch.save({prefix + name: value for name, value in source.items()}, tmp_path / "w.pth")
+    model = parse_model(f"resnet18:weights={tmp_path / 'w.pth'},dim=6").build(3, 32, initial=True)
+    own = model.backbone.state_dict()
+    assert all(torch.equal(own[k], source[k]) for k in own if not k.startswith("fc."))
+    assert (own["fc.weight"].shape == source["fc.weight"].shape) == (classes == 6)
+    if classes == 6:
+        assert torch.equal(own["fc.weight"], source["fc.weight"])
+
+
+def test_weights_that_cannot_be_had_or_do_not_fit_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    wanted = "resnet18-f37072fd.pth into .*checkpoints.*weights=FILE.*weights=none"
+    with pytest.raises(UserError, match=f"IMAGENET1K_V1 cannot be had.*no network.*{wanted}"):
+        parse_model("resnet18").build(3, SIDE, initial=True)
+    parse_model("resnet18").build(3, SIDE)  # to load a checkpoint into it takes no network
+    with pytest.raises(UserError, match="'absent' is not a file"):
+        parse_model("resnet18:weights=absent").build(3, SIDE, initial=True)
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="does not fit"):
+        parse_model(f"resnet18:weights={tmp_path / 'other.pth'}").build(3, SIDE, initial=True)
+    with pytest.raises(UserError, match=r"no network is called 'nonsense'|Unknown model"):
+        parse_model("timm:name=nonsense,weights=none").build(3, SIDE)
+
+
+def lightning(path: Path, state: dict[str, Any], callback: str) -> None:
+    """A checkpoint as PyTorch Lightning 1.x wrote it: its callbacks are keyed by their class."""
+    module, _, name = callback.rpartition(".")
+    fake = types.ModuleType(module)
+    cls = type(name, (), {"__module__": module})
+    setattr(fake, name, cls)
+    parents = [module.rsplit(".", i)[0] for i in range(module.count("."), 0, -1)]
+    added = {parent: types.ModuleType(parent) for parent in parents} | {module: fake}
+    sys.modules.update(added)
+    try:
+        torch.save(
+            {
+                "epoch": 7,
+                "global_step": 8,
+                "pytorch-lightning_version": "1.5.10",
+                "state_dict": state,
+                "callbacks": {cls: {"best_model_score": torch.tensor(1.0), "monitor": cls()}},
+                "optimizer_states": [],
+                "lr_schedulers": [],
+            },
+            path,
+        )
+    finally:
+        for name in added:
+            del sys.modules[name]
+
+
+def test_a_published_lightning_checkpoint_loads(
+    built: dict[str, EmbeddingModel], tmp_path: Path
+) -> None:
+    model = built["resnet18"].eval()
+    state = {f"backbone.{name}": v for name, v in model.backbone.state_dict().items()}
+    callback = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    lightning(tmp_path / "last.ckpt", state | {"lossfunc.beta": torch.zeros(3)}, callback)
+    with pytest.raises(pickle.UnpicklingError, match="ModelCheckpoint"):
+        torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.manual_seed(1)
+    fresh = parse_model("resnet18:weights=none,dim=6").build(3, SIDE).eval()
+    checkpoint.load_weights(tmp_path / "last.ckpt", fresh)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    assert torch.equal(fresh(images), model(images))
+    assert "pytorch_lightning" not in sys.modules
+
+
+class Hostile:
+    """Unpickling it would make a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (Hostile.path,)
+
+    path = ""
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hostile, "path", str(tmp_path / "made"))
+    state = {"pytorch-lightning_version": "1.5", "state_dict": {}, "callbacks": Hostile()}
+    torch.save(state, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="not a plain state dict"):
+        read_state(tmp_path / "evil.ckpt")
+    lightning(tmp_path / "foreign.ckpt", {}, "somewhere.else.Callback")
+    with pytest.raises(UserError, match=r"weights_only.*somewhere\.else|not a plain"):
+        read_state(tmp_path / "foreign.ckpt")
+    assert not (tmp_path / "made").exists()
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_state(tmp_path / "list.pt")

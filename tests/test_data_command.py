@@ -1,0 +1,120 @@
+"""``dmlbench data``, and image files all the way through real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from dmlbench.cli import main
+from dmlbench.datasets.base import DATASETS
+from tests import trees
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+NETWORK = """
+from torch import nn
+
+def make(dim=8):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 7, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(64, dim),
+    )
+"""
+
+
+def data(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["data", *arguments])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return trees.folder(tmp_path / "my images", classes=4, each=6)
+
+
+def test_list_says_where_each_lies_or_how_to_get_it(tmp_path: Path) -> None:
+    base = trees.cub(tmp_path)
+    lines = data("list", "--data-root", str(tmp_path)).output
+    assert (
+        f"train 5,864 images of 100 classes; test 5,924 images of 100 classes\n    in {base}"
+        in lines
+    )
+    assert "cars_annos.mat and car_ims/ into cars/ of the data root" in lines
+    listed = json.loads(data("list", "--data-root", str(tmp_path), "--json").output)
+    assert [entry["name"] for entry in listed] == DATASETS.names()
+    (sop,) = [entry for entry in listed if entry["name"] == "sop"]
+    assert sop["test"] == {"images": 60502, "classes": 11316}
+    assert sop["place"] is None
+    assert "Stanford_Online_Products.zip" in sop["source"]
+
+
+def test_verify_holds_a_tree_against_the_official_figures(tmp_path: Path) -> None:
+    base = trees.cub(tmp_path)
+    images = sorted((base / "images").rglob("*.jpg"))
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:-100])
+    images[3].write_bytes(images[2].read_bytes())
+    done = data("verify", "cub", "--data-root", str(tmp_path))
+    assert done.exit_code == 1
+    for words in (
+        "train 6 images of 3 classes, officially 5,864 images of 100 classes",
+        "missing: 1 files: images/001.Bird_1/Bird 1_0.jpg",
+        "unreadable: 1 files: images/001.Bird_1/Bird 1_1.jpg (image file is truncated",
+        "same bytes: 1 groups of files: images/002.Bird_2/Bird 2_0.jpg = images/002.Bird_2",
+        "not sound",
+    ):
+        assert words in done.output
+    told = json.loads(data("verify", "cub", "--data-root", str(tmp_path), "--json").stdout)
+    assert told["missing"] == ["images/001.Bird_1/Bird 1_0.jpg"]
+    assert told["sound"] is False
+
+
+def test_verify_of_what_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:
+    done = data("verify", "sop", "--data-root", str(tmp_path))
+    assert done.exit_code == 2
+    assert "Stanford_Online_Products.zip" in done.output
+    done = data("download", "cars", "--data-root", str(tmp_path))
+    assert done.exit_code == 2
+    assert "cars cannot be downloaded: its host is gone" in done.output
+
+
+def test_verify_reads_the_embedded_set_too() -> None:
+    done = data("verify", "fashion-mini")
+    assert done.exit_code == 0
+    assert "train 6,000 images of 10 classes, as officially" in done.output
+
+
+def test_image_files_are_trained_on_attacked_and_drawn(
+    dmlbench: Run, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    places = ("--dataset", f"folder:root={root}", "--cache", "decoded", "--model", "net:make")
+    done = dmlbench("run", *places, "--defense", "none", "--attack", "es:steps=2",
+                    "--recipe", "epochs=1,pairs=4")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "decode folder: done" in done.stderr
+    table = pd.read_csv(tmp_path / "results" / "results.csv")
+    assert set(table["dataset"]) == {f'folder:root="{root}"'}
+    assert table[table["metric"] == "R@1"]["n"].tolist() == [12]
+    assert (tmp_path / "leaderboards" / "folder.md").is_file()
+    (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    attack = ["attack", *places, "--checkpoint", str(weights), "--attack", "es:steps=2"]
+    again = CliRunner().invoke(main, [*attack, "--save-adversarial", "1"])
+    assert again.exit_code == 0, again.output
+    assert "decode" not in again.stderr
+    assert len(list((tmp_path / "results" / "adversarial").rglob("*.png"))) == 1
+    check = ("verify", f"folder:root={root}", "--cache", str(tmp_path / "decoded"))
+    assert "decoded images: whole\nsound" in data(*check).output
+    (pixels,) = (tmp_path / "decoded").glob("*.pixels")
+    content = bytearray(pixels.read_bytes())
+    content[1000] ^= 1
+    pixels.write_bytes(content)
+    found = data(*check)
+    assert found.exit_code == 1
+    assert "decoded images: damaged" in found.output

@@ -1,0 +1,305 @@
+"""Loaders on trees in the official layouts: splits, labels, order, pixels, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from dmlbench import spec
+from dmlbench.datasets.base import DATASETS, RetrievalData, Split
+from dmlbench.datasets.cache import Cache
+from dmlbench.datasets.cars import Cars
+from dmlbench.datasets.cub import Birds
+from dmlbench.datasets.decoding import decode
+from dmlbench.datasets.folder import Folder
+from dmlbench.datasets.images import ImageDataset, Listing
+from dmlbench.datasets.sop import Products
+from dmlbench.defenses.hm import HardnessManipulation
+from dmlbench.errors import UserError
+from tests import trees
+
+Tree = Callable[[Path], Path]
+LAYOUTS: dict[str, tuple[ImageDataset, Tree]] = {
+    "cub": (Birds(), trees.cub),
+    "cars": (Cars(), trees.cars),
+    "stanford_cars": (Cars(), trees.stanford_cars),
+    "sop": (Products(), trees.sop),
+}
+
+
+def labels(listing: Listing) -> tuple[list[int], list[int]]:
+    return [label for _, label in listing.train], [label for _, label in listing.test]
+
+
+def test_cub_splits_by_class_in_the_order_of_its_list(tmp_path: Path) -> None:
+    trees.cub(tmp_path)
+    listing = Birds().found(tmp_path)
+    assert labels(listing) == ([0, 0, 1, 1, 99, 99], [100, 100, 199, 199])
+    assert listing.train[0][0] == "images/001.Bird_1/Bird 1_0.jpg"
+    assert listing == Birds().found(tmp_path / "CUB_200_2011")  # the folder itself may be named
+
+
+def test_cars_sorts_by_path(tmp_path: Path) -> None:
+    trees.cars(tmp_path)
+    listing = Cars().found(tmp_path)
+    assert labels(listing) == ([0, 0, 97, 97], [98, 98, 195, 195])
+    assert listing.train[0][0] == "car_ims/000100.jpg"
+
+
+def test_cars_takes_torchvisions_halves_together(tmp_path: Path) -> None:
+    from torchvision.datasets import StanfordCars
+
+    root = trees.stanford_cars(tmp_path)
+    meta = {"class_names": np.array([[f"car {i}" for i in range(196)]], object)}
+    trees.savemat(root / "devkit" / "cars_meta.mat", meta)
+    listing = Cars().found(tmp_path)
+    assert labels(listing) == ([0, 0, 97, 97] * 2, [98, 98, 195, 195] * 2)
+    ours = {(str(root / name), label) for name, label in (*listing.train, *listing.test)}
+    theirs = [StanfordCars(tmp_path, split)._samples for split in ("train", "test")]
+    assert ours == set(theirs[0] + theirs[1])
+
+
+def test_the_devkits_unlabelled_annotations_are_refused(tmp_path: Path) -> None:
+    root = trees.stanford_cars(tmp_path)
+    trees.save_structs(root / "cars_test_annos_withlabels.mat", ["fname"], [("00001.jpg",)])
+    with pytest.raises(UserError, match="has no annotations with fname and class"):
+        Cars().found(tmp_path)
+    (root / "cars_test_annos_withlabels.mat").write_bytes(b"not MATLAB")
+    with pytest.raises(UserError, match="fetch it again"):
+        Cars().found(tmp_path)
+
+
+def test_sop_reads_both_lists_below_their_headers(tmp_path: Path) -> None:
+    root = trees.sop(tmp_path)
+    listing = Products().found(tmp_path)
+    assert labels(listing) == ([0, 0, 1, 1], [11318, 11318, 22633, 22633])
+    (root / "Ebay_test.txt").write_text("1 11319 3 chair_final/1.JPG\n")
+    with pytest.raises(UserError, match="does not begin with 'image_id"):
+        Products().found(tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_official_figures_are_insisted_on_and_missing_data_has_a_remedy(
+    tmp_path: Path, layout: str
+) -> None:
+    dataset, tree = LAYOUTS[layout]
+    with pytest.raises(UserError, match=f"{dataset.card.name} is not in .*data root"):
+        dataset.load(tmp_path)
+    tree(tmp_path)
+    with pytest.raises(UserError, match=r"the train split in .* has .* the official one .*verify"):
+        dataset.load(tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pixels_are_those_of_the_published_transforms(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, tree = LAYOUTS[layout]
+    root = tree(tmp_path)
+    listing = dataset.found(tmp_path)
+    figures = listing.figures
+    card = replace(dataset.protocol, train=figures["train"], test=figures["test"])
+    monkeypatch.setattr(type(dataset), "card", card)
+    data = dataset.load(tmp_path, Cache(tmp_path / "cache"))
+    assert isinstance(data.test.images, np.memmap)
+    assert (data.channels, data.size) == (3, 224)
+    reference = transforms.Compose(
+        [transforms.Resize((256, 256)), transforms.CenterCrop((224, 224)), transforms.ToTensor()]
+    )
+    found = data.evaluation_pixels(data.test.batch(np.arange(len(data.test)), torch.device("cpu")))
+    for (name, label), pixels, own in zip(listing.test, found, data.test.labels, strict=True):
+        with Image.open(root / name) as image:
+            assert torch.equal(pixels, reference(image.convert("RGB")))
+        assert label == own
+
+
+def test_training_crops_and_flips_each_image_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 3, 12, 12), dtype=np.uint8)
+    split = Split(images, np.zeros(64, np.int64))
+    data = RetrievalData(split, split, crop=8)
+    batch = split.batch(np.arange(64), torch.device("cpu"))
+
+    def draw(seed: int) -> torch.Tensor:
+        return data.training_pixels(batch, torch.Generator().manual_seed(seed))
+
+    seen = draw(0)
+    assert seen.dtype == torch.float32
+    assert torch.equal(seen, draw(0))
+    assert not torch.equal(seen, draw(1))
+    places = set()
+    for pixels, image in zip(seen, batch, strict=True):
+        cuts = {
+            (y, x, flip): image[:, y : y + 8, x : x + 8].flip(2)
+            if flip
+            else image[:, y : y + 8, x : x + 8]
+            for y, x, flip in product(range(5), range(5), (False, True))
+        }
+        (place,) = [key for key, cut in cuts.items() if torch.equal(cut / 255, pixels)]
+        places.add(place)
+    assert {y for y, _, _ in places} == {x for _, x, _ in places} == set(range(5))
+    assert {flip for _, _, flip in places} == {False, True}
+
+
+def test_small_images_are_seen_whole_and_nothing_is_drawn(tiny: RetrievalData) -> None:
+    images = tiny.train.batch(np.arange(5), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    seen = tiny.training_pixels(images, generator)
+    assert torch.equal(seen, images / 255)
+    assert torch.equal(seen, tiny.evaluation_pixels(images))
+    assert torch.equal(generator.get_state(), before)
+    assert tiny.size == 8
+
+
+def test_the_digest_follows_pixels_labels_order_and_crop(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "a", classes=4, each=2)
+    cache = Cache(tmp_path / "cache")
+    data = Folder(root=str(root)).load(None, cache)
+    elsewhere = trees.folder(tmp_path / "other place", classes=4, each=2)
+    (elsewhere / "class 000").rename(elsewhere / "another name")  # sorts first, as before
+    os.utime(elsewhere / "class 001" / "image 000.jpg", (0, 0))
+    assert Folder(root=str(elsewhere)).load(None, cache).digest == data.digest
+    digests = {data.digest, replace(data, crop=200).digest}
+    assert data.test.hashes is not None
+    digests.add(replace(data, test=replace(data.test, labels=data.test.labels[::-1])).digest)
+    trees.write(root / "class 003" / "image 001.jpg", trees.jpeg(3, 77))
+    digests.add(Folder(root=str(root)).load(None, cache).digest)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "GIF"), ("1", "PNG"), ("LA", "PNG")],
+)
+def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str) -> None:
+    original = trees.picture(1, 1)
+    original.convert(mode).save(tmp_path / "x", format)
+    pixels = decode((tmp_path / "x").read_bytes())
+    with Image.open(tmp_path / "x") as image:
+        assert image.mode == mode
+        expected = transforms.Resize((256, 256))(image.convert("RGB"))
+    assert np.array_equal(pixels, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_more_than_8_bits_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        decode((tmp_path / "x.png").read_bytes())
+
+
+def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "classes", classes=5, each=2)
+    (root / ".hidden").mkdir()
+    trees.write(root / "class 000" / "notes.txt", b"not an image")
+    trees.write(root / "class 000" / "deeper" / "image.PNG", b"x")
+    first = ["deeper/image.PNG", "image 000.jpg", "image 001.jpg"]
+    listing = Folder(root=str(root)).found(None)
+    assert labels(listing) == ([0, 0, 0, 1, 1], [2, 2, 3, 3, 4, 4])
+    assert [name for name, _ in listing.train[:3]] == [f"class 000/{name}" for name in first]
+    assert labels(Folder(root=str(root), train_classes=4).found(None))[1] == [4, 4]
+    halves = tmp_path / "halves"
+    for part, kind in (("train", "b"), ("train", "c"), ("test", "a"), ("test", "c")):
+        trees.write(halves / part / kind / "x.jpg", b"")
+    listing = Folder(root=str(halves)).found(None)
+    assert listing.train == (("train/b/x.jpg", 1), ("train/c/x.jpg", 2))
+    assert listing.test == (("test/a/x.jpg", 0), ("test/c/x.jpg", 2))
+    assert listing.shared == 1
+    lists = {"train": "b some/file name.jpg\n\na x.jpg\n", "test": "c y.jpg\n"}
+    paths = {}
+    for part, text in lists.items():
+        paths[part] = tmp_path / f"{part}.txt"
+        paths[part].write_text(text)
+    chosen = f"folder:root={root},train_list={paths['train']},test_list={paths['test']}"
+    listing = spec.parse(chosen, DATASETS).found(None)  # type: ignore[attr-defined]
+    assert listing.train == (("some/file name.jpg", 1), ("x.jpg", 0))
+    assert listing.test == (("y.jpg", 2),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "name it with --dataset folder:root=DIR"),
+        ("root=absent", "root absent is not a folder"),
+        ("root=one", "1 class folders, which cannot be split into 0 that train"),
+        ("root=two,train_classes=2", "into 2 that train"),
+        ("root=single", "the train split in single has one image a class"),
+        ("root=empty", "the train split in empty has no images"),
+        ("root=two,train_list=absent,test_list=absent", "absent cannot be read"),
+        ("root=two,train_list=bad,test_list=bad", "bad, line 1: expected 2 words, got 'alone'"),
+        ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
+        ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
+        ("root=two,train_list=bad", "train_list and test_list go together"),
+        ("root=broken", r"a/0.jpg \(cannot identify.*b/0.jpg \(image file is truncated"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.folder(Path("one"), classes=1, each=2)
+    trees.folder(Path("two"), classes=2, each=2)
+    trees.folder(Path("single"), classes=2, each=1)
+    for name in ("empty/a", "empty/b"):
+        Path(name).mkdir(parents=True)
+    trees.write(Path("broken/a/0.jpg"), b"\xff\xd8 no picture")
+    trees.write(Path("broken/b/0.jpg"), trees.jpeg(0, 0)[:-200])
+    for name in ("a", "b"):
+        trees.write(Path(f"broken/{name}/1.jpg"), trees.jpeg(0, 0))
+    Path("bad").write_text("alone\n")
+    Path("binary").write_bytes(b"\xff\xfe\x00")
+    Path("gone").write_text("a nowhere.jpg\na nowhere.jpg\n")
+    Path("gone2").write_text("b nowhere.jpg\nb nowhere.jpg\n")
+    with pytest.raises(UserError, match=message):
+        spec.parse(f"folder:{arguments}" if arguments else "folder", DATASETS).load(
+            None, Cache(Path("cache"))
+        )
+    assert not list(Path().rglob("*.pixels")) + list(Path().rglob("*.partial"))
+
+
+def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for i in range(2):
+            trees.write(tmp_path / part / "a" / f"{i}.jpg", trees.jpeg(0, i))
+    with pytest.warns(UserWarning, match="1 classes are in both splits"):
+        Folder(root=str(tmp_path)).load(None, Cache(tmp_path / "cache"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone without permission")
+@pytest.mark.parametrize("path", ["", "class 000", "class 000/image 000.jpg"])
+def test_a_path_without_permission_is_named(tmp_path: Path, path: str) -> None:
+    root = trees.folder(tmp_path / "set", classes=2, each=2)
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        parent.chmod(0o755)
+    tmp_path.chmod(0o777)
+    (root / path).chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=f"{Path(path).name}.*Permission denied"):
+            Folder(root=str(root)).load(None, Cache(tmp_path / "cache"))
+    finally:
+        os.seteuid(0)
+
+
+def test_the_cards_are_the_papers_224_px_protocol() -> None:
+    for name in ("cub", "cars", "sop", "folder"):
+        card = spec.parse(name, DATASETS).protocol
+        assert (card.threat.eps, card.threat.alpha, card.threat.steps) == (8 / 255, 3 / 255, 32)
+        assert (card.recipe.epochs, card.recipe.pairs) == (75, 56)
+        assert (card.recipe.lr, card.recipe.weight_decay) == (1e-5, 4e-4)
+        resolved = HardnessManipulation().resolve(card.training_threat, "N")
+        assert (resolved.eps, resolved.alpha, resolved.eta) == (8 / 255, 1 / 255, 32)
+        assert resolved.ics == (0.05 if name == "sop" else 0.5)
+        given = HardnessManipulation(ics=0.2).resolve(card.training_threat, "N")
+        assert given.ics == 0.2
+    assert str(spec.parse("sop", DATASETS).protocol.test) == "60,502 images of 11,316 classes"
