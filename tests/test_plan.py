@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,13 @@ class Fake:
             facts = task.job.training.facts
             checkpoint.write_json(
                 folder / checkpoint.MANIFEST,
-                {"schema": 1, "checkpoint": checkpoint.WEIGHTS, "sha256": sha, "training": facts},
+                {
+                    "schema": 1,
+                    "checkpoint": checkpoint.WEIGHTS,
+                    "sha256": sha,
+                    "training": facts,
+                    "label": "N/A",
+                },
             )
         elif name in self.bad:
             self.store.put(row(task, ok=False))
@@ -301,18 +308,11 @@ def test_merging_models(tmp_path: Path) -> None:
     ran(other, found)
     folder = other.model_folder(found[0].training.id)
     (folder / checkpoint.WEIGHTS).write_bytes(b"other")
-    manifest = checkpoint.json.loads((folder / checkpoint.MANIFEST).read_text())
-    manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS), "label": "N/A"}
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}
     checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
     ran(other, found)  # measured again, of the other weights
     before = {c["id"] for c in two.cells()}
-    checkpoint.write_json(
-        two.model_folder(found[0].training.id) / checkpoint.MANIFEST,
-        checkpoint.json.loads(
-            (two.model_folder(found[0].training.id) / checkpoint.MANIFEST).read_text()
-        )
-        | {"label": "N/A"},
-    )
     merge(other, two, said.append)
     assert len(said) == 1
     assert "other weights" in said[0]
@@ -342,7 +342,7 @@ def test_filters_and_pivots() -> None:
     (line,) = table.values()
     assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
     assert line["CA+",].n == 2
-    with pytest.raises(UserError, match="2 values.*differ in.*metric"):
+    with pytest.raises(UserError, match=r"2 values.*differ in.*metric"):
         pivot(cells, ["label"], ["seed"])
     newer = cell("CA+", 99, seed=0, versions={"attack_version": 9})
     assert pivot([*cells[:1], newer], ["seed"], ["metric"])["0",]["CA+",].mean == 99

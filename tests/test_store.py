@@ -152,7 +152,7 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
     assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
     path = tmp_path / "cells" / f"{failed['id']}.json"
     path.write_text(json.dumps(failed | {"schema": 3}))
-    with pytest.raises(UserError, match="schema 3.*update dmlbench"):
+    with pytest.raises(UserError, match=r"schema 3.*update dmlbench"):
         store.cells()
     assert path.is_file()
 
