@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -64,7 +65,8 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """The benchmark of adversarial robustness for deep metric learning (image retrieval)."""
     warnings.showwarning = _one_line_warning
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGTERM, _terminate)
 
 
 for verb in (

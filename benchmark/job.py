@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dmlbench import spec
@@ -37,7 +38,7 @@ class Training:
     seed: int
     spelling: str = ""
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """JSON-able identity facts."""
         return {
@@ -52,7 +53,7 @@ class Training:
             "seed": self.seed,
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Identity of the training run."""
         return identity(self.facts)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import typing
@@ -139,7 +140,8 @@ class Parameter:
         return value
 
 
-def parameters(cls: type[Component]) -> list[Parameter]:
+@functools.cache  # plans of thousands of cells ask again and again
+def parameters(cls: type[Component]) -> tuple[Parameter, ...]:
     """The parameters of a component class, in the order of its fields."""
     hints = typing.get_type_hints(cls)
     found = []
@@ -155,7 +157,7 @@ def parameters(cls: type[Component]) -> list[Parameter]:
             hint, choices = str, get_args(hint)
         meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels")}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
-    return found
+    return tuple(found)
 
 
 def parse(text: str, registry: Registry[C]) -> C:

@@ -50,7 +50,7 @@ class Store:
         """Where the model of a training run lies."""
         return self.root / "models" / training_id
 
-    def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
+    def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
         """Write a cell under its identity, its outcomes first: the cell says that it is whole."""
         digest = None
         if outcomes is not None:

@@ -237,7 +237,10 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
     damaged = sorted((tmp_path / "results" / "cells").glob("*.json"))[0]
     damaged.write_bytes(damaged.read_bytes()[:50])
     assert f"{damaged.name} is damaged" in dmlbench("show").stderr
-    assert dmlbench(*arguments).returncode == 0
+    again = dmlbench(*arguments)
+    assert again.returncode == 0
+    assert "moved to results/quarantine" in again.stderr
+    assert (tmp_path / "results" / "quarantine" / damaged.name).is_file()
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 

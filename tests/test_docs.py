@@ -25,8 +25,14 @@ COMMANDS = [line.partition("#")[0] for line in README.splitlines() if line.start
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_readme_commands_parse(command: str, tmp_path: Path) -> None:
+def test_readme_commands_parse(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each documented command gets as far as a results folder that cannot be."""
+    monkeypatch.chdir(tmp_path)
+    sweep = re.findall(r"`(\w+: \[.*?\])`", README)
+    assert sweep
+    (tmp_path / "sweep.yaml").write_text("\n".join([*sweep, "attack: ca+"]))
     verb, *arguments = shlex.split(command)[1:]
     if verb != "list":
         (tmp_path / "file").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -122,12 +123,51 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
                 "empty": b"",
                 "edited": text.replace("c0ffee", "c0ffff").encode(),
                 "binary": b"\xff\xfe\x00",
-                "schema": text.replace('"schema": 1', '"schema": 99').encode(),
+                "schema": text.replace('"schema": 2', '"schema": 0').encode(),
             }[how]
         )
     assert store.done(one["id"]) is None
     assert store.cells() == []
-    assert store.damaged() == [path]
+    assert store.read() == ([], [path])
+    (tmp_path / ".old.json.x.tmp").touch()
+    os.utime(tmp_path / ".old.json.x.tmp", (0, 0))
+    (tmp_path / ".new.json.x.tmp").touch()  # of a writer that may be alive
+    store.repair([path])
+    assert store.read() == ([], [])
+    assert [p.name for p in store.quarantine.iterdir()] == [path.name]
+    assert [p.name for p in tmp_path.glob(".*.tmp")] == [".new.json.x.tmp"]
+
+
+def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -> None:
+    old = {"schema": 1, **cell()}
+    failed = {"schema": 1, **cell("CA-"), "status": "failed", "error": "boom", "metrics": {}}
+    (tmp_path / "cells").mkdir()
+    for one in (old, failed):
+        (tmp_path / "cells" / f"{one['id']}.json").write_text(json.dumps(one))
+    store = Store(tmp_path)
+    upgraded = store.get(old["id"])
+    assert upgraded == old | {"schema": 2, "outcomes": None}
+    assert len(store.cells()) == 2
+    store.export()
+    assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
+    path = tmp_path / "cells" / f"{failed['id']}.json"
+    path.write_text(json.dumps(failed | {"schema": 3}))
+    with pytest.raises(UserError, match=r"schema 3.*update dmlbench"):
+        store.cells()
+    assert path.is_file()
+
+
+def test_damaged_outcomes_are_said_and_put_aside(tmp_path: Path) -> None:
+    store, one = Store(tmp_path), cell()
+    store.put(one, {"CA+": np.arange(40.0)})
+    path = tmp_path / "cells" / f"{one['id']}.parquet"
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged and was moved"):
+        store.outcomes(one["id"])
+    assert store.get(one["id"]) is None
+    assert len(list(store.quarantine.iterdir())) == 2
 
 
 def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
 
     try:
         if facts not in _benches:
-            notes = _Notes()
-            _benches[facts] = Bench(Session(*facts, notes)), notes
+            notes, (dataset, data_root, store, compute) = _Notes(), facts
+            _benches[facts] = Bench(Session(dataset, data_root, store, compute, notes)), notes
         bench, notes = _benches[facts]
         notes.said.clear()
         bench.do(task)

@@ -1,0 +1,144 @@
+"""A plugin whose attacks go wrong, sweeps as real processes, and what tells two sweeps apart."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PLUGIN = """
+import os, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from dmlbench.attacks.base import Attack, Column, RowWise
+from dmlbench.registry import Card
+
+@dataclass(frozen=True)
+class Towards(RowWise):
+    target: torch.Tensor
+    value: float
+    def value_and_grad(self, e, step):
+        difference = e - self.target
+        return difference.square().sum(1) / 2, difference
+    def outcome(self, e):
+        return {"F": torch.full((len(e),), self.value)}
+
+class Faulty(Attack):
+    columns = (Column("F", "%", "higher"),)
+    value = 1.0
+    def fault(self):
+        pass
+    def goal(self, gallery, index, seed):
+        self.fault()
+        return Towards(gallery.embeddings[index].roll(1, 0), self.value)
+
+@dataclass(frozen=True, kw_only=True)
+class Raises(Faulty):
+    card = Card("raises", "raises")
+    def fault(self):
+        raise RuntimeError("no luck")
+
+@dataclass(frozen=True, kw_only=True)
+class Exits(Faulty):
+    card = Card("exits", "ends the process, it thinks")
+    def fault(self):
+        sys.exit("I quit")
+
+@dataclass(frozen=True, kw_only=True)
+class Nan(Faulty):
+    card = Card("nan", "reports NaN")
+    value = float("nan")
+
+@dataclass(frozen=True, kw_only=True)
+class Hangs(Faulty):
+    card = Card("hangs", "hangs")
+    def fault(self):
+        while True:
+            time.sleep(1)
+
+@dataclass(frozen=True, kw_only=True)
+class Waits(Faulty):
+    card = Card("waits", "waits to be killed the first time")
+    def fault(self):
+        flag = Path(os.environ["FAULTS_FLAG"])
+        if not flag.exists():
+            flag.write_text(str(os.getpid()))
+            time.sleep(120)
+"""
+NAMES = {"raises": "Raises", "exits": "Exits", "nan": "Nan", "hangs": "Hangs", "waits": "Waits"}
+UNEQUAL = ("started", "seconds", "git", "device")  # times and hosts
+
+
+def install(root: Path) -> Path:
+    """The plugin as if it were installed in ``root``."""
+    (root / "dmlbench_faults.py").write_text(PLUGIN)
+    info = root / "dmlbench_faults-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dmlbench-faults\nVersion: 1.0\n")
+    entries = "".join(f"{name} = dmlbench_faults:{cls}\n" for name, cls in NAMES.items())
+    (info / "entry_points.txt").write_text(f"[dmlbench.attacks]\n{entries}")
+    return root
+
+
+class Sweeps:
+    """Starts ``dmlbench`` with plugins, each process in a folder of its own."""
+
+    def __init__(self, *plugins: Path, **environment: str) -> None:
+        path = os.pathsep.join(map(str, plugins))
+        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
+
+    def start(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        """A process that runs; its output is collected."""
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "dmlbench", *arguments],
+            cwd=folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A process to its end."""
+        process = self.start(folder, *arguments)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def exports(folder: Path) -> list[list[str]]:
+    """The CSVs of a sweep, times and hosts aside."""
+    found = []
+    for name in ("results.csv", "wide.csv", "seeds.csv"):
+        with (folder / "results" / name).open(newline="") as file:
+            for row in csv.DictReader(file):
+                found.append([v for k, v in row.items() if k not in UNEQUAL])
+    return found
+
+
+def workers(driver: int) -> list[int]:
+    """The worker processes of a driver that are alive."""
+    try:
+        children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+        return [
+            int(child)
+            for child in children
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+    except OSError:
+        return []
+
+
+def until(condition: Any, seconds: float = 90) -> Any:
+    """The first true value of ``condition()``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"it did not come about within {seconds} s")

@@ -1,0 +1,265 @@
+"""A sweep that is killed, shared, starved and fooled: nothing lost, everything said.
+
+Real processes and real faults. The tests of minutes are marked slow; a few short ones are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.faults import Sweeps, exports, install, until, workers
+
+SWEEP = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+", "--attack", "es",
+         "--recipe", "epochs=2", "--threads", "1")  # fmt: skip
+LONG = (*SWEEP, "--defense", "est", "--suite", "strict", "--attack", "ltm", "--attack", "gtm",
+        "--seed", "0", "--seed", "1")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def sweeps(plugin: Path, faults: Path, tmp_path: Path) -> Sweeps:
+    return Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"))
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_workers_give_what_one_process_gives_though_one_is_killed(
+    sweeps: Sweeps, tmp_path: Path
+) -> None:
+    sweep = (*SWEEP, "--attack", "waits")
+    (tmp_path / "flag").touch()  # nothing waits in the reference
+    assert sweeps.run(tmp_path / "one", *sweep).returncode == 0
+    (tmp_path / "flag").unlink()
+    process = sweeps.start(tmp_path / "two", *sweep, "--workers", "2")
+    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text())))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "its worker died (SIGKILL); trying again" in err
+    assert "8 of 8 cells done, 0 failed" in err
+    assert exports(tmp_path / "two") == exports(tmp_path / "one")
+
+
+def test_sigterm_ends_a_run_and_its_workers(sweeps: Sweeps, tmp_path: Path) -> None:
+    process = sweeps.start(tmp_path / "a", *SWEEP, "--workers", "1", "--cell-timeout", "99")
+    (worker,) = until(lambda: workers(process.pid))
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated; finished work is stored" in err
+    assert "Traceback" not in err
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_sweep_in_a_file(sweeps: Sweeps, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("defense: [hm, est]\nattack: ca+\ndataset: tiny\nseed: [0, 1]\nshard: 1/2\n"
+                    "recipe: {epochs: 2, lr: 1e-3}\n")  # fmt: skip
+    done = sweeps.run(tmp_path / "a", "run", "--config", str(file), "--seed", "5", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "2 models: 2 to do; 4 cells: 4 to do" in done.stdout  # of 3: the dearest, and another
+    assert not (tmp_path / "a" / "results").exists()
+    for line, word in (("defence: hm", "did you mean 'defense'?"), ("seed: [[0]]", "single value"),
+                       ("- hm", "keys and values"), ("a: [", "not YAML")):  # fmt: skip
+        file.write_text(line)
+        done = sweeps.run(tmp_path / "a", "run", "--config", str(file))
+        assert done.returncode == 2
+        assert word in done.stderr
+        assert len([x for x in done.stderr.splitlines() if "plugin" not in x]) == 1
+    file.write_text("defense: hm\nattack: ca+\nseed: 1.5")
+    assert "'1.5' is not a valid integer" in sweeps.run(
+        tmp_path / "a", "run", "--config", str(file)
+    ).stderr  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_resolved_config_gives_the_same_cells(sweeps: Sweeps, tmp_path: Path) -> None:
+    assert sweeps.run(tmp_path / "a", *SWEEP).returncode == 0
+    (config,) = (tmp_path / "a" / "results" / "runs").glob("*.yaml")
+    assert yaml.safe_load(config.read_text())["recipe"]["epochs"] == 2
+    again = sweeps.run(tmp_path / "a", "run", "--config", str(config), "--dry-run", "--json")
+    assert {r["status"] for r in json.loads(again.stdout)} == {"cached", "done"}
+
+
+@pytest.mark.slow
+def test_shards_make_the_whole(sweeps: Sweeps, tmp_path: Path) -> None:
+    assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
+    both = [sweeps.start(tmp_path / "b", *LONG, "--shard", f"{i}/2") for i in (1, 2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert exports(tmp_path / "b") == exports(tmp_path / "whole")
+    trained = len(list((tmp_path / "b" / "results" / "models").iterdir()))
+    assert trained == 6
+    done = sweeps.run(tmp_path / "b", "show", "--where", "suite=strict", "--pivot", "label:metric")
+    assert "±" in done.stdout
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
+    """SIGKILL at random to drivers and workers; each sweep that gets through is compared."""
+    assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
+    expected, chance = exports(tmp_path / "whole"), random.Random(0)
+    kills, finished, number = {"driver": 0, "worker": 0}, 0, 0
+    while sum(kills.values()) < 50:
+        folder = tmp_path / f"sweep{number}"
+        process = sweeps.start(folder, *LONG, "--workers", "2")
+        while process.poll() is None and sum(kills.values()) < 50:
+            time.sleep(chance.uniform(0.1, 5))
+            alive = workers(process.pid)
+            if process.poll() is None and alive:
+                whom = "driver" if chance.random() < 0.4 else "worker"
+                kill(process.pid if whom == "driver" else chance.choice(alive))
+                kills[whom] += 1
+        _, err = process.communicate(timeout=300)
+        assert "Traceback" not in err
+        if process.returncode == 0:
+            assert exports(folder) == expected
+            finished, number = finished + 1, number + 1
+    last = sweeps.run(tmp_path / f"sweep{number}", *LONG)
+    assert last.returncode == 0, last.stderr
+    assert exports(tmp_path / f"sweep{number}") == expected
+    assert min(kills.values()) >= 10
+    print(f"{kills}, {finished} sweeps got through meanwhile")
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_in_one_folder(sweeps: Sweeps, tmp_path: Path) -> None:
+    assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
+    both = [sweeps.start(tmp_path / "b", *LONG) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert "36 of 36 cells done" in err
+    assert exports(tmp_path / "b") == exports(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_attacks_that_raise_exit_hang_and_report_nan(sweeps: Sweeps, tmp_path: Path) -> None:
+    names = [word for name in ("hangs", "raises", "nan", "exits") for word in ("--attack", name)]
+    done = sweeps.run(tmp_path / "a", *SWEEP, *names, "--cell-timeout", "10")
+    assert done.returncode == 1, done.stderr
+    assert "6 of 14 cells done, 8 failed" in done.stderr
+    table = pd.read_csv(tmp_path / "a" / "results" / "results.csv")
+    failed = table[table["status"] == "failed"].set_index("attack")["error"]
+    assert len(failed) == 8
+    for name, error in (("hangs", "stopped after 10 s (--cell-timeout)"),
+                        ("raises", "RuntimeError: no luck"), ("exits", "SystemExit: I quit"),
+                        ("nan", "every outcome is NaN")):  # fmt: skip
+        assert failed[name].str.contains(error, regex=False).all()
+    assert set(table[table["status"] == "ok"]["attack"].dropna()) == {"ca+", "es"}
+    cells = [json.loads(p.read_text()) for p in (tmp_path / "a/results/cells").glob("*.json")]
+    traces = [c["exception"]["traceback"] for c in cells if "no luck" in c.get("error", "")]
+    assert all("dmlbench_faults.py" in trace for trace in traces)
+    # only-missing leaves the failed rows alone; the other attacks need no second look
+    done = sweeps.run(tmp_path / "a", *SWEEP, *names, "--resume", "only-missing")
+    assert done.returncode == 1
+    assert "there was nothing to do" in done.stderr
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB, really mounted."""
+    folder = tmp_path / "small" / "results"
+    folder.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--workers", "2"]], ids=["one", "workers"])
+def test_a_full_disk_and_one_that_is_read_only(
+    sweeps: Sweeps, tmp_path: Path, tmpfs: Path, flags: list[str]
+) -> None:
+    assert sweeps.run(tmp_path / "whole", *SWEEP).returncode == 0
+    small = tmpfs.parent
+    done = sweeps.run(small, *SWEEP, *flags)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,ro", tmpfs], check=True)
+    done = sweeps.run(small, *SWEEP)
+    assert done.returncode == 2
+    assert "--results results cannot be written to: Read-only file system" in done.stderr
+    assert sweeps.run(small, *SWEEP, "--dry-run").returncode == 0  # nothing to write
+    subprocess.run(["mount", "-o", "remount,rw,size=64m", tmpfs], check=True)
+    done = sweeps.run(small, *SWEEP, *flags)
+    assert done.returncode == 0, done.stderr
+    assert exports(small) == exports(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps(plugin: Path, faults: Path, tmp_path: Path) -> None:
+    assert Sweeps(plugin, faults).run(tmp_path / "whole", *SWEEP).returncode == 0
+    jumps = tmp_path / "jumps"
+    jumps.mkdir()
+    (jumps / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "real, jump = time.time, itertools.cycle([0, 1e8, -1e8, 3e7])\n"
+        "time.time = lambda: real() + next(jump)\n"
+    )
+    jumping = Sweeps(jumps, plugin, faults)
+    done = jumping.run(tmp_path / "a", *SWEEP, "--workers", "2", "--cell-timeout", "100")
+    assert done.returncode == 0, done.stderr
+    assert exports(tmp_path / "a") == exports(tmp_path / "whole")
+    table = pd.read_csv(tmp_path / "a" / "results" / "results.csv")
+    assert table["seconds"].between(0, 100).all()
+    assert table["started"].str[:4].nunique() > 1  # it did jump
+
+
+@pytest.mark.slow
+def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
+    plugin: Path, faults: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dmlbench[ray]'")
+    home = tmp_path / "home"  # Ray writes a token there
+    home.mkdir()
+    sweeps = Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"), HOME=str(home))
+    sweep = (*SWEEP, "--attack", "waits", "--attack", "raises")
+    (tmp_path / "flag").touch()
+    assert sweeps.run(tmp_path / "one", *sweep).returncode == 1
+    (tmp_path / "flag").unlink()
+    process = sweeps.start(tmp_path / "ray", *sweep, "--executor", "ray", "--workers", "2")
+    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text(), 200)))
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 1, err
+    assert "8 of 10 cells done, 2 failed" in err
+    assert exports(tmp_path / "ray") == exports(tmp_path / "one")
+    shutil.rmtree(tmp_path / "ray" / "results" / "cells")
+    hung = sweeps.run(tmp_path / "ray", *SWEEP, "--attack", "hangs", "--executor", "ray",
+                      "--workers", "2", "--cell-timeout", "40")  # fmt: skip
+    assert hung.returncode == 1, hung.stderr
+    assert "stopped after 40 s (--cell-timeout)" in hung.stderr
+
+
+def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from dmlbench.cli import main\n"
+        "main(['run', '--defense', 'hm', '--attack', 'ca+', '--executor', 'ray'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "pip install 'dmlbench[ray]'" in done.stderr

@@ -1,0 +1,352 @@
+"""Planning: which cells a run has, what the policies take, who does what, and how long it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import t as students_t
+
+from dmlbench import checkpoint, plan, spec, status
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.compute import Compute
+from dmlbench.config import write_config
+from dmlbench.datasets.base import DATASETS
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.errors import CellError, UserError
+from dmlbench.executors.base import Ending
+from dmlbench.job import Job
+from dmlbench.matrix import Matrix
+from dmlbench.merging import merge
+from dmlbench.models.base import parse_model
+from dmlbench.pivot import chosen, column, condition, pivot
+from dmlbench.preview import lines, preview, summary
+from dmlbench.progress import duration
+from dmlbench.seeds import over_seeds, spread
+from dmlbench.session import Session
+from dmlbench.status import Entry, Known
+from dmlbench.store import Store
+from dmlbench.tables import wide
+from dmlbench.tasks import Task, Train
+from dmlbench.times import Times
+from tests.test_store import cell
+from tests.test_training import Silent
+
+CARD = FashionMini().protocol
+SUITE = [ATTACKS.get(name)() for name in ("ca+", "es", "ltm", "gtm")]
+HOSTILE = plan.hostiles(SUITE, CARD.threat)
+
+
+def jobs(seeds: Any = (0,), defenses: Any = ("none", "est", "hm")) -> list[Job]:
+    chosen = [spec.parse(name, DEFENSES) for name in defenses]
+    network = parse_model(CARD.model)
+    return plan.plan(FashionMini(), "d" * 64, network, chosen, list(seeds), CARD.recipe)
+
+
+def row(task: Any, ok: bool = True, seconds: float = 2.0) -> dict[str, Any]:
+    """A stored row of a planned cell."""
+    made = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: x"}
+    metrics = {name: {"value": 1.0, "low": 0, "high": 2, "n": 4} for name in task.cell["columns"]}
+    found = {"status": "ok", "metrics": metrics} if ok else {"status": "failed", "error": "boom"}
+    return task.cell | found | {"findings": {}, "started": 0.0, "seconds": seconds,
+                                "provenance": made}  # fmt: skip
+
+
+class Fake:
+    """An executor that invents rows: those of ``bad`` fail, those of ``lost`` leave none."""
+
+    workers = 1
+
+    def __init__(self, store: Store, bad: Any = (), lost: Any = ()) -> None:
+        self.store, self.bad, self.lost = store, bad, lost
+        self.queue: list[Task] = []
+        self.model = ""
+        self.did: list[str] = []
+
+    def idle(self) -> str | None:
+        return self.model if not self.queue else None
+
+    def start(self, task: Task) -> None:
+        self.queue.append(task)
+        self.model = task.model
+
+    def wait(self) -> list[Ending]:
+        task = self.queue.pop()
+        name = f"{task.cell['about']['attack'] or task.cell['facts']['kind']}"
+        self.did.append(name)
+        if name in self.lost:
+            return [Ending(task, 3.0, "its worker died")]
+        if isinstance(task, Train) and name not in self.bad:
+            folder = self.store.model_folder(task.model)
+            folder.mkdir(parents=True)
+            (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
+            sha = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
+            facts = task.job.training.facts
+            checkpoint.write_json(
+                folder / checkpoint.MANIFEST,
+                {
+                    "schema": 1,
+                    "checkpoint": checkpoint.WEIGHTS,
+                    "sha256": sha,
+                    "training": facts,
+                    "label": "N/A",
+                },
+            )
+        elif name in self.bad:
+            self.store.put(row(task, ok=False))
+        else:
+            self.store.put(row(task), {"x": np.zeros(4)})
+        return [Ending(task, 1.0)]
+
+
+def assessed(store: Store, found: list[Job]) -> tuple[list[Entry], Known]:
+    known = Known(store.whole(store.read()[0]))
+    return [status.assess(job, HOSTILE, store, known, "fp32") for job in found], known
+
+
+def ran(store: Store, found: list[Job], resume: str = "retry-failed", **how: Any) -> Any:
+    entries, known = assessed(store, found)
+    executor = Fake(store, **how)
+    session = Session(FashionMini(), None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    matrix = Matrix(entries, HOSTILE, session, executor, known, Times("", [], store), resume)
+    matrix.session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
+    return matrix, matrix.run(), executor.did
+
+
+def test_planning_imports_no_torch() -> None:
+    modules = "plan, status, matrix, preview, times, config, merging, pivot, seeds"
+    code = f"import sys; from dmlbench import {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_known_digests_are_those_of_the_data() -> None:
+    assert FashionMini().load(None).digest == FashionMini.known_digest
+    fashion = DATASETS.get("fashion")()
+    try:
+        data = fashion.load(Path("/usr/share/datasets/fashion-mnist"))
+    except UserError:
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    assert data.digest == fashion.known_digest
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 7), st.permutations(range(4)))
+def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, seeds: Any) -> None:
+    whole = jobs(seeds)
+    parts = [plan.shard(whole, number, count) for number in range(1, count + 1)]
+    assert sorted(j.training.id for part in parts for j in part) == sorted(
+        j.training.id for j in whole
+    )
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    costs = [sum(j.training.defense.training_cost for j in part) for part in parts]
+    assert max(costs) - min(costs) <= max(j.training.defense.training_cost for j in whole)
+    assert {j.training.id for j in parts[0]} == {
+        j.training.id for j in plan.shard(jobs(range(4)), 1, count)
+    }
+
+
+def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs()
+    matrix, rows, did = ran(store, found)
+    one = ["training", "benign", "ca+", "es", "ltm", "gtm", "worst case"]
+    assert did == one * 3  # model by model: one stays in memory
+    assert len(rows) == matrix.done == matrix.total == 18
+    assert matrix.left.total() == 0
+    again, same, did = ran(store, found)
+    assert did == []
+    assert same == rows
+    assert "nothing to do" in again.summary
+    (tmp_path / "cells" / f"{rows[1]['id']}.parquet").unlink()  # its outcomes are gone
+    assert ran(store, found)[2] == ["ca+"]
+    store.remove(rows[5]["id"])
+    assert ran(store, found)[2] == ["worst case"]
+
+
+def test_policies(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none", "hm"))
+    matrix, rows, _ = ran(store, found, bad=("es",))
+    assert (matrix.done, matrix.failed) == (8, 4)  # es, and the worst case that needs it
+    assert ran(store, found, "only-missing", bad=("es",))[2] == []
+    assert ran(store, found, bad=("es",))[2] == ["es"] * 2
+    assert ran(store, found)[2] == ["es", "worst case"] * 2
+    assert ran(store, found, "always")[2] == []
+    entries, _ = assessed(store, found)
+    older = entries[0].cells[1][0].cell  # ca+ of the first model, by an older definition
+    store.remove(older["id"])
+    facts = older["facts"] | {"attack_version": 0}
+    old = row(entries[0].cells[1][0]) | plan.new_cell(facts, older["about"], older["columns"])
+    store.put(old, {"x": np.zeros(4)})
+    statuses = [s for _, s in assessed(store, found)[0][0].cells]
+    assert statuses == ["done", "stale", "done", "done", "done", "done"]
+    _, rows, did = ran(store, found, "always")
+    assert did == []
+    assert old["id"] in [r["id"] for r in rows]
+    assert ran(store, found)[2] == ["ca+"]
+
+
+def test_never_trains_again(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    ran(store, found)
+    entries, _ = assessed(store, found)
+    (again,) = entries[0].agenda("never")
+    assert isinstance(again, Train)
+    assert again.afresh
+
+
+def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    matrix, rows, _ = ran(store, found, bad=("training",))
+    assert (matrix.failed, matrix.left.total()) == (6, 0)
+    assert [r["facts"]["kind"] for r in rows] == ["training"]
+    matrix, rows, did = ran(store, found, "only-missing")
+    assert (did, matrix.failed, len(rows)) == ([], 6, 1)
+    store.remove(rows[0]["id"])
+    assert len(ran(store, found)[1]) == 6
+
+
+def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
+    _, rows, _ = ran(Store(tmp_path), jobs(defenses=("none",)), lost=("ca+",))
+    (failed,) = [r for r in rows if r["status"] == "failed"]
+    assert failed["error"] == "its worker died"
+    assert failed["seconds"] == pytest.approx(3, abs=0.5)
+    assert failed["exception"] == {"type": CellError.__name__, "traceback": None}
+
+
+def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    _, known = assessed(store, found)  # planned before the other run
+    ran(store, found)
+    executor = Fake(store)
+    session = Session(FashionMini(), None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    trained = status.assess(found[0], HOSTILE, store, known, "fp32")
+    matrix = Matrix(
+        [trained], HOSTILE, session, executor, known, Times("", [], store), "retry-failed"
+    )
+    session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
+    assert len(matrix.run()) == 6
+    assert executor.did == []
+
+
+def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    ran(store, found, bad=("es",))
+    entries, known = assessed(store, [*found, *jobs(seeds=(1,), defenses=("none",))])
+    times = Times("cpu: x", known.cells.values(), store)
+    records = preview(entries, "retry-failed", times)
+    assert [r["status"] for r in records] == [
+        "cached", "done", "done", "failed", "done", "done", "to do", *["to do"] * 7
+    ]  # fmt: skip
+    assert [r["seconds"] for r in records[:5]] == [None, 2, 2, None, 2]
+    assert records[1]["cell"] is not None
+    assert records[8]["cell"] is None  # its weights are not known yet
+    text = "\n".join([*lines(records), summary(records, 2, "cpu: x")])
+    assert "2 models: 1 cached, 1 to do; 12 cells: 4 done, 1 failed, 7 to do" in text
+    assert "9 tasks to do, about 4.0 s on cpu: x, without 5 tasks that have no past row" in text
+    assert (
+        Times("cpu: y", known.cells.values(), store).seconds(times.key(entries[0].cells[0][0]))
+        is None
+    )
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.04, 9.96, 59.4, 99.6, 3599, 7500, 200_000)] == [
+        "0.0 s", "10 s", "59 s", "2 min", "1 h 00 min", "2 h 05 min", "2 d 7 h"
+    ]  # fmt: skip
+
+
+def test_a_resolved_config_is_named_by_its_content(tmp_path: Path) -> None:
+    first = write_config(tmp_path, {"defense": ["hm"], "seed": [0], "recipe": {"epochs": 2}})
+    assert (
+        write_config(tmp_path, {"seed": [0], "recipe": {"epochs": 2}, "defense": ["hm"]}) == first
+    )
+    assert write_config(tmp_path, {"defense": ["hm"], "seed": [1]}) != first
+    assert yaml.safe_load(first.read_text())["recipe"] == {"epochs": 2}
+
+
+def filled(root: Path, *cells: dict[str, Any]) -> Store:
+    store = Store(root)
+    for one in cells:
+        store.put(one, {name: np.arange(4.0) for name in one["metrics"]})
+    return store
+
+
+def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) -> None:
+    same, more = cell("CA+"), cell("CA-")
+    failed = more | {"status": "failed", "error": "boom", "metrics": {}}
+    target = filled(tmp_path / "a", same, failed)
+    source = filled(tmp_path / "b", same | {"seconds": 9.0}, more, cell("TMA"))
+    merged = merge(source, target, pytest.fail)
+    assert merged.cells == 2
+    assert [c["status"] for c in target.cells()] == ["ok"] * 3
+    found = target.get(same["id"])
+    assert found is not None
+    assert found["seconds"] == 1.0
+    assert target.outcomes(more["id"])["CA-"].tolist() == [0, 1, 2, 3]
+    assert merge(source, target, pytest.fail).cells == 0
+    with pytest.raises(UserError, match="holds no results"):
+        merge(Store(tmp_path / "nowhere"), target, pytest.fail)
+
+
+def test_merging_models(tmp_path: Path) -> None:
+    found, said = jobs(defenses=("none",)), []
+    one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
+    ran(one, found)
+    assert merge(one, two, pytest.fail).models == 1
+    assert len(ran(two, found)[1]) == 6
+    assert ran(two, found)[2] == []
+    other = Store(tmp_path / "c")
+    ran(other, found)
+    folder = other.model_folder(found[0].training.id)
+    (folder / checkpoint.WEIGHTS).write_bytes(b"other")
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}
+    checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
+    ran(other, found)  # measured again, of the other weights
+    before = {c["id"] for c in two.cells()}
+    merge(other, two, said.append)
+    assert len(said) == 1
+    assert "other weights" in said[0]
+    assert {c["id"] for c in two.cells()} == before
+
+
+def test_mean_deviation_and_interval_over_seeds() -> None:
+    values = [3.0, 5.0, 10.0]
+    found = spread(values)
+    low, high = students_t.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / np.sqrt(3))
+    assert (found.mean, found.sd) == (6, pytest.approx(np.std(values, ddof=1)))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert spread([4.0]).sd is None
+    rows = wide([cell("CA+", v, seed=s) for s, v in enumerate(values)] + [cell("TMA", 1, seed=2)])
+    (record,) = over_seeds(rows)
+    assert record["seeds"] == "0 1 2"
+    assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
+
+
+def test_filters_and_pivots() -> None:
+    cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
+    assert len(chosen(cells, [condition("metric=CA*"), condition("seed=1")])) == 2
+    (one,) = chosen(cells, [("metric", "CA-"), ("seed", "0")])
+    assert list(one["metrics"]) == list(one["columns"]) == ["CA-"]
+    assert chosen(cells, [("label", "HM[S,g_LGA]*")]) == cells
+    table = pivot(cells, ["label"], ["metric"])
+    (line,) = table.values()
+    assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
+    assert line["CA+",].n == 2
+    with pytest.raises(UserError, match=r"2 values.*differ in.*metric"):
+        pivot(cells, ["label"], ["seed"])
+    newer = cell("CA+", 99, seed=0, versions={"attack_version": 9})
+    assert pivot([*cells[:1], newer], ["seed"], ["metric"])["0",]["CA+",].mean == 99
+    with pytest.raises(UserError, match="did you mean 'metric'"):
+        column("metrics")
+    with pytest.raises(UserError, match="key=value"):
+        condition("CA+")
