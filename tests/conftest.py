@@ -100,14 +100,16 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a real process, in an empty folder, with the plugin installed."""
 
-    def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: str, cwd: Path = tmp_path, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "dmlbench", *arguments],
             cwd=cwd,
             env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
         )
 
     return call
