@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.errors import UserError
 from dmlbench.files import write_atomically, write_json
 from dmlbench.identity import file_sha256
 from dmlbench.weights import load_state, read_state
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS, MANIFEST = "checkpoint.safetensors", "manifest.json"
 MANIFEST_SCHEMA = 1

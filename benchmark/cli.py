@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, data, leaderboard, listing, run, show
+from dmlbench.commands import attack, compare, data, leaderboard, listing, run, show, train
 from dmlbench.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 
@@ -48,10 +48,12 @@ def main() -> None:
 
 for verb in (
     run.run,
+    train.train,
     attack.attack,
     data.data,
     listing.list_,
     show.show,
+    compare.compare,
     leaderboard.leaderboard,
 ):
     main.add_command(verb)

@@ -19,7 +19,7 @@ from dmlbench.defenses.base import Defense
 from dmlbench.errors import UserError
 from dmlbench.identity import file_sha256, identity
 from dmlbench.metrics.bootstrap import bootstrap_mean
-from dmlbench.models.base import Model, canonical_model, parse_model
+from dmlbench.models.base import Model, canonical_model
 from dmlbench.progress import Reporter
 from dmlbench.provenance import provenance
 from dmlbench.recipe import Recipe, Threat
@@ -70,7 +70,7 @@ class Job:
         """The row of the model, before any suite."""
         defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
         changed = [
-            f"{name}={value:g}"
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in spec.values(recipe).items()
             if value != getattr(card.recipe, name)
         ]
@@ -92,14 +92,13 @@ class Job:
 def plan(
     dataset: Dataset,
     data: RetrievalData,
-    model: str | None,
+    network: Model,
     defenses: Sequence[Defense],
     seeds: Sequence[int],
-    recipe: Recipe | None = None,
+    recipe: Recipe,
 ) -> list[Job]:
     """The models of a run: seeds within defenses, each configuration once."""
     card = dataset.protocol
-    network = parse_model(model or card.model)
     name = spec.canonical(dataset)
     jobs = []
 
@@ -109,9 +108,7 @@ def plan(
     for complete in map(resolve, defenses):
         spelling = spec.shortest(complete, resolve)
         for seed in seeds:
-            training = Training(
-                name, data.digest, network, complete, recipe or card.recipe, seed, spelling
-            )
+            training = Training(name, data.digest, network, complete, recipe, seed, spelling)
             jobs.append(Job(training, dataset))
     return list({job.training.id: job for job in jobs}.values())
 

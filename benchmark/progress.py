@@ -132,6 +132,25 @@ class PlainReporter:
         self.say(f"warning: {message}")
 
 
+class QuietReporter:
+    """Says nothing: another process reports."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        """No bar."""
+
+        class Nothing:
+            def advance(self, amount: int, note: str = "") -> None: ...
+
+        yield Nothing()
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def warn(self, message: str) -> None:
+        """Nothing."""
+
+
 def reporter_for(console: Console) -> LiveReporter | PlainReporter:
     """Bars on a terminal, lines elsewhere."""
     return LiveReporter(console) if console.is_terminal else PlainReporter(console)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dmlbench.commands.shared import finish, open_session, parse_all, parse_attacks, spelt
+from dmlbench.commands.shared import finish, open_session, parse_all, parse_attacks, parse_recipe
 from dmlbench.options import options
 
 
@@ -17,33 +17,7 @@ from dmlbench.options import options
     "  dmlbench run --defense all --suite strict --dataset fashion --seed 0 --seed 1\n\n"
     "\b\nExit codes: 0 fine, 1 some cells failed, 2 usage or input error.",
 )
-@click.option(
-    "--defense",
-    "defenses",
-    multiple=True,
-    required=True,
-    metavar="SPEC",
-    help="Defense to train, or 'all'. May be repeated.",
-)
-@options("attacks", "suite", "dataset")
-@click.option(
-    "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
-)
-@click.option(
-    "--recipe",
-    default="",
-    metavar="KEY=VALUE,...",
-    help="Change the data set's training recipe, e.g. epochs=2,pairs=32.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    multiple=True,
-    type=click.IntRange(min=0),
-    default=(0,),
-    show_default=True,
-    help="Seed of training and targets. May be repeated.",
-)
+@options("defenses", "attacks", "suite", "dataset", "model", "recipe", "seeds")
 @options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def run(
@@ -66,20 +40,17 @@ def run(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
     from dmlbench.models.base import parse_model
-    from dmlbench.recipe import Recipe
 
     chosen = spec.parse(dataset, DATASETS)
-    card = chosen.protocol
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
     hostile = parse_attacks(attacks, suite)
-    network = parse_model(model or card.model)
-    pairs = spec.split_pairs(recipe, f"recipe {recipe!r}")
-    trained = spec.build(Recipe, {**spelt(card.recipe), **pairs}, "recipe")
+    network = parse_model(model or chosen.protocol.model)
+    trained = parse_recipe(chosen, recipe)
 
     with open_session(chosen, **places) as session:
         from dmlbench import matrix
 
         network.build(session.data.channels, session.data.size)
-        jobs = matrix.plan(chosen, session.data, model, wanted, seeds, trained)
+        jobs = matrix.plan(chosen, session.data, network, wanted, seeds, trained)
         cells = matrix.run(jobs, hostile, session)
     finish(cells, session, places["leaderboards"], as_json)
