@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dmlbench.datasets.base import RetrievalData, Split
 
@@ -74,6 +75,9 @@ def tiny() -> RetrievalData:
     return RetrievalData(make_split(1, each=16), make_split(2))
 
 
+# a busy machine fails no property: how long an example takes is not what is tested
+settings.register_profile("dmlbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dmlbench")
 torch.set_num_threads(1)  # the tests run in two processes, and so do the commands they start
 
 
