@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,9 @@ class Pixels:
         self._rows, self._device = Rows(images), device
         self._resident: torch.Tensor | None = None
         if images.nbytes <= RESIDENT_BYTES:
-            held = images if images.flags.writeable else images.copy()
-            self._resident = torch.from_numpy(held).to(device)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of read-only memory: nothing writes to it
+                self._resident = torch.from_numpy(images).to(device)
 
     def batches(self, positions: Sequence[Index]) -> Iterator[torch.Tensor]:
         """(B, C, H, W) uint8 on the device for each of the (B,) ``positions``."""

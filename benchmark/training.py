@@ -176,8 +176,7 @@ class _Run:
                 f"which has {len(self.anchors)} images with a partner in their class"
             )
         torch.manual_seed(derived_seed(self.training.seed, "init"))
-        data = self.data
-        network = self.training.model.build(data.channels, data.size, initial=True)
+        network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.reduced = recipe.precision == "bf16"
         self.model = self.world.synchronised(place(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
@@ -210,8 +209,7 @@ class _Run:
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
             place = f"epoch {number + 1}, step {seen.steps + 1}"
-            images = self.data.training_pixels(raw, mining)
-            self.step(images, index, mining, seen, place)
+            self.step(self.data.training_pixels(raw, mining), index, mining, seen, place)
             count += len(index)
             rate = count / (time.perf_counter() - begun)
             found = {**seen.last(), "images_per_second": round(rate, 1)}

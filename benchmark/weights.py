@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.errors import UserError
+from dmlbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "robrank.")
 

@@ -1,6 +1,7 @@
 """What an attack costs beyond the network: ``python benchmarks/overhead.py [options]``.
 
-For each attack, on random images and embeddings of C2F2's shape:
+For each attack, on random images and embeddings (``--model resnet18 --channels 3 --size 224`` for
+those of the 224 px suite):
 
 - overhead: one full PGD step / (bare forward + gradient in the input, parameters frozen), the two
   in turn in one run, median of the ratios: it survives a noisy machine;
@@ -25,10 +26,10 @@ import torch
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.pgd import PGD
 from dmlbench.compute import Compute
-from dmlbench.datasets.fashion import THREAT
+from dmlbench.datasets.idx import THREAT
 from dmlbench.embedding import embed, frozen
 from dmlbench.embedding import place as on_device
-from dmlbench.models.small import C2F2
+from dmlbench.models.base import parse_model
 
 DIM = 512
 
@@ -68,21 +69,32 @@ def resident(key: str) -> int:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--batch", type=int, default=128, show_default=True)
+@click.option("--model", "spec", default="c2f2", show_default=True)
+@click.option("--channels", type=int, default=1, show_default=True)
+@click.option("--size", "side", type=int, default=28, show_default=True)
 @click.option("--gallery", "size", type=int, default=10_000, show_default=True)
 @click.option("--repeats", type=int, default=9, show_default=True)
 @click.option("--attack", "names", multiple=True, help="Default: every registered one.")
 def main(
-    device: str, threads: int, batch: int, size: int, repeats: int, names: tuple[str, ...]
+    device: str,
+    threads: int,
+    batch: int,
+    spec: str,
+    channels: int,
+    side: int,
+    size: int,
+    repeats: int,
+    names: tuple[str, ...],
 ) -> None:
     """Print a row an attack."""
     torch.manual_seed(0)
     with Compute(device, threads=threads).applied() as place:
-        model = on_device(C2F2().build(1, 28), place)
+        model = on_device(parse_model(spec).build(channels, side), place)
         x = torch.nn.functional.normalize(torch.randn(size, DIM, device=place), dim=1)
         labels = torch.arange(size, device=place) % 10
-        images = torch.rand(batch, 1, 28, 28, device=place)
+        images = torch.rand(batch, channels, side, side, device=place)
         index = torch.arange(batch, device=place)
-        click.echo(f"{place}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
+        click.echo(f"{spec}, {place}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
         click.echo(f"{'attack':8} {'overhead':>9} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
         with frozen(model):
             for _ in range(3):

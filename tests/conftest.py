@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dmlbench.datasets.base import RetrievalData, Split
 
@@ -74,6 +75,9 @@ def tiny() -> RetrievalData:
     return RetrievalData(make_split(1, each=16), make_split(2))
 
 
+# a busy machine fails no property: how long an example takes is not what is tested
+settings.register_profile("dmlbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dmlbench")
 torch.set_num_threads(1)  # the tests run in two processes, and so do the commands they start
 
 
@@ -100,14 +104,16 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a real process, in an empty folder, with the plugin installed."""
 
-    def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: str, cwd: Path = tmp_path, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "dmlbench", *arguments],
             cwd=cwd,
             env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
         )
 
     return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -277,18 +278,17 @@ def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone without permission")
 @pytest.mark.parametrize("path", ["", "class 000", "class 000/image 000.jpg"])
-def test_a_path_without_permission_is_named(tmp_path: Path, path: str) -> None:
-    root = trees.folder(tmp_path / "set", classes=2, each=2)
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        parent.chmod(0o755)
-    tmp_path.chmod(0o777)
-    (root / path).chmod(0)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(UserError, match=f"{Path(path).name}.*Permission denied"):
-            Folder(root=str(root)).load(None, Cache(tmp_path / "cache"))
-    finally:
-        os.seteuid(0)
+def test_a_path_without_permission_is_named(path: str) -> None:
+    with tempfile.TemporaryDirectory() as place:  # tmp_path has parents that only root may enter
+        Path(place).chmod(0o777)
+        root = trees.folder(Path(place) / "set", classes=2, each=2)
+        (root / path).chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=f"{Path(path).name}.*Permission denied"):
+                Folder(root=str(root)).load(None, Cache(Path(place) / "cache"))
+        finally:
+            os.seteuid(0)
 
 
 def test_the_cards_are_the_papers_224_px_protocol() -> None:

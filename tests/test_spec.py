@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlbench import spec
@@ -42,7 +42,6 @@ def domain(p: spec.Parameter) -> st.SearchStrategy[object]:
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
-@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text drawn builds a table
 @given(data=st.data())
 def test_canonical_form_round_trips(registry: spec.Registry, data: st.DataObject) -> None:
     cls = registry.get(data.draw(st.sampled_from(registry.names())))

@@ -29,7 +29,7 @@ from dmlbench.options import options
     help="Measure R@1 on the clean test split every K epochs; 0: never. Changes no weight.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write event files beside log.jsonl.")
-@options("results", "data_root", "device", "threads", "json")
+@options("results", "data_root", "cache", "device", "threads", "json")
 def train(
     defenses: tuple[str, ...],
     dataset: str,

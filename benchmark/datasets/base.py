@@ -130,22 +130,16 @@ class RetrievalData:
         if self.crop is None:
             return images.float().div_(255)
         count, _, height, width = images.shape
-        side = torch.arange(self.crop, device=generator.device)
 
-        def offsets(room: int) -> torch.Tensor:
-            draw = (count, 1)
-            return torch.randint(room + 1, draw, generator=generator, device=generator.device)
+        def drawn(values: int) -> torch.Tensor:
+            draw = torch.randint(values, (count,), generator=generator, device=generator.device)
+            return draw.to(images.device)
 
-        rows = offsets(height - self.crop) + side
-        columns = offsets(width - self.crop) + side
-        flipped = offsets(1).bool()
-        columns = torch.where(flipped, columns.flip(1), columns)
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        # one gather: (B, 1, S, 1) and (B, 1, 1, S) positions in each image and channel
-        image = torch.arange(count, device=images.device)[:, None, None, None]
-        channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-        cut = images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-        return cut.float().div_(255)
+        top, left = drawn(height - self.crop + 1), drawn(width - self.crop + 1)
+        flipped = drawn(2).bool()
+        windows = images.unfold(2, self.crop, 1).unfold(3, self.crop, 1)  # a view of every cut
+        cut = windows[torch.arange(count, device=images.device), :, top, left]
+        return torch.where(flipped[:, None, None, None], cut.flip(3), cut).float().div_(255)
 
     def evaluation_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images as the network sees them in evaluation: the centre, float32 in [0, 1]."""

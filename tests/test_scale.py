@@ -1,0 +1,72 @@
+"""At the size of Stanford Online Products: memory is that of blocks, whatever the gallery."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+N, DIM, CLASSES = 60_502, 512, 11_316
+LIMIT = 2 << 30  # bytes above the embeddings
+PRELUDE = f"""
+import json, resource, torch
+from dmlbench.attacks.base import Gallery
+from dmlbench.attacks.query import QueryDown, QueryUp
+from dmlbench.metrics.retrieval import retrieval
+from dmlbench.recipe import Threat
+
+torch.manual_seed(0)
+x = torch.nn.functional.normalize(torch.randn({N}, {DIM}), dim=1)
+labels = torch.arange({N}) % {CLASSES}
+index = torch.arange({N})
+gallery = Gallery(x, labels, "N")
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = peak()
+"""
+RETRIEVAL = """
+found = retrieval(x, index, x, labels, "N")
+means = {name: float(values.mean()) for name, values in found.scores.items()}
+"""
+QUERY_ATTACKS = """
+batch, means = index[:1024], {}
+for cls in (QueryUp, QueryDown):
+    goal = cls().resolve(Threat(8 / 255, 3 / 255, 32)).goal(gallery, batch, seed=0)
+    loss, gradient = goal.value_and_grad(x[batch], 0)
+    assert gradient.isfinite().all()
+    means |= {name: float(value.mean()) for name, value in goal.outcome(x[batch]).items()}
+"""
+
+
+def measured(code: str, tmp_path: Path) -> tuple[dict[str, float], int]:
+    """What ``code`` found, and how far its process's memory rose above the embeddings, in bytes."""
+    script = tmp_path / "child.py"
+    script.write_text(PRELUDE + code + "print(json.dumps([means, peak() - before]))\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    means, rise = json.loads(done.stdout)
+    print(means, f"{rise / 2**20:.0f} MiB above the embeddings")
+    return means, rise
+
+
+@pytest.mark.slow
+def test_retrieval_metrics(tmp_path: Path) -> None:
+    means, rise = measured(RETRIEVAL, tmp_path)
+    assert rise < LIMIT
+    assert 0 <= means["R@1"] < 1  # the embeddings are random
+
+
+@pytest.mark.slow
+def test_a_pass_of_the_query_attacks(tmp_path: Path) -> None:
+    means, rise = measured(QUERY_ATTACKS, tmp_path)
+    assert rise < LIMIT
+    assert 45 < means["QA+"] < 55
+    assert means["QA-"] < 1
