@@ -133,7 +133,7 @@ class Evaluation:
             "radius": radius,
             "flat_start": flat / len(self.index),
             "passes_saved": 1 - passes / full_passes,
-            "batch_size": self.rows,
+            "batch_size": min(self.rows, attack.most_rows(gallery)),
         }
         return Measurement(metrics, findings, outcomes)
 

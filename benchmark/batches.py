@@ -87,6 +87,7 @@ class Pixels:
             num_workers=min(MOST_WORKERS, os.cpu_count() or 1) if sys.platform == "linux" else 0,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # its seed is not drawn from the network's generator
             pin_memory=self._device.type == "cuda",
         )
         for batch in loader:

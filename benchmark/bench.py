@@ -47,7 +47,7 @@ class Bench:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin raises fails its cell only
-            fail(self.session, task.cell, task.title, _explained(error, task), watch)
+            fail(self.session, task.cell, task.title, explained(error, task), watch)
 
     def close(self) -> None:
         """Let go of the model in memory."""
@@ -98,7 +98,7 @@ class Bench:
         return Measurement({name: bootstrap_mean(worst)}, {}, {name: worst})
 
 
-def _explained(error: BaseException, task: Task) -> BaseException:
+def explained(error: BaseException, task: Task) -> BaseException:
     """An error with its remedy where it is the memory that was short."""
     out = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU

@@ -8,7 +8,6 @@ query first, over the seeds that both have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from dmlbench.identity import file_sha256
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.store import Cell, Store
 
-CONFIGURATION = ("dataset", "model", "recipe", "resolved", "precision")
+CONFIGURATION = ("dataset", "model", "recipe", "resolved")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Difference:
         a: the mean of the first model.
         b: the mean of the second.
         difference: b - a over the queries that count for both, with its 95% interval.
-        seeds: the seeds that both were trained with.
+        seeds: of the first and the second model, the pairs that were compared.
     """
 
     suite: str
@@ -61,7 +60,7 @@ class Difference:
     a: float
     b: float
     difference: Estimate
-    seeds: tuple[int, ...]
+    seeds: tuple[tuple[int, int], ...]
 
     @property
     def favours(self) -> str:
@@ -79,28 +78,26 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         UserError: nothing was measured of it, or several configurations answer to the name.
     """
     path = Path(name)
-    if path.exists():
-        digest = _digest(path)
-        home = path.resolve().parents[1 if path.is_dir() else 2]
-        if (home / "cells").is_dir():
-            store = Store(home)
-        cells = [c for c in store.cells() if c["facts"].get("checkpoint") == digest]
-    else:
-        cells = [c for c in store.cells() if name in _names(c)]
+    digest = _digest(path) if path.exists() else None
+    if digest is not None:
+        home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
+        store = Store(home) if (home / "cells").is_dir() else store
+    stored = store.cells()
     cells = [
         c
-        for c in cells
-        if c["status"] == "ok"
-        and c["facts"]["kind"] != "training"
+        for c in stored
+        if (c["facts"].get("checkpoint") == digest if digest else name in _names(c))
         and dataset in (None, c["about"]["dataset"])
+        and store.done(c["id"]) is not None
     ]
     if not cells:
-        known = sorted({c["about"]["defense"] for c in store.cells()})
+        known = sorted({c["about"]["defense"] for c in stored})
         hint = f"; measured there: {', '.join(known)}" if known else ""
         raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
-    found = {tuple(c["about"][key] for key in CONFIGURATION): c for c in cells}
-    if len(found) > 1:
-        several = "; ".join(" ".join(filter(None, key)) for key in found)
+    weights = {(c["about"]["seed"], c["facts"]["checkpoint"]) for c in cells}
+    found = {tuple(c["about"][key] for key in CONFIGURATION) for c in cells}
+    if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
+        several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
     return Side(name, store, cells)
 
@@ -113,28 +110,21 @@ def compare(a: Side, b: Side) -> list[Difference]:
     """
     ours, theirs = _by_metric(a), _by_metric(b)
     found = []
-    for key in ours:
-        left, right = ours[key], theirs.get(key, {})
-        # two seeds of one configuration can be compared too
-        pairs = [(seed, seed) for seed in left if seed in right]
-        if not pairs and len(left) == len(right) == 1:
-            pairs = [(next(iter(left)), next(iter(right)))]
-        if not pairs:
+    for key, left in ours.items():
+        right = theirs.get(key, {})
+        seeds = tuple((seed, seed) for seed in left if seed in right)
+        if not seeds and len(left) == len(right) == 1:  # one seed each: the images are the same
+            seeds = tuple(zip(left, right, strict=True))
+        if not seeds:
             continue
-        x = np.mean([_outcome(a, left[i], key.metric) for i, _ in pairs], axis=0)
-        y = np.mean([_outcome(b, right[j], key.metric) for _, j in pairs], axis=0)
+        x = np.mean([left[i].values for i, _ in seeds], axis=0)
+        y = np.mean([right[j].values for _, j in seeds], axis=0)
         both = ~np.isnan(x) & ~np.isnan(y)
+        about = left[seeds[0][0]]
+        difference = bootstrap_mean((y - x)[both])
+        means = float(x[both].mean()), float(y[both].mean())
         found.append(
-            Difference(
-                key.suite,
-                next(iter(left.values()))["about"]["attack"],
-                key.metric,
-                next(iter(left.values()))["columns"][key.metric]["better"],
-                float(x[both].mean()),
-                float(y[both].mean()),
-                bootstrap_mean((y - x)[both]),
-                tuple(i for i, _ in pairs),
-            )
+            Difference(key.suite, about.attack, key.metric, about.better, *means, difference, seeds)
         )
     if not found:
         raise UserError(f"{a.name} and {b.name} share no measurement: run the same attacks on both")
@@ -145,33 +135,40 @@ def compare(a: Side, b: Side) -> list[Difference]:
 class _Key:
     """What two measurements must agree in to be compared."""
 
-    data: str
     suite: str
     attack: str
     metric: str
+    precision: str
+    data: str
 
 
-def _by_metric(side: Side) -> dict[_Key, dict[int, Cell]]:
-    """Metric -> seed -> the cell that holds its outcomes."""
-    found: dict[_Key, dict[int, Cell]] = {}
+@dataclass(frozen=True)
+class _Measured:
+    """A metric of one seed, with the value of each query."""
+
+    attack: str
+    better: str
+    values: npt.NDArray[np.float64]
+
+
+def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
+    """Metric -> seed -> what was measured; a metric without outcomes (NMI) is left out.
+
+    The seed is that of an attack's targets, which is the training's where a run has trained.
+    """
+    data = next((c["facts"]["data"] for c in side.cells if "data" in c["facts"]), "")
+    found: dict[_Key, dict[int, _Measured]] = {}
     for cell in side.cells:
-        if "data" not in cell["facts"]:
-            continue  # a worst case is made of other cells
-        about = cell["about"]
-        for metric in _measured(side.store, cell):
-            key = _Key(cell["facts"]["data"], about["suite"], about["attack_resolved"], metric)
-            found.setdefault(key, {})[about["seed"]] = cell
+        about, outcomes = cell["about"], side.store.outcomes(cell["id"])
+        seed = cell["facts"].get("seed", about["seed"])
+        for name, column in cell["columns"].items():
+            if name in outcomes:
+                attack = about["attack_resolved"] or about["attack"]
+                key = _Key(about["suite"], attack, name, about["precision"], data)
+                values = outcomes[name].to_numpy(dtype=np.float64)
+                measured = _Measured(about["attack"], column["better"], values)
+                found.setdefault(key, {})[seed] = measured
     return found
-
-
-def _measured(store: Store, cell: Cell) -> Iterable[str]:
-    """The metrics that have an outcome for each query (NMI has none)."""
-    outcomes = store.outcomes(cell["id"])
-    return [name for name in cell["columns"] if name in outcomes]
-
-
-def _outcome(side: Side, cell: Cell, metric: str) -> npt.NDArray[np.float64]:
-    return side.store.outcomes(cell["id"])[metric].to_numpy(dtype=np.float64)
 
 
 def _names(cell: Cell) -> set[str]:

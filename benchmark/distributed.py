@@ -21,6 +21,7 @@ from torch import nn
 from dmlbench.errors import UserError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,16 @@ class World:
 
     def weight(self, n: int) -> float:
         """What the mean over this process's share of ``n`` items weighs in the mean over all."""
-        if n < max(1, self.size):
+        if n < self.size:
             return 1 / self.size
-        mine = self.share(n)
-        return float(mine.stop - mine.start) / n
+        part = self.share(n)
+        return float(part.stop - part.start) / n if n else 0.0
 
-    def gather(self, mine: torch.Tensor, n: int) -> torch.Tensor:
-        """(n, ...) rows of all processes, of which ``mine`` is this one's share. Differentiable."""
+    def gather(self, rows: torch.Tensor, n: int) -> torch.Tensor:
+        """(n, ...) rows of all processes, of which ``rows`` is this one's share. Differentiable."""
         if self.size == 1 or n < self.size:
-            return mine
-        gathered: torch.Tensor = _Gather.apply(mine, self, n)
+            return rows
+        gathered: torch.Tensor = _Gather.apply(rows, self, n)
         return gathered
 
     def mean(self, value: torch.Tensor, weight: float) -> torch.Tensor:
@@ -67,14 +68,14 @@ class World:
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Every parameter's gradient becomes the sum over the processes, in one exchange."""
-        if self.size == 1:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([g.flatten() for g in gradients])
         torch.distributed.all_reduce(flat)
         parts = torch.split(flat, [g.numel() for g in gradients])
-        for p, part in zip(parameters, parts, strict=True):
-            p.grad = part.view_as(p)
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def synchronised(self, model: ModuleT) -> ModuleT:
         """``model`` with batch norms that see the whole batch, not this process's share.
@@ -87,14 +88,29 @@ class World:
         if self.size == 1 or not any(isinstance(m, norm) and m.training for m in modules):
             return model
         if next(model.parameters()).device.type == "cpu":
-            raise UserError("several processes cannot train batch norms on a CPU: freeze them")
+            raise UserError(
+                "several processes cannot train batch norms on a CPU: freeze them "
+                "(freeze_bn=true, or torchvision.ops.FrozenBatchNorm2d in a network of your own)"
+            )
         synchronised: ModuleT = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return synchronised
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def begin_alike(self, modules: Sequence[nn.Module]) -> None:
+        """Give every process the weights of the first, whatever they were drawn from."""
         if self.size > 1:
-            torch.distributed.barrier()
+            for module in modules:
+                for value in module.state_dict().values():
+                    dense = value.contiguous()
+                    torch.distributed.broadcast(dense, 0)
+                    value.copy_(dense)
+
+    def from_first(self, found: T) -> T:
+        """What the first process has found, in every process."""
+        if self.size == 1:
+            return found
+        held = [found]
+        torch.distributed.broadcast_object_list(held, 0)
+        return held[0]
 
     def agree(self, number: int) -> bool:
         """Whether every process has the same ``number``."""
@@ -111,9 +127,15 @@ def launched() -> bool:
 
 
 def local_device(name: str) -> str:
-    """The device of this process: under ``torchrun`` each has a GPU of its own."""
-    if not launched() or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    """The device of this process: under ``torchrun`` each has a GPU of its own.
+
+    Raises:
+        UserError: one GPU is named for all of them.
+    """
+    if not launched() or name == "cpu" or not torch.cuda.is_available():
         return name
+    if name not in ("auto", "cuda"):
+        raise UserError(f"--device {name} under torchrun: each process takes a GPU; leave it out")
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
@@ -127,6 +149,8 @@ def world(device: torch.device) -> World:
     if not launched():
         return World()
     if not torch.distributed.is_initialized():
+        if device.type == "cuda":  # collectives of objects go to the current device
+            torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(torch.distributed.destroy_process_group)
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
@@ -136,15 +160,15 @@ class _Gather(torch.autograd.Function):
     """Sums of zero-padded rows: exact, and shares may differ in size."""
 
     @staticmethod
-    def forward(ctx: Any, mine: torch.Tensor, among: World, n: int) -> torch.Tensor:
-        ctx.place = among.share(n)
-        rows = mine.new_zeros(n, *mine.shape[1:])
-        rows[ctx.place] = mine
-        torch.distributed.all_reduce(rows)
-        return rows
+    def forward(ctx: Any, rows: torch.Tensor, among: World, n: int) -> torch.Tensor:
+        ctx.part = among.share(n)
+        whole = rows.new_zeros(n, *rows.shape[1:])
+        whole[ctx.part] = rows
+        torch.distributed.all_reduce(whole)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total)
-        return total[ctx.place], None, None
+        return total[ctx.part], None, None

@@ -199,6 +199,12 @@ class PlainReporter:
 class QuietReporter:
     """Says nothing: another process reports."""
 
+    def __enter__(self) -> QuietReporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
         """No bar."""

@@ -16,7 +16,7 @@ class Recipe(Component):
 
     epochs: int = parameter(8, "passes; each image once as anchor in a pass", at_least=1)
     pairs: int = parameter(128, "same-class pairs a batch", at_least=2)
-    lr: float = parameter(1e-3, "Adam's learning rate", above=0)
+    lr: float = parameter(1e-3, "Adam's learning rate", above=0, at_most=1e30)
     weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
     precision: str = parameter("fp32", "of the network's passes", choices=PRECISIONS)
 

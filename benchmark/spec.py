@@ -140,9 +140,13 @@ class Parameter:
         return value
 
 
-@functools.cache  # plans of thousands of cells ask again and again
 def parameters(cls: type[Component]) -> tuple[Parameter, ...]:
     """The parameters of a component class, in the order of its fields."""
+    return _parameters(typing.cast(Any, cls))
+
+
+@functools.cache  # plans of thousands of cells ask again and again
+def _parameters(cls: Any) -> tuple[Parameter, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     for field in dataclasses.fields(typing.cast(Any, cls)):
@@ -227,8 +231,12 @@ def shortest(component: C, resolve: Callable[[C], C]) -> str:
     """
     bare = component
     for p in parameters(type(component)):
-        candidate = dataclasses.replace(typing.cast(Any, bare), **{p.name: p.default})
-        if resolve(candidate) == component:
+        try:
+            candidate = dataclasses.replace(typing.cast(Any, bare), **{p.name: p.default})
+            same = resolve(candidate) == component
+        except (ValueError, UserError):  # a rule between fields: this one is needed
+            continue
+        if same:
             bare = candidate
     return canonical(bare)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dmlbench import checkpoint, spec
 from dmlbench.batches import Index, Pixels, anchors, pair_batches
@@ -36,7 +37,7 @@ from dmlbench.journal import Journal
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
-from dmlbench.progress import QuietReporter, Reporter, Task
+from dmlbench.progress import Reporter, Task
 from dmlbench.provenance import provenance
 
 History = list[dict[str, float | None]]
@@ -112,8 +113,10 @@ def train(
     compute.check()
     with compute.applied() as device:
         begun, clock, among = time.time(), time.monotonic(), world(device)
-        if not among.leads:
-            reporter = QuietReporter()
+        known = checkpoint.read_manifest(folder, training.facts) if among.leads else None
+        known = among.from_first(known)
+        if known is not None:
+            return known
         run = _Run(training, data, device, reporter, among, watch)
         history, before = run.resume(folder)
         if not among.agree(len(history)):
@@ -144,12 +147,13 @@ def train(
             "started": begun,
             "provenance": provenance(device),
         }
-        # another run may have finished it meanwhile: then its weights stand
-        if among.leads and checkpoint.read_manifest(folder, training.facts) is None:
-            checkpoint.save(folder, run.model, facts)
+        manifest = None
+        if among.leads:
+            # another run may have finished it meanwhile: then its weights stand
+            manifest = checkpoint.read_manifest(folder, training.facts)
+            manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
-        among.wait()
-        manifest = checkpoint.read_manifest(folder)
+        manifest = among.from_first(manifest)
         assert manifest is not None
         return manifest
 
@@ -185,11 +189,12 @@ class _Run:
         self.companion = self.training.defense.companion(
             len(classes), self._dim(), self.model.metric
         )
-        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters()), "lr": recipe.lr}]
+        groups: list[dict[str, Any]] = [{"params": _learned(self.model), "lr": recipe.lr}]
         if self.companion is not None:
             self.companion.to(self.device)
-            own = list(self.companion.parameters())
+            own = _learned(self.companion)
             groups += [{"params": own, "lr": recipe.lr * COMPANION_RATE}] if own else []
+        self.world.begin_alike([m for m in (self.model, self.companion) if m is not None])
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
 
@@ -208,8 +213,8 @@ class _Run:
         batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
-            place = f"epoch {number + 1}, step {seen.steps + 1}"
-            self.step(self.data.training_pixels(raw, mining), index, mining, seen, place)
+            where = f"epoch {number + 1}, step {seen.steps + 1}"
+            self.step(self.data.training_pixels(raw, mining), index, mining, seen, where)
             count += len(index)
             rate = count / (time.perf_counter() - begun)
             found = {**seen.last(), "images_per_second": round(rate, 1)}
@@ -219,11 +224,12 @@ class _Run:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
-                    f"{seen.spreads[-1]:.4f} in {place})"
+                    f"{seen.spreads[-1]:.4f} in {where})"
                 )
         seen.passes, seen.full_passes = self.world.sum(
             torch.tensor([seen.passes, seen.full_passes], device=self.device)
         ).tolist()
+        self.check(batches[-1], where)
         summary = seen.summary()
         last = number + 1 == self.training.recipe.epochs
         if self.watch.validate and (last or (number + 1) % self.watch.validate == 0):
@@ -238,12 +244,12 @@ class _Run:
         index: Index,
         mining: torch.Generator,
         seen: Epoch,
-        place: str,
+        where: str,
     ) -> None:
         """One weight update.
 
         Raises:
-            CellError: the loss or a gradient is not finite; the message names the place.
+            CellError: the loss or a gradient is not finite; the message names the step.
         """
         labels = self.labels[torch.from_numpy(index)].to(self.device)
         self.model.eval()
@@ -255,7 +261,8 @@ class _Run:
         try:
             result = self.training.defense.step(self.model, clean, self.state)
         except CellError as error:
-            raise self._diverged(place, str(error)) from None
+            raise self._diverged(where, str(error)) from None
+        self.state = {k: self.world.mean(v, result.weight) for k, v in self.state.items()}
         seen.spreads.append(float(result.spread))
         seen.passes += result.passes
         seen.full_passes += result.full_passes
@@ -263,7 +270,7 @@ class _Run:
             return
         loss = float(self.world.mean(result.loss.detach(), result.weight))
         if not math.isfinite(loss):
-            raise self._diverged(place, f"the loss is {loss}")
+            raise self._diverged(where, f"the loss is {loss}")
         self.optimizer.zero_grad(set_to_none=True)
         (result.loss * result.weight).backward()  # type: ignore[no-untyped-call]
         self.world.sum_gradients(self.parameters)
@@ -272,8 +279,18 @@ class _Run:
         seen.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """R@1 on the clean test split, in percent."""
+    def check(self, index: Index, where: str) -> None:
+        """CellError if the step that was the last has left a network that gives no embeddings."""
+        (raw,) = self.pixels.batches([index])
+        self.model.eval()
+        e = embed(self.model, self.data.evaluation_pixels(raw))
+        self.model.train()
+        if not bool(e.isfinite().all()):
+            raise self._diverged(where, "the embeddings are not finite")
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """R@1 on the clean test split, in percent; None where no query has a match."""
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
@@ -284,7 +301,7 @@ class _Run:
         labels = torch.from_numpy(test.labels).to(self.device)
         index = torch.arange(len(test), device=self.device)
         found = retrieval(e, index, e, labels, self.model.metric, recalls=(1,))
-        return float(found.scores["R@1"].nanmean())
+        return float(found.scores["R@1"].nanmean()) if bool(found.valid.any()) else None
 
     def _dim(self) -> int:
         """D of the embeddings."""
@@ -293,10 +310,10 @@ class _Run:
         with torch.no_grad():
             return int(self.model(probe.to(self.device)).shape[1])
 
-    def _diverged(self, place: str, what: str) -> CellError:
+    def _diverged(self, where: str, what: str) -> CellError:
         rate = self.training.recipe.lr
         return CellError(
-            f"{what} in {place}: the training diverged; try a lower learning rate than {rate:g}"
+            f"{what} in {where}: the training diverged; try a lower learning rate than {rate:g}"
         )
 
     def save(self, folder: Path, history: History, seconds: float) -> None:
@@ -327,7 +344,10 @@ class _Run:
         if hashlib.sha256(content).hexdigest().encode() != digest:
             self.reporter.warn(f"{folder / STATE} is damaged; training starts again")
             return [], 0.0
-        saved = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if saved["training_id"] != self.training.id:
+            self.reporter.warn(f"{folder / STATE} is of another training; it starts again")
+            return [], 0.0
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.companion is not None:
@@ -338,12 +358,18 @@ class _Run:
         return history, float(saved["seconds"])
 
 
+def _learned(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def _note(found: Mapping[str, float | None]) -> str:
     """How it goes, on a line of progress."""
     forms = {
         "loss": "loss {:.3f}",
         "hardness": "H {:.3f}",
         "R@1": "R@1 {:.1f}",
+        "passes_saved": "{:.0%} of the inner passes saved",
         "images_per_second": "{:.0f} images/s",
     }
     return "  ".join(

@@ -72,4 +72,4 @@ class AntiCollapseTriplet(AdversarialDefense):
         h = hardness(e.view(len(triplets), 3, -1), model.metric)
         loss = triplet_loss(h, self.margin)
         passes = (perturbed.passes, perturbed.full_passes)
-        return Step(loss, h.detach().mean(), clean.spread, *passes, triplets.weight)
+        return Step(loss, h.detach().mean(), clean.spread, triplets.weight, *passes)

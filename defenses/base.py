@@ -39,26 +39,27 @@ class Step:
         loss: scalar to back-propagate; None if the batch held no triplet.
         hardness: mean d(a, p) - d(a, n) of the triplets the loss is taken on.
         spread: mean pairwise cosine of the clean batch; near 1 in a collapse.
+        weight: of this process's share in the mean over all processes (``Triplets.weight``).
         passes: adversarial forward-backward passes spent, counted a triplet.
         full_passes: what they would have been without the active set.
-        weight: of this process's share in the mean over all processes.
     """
 
     loss: torch.Tensor | None
     hardness: torch.Tensor
     spread: torch.Tensor
+    weight: float
     passes: int = 0
     full_passes: int = 0
-    weight: float = 1.0
 
     @classmethod
     def empty(cls, clean: Clean) -> Step:
         """The step of a batch that holds a single class, and so no triplet."""
-        return cls(None, torch.tensor(torch.nan), clean.spread)
+        return cls(None, torch.tensor(torch.nan), clean.spread, 1 / clean.world.size)
 
 
 State = dict[str, "torch.Tensor"]
-"""What a defense carries from step to step, by names of its own; saved with each epoch."""
+"""What a defense carries from step to step, by names of its own; saved with each epoch. Each is a
+mean over the step's triplets: several processes take the mean of theirs."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ class Clean:
         object.__setattr__(self, "spread", mean)
 
     @property
-    def mine(self) -> slice:
-        """The share of the images that is for this process."""
+    def share(self) -> slice:
+        """The images that are for this process to work on."""
         return self.world.share(len(self.images))
 
-    def gather(self, e: torch.Tensor) -> torch.Tensor:
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """(2B, ...) of the whole batch from each process's rows of its share. Differentiable."""
-        return self.world.gather(e, len(self.images))
+        return self.world.gather(rows, len(self.images))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,13 @@ class Defense(Component, abc.ABC):
     def mine(
         self, sampler: str, clean: Clean, metric: Metric, embeddings: torch.Tensor | None = None
     ) -> Triplets:
-        """One triplet a pair of the batch, by the named sampler; this process's share of them.
+        """The triplets of ``mine_whole`` that are for this process to work on."""
+        return self.mine_whole(sampler, clean, metric, embeddings).share(clean.world)
+
+    def mine_whole(
+        self, sampler: str, clean: Clean, metric: Metric, embeddings: torch.Tensor | None = None
+    ) -> Triplets:
+        """One triplet a pair of the batch, by the named sampler; the same in all processes.
 
         Args:
             sampler: a name in ``SAMPLERS``.
@@ -146,8 +153,7 @@ class Defense(Component, abc.ABC):
         """
         e = clean.embeddings if embeddings is None else embeddings
         margin = self.margin or MARGIN[metric]
-        triplets = sample(sampler, e, clean.labels, metric, margin, clean.generator)
-        return triplets.share(clean.world)
+        return sample(sampler, e, clean.labels, metric, margin, clean.generator)
 
 
 @dataclass(frozen=True, kw_only=True)

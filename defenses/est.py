@@ -63,8 +63,8 @@ class EmbeddingShiftedTriplet(AdversarialDefense):
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Shift the batch, mine on what it became, take the triplet loss there."""
         assert self.margin is not None
-        objective = ShiftObjective(model.metric, clean.embeddings[clean.mine, None])
-        perturbed = self.perturb(model, clean.images[clean.mine, None], objective)
+        objective = ShiftObjective(model.metric, clean.embeddings[clean.share, None])
+        perturbed = self.perturb(model, clean.images[clean.share, None], objective)
         e = clean.gather(model(perturbed.images[:, 0]))
         triplets = self.mine(self.sampler, clean, model.metric, e.detach())
         if not len(triplets):
@@ -72,4 +72,4 @@ class EmbeddingShiftedTriplet(AdversarialDefense):
         h = hardness(e[triplets.stack()], model.metric)
         loss = triplet_loss(h, self.margin)
         passes = (perturbed.passes, perturbed.full_passes)
-        return Step(loss, h.detach().mean(), clean.spread, *passes, triplets.weight)
+        return Step(loss, h.detach().mean(), clean.spread, triplets.weight, *passes)

@@ -80,12 +80,32 @@ class HardnessManipulation(AdversarialDefense):
         0.0, "g_B: how far a sampler's H_D is raised as the loss falls", at_least=0
     )
     u: float | None = parameter(
-        None, "loss at which a gradual adversary begins; auto: margin", above=0
+        None, "g_B, gradual: loss at which H_D begins to rise; auto: margin", above=0
     )
     ics: float | None = parameter(
         None, "weight lambda of the Intra-Class Structure loss; auto: the data set's", at_least=0
     )
     ics_margin: float = parameter(0.0, "margin of the Intra-Class Structure loss", at_least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing would read: it would be another row with the same numbers."""
+        unread = {
+            "level": self.level and self.destination != "constant",
+            "xi": self.xi and self.destination not in SAMPLER_NAMES,
+            "u": self.u is not None and not self.eased,
+            "ics_margin": self.ics_margin and self.ics == 0,
+        }
+        for key, given in unread.items():
+            if given:
+                raise ValueError(
+                    f"{key} is not read with destination={self.destination},xi={self.xi:g}"
+                    f"{',ics=0' if self.ics == 0 else ''}: leave it out"
+                )
+
+    @property
+    def eased(self) -> bool:
+        """Whether the destination follows the loss."""
+        return self.destination in GRADUAL or self.xi > 0
 
     @property
     def label(self) -> str:
@@ -108,7 +128,8 @@ class HardnessManipulation(AdversarialDefense):
         """Fill in u too, which is gamma by default, and ICS's weight."""
         filled = super().resolve(threat, metric)
         ics = threat.ics if self.ics is None else self.ics
-        return dataclasses.replace(filled, u=self.u or filled.margin, ics=ics)
+        u = (self.u or filled.margin) if self.eased else None
+        return dataclasses.replace(filled, u=u, ics=ics)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Sample, manipulate the hardness, take the triplet loss (and ICS) on the result."""
@@ -131,22 +152,23 @@ class HardnessManipulation(AdversarialDefense):
         e = e.view(len(triplets), 3, -1)
         h = hardness(e, metric)
         loss = triplet_loss(h, self.margin)
-        state["previous_loss"] = clean.world.mean(loss.detach(), triplets.weight)
+        state["previous_loss"] = loss.detach()
         if self.ics:
             loss = loss + self.ics * self.structure_loss(model, clean, triplets, e)
         weight = triplets.weight
-        return Step(loss, h.detach().mean(), clean.spread, passes, full_passes, weight)
+        return Step(loss, h.detach().mean(), clean.spread, weight, passes, full_passes)
 
     def hardness_goal(self, clean: Clean, state: State, metric: Metric) -> torch.Tensor:
         """H_D: a scalar, or (T,) for another sampler's triplets with the same anchors."""
         assert self.margin is not None
         if self.destination == "constant":
             return clean.embeddings.new_tensor(self.level)
-        ease = self.ease(state, clean.embeddings)
         if self.destination in GRADUAL:
+            ease = self.ease(state, clean.embeddings)
             return -self.margin * ease ** POWER[self.destination]
         triplets = self.mine(self.destination, clean, metric)
-        return hardness(clean.embeddings[triplets.stack()], metric) + self.xi * (1 - ease)
+        goal = hardness(clean.embeddings[triplets.stack()], metric)
+        return goal + self.xi * (1 - self.ease(state, clean.embeddings)) if self.xi else goal
 
     def ease(self, state: State, like: torch.Tensor) -> torch.Tensor:
         """L = min(u, previous step's adversarial loss) / u, 1 before the first (HM, Gradual

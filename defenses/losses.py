@@ -2,7 +2,8 @@
 
 Each with that library's defaults, which are its papers'. Contrastive and margin loss measure
 Euclidean distance, of unit vectors for the metrics N and C; multi-similarity and proxy-anchor
-compare by cosine, n-pair by inner product.
+compare by cosine, n-pair by inner product. N-pair takes one pair of each class in the batch, so it
+reads little of one of few classes.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ def build(name: str, classes: int, dim: int, metric: Metric) -> nn.Module:
             f"loss={name} needs pytorch-metric-learning: pip install 'dmlbench[losses]'"
         ) from None
     euclidean = distances.LpDistance(normalize_embeddings=metric != "E")
+    inner = distances.DotProductSimilarity(normalize_embeddings=metric != "E")
     made: nn.Module = {
         "contrastive": lambda: losses.ContrastiveLoss(distance=euclidean),
         "margin": lambda: losses.MarginLoss(distance=euclidean),
         "multi-similarity": losses.MultiSimilarityLoss,
         "proxy-anchor": lambda: losses.ProxyAnchorLoss(classes, dim),
-        "n-pair": losses.NPairsLoss,
+        "n-pair": lambda: losses.NPairsLoss(distance=inner),
     }[name]()
     return made

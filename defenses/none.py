@@ -72,17 +72,17 @@ class NoDefense(Defense):
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Forward the batch once and take the loss on its triplets, or on all of it."""
-        triplets = self.mine(self.sampler, clean, model.metric)
-        if not len(triplets):
+        whole = self.mine_whole(self.sampler, clean, model.metric)
+        if not len(whole):
             return Step.empty(clean)
-        e = clean.gather(model(clean.images[clean.mine]))
-        h = hardness(e[triplets.stack()], model.metric)
-        weight = triplets.weight
+        e = clean.gather(model(clean.images[clean.share]))
         if clean.companion is None:
             assert self.margin is not None
-            loss = triplet_loss(h, self.margin)
-        elif self.loss == MARGIN_LOSS:
-            loss = clean.companion(e, clean.labels, triplets.stack().unbind(1))
-        else:  # every process takes the loss on the whole batch
-            loss, weight = clean.companion(e, clean.labels), 1 / clean.world.size
-        return Step(loss, h.detach().mean(), clean.spread, weight=weight)
+            triplets = whole.share(clean.world)
+            h = hardness(e[triplets.stack()], model.metric)
+            loss, weight = triplet_loss(h, self.margin), triplets.weight
+        else:  # no mean over triplets: every process takes the loss on the whole batch
+            h, weight = hardness(e[whole.stack()], model.metric), 1 / clean.world.size
+            mined = (whole.stack().unbind(1),) if self.loss == MARGIN_LOSS else ()
+            loss = clean.companion(e, clean.labels, *mined)
+        return Step(loss, h.detach().mean(), clean.spread, weight)

@@ -60,7 +60,12 @@ def test_a_difference_is_taken_query_by_query(tmp_path: Path, noise: np.ndarray)
     put(store, "none", noise)
     put(store, "hm", noise + shift)
     (found,) = compare(find("none", store, None), find("HM", store, None))
-    assert (found.attack, found.metric, found.seeds, found.difference.n) == ("ca+", "CA+", (0,), N)
+    assert (found.attack, found.metric, found.seeds, found.difference.n) == (
+        "ca+",
+        "CA+",
+        ((0, 0),),
+        N,
+    )
     assert found.a == pytest.approx(noise.mean())
     assert found.difference.value == pytest.approx(shift.mean())
     assert found.b - found.a == pytest.approx(found.difference.value)
@@ -93,7 +98,7 @@ def test_seeds_are_averaged_over_those_that_both_have(tmp_path: Path, noise: np.
     for seed in (1, 2, 3):
         put(store, "hm", noise + 10 * seed, seed)
     (found,) = compare(find("none", store, None), find("hm", store, None))
-    assert found.seeds == (1, 2)
+    assert found.seeds == ((1, 1), (2, 2))
     assert found.difference.value == pytest.approx(15 - 1.5)
 
 
@@ -109,6 +114,37 @@ def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) ->
     (found,) = compare(*sides)
     assert found.difference.value == pytest.approx(-1)
     assert found.favours == "A"
+    assert found.seeds == ((0, 1),)
+
+
+def test_precisions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    for precision, shift in (("fp32", 1), ("bf16", 3)):
+        put(store, "none", noise, precision=precision)
+        put(store, "hm", noise + shift, precision=precision)
+    found = compare(find("none", store, None), find("hm", store, None))
+    assert sorted(round(one.difference.value) for one in found) == [1, 3]
+
+
+def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    next(tmp_path.rglob("*.parquet")).unlink()
+    with pytest.raises(UserError, match="nothing was measured of 'none'"):
+        find("none", store, None)
+
+
+def test_a_checkpoint_near_the_root_is_looked_for(tmp_path: Path) -> None:
+    file = Path("/dmlbench-test-weights")
+    try:
+        file.write_bytes(b"weights")
+    except OSError:
+        pytest.skip("the root folder is not writable")
+    try:
+        with pytest.raises(UserError, match="nothing was measured"):
+            find(str(file), Store(tmp_path), None)
+    finally:
+        file.unlink()
 
 
 def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from dmlbench.progress import QuietReporter
 from dmlbench.recipe import Recipe, TrainingThreat
 from dmlbench.training import Training, train
 
-DEFENSES = ("none", "none:loss=multi-similarity", "est", "act", "hm")
+DEFENSES = ("none", "none:loss=margin", "none:loss=proxy-anchor", "est", "act", "hm")
 THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
 
 

@@ -22,11 +22,12 @@ from dmlbench.defenses.base import Defense
 from dmlbench.defenses.hm import HardnessManipulation
 from dmlbench.defenses.none import NoDefense
 from dmlbench.errors import CellError, UserError
-from dmlbench.identity import file_sha256
+from dmlbench.identity import derived_seed, file_sha256
 from dmlbench.journal import LOG, TENSORBOARD
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import Recipe, TrainingThreat
 from dmlbench.training import Training, Watch, train
+from tests.conftest import make_split
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
 CPU = Compute("cpu")
@@ -286,6 +287,59 @@ def test_proxies_learn_and_are_resumed(
         train(spec, tiny, tmp_path / "cut", CPU, Silent())
     monkeypatch.setattr(training._Run, "epoch", real)
     assert train(spec, tiny, tmp_path / "cut", CPU, Silent())["sha256"] == whole["sha256"]
+
+
+def test_a_test_split_without_a_match_has_no_recall(tiny: RetrievalData, tmp_path: Path) -> None:
+    lonely = Split(tiny.test.images[:5], np.arange(5))
+    data = RetrievalData(tiny.train, lonely)
+    manifest = train(make(data, NoDefense()), data, tmp_path, CPU, Silent(), Watch(validate=1))
+    assert [epoch["R@1"] for epoch in manifest["history"]] == [None] * 3
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+    data = RetrievalData(make_split(1, each=16), make_split(2))
+    spec = make(data, NoDefense(), epochs=1, pairs=80, lr=1e30)  # a single step
+    with pytest.raises(CellError, match="embeddings are not finite in epoch 1, step 1"):
+        train(spec, data, tmp_path, CPU, Silent())
+    assert checkpoint.read_manifest(tmp_path) is None
+
+
+def test_a_state_of_another_training_is_not_taken(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, reporter = make(tiny), replace(make(tiny), seed=1), Silent()
+    real = training._Run.epoch
+
+    def cut(self: Any, number: int, *args: Any) -> Any:
+        if number == 1:
+            raise KeyboardInterrupt
+        return real(self, number, *args)
+
+    monkeypatch.setattr(training._Run, "epoch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, tiny, tmp_path / "one", CPU, Silent())
+    monkeypatch.undo()
+    resumed = train(one, tiny, tmp_path / "one", CPU, reporter)
+    assert "another training" in reporter.warnings[0]
+    assert resumed["sha256"] == train(one, tiny, tmp_path / "two", CPU, Silent())["sha256"]
+
+
+def test_frozen_parameters_stay(tiny: RetrievalData, tmp_path: Path) -> None:
+    class Half(C2F2):
+        def build(self, *args: Any, **kwargs: Any) -> Any:
+            model = super().build(*args, **kwargs)
+            next(model.parameters()).requires_grad_(False)
+            return model
+
+    spec = replace(make(tiny, NoDefense(), epochs=1), model=Half(dim=8))
+    train(spec, tiny, tmp_path, CPU, Silent())
+    torch.manual_seed(derived_seed(0, "init"))
+    before = next(C2F2(dim=8).build(1, 8).parameters())
+    after = spec.model.build(1, 8)
+    checkpoint.load_weights(tmp_path / checkpoint.WEIGHTS, after)
+    weights = list(after.parameters())
+    assert torch.equal(weights[0], before)
+    assert not torch.equal(weights[1], list(C2F2(dim=8).build(1, 8).parameters())[1])
 
 
 @pytest.mark.gpu

@@ -66,7 +66,7 @@ def _print(found: list[Difference], a: str, b: str) -> None:
             f"{d.value:+.3f}",
             f"[{d.low:+.3f}, {d.high:+.3f}]",
         )
-        seeds = ",".join(map(str, one.seeds))
+        seeds = ",".join(f"{i}" if i == j else f"{i}/{j}" for i, j in one.seeds)
         cells = (attack, one.metric, *numbers, str(d.n), seeds, one.favours or "-")
         table.add_row(*map(Text, cells))
     console = Console()

@@ -75,20 +75,20 @@ def open_session(
     from rich.console import Console
 
     from dmlbench.compute import Compute
-    from dmlbench.distributed import launched
+    from dmlbench.distributed import launched, leads, local_device
     from dmlbench.files import check_writable
-    from dmlbench.progress import reporter_for
+    from dmlbench.progress import QuietReporter, reporter_for
     from dmlbench.session import Session
     from dmlbench.store import Store
 
     if launched() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
-    compute = Compute(device, batch_size, threads, precision)
+    compute = Compute(local_device(device), batch_size, threads, precision)
     if writing:
         check_writable(results, "--results")
     if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
         yield Session(dataset, data_root, cache, Store(results), compute, reporter)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dmlbench.commands.shared import open_session, parse_all, parse_recipe
-from dmlbench.errors import EXIT_FAILED_CELLS, CellError
+from dmlbench.errors import EXIT_FAILED_CELLS, UserError
 from dmlbench.options import options
 
 
@@ -49,7 +49,7 @@ def train(
     from dmlbench import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
-    from dmlbench.distributed import leads
+    from dmlbench.distributed import launched, leads
     from dmlbench.models.base import parse_model
 
     chosen = spec.parse(dataset, DATASETS)
@@ -59,21 +59,27 @@ def train(
     with open_session(
         chosen, leaderboards=None, batch_size=None, precision="fp32", torchrun=True, **places
     ) as s:
-        from dmlbench import checkpoint, training
+        from dmlbench import training
+        from dmlbench.bench import explained
         from dmlbench.plan import plan
+        from dmlbench.tasks import Train
 
         watch = training.Watch(validate, tensorboard)
         manifests, failed = [], False
         for job in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(job.training.id)
-            manifest = checkpoint.read_manifest(folder, job.training.facts)
             try:
-                manifest = manifest or training.train(
+                manifest = training.train(
                     job.training, s.data, folder, s.compute, s.reporter, watch
                 )
-            except CellError as error:
+            except UserError:
+                raise
+            except Exception as error:  # whatever a network or plugin raises
+                problem = explained(error, Train(job, {}))
+                if launched():  # the other processes wait for this one: torchrun ends them
+                    raise UserError(str(problem)) from None
                 failed = True
-                s.reporter.warn(f"training {job.training.defense.label} failed: {error}")
+                s.reporter.warn(f"training {job.training.defense.label} failed: {problem}")
                 continue
             manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
     if leads():

@@ -157,8 +157,10 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
 
     try:
         if facts not in _benches:
-            notes, (dataset, data_root, store, compute) = _Notes(), facts
-            _benches[facts] = Bench(Session(dataset, data_root, store, compute, notes)), notes
+            dataset, data_root, cache, store, compute = facts
+            notes = _Notes()
+            session = Session(dataset, data_root, cache, store, compute, notes)
+            _benches[facts] = Bench(session), notes
         bench, notes = _benches[facts]
         notes.said.clear()
         bench.do(task)

@@ -41,10 +41,10 @@ def draw_attacks(
         index = measured.index[:count]
         clean, gallery = measured.images(index), measured.gallery
         for attack in (attack.resolve(threat) for attack in attacks):
-            attacked = attack.run(model, clean, index, gallery, seed=seed)
+            attacked = attack.run(measured.network, clean, index, gallery, seed=seed)
             adversarial = attacked.perturbed.images
             with torch.no_grad():
-                after = embed(model, adversarial)
+                after = embed(measured.network, adversarial)
             tops = [_top(gallery.distances(e), index) for e in (gallery.embeddings[index], after)]
             for row, query in enumerate(index.tolist()):
                 pairs = [
