@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +77,7 @@ class Cluster:
         self.workers = min(self._asked or room, room)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
-        facts = (session.dataset, session.data_root, store, compute)
+        facts = (session.dataset, session.data_root, store, compute, tuple(sys.argv))
         self._facts = ray.put(facts)
         self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
         return self
@@ -157,7 +158,8 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
 
     try:
         if facts not in _benches:
-            notes, (dataset, data_root, store, compute) = _Notes(), facts
+            notes, (dataset, data_root, store, compute, argv) = _Notes(), facts
+            sys.argv = list(argv)  # for the provenance
             _benches[facts] = Bench(Session(dataset, data_root, store, compute, notes)), notes
         bench, notes = _benches[facts]
         notes.said.clear()
