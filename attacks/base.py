@@ -97,6 +97,10 @@ class Attack(Component, abc.ABC):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:
         """Targets and loss for the test images at ``index`` (B,), from (seed, index) alone."""
 
+    def most_rows(self, gallery: Gallery) -> int:
+        """How many queries a batch may have, for an attack that keeps a lot for each."""
+        return len(gallery)
+
     def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
         """Outcomes from ``after`` (B, D), the embeddings of the adversarial images."""
         outcomes: Outcomes = goal.outcome(after)

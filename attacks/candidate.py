@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.gallery import TOP_SHARE, Gallery
-from dmlbench.attacks.targets import all_but, draw
+from dmlbench.attacks.gallery import BLOCK_CELLS, Gallery
+from dmlbench.attacks.targets import draw
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
 from dmlbench.papers import ADVRANK
 from dmlbench.registry import Card
 from dmlbench.spec import parameter
+
+SORTED_CELLS = 32_000_000  # sorted distances of a batch, 12 bytes each with their sums
 
 
 @dataclass(frozen=True)
@@ -88,24 +90,28 @@ class CandidateAttack(Attack):
     w: int = parameter(1, "number of queries a candidate is moved for", at_least=1)
 
     @abc.abstractmethod
-    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
-        """(B, P) the gallery items that queries are drawn from, never the candidate itself."""
+    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor | None:
+        """(B, P) the gallery items that queries are drawn from; None: all but the candidate."""
+
+    def most_rows(self, gallery: Gallery) -> int:
+        """So many that their sorted distances take 400 MB, whatever the gallery's size."""
+        return max(1, SORTED_CELLS // (self.w * len(gallery)))
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CandidateGoal:
         """Draw w queries for each candidate and sort their distances to the gallery."""
         n = len(gallery)
-        chosen = draw(self.pool(gallery, index), n, index, self.w, seed, self.card.name)
+        chosen = draw(n, index, self.w, seed, self.card.name, self.pool(gallery, index))
         queries = gallery.embeddings[chosen]
-        distances = gallery.distances(queries.flatten(0, 1)).to(queries.dtype)
-        distances = distances.view(*chosen.shape, n)
-        others = n
-        if self.strict:
-            others = n - 2
-            distances.scatter_(2, chosen[..., None], torch.inf)
-            distances.scatter_(2, index[:, None, None].expand(*chosen.shape, 1), torch.inf)
-        distances = distances.sort(dim=2).values
-        sums = torch.zeros(*chosen.shape, n + 1, dtype=torch.float64, device=queries.device)
-        torch.cumsum(distances.double(), dim=2, out=sums[..., 1:])
+        distances = queries.new_empty(*chosen.shape, n)
+        sums = queries.new_zeros(*chosen.shape, n + 1, dtype=torch.float64)
+        for rows in torch.split(torch.arange(len(index)), max(1, BLOCK_CELLS // (n * self.w))):
+            d = gallery.distances(queries[rows].flatten(0, 1)).view(len(rows), self.w, n)
+            if self.strict:
+                own = index[rows, None, None].expand(-1, self.w, 1)
+                d.scatter_(2, chosen[rows, :, None], torch.inf).scatter_(2, own, torch.inf)
+            distances[rows] = d.to(queries.dtype).sort(dim=2).values
+            sums[rows, :, 1:] = distances[rows].double().cumsum(dim=2)
+        others = n - 2 if self.strict else n
         column = self.columns[0].name
         tie = gallery.tie if self.strict else 0.0
         return CandidateGoal(column, self.up, tie, gallery.metric, others, queries, distances, sums)
@@ -120,9 +126,9 @@ class CandidateUp(CandidateAttack):
     columns = (Column("CA+", "%", "higher"),)
     up = True
 
-    def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+    def pool(self, gallery: Gallery, index: torch.Tensor) -> None:
         """Everything but the candidate."""
-        return all_but(len(gallery), index)
+        return None
 
 
 @ATTACKS.register
@@ -136,5 +142,4 @@ class CandidateDown(CandidateAttack):
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
         """The nearest 1%, or the nearest w where 1% is fewer."""
-        size = max(len(gallery) // TOP_SHARE, self.w)
-        return gallery.nearest(min(size, len(gallery) - 1))[index]
+        return gallery.neighbourhood(index, self.w)

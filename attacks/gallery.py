@@ -57,7 +57,7 @@ class Gallery:
         return pairwise(queries.double(), self.embeddings.double(), self.metric)
 
     def nearest(self, count: int) -> torch.Tensor:
-        """(N, count) positions of each item's nearest others, closest first. Computed once.
+        """(N, count) int32 positions of each item's nearest others, closest first. Kept.
 
         Raises:
             CellError: there are fewer than ``count`` others.
@@ -71,8 +71,13 @@ class Gallery:
                 self._others(rows).topk(size, dim=1, largest=False).indices
                 for rows in self._blocks()
             ]
-            known = self._shared["nearest"] = torch.cat(blocks)
+            known = self._shared["nearest"] = torch.cat(blocks).int()
         return known[:, :count]
+
+    def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
+        """(B, P) the nearest 1% of the items at ``index``, or the nearest ``least`` if more."""
+        size = max(len(self) // TOP_SHARE, least)
+        return self.nearest(min(size, len(self) - 1))[index].long()
 
     def nearest_of_another_class(self) -> torch.Tensor:
         """(N,) position of each item's nearest item with another label. Computed once.

@@ -152,5 +152,5 @@ class GreedyTopOneTranslocation(Attack):
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
         """QA- on the top-1 item of the clean query."""
-        top1 = gallery.nearest(1)[index]
+        top1 = gallery.nearest(1)[index].long()
         return TranslocationGoal(QueryLoss(False, self.strict, gallery, index, top1))

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.gallery import TOP_SHARE, Gallery
-from dmlbench.attacks.targets import all_but, draw
+from dmlbench.attacks.gallery import Gallery
+from dmlbench.attacks.targets import draw
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
@@ -203,12 +203,9 @@ class QueryAttack(Attack):
 
     def query_loss(self, gallery: Gallery, index: torch.Tensor, seed: int) -> QueryLoss:
         """Candidates: uniform for QA+, from the nearest 1% (at least m) for QA-."""
-        if self.up:
-            pool = all_but(len(gallery), index)
-        else:
-            size = max(len(gallery) // TOP_SHARE, self.m)
-            pool = gallery.nearest(min(size, len(gallery) - 1))[index]
-        chosen = draw(pool, len(gallery), index, self.m, seed, "qa+" if self.up else "qa-")
+        purpose = "qa+" if self.up else "qa-"
+        pool = None if self.up else gallery.neighbourhood(index, self.m)
+        chosen = draw(len(gallery), index, self.m, seed, purpose, pool)
         return QueryLoss(self.up, self.strict, gallery, index, chosen)
 
     @abc.abstractmethod
@@ -241,7 +238,7 @@ class SemanticsPreservingQueryAttack(QueryAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> SemanticsPreservingGoal:
         """The loss on the candidates, and QA+ on the nearest items that are none of them."""
         loss = self.query_loss(gallery, index, seed)
-        near = gallery.nearest(min(SP_ITEMS + self.m, len(gallery) - 1))[index]
+        near = gallery.nearest(min(SP_ITEMS + self.m, len(gallery) - 1))[index].long()
         chosen = (near[..., None] == loss.candidates[:, None]).any(2)
         order = chosen.to(torch.uint8).argsort(dim=1, stable=True)[:, :SP_ITEMS]
         kept = QueryLoss(True, self.strict, gallery, index, near.gather(1, order))

@@ -15,35 +15,47 @@ from dmlbench.lazy import np, torch
 
 
 def draw(
-    pool: torch.Tensor, size: int, index: torch.Tensor, count: int, seed: int, purpose: str
+    size: int,
+    index: torch.Tensor,
+    count: int,
+    seed: int,
+    purpose: str,
+    pool: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``count`` different targets for each query, drawn uniformly from its pool.
 
     Args:
-        pool: (B, P) gallery positions to draw from, different within a row.
         size: number of gallery items.
         index: (B,) the queries' positions in the test split.
         count: targets a query.
         seed: of the cell.
         purpose: the attack's name: other attacks draw other targets.
+        pool: (B, P) gallery positions to draw from, different within a row; None: everything
+            but the query itself.
 
     Returns:
-        (B, count) gallery positions, on the pool's device.
+        (B, count) gallery positions, on the device of ``index``.
 
     Raises:
         CellError: the pool is smaller than ``count``.
     """
-    if count > pool.shape[1]:
+    available = size - 1 if pool is None else pool.shape[1]
+    if count > available:
         raise CellError(
             f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
-            f"{pool.shape[1]} to draw from"
+            f"{available} to draw from"
         )
-    items = pool.cpu().numpy()
-    chosen = np.empty((len(items), count), dtype=np.int64)
+    pools = None if pool is None else pool.cpu().numpy()
+    chosen = np.empty((len(index), count), dtype=np.int64)
     for row, query in enumerate(index.tolist()):
-        priority = _philox(seed, purpose, query).random_raw(size)[items[row]]
-        chosen[row] = items[row][np.argsort(priority)[:count]]
-    return torch.from_numpy(chosen).to(pool.device)
+        priority = _philox(seed, purpose, query).random_raw(size)
+        if pools is None:
+            priority[query] = np.iinfo(priority.dtype).max
+            least = np.argpartition(priority, count - 1)[:count]
+        else:
+            least = pools[row]
+        chosen[row] = least[np.argsort(priority[least])[:count]]
+    return torch.from_numpy(chosen).to(index.device)
 
 
 def random_start(
@@ -55,12 +67,6 @@ def random_start(
         generator = np.random.Generator(_philox(seed, f"start {restart}", query))
         noise[row] = generator.uniform(-eps, eps, noise[row].shape)
     return images + torch.from_numpy(noise).to(images.device)
-
-
-def all_but(size: int, excluded: torch.Tensor) -> torch.Tensor:
-    """(B, size - 1) every gallery position but ``excluded`` (B,)."""
-    column = torch.arange(size - 1, device=excluded.device)
-    return column + (column >= excluded[:, None])
 
 
 def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.compute import Compute, pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
+from dmlbench.graphs import fastest
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
@@ -58,6 +60,11 @@ class Evaluation:
         self.index = torch.arange(len(self.data.test), device=self.device)
 
     @cached_property
+    def network(self) -> nn.Module:
+        """The model in the form that is fastest here; all embeddings come from it."""
+        return fastest(self.model, self.images(self.index[: self.rows]), self.reporter.warn)
+
+    @cached_property
     def gallery(self) -> Gallery:
         """Clean embeddings of the test split, from the code path that attacks use.
 
@@ -67,9 +74,9 @@ class Evaluation:
         parts: list[torch.Tensor] = []
         with torch.no_grad():
             for batch in self._batches():
-                parts.append(embed(self.model, self.images(batch)))
+                parts.append(embed(self.network, self.images(batch)))
             first = self.index[: len(parts[0])]
-            if not torch.equal(embed(self.model, self.images(first)), parts[0]):
+            if not torch.equal(embed(self.network, self.images(first)), parts[0]):
                 raise CellError("the model is not deterministic: two forward passes differ")
         labels = torch.from_numpy(self.data.test.labels).to(self.device)
         return Gallery(torch.cat(parts), labels, self.model.metric)
@@ -135,10 +142,10 @@ class Evaluation:
         """Batches and what became of them; a batch that does not fit into memory is halved."""
         done = 0
         while done < len(self.index):
-            batch = self.index[done : done + self.rows]
+            batch = self.index[done : done + min(self.rows, attack.most_rows(gallery))]
             images = self.images(batch)
             try:
-                attacked = attack.run(self.model, images, batch, gallery, seed=seed)
+                attacked = attack.run(self.network, images, batch, gallery, seed=seed)
             except torch.OutOfMemoryError:
                 if self.rows == 1:
                     raise CellError(
@@ -146,6 +153,7 @@ class Evaluation:
                         "--device, or a smaller network"
                     ) from None
                 self.rows = max(1, min(self.rows, len(batch)) // 2)
+                self.__dict__.pop("network", None)  # what was recorded holds memory too
                 torch.cuda.empty_cache()
                 self.reporter.warn(f"out of memory: the batch size is now {self.rows}")
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.commands import attack, leaderboard, listing, merge, run, show
+from dmlbench.commands import attack, compare, leaderboard, listing, merge, run, show, train
 from dmlbench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, Terminated, UserError
 
 
@@ -61,9 +61,11 @@ def main() -> None:
 
 for verb in (
     run.run,
+    train.train,
     attack.attack,
     listing.list_,
     show.show,
+    compare.compare,
     merge.merge,
     leaderboard.leaderboard,
 ):

@@ -54,7 +54,7 @@ class Compute:
         """UserError if the device is not there, or cannot compute at this precision."""
         device = self.torch_device()
         if self.precision == "tf32" and device.type != "cuda":
-            raise UserError(f"--precision tf32 needs a GPU; the device is {device}")
+            raise UserError(f"precision tf32 needs a GPU; the device is {device}")
 
     def rows(self) -> int:
         """Images a forward pass."""

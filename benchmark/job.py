@@ -70,7 +70,7 @@ class Job:
         """The row of the model, before any suite."""
         defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
         changed = [
-            f"{name}={value:g}"
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in spec.values(recipe).items()
             if value != getattr(card.recipe, name)
         ]

@@ -17,6 +17,32 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(
         "--dataset", default="fashion-mini", show_default=True, metavar="SPEC", help="Data set."
     ),
+    "defenses": click.option(
+        "--defense",
+        "defenses",
+        multiple=True,
+        required=True,
+        metavar="SPEC",
+        help="Defense to train, or 'all'. May be repeated.",
+    ),
+    "model": click.option(
+        "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
+    ),
+    "recipe": click.option(
+        "--recipe",
+        default="",
+        metavar="KEY=VALUE,...",
+        help="Change the data set's training recipe, e.g. epochs=2,pairs=32.",
+    ),
+    "seeds": click.option(
+        "--seed",
+        "seeds",
+        multiple=True,
+        type=click.IntRange(min=0),
+        default=(0,),
+        show_default=True,
+        help="Seed of training and targets. May be repeated.",
+    ),
     "attacks": click.option(
         "--attack",
         "attacks",

@@ -196,6 +196,25 @@ class PlainReporter:
         self.say(f"warning: {message}")
 
 
+class QuietReporter(Reporter):
+    """Says nothing: another process reports."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        """No bar."""
+
+        class Nothing:
+            def advance(self, amount: int, note: str = "") -> None: ...
+
+        yield Nothing()
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def warn(self, message: str) -> None:
+        """Nothing."""
+
+
 def duration(seconds: float) -> str:
     """``8.3 s``, ``4 min``, ``2 h 05 min``, ``3 d 4 h``."""
     if seconds < 99.5:

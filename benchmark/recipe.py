@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from dmlbench.registry import Component
 from dmlbench.spec import parameter
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Component):
@@ -16,11 +18,11 @@ class Recipe(Component):
     pairs: int = parameter(128, "same-class pairs a batch", at_least=2)
     lr: float = parameter(1e-3, "Adam's learning rate", above=0)
     weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
+    precision: str = parameter("fp32", "of the network's passes", choices=PRECISIONS)
 
 
 SUITES = ("strict", "ers")
 ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # its ten columns
-PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -42,6 +42,8 @@ class Component:
     """Base of everything that can be registered; subclasses are frozen dataclasses."""
 
     card: ClassVar[Card]
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Keys that one might expect and why they are not there, for the error message."""
 
 
 C = TypeVar("C", bound=Component)

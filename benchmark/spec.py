@@ -178,7 +178,10 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
     values = dict(fixed)
     for key, spelt in pairs.items():
         if key not in known:
-            raise UserError(_unknown_key(subject, key, list(known)))
+            reason = cls.absent.get(key)
+            raise UserError(
+                f"{subject}: {reason}" if reason else _unknown_key(subject, key, list(known))
+            )
         try:
             values[key] = known[key].read(spelt)
         except ValueError as error:

@@ -1,7 +1,8 @@
 """Train a model with a defense: seeded, resumable an epoch at a time, stopped when it diverges.
 
 Every random number of an epoch comes from (seed, epoch), so a run that was interrupted and one
-that was not end with the same weights.
+that was not end with the same weights. Under ``torchrun`` the batch is shared out among the
+processes (``dmlbench.distributed``).
 """
 
 from __future__ import annotations
@@ -10,32 +11,38 @@ import hashlib
 import io
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from dmlbench import checkpoint, spec
-from dmlbench.compute import Compute, pixels
+from dmlbench.batches import Index, Pixels, anchors, pair_batches
+from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, State
-from dmlbench.embedding import EmbeddingModel, embed, place
+from dmlbench.distributed import World, local_device, world
+from dmlbench.embedding import embed, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically
 from dmlbench.identity import derived_seed
 from dmlbench.job import Training
+from dmlbench.journal import Journal
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
+from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
-from dmlbench.progress import Reporter, Task
+from dmlbench.progress import QuietReporter, Reporter, Task
 from dmlbench.provenance import provenance
 
 History = list[dict[str, float | None]]
 
 STATE = "state.pt"
+COMPANION_RATE = 100  # proxies learn so much faster than the network (Kim et al., CVPR 2020)
 
 
 @dataclass
@@ -45,8 +52,21 @@ class Epoch:
     losses: list[float] = field(default_factory=list)
     hardnesses: list[float] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)
-    passes: int = 0
-    full_passes: int = 0
+    passes: float = 0
+    full_passes: float = 0
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return len(self.spreads)
+
+    def last(self) -> dict[str, float | None]:
+        """The last loss and hardness that there were, and the last spread."""
+        return {
+            "loss": self.losses[-1] if self.losses else None,
+            "hardness": self.hardnesses[-1] if self.hardnesses else None,
+            "spread": self.spreads[-1],
+        }
 
     def summary(self) -> dict[str, float | None]:
         """Means over the steps, and the share of adversarial passes the active set saved."""
@@ -59,8 +79,26 @@ class Epoch:
         }
 
 
+@dataclass(frozen=True)
+class Watch:
+    """How a run is followed; changes no weight.
+
+    Attributes:
+        validate: measure R@1 on the test split every so many epochs, and after the last; 0: never.
+        tensorboard: write event files beside the JSON lines.
+    """
+
+    validate: int = 0
+    tensorboard: bool = False
+
+
 def train(
-    training: Training, data: RetrievalData, folder: Path, compute: Compute, reporter: Reporter
+    training: Training,
+    data: RetrievalData,
+    folder: Path,
+    compute: Compute,
+    reporter: Reporter,
+    watch: Watch = Watch(),
 ) -> dict[str, Any]:
     """Train into ``folder`` and return the manifest; from the last finished epoch if there is one.
 
@@ -68,25 +106,27 @@ def train(
         UserError: the batch is larger than the data, the folder cannot be written, ...
         CellError: the loss stopped being finite; the message names the step and a remedy.
     """
+    compute = replace(
+        compute, device=local_device(compute.device), precision=training.recipe.precision
+    )
+    compute.check()
     with compute.applied() as device:
-        begun, clock = time.time(), time.monotonic()
-        torch.manual_seed(derived_seed(training.seed, "init"))
-        model = place(training.model.build(data.channels, data.size), device)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=training.recipe.lr, weight_decay=training.recipe.weight_decay
-        )
-        run = _Run(training, data, model, optimizer, device, reporter)
-        history, seconds = run.resume(folder)
-        elapsed = seconds
-        total = training.recipe.epochs * run.steps_per_epoch
+        begun, clock, among = time.time(), time.monotonic(), world(device)
+        reporter = reporter if among.leads else QuietReporter()
+        run = _Run(training, data, device, reporter, among, watch)
+        history, before = run.resume(folder)
+        if not among.agree(len(history)):
+            raise UserError(f"the processes do not see the same files in {folder}")
+        steps = run.steps_per_epoch
+        total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        with reporter.task(name, total) as task:
-            task.advance(len(history) * run.steps_per_epoch)
+        log = Journal(folder if among.leads else None, len(history), steps, watch.tensorboard)
+        with closing(log), reporter.task(name, total) as task:
+            task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
-                history.append(run.epoch(epoch, task))
-                elapsed = seconds + time.monotonic() - clock
-                if epoch + 1 < training.recipe.epochs:
-                    run.save(folder, history, elapsed)
+                history.append(run.epoch(epoch, task, log))
+                if epoch + 1 < training.recipe.epochs and among.leads:
+                    run.save(folder, history, before + time.monotonic() - clock)
         facts = {
             "training_id": training.id,
             "training": training.facts,
@@ -96,17 +136,20 @@ def train(
             "resolved": spec.canonical(training.defense),
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "processes": among.size,
             "history": history,
-            "seconds": round(elapsed, 3),
+            "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
             "provenance": provenance(device),
         }
-        known = checkpoint.read_manifest(folder, training.facts)
-        if known is not None:
-            return known  # another run has finished it meanwhile: its weights stand
-        manifest = checkpoint.save(folder, model, facts)
-        (folder / STATE).unlink(missing_ok=True)
+        if among.leads:
+            if checkpoint.read_manifest(folder, training.facts) is None:
+                checkpoint.save(folder, run.model, facts)  # else another run was faster: it stands
+            (folder / STATE).unlink(missing_ok=True)
+        among.wait()
+        manifest = checkpoint.read_manifest(folder)
+        assert manifest is not None
         return manifest
 
 
@@ -116,68 +159,100 @@ class _Run:
 
     training: Training
     data: RetrievalData
-    model: EmbeddingModel
-    optimizer: torch.optim.Optimizer
     device: torch.device
     reporter: Reporter
+    world: World
+    watch: Watch
     state: State = field(default_factory=dict)
+    recall: float | None = None
 
     def __post_init__(self) -> None:
-        labels = self.data.train.labels
-        self.anchors = anchors(labels)
-        if len(self.anchors) < self.training.recipe.pairs:
+        recipe, train = self.training.recipe, self.data.train
+        self.anchors = anchors(train.labels)
+        if len(self.anchors) < recipe.pairs:
             raise UserError(
-                f"a batch of {self.training.recipe.pairs} pairs is larger than the train split, "
+                f"a batch of {recipe.pairs} pairs is larger than the train split, "
                 f"which has {len(self.anchors)} images with a partner in their class"
             )
-        self.images = torch.from_numpy(self.data.train.images)
+        torch.manual_seed(derived_seed(self.training.seed, "init"))
+        network = self.training.model.build(self.data.channels, self.data.size)
+        network.reduced = recipe.precision == "bf16"
+        self.model = self.world.synchronised(place(network, self.device))
+        classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
+        self.pixels = Pixels(train.images, self.device)
+        self.companion = self.training.defense.companion(
+            len(classes), self._dim(), self.model.metric
+        )
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters()), "lr": recipe.lr}]
+        if self.companion is not None:
+            self.companion.to(self.device)
+            own = list(self.companion.parameters())
+            groups += [{"params": own, "lr": recipe.lr * COMPANION_RATE}] if own else []
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches; a last one that is smaller counts too."""
         return math.ceil(len(self.anchors) / self.training.recipe.pairs)
 
-    def epoch(self, number: int, task: Task) -> dict[str, float | None]:
+    def epoch(self, number: int, task: Task, log: Journal) -> dict[str, float | None]:
         """One pass: every image that has a partner is the anchor once."""
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        seen, warned = Epoch(), False
+        seen, images, warned, begun = Epoch(), 0, False, time.perf_counter()
+        batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
         self.model.train()
-        for batch in pair_batches(self.data.train.labels, self.training.recipe.pairs, draws):
-            place = f"epoch {number + 1}, step {len(seen.spreads) + 1}"
-            self.step(batch, mining, seen, place)
-            if seen.losses:
-                task.advance(1, f"loss {seen.losses[-1]:.3f}  H {seen.hardnesses[-1]:.3f}")
+        for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
+            place = f"epoch {number + 1}, step {seen.steps + 1}"
+            self.step(raw.float().div_(255), index, mining, seen, place)
+            images += len(index)
+            rate = images / (time.perf_counter() - begun)
+            found = {**seen.last(), "images_per_second": round(rate, 1)}
+            log.step(number * len(batches) + seen.steps, number + 1, seen.steps, found)
+            task.advance(1, _note(found | {"R@1": self.recall}))
             if seen.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
                     f"{seen.spreads[-1]:.4f} in {place})"
                 )
-        return seen.summary()
+        seen.passes, seen.full_passes = self.world.sum(
+            torch.tensor([seen.passes, seen.full_passes], device=self.device)
+        ).tolist()
+        summary = seen.summary()
+        last = number + 1 == self.training.recipe.epochs
+        if self.watch.validate and (last or (number + 1) % self.watch.validate == 0):
+            self.recall = summary["R@1"] = self.validate()
+            self.reporter.say(f"epoch {number + 1}: {_note(summary)}")
+        log.epoch((number + 1) * len(batches), number + 1, summary)
+        return summary
 
     def step(
-        self, batch: npt.NDArray[np.int64], mining: torch.Generator, seen: Epoch, place: str
+        self,
+        images: torch.Tensor,
+        index: Index,
+        mining: torch.Generator,
+        seen: Epoch,
+        place: str,
     ) -> None:
         """One weight update.
 
         Raises:
             CellError: the loss or a gradient is not finite; the message names the place.
         """
-        index = torch.from_numpy(batch)
-        images = pixels(self.images[index].numpy(), self.device)
-        labels = self.labels[index].to(self.device)
+        labels = self.labels[torch.from_numpy(index)].to(self.device)
         self.model.eval()
         with torch.no_grad():
-            embeddings = embed(self.model, images)
+            own = self.world.share(len(images))
+            embeddings = self.world.gather(embed(self.model, images[own]), len(images))
         self.model.train()
+        clean = Clean(images, labels, embeddings, mining, self.world, self.companion)
         try:
-            result = self.training.defense.step(
-                self.model, Clean(images, labels, embeddings, mining), self.state
-            )
+            result = self.training.defense.step(self.model, clean, self.state)
         except CellError as error:
             raise self._diverged(place, str(error)) from None
         seen.spreads.append(float(result.spread))
@@ -185,14 +260,37 @@ class _Run:
         seen.full_passes += result.full_passes
         if result.loss is None:
             return
-        loss = float(result.loss.detach())
+        loss = float(self.world.mean(result.loss.detach(), result.weight))
         if not math.isfinite(loss):
             raise self._diverged(place, f"the loss is {loss}")
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        (result.loss * result.weight).backward()  # type: ignore[no-untyped-call]
+        self.world.sum_gradients(self.parameters)
         self.optimizer.step()
         seen.losses.append(loss)
-        seen.hardnesses.append(float(result.hardness))
+        seen.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """R@1 on the clean test split, in percent."""
+        test, parts = self.data.test, []
+        rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
+        self.model.eval()
+        for raw in Pixels(test.images, self.device).batches(rows):
+            parts.append(embed(self.model, raw.float().div_(255)))
+        self.model.train()
+        e = torch.cat(parts)
+        labels = torch.from_numpy(test.labels).to(self.device)
+        index = torch.arange(len(test), device=self.device)
+        found = retrieval(e, index, e, labels, self.model.metric, recalls=(1,))
+        return float(found.scores["R@1"].nanmean())
+
+    def _dim(self) -> int:
+        """D of the embeddings."""
+        probe = torch.zeros(2, self.data.channels, self.data.size, self.data.size)
+        self.model.eval()
+        with torch.no_grad():
+            return int(self.model(probe.to(self.device)).shape[1])
 
     def _diverged(self, place: str, what: str) -> CellError:
         rate = self.training.recipe.lr
@@ -208,6 +306,7 @@ class _Run:
                 "training_id": self.training.id,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "companion": None if self.companion is None else self.companion.state_dict(),
                 "defense": {name: value.cpu() for name, value in self.state.items()},
                 "history": history,
                 "seconds": seconds,
@@ -230,34 +329,22 @@ class _Run:
         saved = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.companion is not None:
+            self.companion.load_state_dict(saved["companion"])
         self.state = {name: value.to(self.device) for name, value in saved["defense"].items()}
         history: History = saved["history"]
         self.reporter.say(f"resuming after epoch {len(history)}")
         return history, float(saved["seconds"])
 
 
-def anchors(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Positions of the images that have a partner in their class."""
-    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.flatnonzero(sizes[inverse] > 1)
-
-
-def pair_batches(
-    labels: npt.NDArray[np.int64], pairs: int, draws: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    """SPC-2 batches of an epoch: (2 * pairs,) positions, anchor and positive in turn.
-
-    Every image with a partner is the anchor once, in random order; its positive is drawn
-    uniformly from the rest of its class. The last batch may be smaller.
-    """
-    order = draws.permutation(anchors(labels))
-    by_class = np.argsort(labels, kind="stable")
-    classes, start, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
-    place = np.empty(len(labels), dtype=np.int64)
-    place[by_class] = np.arange(len(labels))
-    group = np.searchsorted(classes, labels[order])
-    # a shift of 1..size-1 within the class never lands on the anchor itself
-    shift = 1 + (draws.random(len(order)) * (sizes[group] - 1)).astype(np.int64)
-    position = (place[order] - start[group] + shift) % sizes[group] + start[group]
-    interleaved = np.stack([order, by_class[position]], axis=1)
-    return [interleaved[first : first + pairs].reshape(-1) for first in range(0, len(order), pairs)]
+def _note(found: Mapping[str, float | None]) -> str:
+    """How it goes, on a line of progress."""
+    forms = {
+        "loss": "loss {:.3f}",
+        "hardness": "H {:.3f}",
+        "R@1": "R@1 {:.1f}",
+        "images_per_second": "{:.0f} images/s",
+    }
+    return "  ".join(
+        form.format(value) for key, form in forms.items() if (value := found.get(key)) is not None
+    )

@@ -70,5 +70,6 @@ class AntiCollapseTriplet(AdversarialDefense):
         hostile = torch.cat([images[:, :1], perturbed.images], dim=1)
         e = model(hostile.flatten(0, 1))
         h = hardness(e.view(len(triplets), 3, -1), model.metric)
+        loss = triplet_loss(h, self.margin)
         passes = (perturbed.passes, perturbed.full_passes)
-        return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread, *passes)
+        return Step(loss, h.detach().mean(), clean.spread, *passes, triplets.weight)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from dmlbench.attacks.pgd import PGD, Objective, Perturbed
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
@@ -19,6 +20,9 @@ from dmlbench.registry import Component, Registry
 from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from dmlbench.distributed import World
     from dmlbench.embedding import EmbeddingModel
     from dmlbench.recipe import TrainingThreat
 
@@ -37,6 +41,7 @@ class Step:
         spread: mean pairwise cosine of the clean batch; near 1 in a collapse.
         passes: adversarial forward-backward passes spent, counted a triplet.
         full_passes: what they would have been without the active set.
+        weight: of this process's share in the mean over all processes.
     """
 
     loss: torch.Tensor | None
@@ -44,6 +49,7 @@ class Step:
     spread: torch.Tensor
     passes: int = 0
     full_passes: int = 0
+    weight: float = 1.0
 
     @classmethod
     def empty(cls, clean: Clean) -> Step:
@@ -63,13 +69,17 @@ class Clean:
         images: (2B, C, H, W) in [0, 1]; anchors at even positions, their positives after them.
         labels: (2B,).
         embeddings: (2B, D) clean embeddings in eval mode, without gradient.
-        generator: random numbers of this step, on the images' device.
+        generator: random numbers of this step, on the images' device; in step in all processes.
+        world: the processes that share the batch.
+        companion: the loss's own parameters (``Defense.companion``), where it has any.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     embeddings: torch.Tensor
     generator: torch.Generator
+    world: World
+    companion: nn.Module | None = None
     spread: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,10 +88,24 @@ class Clean:
         mean = (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
         object.__setattr__(self, "spread", mean)
 
+    @property
+    def mine(self) -> slice:
+        """The share of the images that is for this process."""
+        return self.world.share(len(self.images))
+
+    def gather(self, e: torch.Tensor) -> torch.Tensor:
+        """(2B, ...) of the whole batch from each process's rows of its share. Differentiable."""
+        return self.world.gather(e, len(self.images))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defense(Component, abc.ABC):
     """A way to train. Fields left ``auto`` come from the data set's card or the metric."""
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "ics": "Intra-Class Structure (ics) needs an adversarial anchor beside its clean image, "
+        "which only HM has: use hm:ics=..."
+    }
 
     margin: float | None = parameter(
         None, "triplet margin gamma; auto: 0.2 for metrics N and C, 1 for E", above=0
@@ -105,10 +129,25 @@ class Defense(Component, abc.ABC):
         """Forward-backward passes a step: eta + 1."""
         return 1
 
-    def mine(self, sampler: str, clean: Clean, metric: Metric) -> Triplets:
-        """One triplet a pair of the batch, by the named sampler."""
-        assert self.margin is not None
-        return sample(sampler, clean.embeddings, clean.labels, metric, self.margin, clean.generator)
+    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
+        """What the loss learns beside the network, e.g. proxies of ``classes`` classes."""
+        return None
+
+    def mine(
+        self, sampler: str, clean: Clean, metric: Metric, embeddings: torch.Tensor | None = None
+    ) -> Triplets:
+        """One triplet a pair of the batch, by the named sampler; this process's share of them.
+
+        Args:
+            sampler: a name in ``SAMPLERS``.
+            clean: the batch.
+            metric: N, E or C.
+            embeddings: (2B, D) what distances are taken of; the clean embeddings by default.
+        """
+        e = clean.embeddings if embeddings is None else embeddings
+        margin = self.margin or MARGIN[metric]
+        triplets = sample(sampler, e, clean.labels, metric, margin, clean.generator)
+        return triplets.share(clean.world)
 
 
 @dataclass(frozen=True, kw_only=True)

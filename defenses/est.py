@@ -20,7 +20,7 @@ from dmlbench.defenses.base import (
     hardness,
     triplet_loss,
 )
-from dmlbench.defenses.samplers import INITIAL, sample
+from dmlbench.defenses.samplers import INITIAL
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.papers import ADVRANK
@@ -63,14 +63,13 @@ class EmbeddingShiftedTriplet(AdversarialDefense):
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
         """Shift the batch, mine on what it became, take the triplet loss there."""
         assert self.margin is not None
-        objective = ShiftObjective(model.metric, clean.embeddings[:, None])
-        perturbed = self.perturb(model, clean.images[:, None], objective)
-        e = model(perturbed.images[:, 0])
-        triplets = sample(
-            self.sampler, e.detach(), clean.labels, model.metric, self.margin, clean.generator
-        )
+        objective = ShiftObjective(model.metric, clean.embeddings[clean.mine, None])
+        perturbed = self.perturb(model, clean.images[clean.mine, None], objective)
+        e = clean.gather(model(perturbed.images[:, 0]))
+        triplets = self.mine(self.sampler, clean, model.metric, e.detach())
         if not len(triplets):
             return Step.empty(clean)
         h = hardness(e[triplets.stack()], model.metric)
+        loss = triplet_loss(h, self.margin)
         passes = (perturbed.passes, perturbed.full_passes)
-        return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread, *passes)
+        return Step(loss, h.detach().mean(), clean.spread, *passes, triplets.weight)

@@ -128,10 +128,11 @@ class HardnessManipulation(AdversarialDefense):
         e = e.view(len(triplets), 3, -1)
         h = hardness(e, metric)
         loss = triplet_loss(h, self.margin)
-        state["previous_loss"] = loss.detach()
+        state["previous_loss"] = clean.world.mean(loss.detach(), triplets.weight)
         if self.ics:
             loss = loss + self.ics * self.structure_loss(model, clean, triplets, e)
-        return Step(loss, h.detach().mean(), clean.spread, passes, full_passes)
+        weight = triplets.weight
+        return Step(loss, h.detach().mean(), clean.spread, passes, full_passes, weight)
 
     def hardness_goal(self, clean: Clean, state: State, metric: Metric) -> torch.Tensor:
         """H_D: a scalar, or (T,) for another sampler's triplets with the same anchors."""

@@ -1,9 +1,9 @@
-"""No defense: the triplet loss on clean triplets."""
+"""No defense: the triplet loss, or another loss, on the clean batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from dmlbench.defenses.base import (
     DEFENSES,
@@ -15,13 +15,21 @@ from dmlbench.defenses.base import (
     hardness,
     triplet_loss,
 )
+from dmlbench.defenses.losses import LOSSES, build
 from dmlbench.defenses.samplers import INITIAL
+from dmlbench.errors import UserError
 from dmlbench.papers import FACENET
 from dmlbench.registry import Card
 from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dmlbench.embedding import EmbeddingModel
+    from dmlbench.metrics.distance import Metric
+    from dmlbench.recipe import TrainingThreat
+
+TRIPLET, MARGIN_LOSS = "triplet", "margin"  # the losses that are taken on mined triplets
 
 
 @DEFENSES.register
@@ -29,21 +37,52 @@ if TYPE_CHECKING:
 class NoDefense(Defense):
     """Plain deep metric learning."""
 
-    card = Card("none", "no defense: the triplet loss on clean triplets", FACENET)
+    card = Card("none", "no defense: the triplet loss (or another) on the clean batch", FACENET)
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
+    loss: str = parameter(
+        TRIPLET, "others by pytorch-metric-learning, its defaults", choices=(TRIPLET, *LOSSES)
+    )
 
     @property
     def label(self) -> str:
-        """``N/A[R]``."""
-        return f"N/A[{INITIAL[self.sampler]}]"
+        """``N/A[R]``; with another loss ``N/A[contrastive]`` or ``N/A[margin, D]``."""
+        if self.loss == TRIPLET:
+            return f"N/A[{INITIAL[self.sampler]}]"
+        mined = f", {INITIAL[self.sampler]}" if self.loss == MARGIN_LOSS else ""
+        return f"N/A[{self.loss}{mined}]"
+
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
+        """Fill in the margin, which is the triplet loss's alone.
+
+        Raises:
+            UserError: a margin or sampler is given for a loss that has none.
+        """
+        if self.loss == TRIPLET:
+            return super().resolve(threat, metric)
+        if self.margin is not None:
+            raise UserError(f"none: margin is the triplet loss's; loss={self.loss} has its own")
+        if self.loss != MARGIN_LOSS and self.sampler != "random":
+            raise UserError(f"none: loss={self.loss} reads the whole batch and takes no sampler")
+        return self
+
+    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
+        """The loss, where it is not the triplet loss; proxy-anchor's proxies learn."""
+        return None if self.loss == TRIPLET else build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
-        """Forward the batch once and take the loss on the sampled triplets."""
-        assert self.margin is not None
+        """Forward the batch once and take the loss on its triplets, or on all of it."""
         triplets = self.mine(self.sampler, clean, model.metric)
         if not len(triplets):
             return Step.empty(clean)
-        e = model(clean.images)
+        e = clean.gather(model(clean.images[clean.mine]))
         h = hardness(e[triplets.stack()], model.metric)
-        return Step(triplet_loss(h, self.margin), h.detach().mean(), clean.spread)
+        weight = triplets.weight
+        if clean.companion is None:
+            assert self.margin is not None
+            loss = triplet_loss(h, self.margin)
+        elif self.loss == MARGIN_LOSS:
+            loss = clean.companion(e, clean.labels, triplets.stack().unbind(1))
+        else:  # every process takes the loss on the whole batch
+            loss, weight = clean.companion(e, clean.labels), 1 / clean.world.size
+        return Step(loss, h.detach().mean(), clean.spread, weight=weight)

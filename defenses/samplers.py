@@ -10,18 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 
+if TYPE_CHECKING:
+    from dmlbench.distributed import World
+
 
 @dataclass(frozen=True)
 class Triplets:
-    """Positions in the batch, (T,) each: the anchor should be closer to positive than negative."""
+    """Positions in the batch, (T,) each: the anchor should be closer to positive than negative.
+
+    ``weight`` is what a mean over these triplets weighs in the mean over all processes.
+    """
 
     anchor: torch.Tensor
     positive: torch.Tensor
     negative: torch.Tensor
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.anchor)
@@ -29,6 +37,12 @@ class Triplets:
     def stack(self) -> torch.Tensor:
         """(T, 3) positions of anchor, positive, negative."""
         return torch.stack([self.anchor, self.positive, self.negative], dim=1)
+
+    def share(self, world: World) -> Triplets:
+        """Those that this process works on."""
+        part = world.share(len(self))
+        weight = world.weight(len(self))
+        return Triplets(self.anchor[part], self.positive[part], self.negative[part], weight)
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,10 @@ def test_targets_do_not_depend_on_order_subset_or_count() -> None:
 def test_draws_are_uniform_over_the_pool() -> None:
     size, count = 12, 2
     index = torch.arange(6000)
-    pool = targets.all_but(size, index % size)
-    drawn = targets.draw(pool, size, index, count, seed=5, purpose="test")
+    pool = torch.tensor([[n for n in range(size) if n != i % size] for i in index.tolist()])
+    drawn = targets.draw(size, index, count, seed=5, purpose="test", pool=pool)
+    everything = targets.draw(size, index[:size], count, seed=5, purpose="test")
+    assert torch.equal(everything, drawn[:size])  # no pool: all but the query itself
     assert (drawn != (index % size)[:, None]).all()
     assert (drawn[:, 0] != drawn[:, 1]).all()
     counts = torch.bincount(drawn.flatten(), minlength=size).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,52 @@ def test_a_killed_run_resumes_to_the_same_results(
         process.wait()
     assert dmlbench(*arguments, cwd=cut).returncode == 0
     pd.testing.assert_frame_equal(metrics(cut), metrics(whole))
+
+
+def test_train_is_found_by_run_and_told_apart_by_compare(dmlbench: Run, tmp_path: Path) -> None:
+    trained = dmlbench(
+        *["train", "--dataset", "tiny", "--defense", "none", "--defense", "hm", "--validate", "2"]
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "HM[S,g_LGA]&ICS: results/models/" in trained.stdout
+    assert trained.stdout.count("checkpoint.safetensors, R@1 ") == 2
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/models/*/*")}
+    assert dmlbench(*FIRST).returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/models/*/*")}
+    assert after == before
+    told = json.loads(dmlbench("compare", "none", "hm", "--json").stdout)
+    (ca,) = [one for one in told if one["metric"] == "CA+"]
+    row = metrics(tmp_path).query("metric == 'CA+'").set_index("defense")["value"]
+    assert ca["difference"]["value"] == pytest.approx(row["hm"] - row["none"])
+    table = dmlbench("compare", "none", "hm")
+    assert table.stdout.startswith("A = N/A[R]\nB = HM[S,g_LGA]&ICS\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_training_ended_at_random_moments_gives_the_same_weights(
+    dmlbench: Run, plugin: Path, tmp_path: Path, signal_number: int
+) -> None:
+    arguments = ["train", "--dataset", "tiny", "--defense", "hm", "--recipe", "epochs=60"]
+    dmlbench(*arguments, "--results", "whole")
+    draws = random.Random(signal_number)
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dmlbench", *arguments, "--results", "cut"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(draws.uniform(2, 6))
+        process.send_signal(signal_number)
+        process.wait()
+    assert dmlbench(*arguments, "--results", "cut").returncode == 0
+    digests = [
+        json.loads(path.read_text())["sha256"] for path in tmp_path.glob("*/models/*/manifest.json")
+    ]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
 
 
 def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, Clean, Defense
+from dmlbench.distributed import World
 from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import Threat, TrainingThreat
@@ -115,7 +116,7 @@ def test_a_defense_gives_a_loss_and_leaves_the_model_as_it_was(
         embeddings = embed(network, images)
     network.train()
     before = [p.clone() for p in network.parameters()]
-    clean = Clean(images, labels, embeddings, torch.Generator().manual_seed(0))
+    clean = Clean(images, labels, embeddings, torch.Generator().manual_seed(0), World())
     defense = cls().resolve(TrainingThreat(eps=0.1, eta=2), "N")
     step = defense.step(network, clean, {})
     assert step.loss is not None

@@ -109,6 +109,7 @@ def test_values_are_typed_and_may_be_fractions() -> None:
         ("ca+:steps=1.5", ATTACKS, ["must be a whole number, got '1.5'"]),
         ("ca+:w=0", ATTACKS, ["w must be int >= 1, got 0"]),
         ("hm:eta=0", DEFENSES, ["eta must be int >= 1"]),
+        ("act:ics=0.5", DEFENSES, ["adversarial anchor", "only HM has"]),
         ("hm:eps=1e999999999", DEFENSES, ["finite"]),
         ("fashion:x=1", DATASETS, ["it has no keys"]),
         ("c2f2:metric=X", MODELS, ["metric must be one of N, E, C"]),

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmlbench import checkpoint, training
+from dmlbench import batches, checkpoint, training
+from dmlbench.attacking import evaluation
 from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.defenses.base import Defense
@@ -21,9 +23,10 @@ from dmlbench.defenses.hm import HardnessManipulation
 from dmlbench.defenses.none import NoDefense
 from dmlbench.errors import CellError, UserError
 from dmlbench.identity import file_sha256
+from dmlbench.journal import LOG, TENSORBOARD
 from dmlbench.models.small import C2F2
 from dmlbench.recipe import Recipe, TrainingThreat
-from dmlbench.training import Training, train
+from dmlbench.training import Training, Watch, train
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
 CPU = Compute("cpu")
@@ -172,6 +175,117 @@ def test_every_metric_trains(tiny: RetrievalData, tmp_path: Path, metric: str) -
     spec = Training("tiny", tiny.digest, model, defense, Recipe(epochs=1, pairs=16), 0)
     manifest = train(spec, tiny, tmp_path, CPU, Silent())
     assert math.isfinite(manifest["history"][0]["loss"])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def test_the_log_has_a_line_a_step_and_one_an_epoch(tiny: RetrievalData, tmp_path: Path) -> None:
+    manifest = train(make(tiny), tiny, tmp_path, CPU, Silent())
+    written = lines(tmp_path)
+    steps = [line for line in written if "step" in line]
+    assert [(s["epoch"], s["step"]) for s in steps] == [
+        (e, s) for e in (1, 2, 3) for s in range(1, 6)
+    ]
+    epochs = [line for line in written if "step" not in line]
+    assert [e | {"epoch": 0} for e in epochs] == [h | {"epoch": 0} for h in manifest["history"]]
+    first = [s["loss"] for s in steps if s["epoch"] == 1]
+    assert np.mean(first) == pytest.approx(epochs[0]["loss"])
+    assert all(s["images_per_second"] > 0 for s in steps)
+
+
+def test_validation_changes_no_weight_and_is_recorded(tiny: RetrievalData, tmp_path: Path) -> None:
+    spec = make(tiny)
+    bare = train(spec, tiny, tmp_path / "bare", CPU, Silent())
+    watched = train(spec, tiny, tmp_path / "watched", CPU, Silent(), Watch(validate=2))
+    assert watched["sha256"] == bare["sha256"]
+    recalls = [epoch.get("R@1") for epoch in watched["history"]]
+    assert recalls[0] is None
+    assert recalls[1] is not None
+    model = spec.model.build(1, 8)
+    checkpoint.load_weights(tmp_path / "watched" / checkpoint.WEIGHTS, model)
+    with evaluation(model, tiny, CPU, Silent()) as measured:
+        assert recalls[2] == pytest.approx(measured.benign().metrics["R@1"].value)
+
+
+def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(tiny)
+    real, calls = training._Run.step, 0
+
+    def cut(self: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 8:  # in the second epoch
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(training._Run, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
+    monkeypatch.setattr(training._Run, "step", real)
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"epoch": 2, "ste')
+    train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
+    steps = [(line["epoch"], line["step"]) for line in lines(tmp_path) if "step" in line]
+    assert steps == [(e, s) for e in (1, 2, 3) for s in range(1, 6)]
+    events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
+    assert [e.step for e in events.Scalars("step/loss")] == list(range(1, 16))
+    assert [e.step for e in events.Scalars("epoch/loss")] == [5, 10, 15]
+
+
+def test_read_ahead_by_workers_gives_the_same_weights(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(tiny, NoDefense())
+    whole = train(spec, tiny, tmp_path / "resident", CPU, Silent())
+    path = tmp_path / "images.npy"
+    np.save(path, tiny.train.images)
+    mapped = Split(np.load(path, mmap_mode="r"), tiny.train.labels)
+    big = RetrievalData(mapped, tiny.test)
+    assert train(spec, big, tmp_path / "copied", CPU, Silent())["sha256"] == whole["sha256"]
+    monkeypatch.setattr(batches, "RESIDENT_BYTES", 0)
+    assert train(spec, big, tmp_path / "read", CPU, Silent())["sha256"] == whole["sha256"]
+
+
+def test_mixed_precision_is_another_training(tiny: RetrievalData, tmp_path: Path) -> None:
+    full, mixed = make(tiny, NoDefense()), make(tiny, NoDefense(), precision="bf16")
+    assert full.id != mixed.id
+    found = [train(one, tiny, tmp_path / one.id, CPU, Silent()) for one in (full, mixed)]
+    assert found[0]["sha256"] != found[1]["sha256"]
+    losses = [manifest["history"][0]["loss"] for manifest in found]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    # the precision of an evaluation is no part of a training
+    reduced = replace(CPU, precision="bf16")
+    again = train(full, tiny, tmp_path / "again", reduced, Silent())
+    assert again["sha256"] == found[0]["sha256"]
+
+
+def test_tf32_on_a_cpu_is_refused(tiny: RetrievalData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tf32 needs a GPU"):
+        train(make(tiny, precision="tf32"), tiny, tmp_path, CPU, Silent())
+
+
+def test_proxies_learn_and_are_resumed(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(tiny, NoDefense(loss="proxy-anchor"), epochs=2)
+    whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
+    assert whole["history"][1]["loss"] < whole["history"][0]["loss"]
+    real = training._Run.epoch
+
+    def cut(self: Any, number: int, *args: Any) -> Any:
+        if number == 1:
+            raise KeyboardInterrupt
+        return real(self, number, *args)
+
+    monkeypatch.setattr(training._Run, "epoch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, tiny, tmp_path / "cut", CPU, Silent())
+    monkeypatch.setattr(training._Run, "epoch", real)
+    assert train(spec, tiny, tmp_path / "cut", CPU, Silent())["sha256"] == whole["sha256"]
 
 
 @pytest.mark.gpu

@@ -23,9 +23,7 @@ from dmlbench.options import PATH, options
     metavar="FILE",
     help="Weights: safetensors, or a plain PyTorch state dict.",
 )
-@click.option(
-    "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
-)
+@options("model")
 @click.option(
     "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
 )

@@ -17,7 +17,7 @@ from dmlbench.commands.shared import (
     open_store,
     parse_all,
     parse_attacks,
-    spelt,
+    parse_recipe,
 )
 from dmlbench.config import use_config, write_config
 from dmlbench.errors import UserError
@@ -69,33 +69,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="FILE",
     help="A sweep in YAML: these flags by name (defense: [est, hm]). Flags win over it.",
 )
-@click.option(
-    "--defense",
-    "defenses",
-    multiple=True,
-    required=True,
-    metavar="SPEC",
-    help="Defense to train, or 'all'. May be repeated.",
-)
-@options("attacks", "suite", "dataset")
-@click.option(
-    "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
-)
-@click.option(
-    "--recipe",
-    default="",
-    metavar="KEY=VALUE,...",
-    help="Change the data set's training recipe, e.g. epochs=2,pairs=32.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    multiple=True,
-    type=click.IntRange(min=0),
-    default=(0,),
-    show_default=True,
-    help="Seed of training and targets. May be repeated.",
-)
+@options("defenses", "attacks", "suite", "dataset", "model", "recipe", "seeds")
 @click.option("--dry-run", is_flag=True, help="Print the cells and what they may take; do nothing.")
 @click.option(
     "--resume",
@@ -161,7 +135,6 @@ def run(
     from dmlbench.matrix import Matrix
     from dmlbench.models.base import parse_model
     from dmlbench.preview import preview
-    from dmlbench.recipe import Recipe
     from dmlbench.times import Times, likely_device
 
     if ray_gpus is not None and executor != "ray":
@@ -170,8 +143,7 @@ def run(
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
     hostile = plan.hostiles(parse_attacks(attacks, suite), chosen.protocol.threat)
     network = parse_model(model or chosen.protocol.model)
-    pairs = spec.split_pairs(recipe, f"recipe {recipe!r}")
-    trained = spec.build(Recipe, {**spelt(chosen.protocol.recipe), **pairs}, "recipe")
+    trained = parse_recipe(chosen, recipe)
 
     with open_session(chosen, **places, writing=not dry_run) as session:
         jobs = plan.plan(chosen, session.digest, network, wanted, seeds, trained)

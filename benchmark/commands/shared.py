@@ -16,6 +16,7 @@ from dmlbench.errors import EXIT_FAILED_CELLS, UserError
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
     from dmlbench.datasets.base import Dataset
+    from dmlbench.recipe import Recipe
     from dmlbench.registry import Component, Registry
     from dmlbench.session import Session
     from dmlbench.status import Known
@@ -45,37 +46,46 @@ def parse_attacks(specs: tuple[str, ...], suite: str | None) -> list[Attack]:
     return [one if one.suite else replace(one, suite=suite) for one in chosen]
 
 
-def spelt(component: Component) -> dict[str, str]:
-    """The parameters of a component as a user would write them."""
+def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
+    """The data set's training recipe with the user's ``key=value,...`` in it."""
     from dmlbench import spec
+    from dmlbench.recipe import Recipe
 
-    return {p.name: p.show(getattr(component, p.name)) for p in spec.parameters(type(component))}
+    usual = dataset.protocol.recipe
+    pairs = {p.name: p.show(getattr(usual, p.name)) for p in spec.parameters(Recipe)}
+    pairs |= spec.split_pairs(changes, f"recipe {changes!r}")
+    return spec.build(Recipe, pairs, "recipe")
 
 
 @contextmanager
 def open_session(
     dataset: Dataset,
     results: Path,
-    leaderboards: Path,
+    leaderboards: Path | None,
     data_root: Path | None,
     device: str,
     batch_size: int | None,
     threads: int | None,
     precision: str,
     writing: bool = True,
+    torchrun: bool = False,
 ) -> Iterator[Session]:
     """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
 
     from dmlbench.compute import Compute
+    from dmlbench.distributed import launched
     from dmlbench.files import check_writable
     from dmlbench.progress import reporter_for
     from dmlbench.session import Session
     from dmlbench.store import Store
 
+    if launched() and not torchrun:
+        raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
     compute = Compute(device, batch_size, threads, precision)
     if writing:
         check_writable(results, "--results")
+    if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
     with reporter_for(Console(stderr=True)) as reporter:
         yield Session(dataset, data_root, Store(results), compute, reporter)

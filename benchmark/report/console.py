@@ -73,7 +73,10 @@ def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
     if entry["paper"]:
         click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
     if "recipe" in entry:
-        recipe = ", ".join(f"{key} {value:g}" for key, value in entry["recipe"].items())
+        recipe = ", ".join(
+            f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+            for key, value in entry["recipe"].items()
+        )
         threat = entry["threat"]
         click.echo(f"      trains {entry['model']}: {recipe}")
         click.echo(

@@ -1,0 +1,95 @@
+"""SPC-2 batches: which images make a batch, and how their pixels come to the device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Index = npt.NDArray[np.int64]
+
+RESIDENT_BYTES = 2 * 2**30  # images up to this size are held on the device
+MOST_WORKERS = 4  # processes that read ahead; they copy decoded pixels, so few keep up
+
+
+def anchors(labels: Index) -> Index:
+    """Positions of the images that have a partner in their class."""
+    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.flatnonzero(sizes[inverse] > 1)
+
+
+def pair_batches(labels: Index, pairs: int, draws: np.random.Generator) -> list[Index]:
+    """SPC-2 batches of an epoch: (2 * pairs,) positions, anchor and positive in turn.
+
+    Every image with a partner is the anchor once, in random order; its positive is drawn
+    uniformly from the rest of its class. The last batch may be smaller.
+    """
+    order = draws.permutation(anchors(labels))
+    by_class = np.argsort(labels, kind="stable")
+    classes, start, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    place = np.empty(len(labels), dtype=np.int64)
+    place[by_class] = np.arange(len(labels))
+    group = np.searchsorted(classes, labels[order])
+    # a shift of 1..size-1 within the class never lands on the anchor itself
+    shift = 1 + (draws.random(len(order)) * (sizes[group] - 1)).astype(np.int64)
+    position = (place[order] - start[group] + shift) % sizes[group] + start[group]
+    interleaved = np.stack([order, by_class[position]], axis=1)
+    return [interleaved[first : first + pairs].reshape(-1) for first in range(0, len(order), pairs)]
+
+
+@dataclass(frozen=True)
+class Rows(Dataset[torch.Tensor]):
+    """A uint8 image array, mapped or in memory, read a batch at a time."""
+
+    images: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: list[int]) -> torch.Tensor:
+        return torch.from_numpy(self.images[np.asarray(index)])
+
+
+class Pixels:
+    """Batches of uint8 images on a device: from its memory, or read ahead by worker processes.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        device: where the batches are wanted.
+    """
+
+    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
+        self._rows, self._device = Rows(images), device
+        self._resident: torch.Tensor | None = None
+        if images.nbytes <= RESIDENT_BYTES:
+            held = images if images.flags.writeable else images.copy()
+            self._resident = torch.from_numpy(held).to(device)
+
+    def batches(self, positions: Sequence[Index]) -> Iterator[torch.Tensor]:
+        """(B, C, H, W) uint8 on the device for each of the (B,) ``positions``."""
+        if self._resident is not None:
+            for index in positions:
+                yield self._resident[torch.from_numpy(index).to(self._device)]
+            return
+        loader = DataLoader(
+            self._rows,
+            batch_sampler=[index.tolist() for index in positions],
+            # forked workers share the mapped file; elsewhere they would each be sent a copy
+            num_workers=min(MOST_WORKERS, os.cpu_count() or 1) if sys.platform == "linux" else 0,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            collate_fn=_as_it_is,
+            pin_memory=self._device.type == "cuda",
+        )
+        for batch in loader:
+            yield batch.to(self._device, non_blocking=True)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

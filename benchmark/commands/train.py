@@ -1,0 +1,91 @@
+"""``dmlbench train``: weights and their manifest, without attacking them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from dmlbench.commands.shared import open_session, parse_all, parse_recipe
+from dmlbench.errors import EXIT_FAILED_CELLS, CellError
+from dmlbench.options import options
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench train --defense hm:eta=32 --dataset fashion\n"
+    "  dmlbench train --defense none:loss=proxy-anchor --recipe epochs=2,precision=bf16\n"
+    "  torchrun --nproc-per-node 4 -m dmlbench train --defense hm --dataset fashion",
+)
+@options("defenses", "dataset", "model", "recipe", "seeds")
+@click.option(
+    "--validate",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Measure R@1 on the clean test split every K epochs; 0: never. Changes no weight.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write event files beside log.jsonl.")
+@options("results", "data_root", "device", "threads", "json")
+def train(
+    defenses: tuple[str, ...],
+    dataset: str,
+    model: str | None,
+    recipe: str,
+    seeds: tuple[int, ...],
+    validate: int,
+    tensorboard: bool,
+    as_json: bool,
+    **places: Any,
+) -> None:
+    """Train defenses and keep their checkpoints, which 'run' finds again.
+
+    A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
+    its processes train one model: the recipe's batch is shared out among them.
+    """
+    from dmlbench import spec
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.defenses.base import DEFENSES
+    from dmlbench.distributed import leads
+    from dmlbench.models.base import parse_model
+
+    chosen = spec.parse(dataset, DATASETS)
+    wanted = parse_all(defenses, DEFENSES)
+    network = parse_model(model or chosen.protocol.model)
+    trained = parse_recipe(chosen, recipe)
+    with open_session(
+        chosen, leaderboards=None, batch_size=None, precision="fp32", torchrun=True, **places
+    ) as s:
+        from dmlbench import checkpoint, plan, training
+
+        watch = training.Watch(validate, tensorboard)
+        manifests, failed = [], False
+        for job in plan.plan(chosen, s.digest, network, wanted, seeds, trained):
+            folder = s.store.model_folder(job.training.id)
+            manifest = checkpoint.read_manifest(folder, job.training.facts)
+            try:
+                manifest = manifest or training.train(
+                    job.training, s.data, folder, s.compute, s.reporter, watch
+                )
+            except CellError as error:
+                failed = True
+                s.reporter.warn(f"training {job.training.defense.label} failed: {error}")
+                continue
+            manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
+    if leads():
+        _print(manifests, as_json)
+    if failed:
+        sys.exit(EXIT_FAILED_CELLS)
+
+
+def _print(manifests: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(manifests, indent=1))
+        return
+    for manifest in manifests:
+        last = manifest["history"][-1]
+        recall = f", R@1 {last['R@1']:.1f}" if last.get("R@1") is not None else ""
+        click.echo(f"{manifest['label']}: {manifest['path']}{recall}")

@@ -1,0 +1,129 @@
+"""Paired differences between two models, on a store made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmlbench.comparing import compare, find
+from dmlbench.errors import UserError
+from dmlbench.identity import identity
+from dmlbench.store import Store
+
+N = 300
+
+
+def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: Any) -> None:
+    """A measured CA+ cell of ``defense`` with these outcomes."""
+    about = {
+        "dataset": "tiny",
+        "model": "c2f2",
+        "distance": "N",
+        "recipe": "",
+        "defense": defense,
+        "label": defense.upper(),
+        "resolved": f"{defense}:resolved=1",
+        "training_cost": 1,
+        "seed": seed,
+        "precision": "fp32",
+        "suite": "strict",
+        "attack": "ca+",
+        "attack_resolved": "ca+:w=1",
+    } | other
+    weights = f"{defense}{seed}{other.get('model', '')}"
+    facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
+    cell = {
+        "id": identity(facts),
+        "facts": facts,
+        "about": about,
+        "status": "ok",
+        "columns": {
+            "CA+": {"unit": "%", "better": "higher"},
+            "NMI": {"unit": "%", "better": "higher"},
+        },
+        "metrics": {},
+    }
+    store.put(cell, {"CA+": values, "CA+ clean": values + 1})
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).normal(50, 20, N)
+
+
+def test_a_difference_is_taken_query_by_query(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    shift = np.random.default_rng(1).normal(1.0, 2.0, N)
+    put(store, "none", noise)
+    put(store, "hm", noise + shift)
+    (found,) = compare(find("none", store, None), find("HM", store, None))
+    assert (found.attack, found.metric, found.seeds, found.difference.n) == ("ca+", "CA+", (0,), N)
+    assert found.a == pytest.approx(noise.mean())
+    assert found.difference.value == pytest.approx(shift.mean())
+    assert found.b - found.a == pytest.approx(found.difference.value)
+    # the interval is that of the differences, not of the far noisier numbers
+    half = 1.96 * shift.std(ddof=1) / np.sqrt(N)
+    assert found.difference.low == pytest.approx(shift.mean() - half, abs=0.1 * half)
+    assert found.difference.high == pytest.approx(shift.mean() + half, abs=0.1 * half)
+    assert found.favours == "B"
+    (swapped,) = compare(find("hm", store, None), find("none", store, None))
+    assert swapped.difference.value == pytest.approx(-found.difference.value)
+    assert swapped.favours == "A"
+
+
+def test_queries_that_do_not_count_for_both_are_left_out(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    holes = noise.copy()
+    holes[:7] = np.nan
+    put(store, "none", holes)
+    put(store, "hm", noise)
+    (found,) = compare(find("none", store, None), find("hm", store, None))
+    assert found.difference.n == N - 7
+    assert found.difference.value == 0
+    assert found.favours == ""
+
+
+def test_seeds_are_averaged_over_those_that_both_have(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    for seed in (0, 1, 2):
+        put(store, "none", noise + seed, seed)
+    for seed in (1, 2, 3):
+        put(store, "hm", noise + 10 * seed, seed)
+    (found,) = compare(find("none", store, None), find("hm", store, None))
+    assert found.seeds == (1, 2)
+    assert found.difference.value == pytest.approx(15 - 1.5)
+
+
+def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) -> None:
+    sides = []
+    for name, values in (("one", noise), ("two", noise - 1)):
+        store = Store(tmp_path / name)
+        put(store, "hm", values, seed=len(sides))
+        folder = store.model_folder("id")
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(f'{{"sha256": "hm{len(sides)}"}}')
+        sides.append(find(str(folder), Store(tmp_path / "elsewhere"), None))
+    (found,) = compare(*sides)
+    assert found.difference.value == pytest.approx(-1)
+    assert found.favours == "A"
+
+
+def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    put(store, "hm", noise)
+    put(store, "hm", noise, model="lenet")
+    put(store, "act", noise, attack_resolved="ca+:w=5")
+    put(store, "est", noise)
+    with pytest.raises(UserError, match=r"nothing was measured of 'none'.*act, est, hm"):
+        find("none", store, None)
+    with pytest.raises(UserError, match=r"'hm' is several models.*c2f2.*lenet.*name a checkpoint"):
+        find("hm", store, None)
+    with pytest.raises(UserError, match="est and act share no measurement"):
+        compare(find("est", store, None), find("act", store, None))
+    with pytest.raises(UserError, match="is no model's folder"):
+        find(str(tmp_path), store, None)
+    with pytest.raises(UserError, match="nothing was measured of 'est'"):
+        find("est", store, "fashion")

@@ -1,0 +1,91 @@
+"""Several processes train the model that one would."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmlbench import spec
+from dmlbench.compute import Compute
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.defenses.base import DEFENSES as DEFENSE_REGISTRY
+from dmlbench.distributed import World
+from dmlbench.errors import UserError
+from dmlbench.journal import LOG
+from dmlbench.models.small import C2F2
+from dmlbench.progress import QuietReporter
+from dmlbench.recipe import Recipe, TrainingThreat
+from dmlbench.training import Training, train
+
+DEFENSES = ("none", "none:loss=multi-similarity", "est", "act", "hm")
+THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
+
+
+@given(st.integers(0, 300), st.integers(1, 9))
+def test_shares_make_up_the_whole(n: int, size: int) -> None:
+    worlds = [World(rank, size) for rank in range(size)]
+    assert sum(w.weight(n) for w in worlds) == pytest.approx(1)
+    if n >= size:
+        taken = [i for w in worlds for i in range(n)[w.share(n)]]
+        assert taken == list(range(n))
+        # the mean of the shares' means, so weighted, is the mean
+        means = [sum(range(n)[w.share(n)]) / len(range(n)[w.share(n)]) for w in worlds]
+        assert sum(w.weight(n) * m for w, m in zip(worlds, means, strict=True)) == pytest.approx(
+            (n - 1) / 2
+        )
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    x = torch.rand(3, 2, requires_grad=True)
+    assert World().gather(x, 3) is x
+    assert World().mean(x, 1.0) is x
+    assert World().share(3) == slice(0, 3)
+
+
+def test_batch_norms_need_a_gpu_in_several_processes() -> None:
+    norm = torch.nn.BatchNorm2d(3)
+    assert World().synchronised(norm) is norm
+    with pytest.raises(UserError, match="freeze them"):
+        World(0, 2).synchronised(norm)
+
+
+def test_two_processes_train_what_one_does(
+    plugin: Path, tiny: RetrievalData, tmp_path: Path
+) -> None:
+    """Shares of 15 pairs differ in size, and an epoch's last batch is smaller still."""
+    arguments = ["train", "--dataset", "tiny", "--recipe", "epochs=1,pairs=15", "--validate", "0"]
+    for defense in DEFENSES:
+        arguments += ["--defense", defense]
+    arguments += ["--results", str(tmp_path)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "dmlbench", *arguments, "--json"],
+        env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    manifests = json.loads(done.stdout)  # one process speaks for all
+    for name, shared in zip(DEFENSES, manifests, strict=True):
+        defense = spec.parse(name, DEFENSE_REGISTRY).resolve(THREAT, "N")
+        recipe = Recipe(epochs=1, pairs=15)
+        training = Training("tiny", tiny.digest, C2F2(dim=8), defense, recipe, seed=0)
+        alone = train(training, tiny, tmp_path / name, Compute("cpu"), QuietReporter())
+        assert (alone["processes"], shared["processes"]) == (1, 2)
+        assert alone["training"] == shared["training"]  # the batch is the recipe's, shared out
+        folder = tmp_path / "models" / training.id
+        logs = [(f / LOG).read_text().splitlines() for f in (tmp_path / name, folder)]
+        assert len(logs[0]) == len(logs[1]) == 6 + 1  # steps, and the epoch
+        for x, y in zip(*map(functools.partial(map, json.loads), logs), strict=True):
+            # few steps: sooner or later a sign step turns a last bit into a whole step
+            assert x["loss"] == pytest.approx(y["loss"], abs=1e-4), name
