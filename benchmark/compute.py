@@ -6,6 +6,7 @@ of an identity. Precision is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Compute:
             torch.backends.cudnn.allow_tf32 = convolution
             torch.backends.cuda.matmul.allow_tf32 = matmul
             torch.backends.cudnn.deterministic = deterministic
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def pixels(images: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:

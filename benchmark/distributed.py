@@ -18,6 +18,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from dmlbench.compute import launched
 from dmlbench.errors import UserError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -103,11 +104,6 @@ class World:
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, number)
         return len(set(found)) == 1
-
-
-def launched() -> bool:
-    """Whether ``torchrun`` started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def local_device(name: str) -> str:

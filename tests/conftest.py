@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dmlbench.datasets.base import RetrievalData, Split
+from tests.faults import Sweeps, install
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -111,3 +112,13 @@ def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.Completed
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def sweeps(plugin: Path, faults: Path, tmp_path: Path) -> Sweeps:
+    return Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"))

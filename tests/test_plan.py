@@ -122,10 +122,15 @@ def ran(store: Store, found: list[Job], resume: str = "retry-failed", **how: Any
     return matrix, matrix.run(), executor.did
 
 
-def test_planning_imports_no_torch() -> None:
-    modules = "plan, status, matrix, preview, times, config, merging, pivot, seeds"
-    code = f"import sys; from dmlbench import {modules}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dmlbench.cli import main\n"
+        "try: main(['run', '--defense', 'hm', '--suite', 'strict', '--dry-run'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_known_digests_are_those_of_the_data() -> None:

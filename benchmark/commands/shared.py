@@ -73,8 +73,7 @@ def open_session(
     """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
 
-    from dmlbench.compute import Compute
-    from dmlbench.distributed import launched
+    from dmlbench.compute import Compute, launched
     from dmlbench.files import check_writable
     from dmlbench.progress import reporter_for
     from dmlbench.session import Session
