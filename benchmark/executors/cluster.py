@@ -77,7 +77,8 @@ class Cluster:
         self.workers = min(self._asked or room, room)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
-        facts = (session.dataset, session.data_root, store, compute, tuple(sys.argv))
+        data_root = session.data_root and session.data_root.resolve()
+        facts = (session.dataset, data_root, store, compute, tuple(sys.argv))
         self._facts = ray.put(facts)
         self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
         return self
