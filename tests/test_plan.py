@@ -32,10 +32,10 @@ from dmlbench.pivot import chosen, column, condition, pivot
 from dmlbench.preview import lines, preview, summary
 from dmlbench.progress import duration
 from dmlbench.seeds import over_seeds, spread
-from dmlbench.session import Session
+from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import Entry, Known
 from dmlbench.store import Store
-from dmlbench.tables import wide
+from dmlbench.tables import order, wide
 from dmlbench.tasks import Task, Train
 from dmlbench.times import Times
 from tests.test_store import cell
@@ -225,6 +225,13 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
     assert failed["error"] == "its worker died"
     assert failed["seconds"] == pytest.approx(3, abs=0.5)
     assert failed["exception"] == {"type": CellError.__name__, "traceback": None}
+
+
+def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    matrix, rows, _ = ran(store, found)
+    fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
+    assert store.cells() == sorted(rows, key=order)
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
