@@ -6,6 +6,7 @@ of an identity. Precision is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,29 @@ class Compute:
             torch.backends.cudnn.allow_tf32 = convolution
             torch.backends.cuda.matmul.allow_tf32 = matmul
             torch.backends.cudnn.deterministic = deterministic
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_device(name: str) -> str:
+    """The device of this process: under ``torchrun`` each has a GPU of its own.
+
+    Raises:
+        UserError: one GPU is named for all of them.
+    """
+    if not launched() or name == "cpu" or not torch.cuda.is_available():
+        return name
+    if name not in ("auto", "cuda"):
+        raise UserError(f"--device {name} under torchrun: each process takes a GPU; leave it out")
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def leads() -> bool:
+    """Whether this is the process that speaks for all."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def pixels(images: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:

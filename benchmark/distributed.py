@@ -9,7 +9,6 @@ process: no gradient hook of any kind sees it.
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from dmlbench.compute import launched
 from dmlbench.errors import UserError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -119,29 +119,6 @@ class World:
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, number)
         return len(set(found)) == 1
-
-
-def launched() -> bool:
-    """Whether ``torchrun`` started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def local_device(name: str) -> str:
-    """The device of this process: under ``torchrun`` each has a GPU of its own.
-
-    Raises:
-        UserError: one GPU is named for all of them.
-    """
-    if not launched() or name == "cpu" or not torch.cuda.is_available():
-        return name
-    if name not in ("auto", "cuda"):
-        raise UserError(f"--device {name} under torchrun: each process takes a GPU; leave it out")
-    return f"cuda:{os.environ['LOCAL_RANK']}"
-
-
-def leads() -> bool:
-    """Whether this is the process that speaks for all."""
-    return not launched() or os.environ["RANK"] == "0"
 
 
 def world(device: torch.device) -> World:

@@ -94,7 +94,9 @@ class LiveReporter:
             TextColumn("[dim]{task.fields[note]}"),
             console=console,
         )
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+        self._live = Live(
+            console=console, get_renderable=self._render, refresh_per_second=4, transient=True
+        )
 
     def __enter__(self) -> LiveReporter:
         self._live.start()
@@ -109,11 +111,11 @@ class LiveReporter:
     def tally(self, tally: Tally) -> None:
         """The table."""
         table = Table(box=box.SIMPLE_HEAD)
-        for name in ("cells", "done", "running", "failed", "to do", "ETA"):
+        for name in ("cells", "done", "failed", "to do", "tasks running", "ETA"):
             table.add_column(name, justify="right")
-        left = max(0, tally.total - tally.done - tally.failed - tally.running)
         failed = Text(str(tally.failed), style="red" if tally.failed else "")
-        row = [tally.total, tally.done, tally.running, failed, left, tally.left]
+        to_do = tally.total - tally.done - tally.failed
+        row = [tally.total, tally.done, failed, to_do, tally.running, tally.left]
         table.add_row(*[one if isinstance(one, Text) else str(one) for one in row])
         self._table = table
 
@@ -183,8 +185,8 @@ class PlainReporter:
         if now - self._told >= LINE_SECONDS:
             self._told = now
             self.say(
-                f"cells: {tally.done} of {tally.total} done, {tally.running} running, "
-                f"{tally.failed} failed, ETA {tally.left}"
+                f"cells: {tally.done} of {tally.total} done, {tally.failed} failed; "
+                f"{tally.running} tasks running, ETA {tally.left}"
             )
 
     def say(self, message: str) -> None:
@@ -196,7 +198,7 @@ class PlainReporter:
         self.say(f"warning: {message}")
 
 
-class QuietReporter:
+class QuietReporter(Reporter):
     """Says nothing: another process reports."""
 
     def __enter__(self) -> QuietReporter:

@@ -86,7 +86,7 @@ def succeed(session: Session, cell: Cell, found: Measurement, watch: Stopwatch) 
 
 
 def fail(session: Session, cell: Cell, title: str, error: BaseException, watch: Stopwatch) -> None:
-    """Store that a cell has failed, and say so.
+    """Say that a cell has failed, and store it unless a number of it is there already.
 
     An error without a traceback is of a process that is gone.
     """
@@ -106,4 +106,5 @@ def fail(session: Session, cell: Cell, title: str, error: BaseException, watch: 
         "provenance": provenance(None if gone else session.compute.torch_device()),
     }
     session.reporter.warn(f"{title} failed: {result['error']}")
-    session.store.put(cell | result)
+    if session.store.done(cell["id"]) is None:
+        session.store.put(cell | result)

@@ -140,14 +140,9 @@ class Parameter:
         return value
 
 
-def parameters(cls: type[Component]) -> tuple[Parameter, ...]:
+def parameters(cls: type[Component]) -> list[Parameter]:
     """The parameters of a component class, in the order of its fields."""
-    return _parameters(typing.cast(Any, cls))
-
-
-@functools.cache  # plans of thousands of cells ask again and again
-def _parameters(cls: Any) -> tuple[Parameter, ...]:
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(typing.cast(Any, cls))
     found = []
     for field in dataclasses.fields(typing.cast(Any, cls)):
         if "help" not in field.metadata:
@@ -161,7 +156,7 @@ def _parameters(cls: Any) -> tuple[Parameter, ...]:
             hint, choices = str, get_args(hint)
         meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels")}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
-    return tuple(found)
+    return found
 
 
 def parse(text: str, registry: Registry[C]) -> C:
@@ -256,6 +251,9 @@ def check(component: Component) -> None:
             p.check(getattr(component, p.name))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{component.card.name}: {p.name} {error}") from None
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # asked for again and again by long plans
 
 
 def _real(text: str) -> float:

@@ -24,10 +24,10 @@ from torch import nn
 
 from dmlbench import checkpoint, spec
 from dmlbench.batches import Index, Pixels, anchors, pair_batches
-from dmlbench.compute import Compute
+from dmlbench.compute import Compute, local_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, State
-from dmlbench.distributed import World, local_device, world
+from dmlbench.distributed import World, world
 from dmlbench.embedding import embed, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically

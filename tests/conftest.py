@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from dmlbench.datasets.base import RetrievalData, Split
+from tests.faults import Sweeps, install
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -117,3 +118,13 @@ def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.Completed
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def sweeps(plugin: Path, faults: Path, tmp_path: Path) -> Sweeps:
+    return Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,11 @@ class Waits(Faulty):
             time.sleep(120)
 """
 NAMES = {"raises": "Raises", "exits": "Exits", "nan": "Nan", "hangs": "Hangs", "waits": "Waits"}
+SWEEP = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+", "--attack", "es",
+         "--recipe", "epochs=2", "--threads", "1")  # fmt: skip
+LONG = (*SWEEP, "--defense", "est", "--suite", "strict", "--attack", "ltm", "--attack", "gtm",
+        "--seed", "0", "--seed", "1")  # fmt: skip
+
 UNEQUAL = ("started", "seconds", "git", "device")  # times and hosts
 
 
@@ -119,6 +125,11 @@ def exports(folder: Path) -> list[list[str]]:
             for row in csv.DictReader(file):
                 found.append([v for k, v in row.items() if k not in UNEQUAL])
     return found
+
+
+def kill(pid: int) -> None:
+    """SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
 
 
 def workers(driver: int) -> list[int]:

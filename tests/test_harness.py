@@ -6,13 +6,8 @@ Real processes and real faults. The tests of minutes are marked slow; a few shor
 from __future__ import annotations
 
 import json
-import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,26 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.faults import Sweeps, exports, install, until, workers
-
-SWEEP = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+", "--attack", "es",
-         "--recipe", "epochs=2", "--threads", "1")  # fmt: skip
-LONG = (*SWEEP, "--defense", "est", "--suite", "strict", "--attack", "ltm", "--attack", "gtm",
-        "--seed", "0", "--seed", "1")  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture
-def sweeps(plugin: Path, faults: Path, tmp_path: Path) -> Sweeps:
-    return Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"))
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
+from tests.faults import LONG, SWEEP, Sweeps, exports, kill, until, workers
 
 
 def test_workers_give_what_one_process_gives_though_one_is_killed(
@@ -114,34 +90,6 @@ def test_shards_make_the_whole(sweeps: Sweeps, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
-    """SIGKILL at random to drivers and workers; each sweep that gets through is compared."""
-    assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
-    expected, chance = exports(tmp_path / "whole"), random.Random(0)
-    kills, finished, number = {"driver": 0, "worker": 0}, 0, 0
-    while sum(kills.values()) < 50:
-        folder = tmp_path / f"sweep{number}"
-        process = sweeps.start(folder, *LONG, "--workers", "2")
-        while process.poll() is None and sum(kills.values()) < 50:
-            time.sleep(chance.uniform(0.1, 5))
-            alive = workers(process.pid)
-            if process.poll() is None and alive:
-                whom = "driver" if chance.random() < 0.4 else "worker"
-                kill(process.pid if whom == "driver" else chance.choice(alive))
-                kills[whom] += 1
-        _, err = process.communicate(timeout=300)
-        assert "Traceback" not in err
-        if process.returncode == 0:
-            assert exports(folder) == expected
-            finished, number = finished + 1, number + 1
-    last = sweeps.run(tmp_path / f"sweep{number}", *LONG)
-    assert last.returncode == 0, last.stderr
-    assert exports(tmp_path / f"sweep{number}") == expected
-    assert min(kills.values()) >= 10
-    print(f"{kills}, {finished} sweeps got through meanwhile")
-
-
-@pytest.mark.slow
 def test_two_sweeps_at_once_in_one_folder(sweeps: Sweeps, tmp_path: Path) -> None:
     assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
     both = [sweeps.start(tmp_path / "b", *LONG) for _ in range(2)]
@@ -155,13 +103,13 @@ def test_two_sweeps_at_once_in_one_folder(sweeps: Sweeps, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_attacks_that_raise_exit_hang_and_report_nan(sweeps: Sweeps, tmp_path: Path) -> None:
     names = [word for name in ("hangs", "raises", "nan", "exits") for word in ("--attack", name)]
-    done = sweeps.run(tmp_path / "a", *SWEEP, *names, "--cell-timeout", "10")
+    done = sweeps.run(tmp_path / "a", *SWEEP, *names, "--cell-timeout", "30")
     assert done.returncode == 1, done.stderr
     assert "6 of 14 cells done, 8 failed" in done.stderr
     table = pd.read_csv(tmp_path / "a" / "results" / "results.csv")
     failed = table[table["status"] == "failed"].set_index("attack")["error"]
     assert len(failed) == 8
-    for name, error in (("hangs", "stopped after 10 s (--cell-timeout)"),
+    for name, error in (("hangs", "stopped after 30 s (--cell-timeout)"),
                         ("raises", "RuntimeError: no luck"), ("exits", "SystemExit: I quit"),
                         ("nan", "every outcome is NaN")):  # fmt: skip
         assert failed[name].str.contains(error, regex=False).all()
@@ -225,31 +173,6 @@ def test_a_clock_that_jumps(plugin: Path, faults: Path, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "a" / "results" / "results.csv")
     assert table["seconds"].between(0, 100).all()
     assert table["started"].str[:4].nunique() > 1  # it did jump
-
-
-@pytest.mark.slow
-def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
-    plugin: Path, faults: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dmlbench[ray]'")
-    home = tmp_path / "home"  # Ray writes a token there
-    home.mkdir()
-    sweeps = Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"), HOME=str(home))
-    sweep = (*SWEEP, "--attack", "waits", "--attack", "raises")
-    (tmp_path / "flag").touch()
-    assert sweeps.run(tmp_path / "one", *sweep).returncode == 1
-    (tmp_path / "flag").unlink()
-    process = sweeps.start(tmp_path / "ray", *sweep, "--executor", "ray", "--workers", "2")
-    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text(), 200)))
-    _, err = process.communicate(timeout=280)
-    assert process.returncode == 1, err
-    assert "8 of 10 cells done, 2 failed" in err
-    assert exports(tmp_path / "ray") == exports(tmp_path / "one")
-    shutil.rmtree(tmp_path / "ray" / "results" / "cells")
-    hung = sweeps.run(tmp_path / "ray", *SWEEP, "--attack", "hangs", "--executor", "ray",
-                      "--workers", "2", "--cell-timeout", "40")  # fmt: skip
-    assert hung.returncode == 1, hung.stderr
-    assert "stopped after 40 s (--cell-timeout)" in hung.stderr
 
 
 def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ from dmlbench.pivot import chosen, column, condition, pivot
 from dmlbench.preview import lines, preview, summary
 from dmlbench.progress import duration
 from dmlbench.seeds import over_seeds, spread
-from dmlbench.session import Session
+from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import Entry, Known
 from dmlbench.store import Store
-from dmlbench.tables import wide
+from dmlbench.tables import order, wide
 from dmlbench.tasks import Task, Train
 from dmlbench.times import Times
 from tests.test_store import cell
@@ -122,10 +122,15 @@ def ran(store: Store, found: list[Job], resume: str = "retry-failed", **how: Any
     return matrix, matrix.run(), executor.did
 
 
-def test_planning_imports_no_torch() -> None:
-    modules = "plan, status, matrix, preview, times, config, merging, pivot, seeds"
-    code = f"import sys; from dmlbench import {modules}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dmlbench.cli import main\n"
+        "try: main(['run', '--defense', 'hm', '--suite', 'strict', '--dry-run'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_known_digests_are_those_of_the_data() -> None:
@@ -220,6 +225,13 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
     assert failed["error"] == "its worker died"
     assert failed["seconds"] == pytest.approx(3, abs=0.5)
     assert failed["exception"] == {"type": CellError.__name__, "traceback": None}
+
+
+def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), jobs(defenses=("none",))
+    matrix, rows, _ = ran(store, found)
+    fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
+    assert store.cells() == sorted(rows, key=order)
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:

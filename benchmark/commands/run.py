@@ -147,11 +147,10 @@ def run(
 
     with open_session(chosen, **places, writing=not dry_run) as session:
         jobs = plan.plan(chosen, session.digest, network, wanted, seeds, trained)
-        if shard is not None:
-            jobs = plan.shard(jobs, *shard)
+        mine = jobs if shard is None else plan.shard(jobs, *shard)
         known = open_store(session, repair=not dry_run)
         precision = session.compute.precision
-        entries = [status.assess(job, hostile, session.store, known, precision) for job in jobs]
+        entries = [status.assess(job, hostile, session.store, known, precision) for job in mine]
         times = Times(likely_device(session.compute), known.cells.values(), session.store)
         if dry_run:
             _show(preview(entries, resume, times), workers or 1, times.device, as_json)

@@ -68,14 +68,13 @@ def open_session(
     batch_size: int | None,
     threads: int | None,
     precision: str,
-    torchrun: bool = False,
     writing: bool = True,
+    torchrun: bool = False,
 ) -> Iterator[Session]:
     """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
 
-    from dmlbench.compute import Compute
-    from dmlbench.distributed import launched, leads, local_device
+    from dmlbench.compute import Compute, launched, leads, local_device
     from dmlbench.files import check_writable
     from dmlbench.progress import QuietReporter, reporter_for
     from dmlbench.session import Session

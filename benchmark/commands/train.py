@@ -47,9 +47,9 @@ def train(
     its processes train one model: the recipe's batch is shared out among them.
     """
     from dmlbench import spec
+    from dmlbench.compute import launched, leads
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
-    from dmlbench.distributed import launched, leads
     from dmlbench.models.base import parse_model
 
     chosen = spec.parse(dataset, DATASETS)

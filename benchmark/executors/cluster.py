@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +77,9 @@ class Cluster:
         self.workers = min(self._asked or room, room)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
-        facts = (session.dataset, session.data_root, session.cache, store, compute)
+        data_root = session.data_root and session.data_root.resolve()
+        cache = session.cache and session.cache.resolve()
+        facts = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
         self._facts = ray.put(facts)
         self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
         return self
@@ -157,7 +160,8 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
 
     try:
         if facts not in _benches:
-            dataset, data_root, cache, store, compute = facts
+            dataset, data_root, cache, store, compute, argv = facts
+            sys.argv = list(argv)  # for the provenance
             notes = _Notes()
             session = Session(dataset, data_root, cache, store, compute, notes)
             _benches[facts] = Bench(session), notes

@@ -149,6 +149,7 @@ class Pool:
     def _bury(self, worker: _Worker) -> list[Ending]:
         """Replace a worker that died; its task is tried again, or given up."""
         task, seconds = worker.task, worker.watch.seconds
+        worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
         successor = self._replace(worker)
         how = _cause(worker.process)
         victim = worker.name if task is None else task.cell["id"]

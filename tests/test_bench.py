@@ -1,0 +1,103 @@
+"""What becomes of a task that goes wrong within a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from dmlbench import bench, plan, spec, status
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.bench import Bench
+from dmlbench.compute import Compute
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.errors import UserError
+from dmlbench.models.small import C2F2
+from dmlbench.recipe import Recipe
+from dmlbench.session import Session
+from dmlbench.status import Entry, Known
+from dmlbench.store import Store
+from tests.test_training import Silent
+
+CARD = FashionMini().protocol
+HOSTILE = plan.hostiles([ATTACKS.get("ca+")(steps=2)], CARD.threat)
+
+
+class Here(FashionMini):
+    """The tiny data set, under the card of another."""
+
+    known_digest = None
+    data: RetrievalData
+
+    def load(self, data_root: Path | None) -> RetrievalData:
+        return type(self).data
+
+
+@pytest.fixture
+def session(tiny: RetrievalData, tmp_path: Path) -> Session:
+    Here.data = tiny
+    return Session(Here(), None, Store(tmp_path), Compute("cpu"), Silent())  # type: ignore[arg-type]
+
+
+def entry(session: Session) -> Entry:
+    none = spec.parse("none", DEFENSES)
+    recipe = Recipe(epochs=1, pairs=8)
+    (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
+    known = Known(session.store.read()[0])
+    return status.assess(job, HOSTILE, session.store, known, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto"), ["out of memory", "pairs=4"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), ["pairs=4", "--device"]),
+        (MemoryError(), ["out of memory"]),
+        (KeyError("x"), ["KeyError: 'x'"]),
+        (SystemExit(3), ["SystemExit: 3"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
+    session: Session, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: list[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(bench, "train", broken)
+    task = entry(session).train
+    assert task is not None
+    Bench(session).do(task)
+    row = session.store.get(task.cell["id"])
+    assert row is not None
+    for word in words:
+        assert word in row["error"]
+    assert "\n" not in row["error"]
+    assert "broken" in row["exception"]["traceback"]
+    assert entry(session).trained == "failed"
+    monkeypatch.undo()
+    worker = Bench(session)
+    worker.do(task)  # again, and it works: the row is gone
+    assert session.store.get(task.cell["id"]) is None
+    assert entry(session).trained == "done"
+
+
+def test_weights_replaced_while_a_run_lasts_are_not_measured(session: Session) -> None:
+    worker, first = Bench(session), entry(session)
+    assert first.train is not None
+    worker.do(first.train)
+    trained = entry(session)
+    benign, attacked, *_ = [task for task, _ in trained.cells]
+    worker.do(benign)
+    worker.close()
+    weights = session.store.model_folder(first.train.model) / "checkpoint.safetensors"
+    weights.write_bytes(safetensors.torch.save(C2F2(dim=8).build(1, 8).state_dict()))
+    with pytest.raises(UserError, match="replaced during the run"):
+        worker.do(attacked)
+    assert session.store.get(attacked.cell["id"]) is None
+    assert session.store.get(benign.cell["id"]) is not None

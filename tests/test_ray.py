@@ -1,0 +1,35 @@
+"""A Ray cluster of two workers does what one process does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.faults import SWEEP, Sweeps, exports, kill, until
+
+
+@pytest.mark.slow
+def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
+    plugin: Path, faults: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dmlbench[ray]'")
+    home = tmp_path / "home"  # Ray writes a token there
+    home.mkdir()
+    sweeps = Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"), HOME=str(home))
+    sweep = (*SWEEP, "--attack", "waits", "--attack", "raises")
+    (tmp_path / "flag").touch()
+    assert sweeps.run(tmp_path / "one", *sweep).returncode == 1
+    (tmp_path / "flag").unlink()
+    process = sweeps.start(tmp_path / "ray", *sweep, "--executor", "ray", "--workers", "2")
+    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text(), 200)))
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 1, err
+    assert "8 of 10 cells done, 2 failed" in err
+    assert exports(tmp_path / "ray") == exports(tmp_path / "one")
+    shutil.rmtree(tmp_path / "ray" / "results" / "cells")
+    hung = sweeps.run(tmp_path / "ray", *SWEEP, "--attack", "hangs", "--executor", "ray",
+                      "--workers", "2", "--cell-timeout", "40")  # fmt: skip
+    assert hung.returncode == 1, hung.stderr
+    assert "stopped after 40 s (--cell-timeout)" in hung.stderr
