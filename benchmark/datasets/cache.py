@@ -139,7 +139,8 @@ class Cache:
             raise UserError(f"cannot write to --cache {self.place}: {reason}") from None
         except BrokenProcessPool:
             raise UserError(
-                f"a process that decoded {title} was killed (out of memory?): run again"
+                f"a process that decoded {title} died (out of memory? or called from a script "
+                "without 'if __name__ == \"__main__\"'?): run again"
             ) from None
         finally:
             partial.unlink(missing_ok=True)

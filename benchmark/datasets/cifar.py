@@ -92,7 +92,7 @@ class Cifar10(Cifar):
 
     card = DatasetCard(
         "cifar10",
-        "CIFAR-10: objects and animals, 32x32 RGB, 10 classes",
+        "CIFAR-10: 50,000 train and 10,000 test images, 32x32 RGB, 10 classes",
         CIFAR,
         model="c2f2",
         recipe=RECIPE,
@@ -114,7 +114,7 @@ class Cifar100(Cifar):
 
     card = DatasetCard(
         "cifar100",
-        "CIFAR-100: objects and animals, 32x32 RGB, 100 classes",
+        "CIFAR-100: 50,000 train and 10,000 test images, 32x32 RGB, 100 classes",
         CIFAR,
         model="c2f2",
         recipe=RECIPE,
