@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -75,7 +77,8 @@ class Cifar(Dataset, abc.ABC):
         import torchvision.datasets
 
         try:
-            getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
+            with redirect_stdout(sys.stderr):  # torchvision tells its progress
+                getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
