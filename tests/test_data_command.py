@@ -65,7 +65,7 @@ def test_verify_holds_a_tree_against_the_official_figures(tmp_path: Path) -> Non
         "missing: 1 files: images/001.Bird_1/Bird 1_0.jpg",
         "unreadable: 1 files: images/001.Bird_1/Bird 1_1.jpg (image file is truncated",
         "same bytes: 1 groups of files: images/002.Bird_2/Bird 2_0.jpg = images/002.Bird_2",
-        "not sound",
+        "not sound; unpack CUB_200_2011.tgz",
     ):
         assert words in done.output
     told = json.loads(data("verify", "cub", "--data-root", str(tmp_path), "--json").stdout)

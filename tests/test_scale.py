@@ -16,6 +16,8 @@ PRELUDE = f"""
 import json, resource, torch
 from dmlbench.attacks.base import Gallery
 from dmlbench.attacks.query import QueryDown, QueryUp
+from dmlbench.metrics.bootstrap import bootstrap_mean
+from dmlbench.metrics.collapse import effective_rank, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.recipe import Threat
 
@@ -32,7 +34,8 @@ before = peak()
 """
 RETRIEVAL = """
 found = retrieval(x, index, x, labels, "N")
-means = {name: float(values.mean()) for name, values in found.scores.items()}
+means = {name: bootstrap_mean(values.numpy()).value for name, values in found.scores.items()}
+means |= {"cosine": mean_cosine(x), "effective rank": effective_rank(x)}
 """
 QUERY_ATTACKS = """
 batch, means = index[:1024], {}
@@ -62,6 +65,8 @@ def test_retrieval_metrics(tmp_path: Path) -> None:
     means, rise = measured(RETRIEVAL, tmp_path)
     assert rise < LIMIT
     assert 0 <= means["R@1"] < 1  # the embeddings are random
+    assert abs(means["cosine"]) < 0.01
+    assert 500 < means["effective rank"] <= 512
 
 
 @pytest.mark.slow

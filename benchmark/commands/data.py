@@ -47,7 +47,7 @@ def list_(data_root: Path | None, as_json: bool) -> None:
         click.echo(f"{click.style(card.name, fg='cyan')}  {card.summary}")
         if card.train is not None:
             click.echo(f"    train {card.train}; test {card.test}")
-        click.echo(f"    {f'in {place}' if place else f'not here: {card.source}'}")
+        click.echo(f"    {f'in {place}' if place else card.source}")
     if as_json:
         click.echo(json.dumps(entries, indent=1))
 
@@ -75,7 +75,9 @@ def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bo
     if as_json:
         click.echo(json.dumps(asdict(report) | {"sound": report.sound}, indent=1, default=str))
     else:
-        _print(report)
+        _print(report, Cache(cache).place)
+        if not report.sound:
+            click.echo(f"not sound; {chosen.protocol.source}")
     sys.exit(0 if report.sound else EXIT_FAILED_CELLS)
 
 
@@ -96,7 +98,7 @@ def download(dataset: str, data_root: Path | None) -> None:
     click.echo(f"{place}; look closer with: dmlbench data verify {dataset}")
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, cache: Path) -> None:
     from dmlbench.datasets.cache import listed
 
     click.echo(f"{report.name}{f' in {report.root}' if report.root else ''}")
@@ -115,6 +117,7 @@ def _print(report: Report) -> None:
     if report.shared:
         click.echo(f"  in both splits: {report.shared:,} classes")
     if report.cache != "none":
-        remedy = ": delete it, and it is made again" if report.cache == "damaged" else ""
+        remedy = f": delete {cache}, and it is made again" if report.cache == "damaged" else ""
         click.echo(f"  decoded images: {report.cache}{remedy}")
-    click.echo("sound" if report.sound else "not sound")
+    if report.sound:
+        click.echo("sound")

@@ -60,7 +60,7 @@ class DatasetCard(Card):
     note: str = field(kw_only=True, default="")
     train: Figures | None = field(kw_only=True, default=None)
     test: Figures | None = field(kw_only=True, default=None)
-    source: str = field(kw_only=True, default="comes with the package")
+    source: str = field(kw_only=True, default="it comes with its package")
 
 
 @dataclass(frozen=True)

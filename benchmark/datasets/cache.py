@@ -4,8 +4,9 @@
     <cache>/<stamp>.npz        which content a list of files (names, sizes, times) has
 
 The pixels are those of ``Resize((256, 256))`` on a PIL image, as in the published training code:
-bilinear, antialiased, the aspect ratio not kept. A file that changes its size or time is decoded
-again; the identity of the data follows the pixels, not the place, the names or the times.
+bilinear, antialiased, the aspect ratio not kept. Files whose size or times changed are decoded
+again (the time of the last change to the inode, which nobody can set, tells even files apart that
+an archive gave the same name, size and time); the identity of the data follows the pixels alone.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ class Cache:
             raise UserError(f"cannot write to --cache {self.place}: {reason}") from None
         except BrokenProcessPool:
             raise UserError(
-                f"a process that decoded {title} was killed (out of memory?): run again"
+                f"a process that decoded {title} died (out of memory? or called from a script "
+                "without 'if __name__ == \"__main__\"'?): run again"
             ) from None
         finally:
             partial.unlink(missing_ok=True)
@@ -160,7 +162,8 @@ def stamp(root: Path, names: Sequence[str]) -> str:
             continue
         except OSError as error:
             raise UserError(f"{root / name} cannot be read: {error.strerror}") from None
-        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+        times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+        digest.update(f"{name}\0{found.st_size} {times}\n".encode())
     if missing:
         raise UserError(f"{root} lacks {listed(missing)} of {len(names):,} files")
     return digest.hexdigest()[:32]

@@ -38,7 +38,7 @@ class Cars(ImageDataset):
 
     card = DatasetCard(
         "cars",
-        "Cars-196: 196 models of cars, split by model",
+        "Cars-196: cars, 98 models train and 98 others test",
         CARS,
         model="resnet18",
         recipe=RECIPE,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -75,7 +77,8 @@ class Cifar(Dataset, abc.ABC):
         import torchvision.datasets
 
         try:
-            getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
+            with redirect_stdout(sys.stderr):  # torchvision tells its progress
+                getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -92,7 +95,7 @@ class Cifar10(Cifar):
 
     card = DatasetCard(
         "cifar10",
-        "CIFAR-10: objects and animals, 32x32 RGB, 10 classes",
+        "CIFAR-10: 50,000 train and 10,000 test images, 32x32 RGB, 10 classes",
         CIFAR,
         model="c2f2",
         recipe=RECIPE,
@@ -114,7 +117,7 @@ class Cifar100(Cifar):
 
     card = DatasetCard(
         "cifar100",
-        "CIFAR-100: objects and animals, 32x32 RGB, 100 classes",
+        "CIFAR-100: 50,000 train and 10,000 test images, 32x32 RGB, 100 classes",
         CIFAR,
         model="c2f2",
         recipe=RECIPE,

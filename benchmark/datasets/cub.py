@@ -39,7 +39,7 @@ class Birds(ImageDataset):
 
     card = DatasetCard(
         "cub",
-        "CUB-200-2011: 200 species of birds, split by species",
+        "CUB-200-2011: birds, 100 species train and 100 others test",
         CUB,
         model="resnet18",
         recipe=RECIPE,

@@ -45,7 +45,7 @@ class Fashion(IdxDataset):
 
     card = DatasetCard(
         "fashion",
-        "Fashion-MNIST: articles of clothing, 28x28 grey, 10 classes",
+        "Fashion-MNIST: 60,000 train and 10,000 test images, 28x28 grey, 10 classes",
         FASHION,
         model="c2f2",
         recipe=Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7),
@@ -70,7 +70,7 @@ class FashionMini(Dataset):
 
     card = DatasetCard(
         "fashion-mini",
-        "the embedded stratified subset of Fashion-MNIST",
+        "embedded stratified subset of Fashion-MNIST: 6,000 train and 1,000 test images",
         FASHION,
         model="lenet",
         recipe=Recipe(epochs=4, pairs=32, lr=1e-3, weight_decay=1e-7),

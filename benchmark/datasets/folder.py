@@ -56,6 +56,12 @@ class Folder(ImageDataset):
         """The folder that was named; ``data_root`` does not matter."""
         return Path(self.root) if self.root else None
 
+    def found(self, data_root: Path | None) -> Listing:
+        """The listing of the folder that was named; UserError if none was."""
+        if not self.root:
+            raise UserError(f"data set folder: {self.protocol.source}")
+        return super().found(data_root)
+
     def listing(self, root: Path) -> Listing:
         """Files by name within classes by name; of a list, in its order. A label is the place of
         its class among all, sorted.

@@ -6,7 +6,9 @@ import abc
 import gzip
 import hashlib
 import struct
+import sys
 import zlib
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -77,7 +79,8 @@ class IdxDataset(Dataset, abc.ABC):
 
         root = data_root or HOME
         try:
-            getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
+            with redirect_stdout(sys.stderr):  # torchvision tells its progress
+                getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

@@ -24,7 +24,7 @@ class Mnist(IdxDataset):
 
     card = DatasetCard(
         "mnist",
-        "MNIST: handwritten digits, 28x28 grey, 10 classes",
+        "MNIST: 60,000 train and 10,000 test images, 28x28 grey, 10 classes",
         MNIST,
         model="c2f2",
         recipe=Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7),

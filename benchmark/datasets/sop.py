@@ -39,7 +39,7 @@ class Products(ImageDataset):
 
     card = DatasetCard(
         "sop",
-        "Stanford Online Products: 22,634 products of a shop, split by product",
+        "Stanford Online Products: 11,318 products train and 11,316 others test",
         SOP,
         model="resnet18",
         recipe=RECIPE,

@@ -8,7 +8,9 @@ et al., ICML 2020); its scales and shifts are trained.
 from __future__ import annotations
 
 import abc
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -92,7 +94,8 @@ class Pretrained(Model, abc.ABC):
             return
         if self.weights == PRETRAINED:
             try:
-                state = self.download()
+                with redirect_stdout(sys.stderr):  # the hub tells its progress
+                    state = self.download()
             except Exception as error:  # the network's, the hub's, a wrong hash
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
