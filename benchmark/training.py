@@ -24,7 +24,7 @@ from torch import nn
 
 from dmlbench import checkpoint, spec
 from dmlbench.batches import Index, Pixels, anchors, pair_batches
-from dmlbench.compute import Compute, local_device
+from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, State
 from dmlbench.distributed import World, world
@@ -107,9 +107,7 @@ def train(
         UserError: the batch is larger than the data, the folder cannot be written, ...
         CellError: the loss stopped being finite; the message names the step and a remedy.
     """
-    compute = replace(
-        compute, device=local_device(compute.device), precision=training.recipe.precision
-    )
+    compute = replace(compute, precision=training.recipe.precision)
     compute.check()
     with compute.applied() as device:
         begun, clock, among = time.time(), time.monotonic(), world(device)
