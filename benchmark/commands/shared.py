@@ -69,6 +69,7 @@ def open_session(
     from dmlbench.files import check_writable
     from dmlbench.matrix import Session
     from dmlbench.progress import reporter_for
+    from dmlbench.report.results import read_folder
     from dmlbench.store import Store
 
     compute = Compute(device, batch_size, threads, precision)
@@ -76,6 +77,8 @@ def open_session(
     data = dataset.load(data_root)
     check_writable(results, "--results")
     check_writable(leaderboards, "--leaderboards")
+    export(results)
+    read_folder(results)  # what is wrong with a CSV there is said now, not after the work
     with reporter_for(Console(stderr=True)) as reporter:
         yield Session(dataset, data, Store(results), compute, reporter)
 
@@ -85,7 +88,7 @@ def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: boo
     from dmlbench.report.console import print_table
 
     tidy, wide = session.store.export()
-    board = render_board(session.store, session.dataset.card.name, leaderboards)
+    board = render_board(session.store.root, session.dataset.card.name, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
@@ -100,8 +103,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
     from dmlbench.store import Store
 
     store = Store(results)
-    for path in store.damaged():
-        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
+    warn_of_damage(store)
     cells = [c for c in store.cells() if dataset in (None, c["about"]["dataset"])]
     if not cells:
         raise UserError(
@@ -111,15 +113,28 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
     return cells
 
 
-def render_board(store: Store, dataset: str, folder: Path) -> Path:
-    """Write the board of a data set; returns its path."""
-    from dmlbench.datasets.base import DATASETS
-    from dmlbench.files import write_atomically
-    from dmlbench.report.markdown import board
-    from dmlbench.tables import wide
+def warn_of_damage(store: Store) -> None:
+    """Name each cell that cannot be read."""
+    for path in store.damaged():
+        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 
-    card = DATASETS.get(dataset)().protocol
-    cells = [c for c in store.cells() if c["about"]["dataset"].partition(":")[0] == dataset]
-    path = folder / f"{dataset}.md"
-    write_atomically(path, board(card, wide(cells)).encode())
-    return path
+
+def export(results: Path) -> None:
+    """Bring the CSVs of a results folder up to date with its cells, if it has any."""
+    from dmlbench.store import Store
+
+    if (results / "cells").is_dir():
+        store = Store(results)
+        warn_of_damage(store)
+        if store.cells():
+            store.export()
+
+
+def render_board(results: Path, dataset: str, folder: Path) -> Path:
+    """Write the tables of a data set from the CSVs; returns the path of the Markdown."""
+    from dmlbench.report import boards
+    from dmlbench.report.results import read_folder
+
+    every = boards.boards(read_folder(results))
+    (board,) = [board for board in every if board.name == dataset]
+    return boards.write_tables(board, folder)[0]

@@ -30,6 +30,7 @@ class DatasetCard(Card):
         threat: the adversary of the evaluation.
         training_threat: the adversary inside adversarial training.
         note: where the recipe leaves the paper's protocol, in words; shown on boards.
+        literature: the data set whose published rows are closest, where it has none of its own.
     """
 
     model: str = field(kw_only=True)
@@ -37,6 +38,7 @@ class DatasetCard(Card):
     threat: Threat = field(kw_only=True)
     training_threat: TrainingThreat = field(kw_only=True)
     note: str = field(kw_only=True, default="")
+    literature: str = field(kw_only=True, default="")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class FashionMini(Dataset):
         threat=THREAT,
         training_threat=TrainingThreat(eps=77 / 255, eta=8),
         note="LeNet, 4 epochs of 32 pairs, eta 8, alpha 12/255: quick, not the papers' protocol",
+        literature="fashion",
     )
 
     def load(self, data_root: Path | None) -> RetrievalData:
