@@ -47,8 +47,8 @@ def tradeoff(table: Table) -> Figure | None:
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
         named = [(*points[id(e)], _name(e, table)) for e in found if points[id(e)] in front]
-        style.name_points(axis, list({point[:2]: point for point in named}.values()))
         style.say(fig, "Robustness against benign retrieval", _protocol(table, found), [axis])
+        style.name_points(axis, list({point[:2]: point for point in named}.values()))
     return fig
 
 
@@ -82,8 +82,8 @@ def cost(table: Table) -> Figure | None:
         )
         ends = [max(group, key=lambda e: e.eta or 0) for _, group in lines] or found
         named = [((e.eta or 0) + 1.0, e.numbers["ERS"].value, e.label) for e in ends]
-        style.name_ends(axis, named)
         style.say(fig, "Robustness against training cost", _protocol(table, found), [axis])
+        style.name_ends(axis, named)
     return fig
 
 

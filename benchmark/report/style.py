@@ -122,7 +122,7 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
         list(handles.values()),
         list(handles),
         loc="outside lower left",
-        ncols=3,
+        ncols=3 if max(map(len, handles)) <= 26 else 2,
         title=protocol,
         title_fontsize=6.5,
     )
