@@ -27,6 +27,7 @@ class Number:
         low, high: 95% bootstrap interval over queries; None if there is none, or several models.
         spread: standard deviation over models; None of a single one.
         n: queries; None where the literature does not say.
+        note: how it came about, where it was neither measured nor printed.
     """
 
     value: float
@@ -35,6 +36,7 @@ class Number:
     high: float | None = None
     spread: float | None = None
     n: int | None = None
+    note: str = ""
 
     @property
     def text(self) -> str:
@@ -194,7 +196,8 @@ def _published(raw: Mapping[str, str]) -> Entry:
     names = (*PUBLISHED_BENIGN, *ERS_COLUMNS, "ERS")
     numbers = {name: Number(float(raw[name]), _decimals(raw[name])) for name in names if raw[name]}
     if distance == "N" and "ERS" not in numbers and numbers.keys() >= set(ERS_COLUMNS):
-        numbers["ERS"] = Number(ers({name: numbers[name].value for name in ERS_COLUMNS}), 1)
+        score = ers({name: numbers[name].value for name in ERS_COLUMNS})
+        numbers["ERS"] = Number(score, 1, note="ERS follows from the ten columns; none is printed.")
     return Entry(
         dataset=raw["dataset"],
         suite="ers",

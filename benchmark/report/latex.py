@@ -54,7 +54,7 @@ def render(board: Board) -> str:
 
 
 def _table(table: Table, lines: Sequence[Line], part: str) -> str:
-    sources = list(dict.fromkeys(line.cells[-1].text for line in table.lines if line.entry.paper))
+    sources = list(dict.fromkeys(line.cells[-1].text for line in lines if line.entry.paper))
     letters = {source: chr(ord("a") + place) for place, source in enumerate(sources)}
     notes = [*table.notes, *(f"({letters[source]}) {source}." for source in sources)]
     caption = f"{table.title}{part}. Best in bold, second best underlined. {' '.join(notes)}"
@@ -72,6 +72,7 @@ def _table(table: Table, lines: Sequence[Line], part: str) -> str:
         [
             r"\begin{table*}[p]",
             r"\centering",
+            r"\setlength{\belowcaptionskip}{6pt}",
             rf"\caption{{{escape(caption)}}}",
             rf"\label{{tab:{label}}}",
             r"\resizebox{\textwidth}{!}{%",

@@ -57,6 +57,7 @@ def render(boards: Sequence[Board]) -> str:
     return template.render(
         boards=[_tab(board) for board in boards],
         columns=list(columns.values()),
+        zip=zip,
         css=Markup(_read("page.css")),
         js=Markup(_read("page.js")),
     )

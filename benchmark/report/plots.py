@@ -194,11 +194,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _curves(table: Table, key: str, label: str, read: Callable[[str], float]) -> Figure | None:
     entries = [line.entry for line in table.lines if not line.entry.paper]
-    curves = {
-        name: found
-        for name in dict.fromkeys(n for e in entries for n in e.numbers if " (" not in n)
-        if (found := {id(e): c for e in entries if len(c := _sweep(e, name, key, read)) > 2})
-    }
+    curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for entry in entries:
+        for name, points in _sweeps(entry, key, read).items():
+            if len(points) > 2:
+                curves.setdefault(name, {})[id(entry)] = points
     if not curves:
         return None
     names = list(curves)[:PANELS]
@@ -219,24 +219,23 @@ def _curves(table: Table, key: str, label: str, read: Callable[[str], float]) ->
     return fig
 
 
-def _sweep(
-    entry: Entry, name: str, key: str, read: Callable[[str], float]
-) -> list[tuple[float, float]]:
-    """Points (x, value) of one metric, the protocol's and, at 0, the clean value among them."""
-    points = {}
+def _sweeps(
+    entry: Entry, key: str, read: Callable[[str], float]
+) -> dict[str, list[tuple[float, float]]]:
+    """Metric -> points (x, value), the protocol's and, at 0, the clean value among them."""
+    found: dict[str, dict[float, float]] = {}
     for heading, records in entry.records.items():
-        bare, _, variant = heading.partition(" (")
+        name, _, variant = heading.partition(" (")
         changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
-        if bare != name or not changed <= {key, "alpha"} or not records[0]["attack"]:
-            continue
         text = parameters(records[0]).get(key)
-        if text is None:
+        if text is None or not changed <= {key, "alpha"}:
             continue
+        points = found.setdefault(name, {})
         points[read(text)] = entry.numbers[heading].value
         clean = [r["clean"] for r in records if r["clean"] is not None]
         if clean:
             points[0.0] = mean(clean)
-    return sorted(points.items())
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _ranked(table: Table) -> list[Entry]:

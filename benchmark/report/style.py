@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ RC = {
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,
+    "text.parse_math": False,
     "legend.frameon": False,
     "legend.fontsize": 7,
     "lines.linewidth": 1.2,
@@ -99,12 +101,20 @@ def marker(entry: Entry) -> dict[str, Any]:
 
 
 @contextmanager
+def _styled() -> Iterator[None]:
+    from matplotlib import style
+
+    with style.context(["default", RC]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script it lacks
+        yield
+
+
+@contextmanager
 def figure(width: float, height: float) -> Iterator[Figure]:
     """A figure of that size in inches, in this style."""
-    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", RC]):
+    with _styled():
         yield Figure(figsize=(width, height), layout="constrained")
 
 
@@ -159,9 +169,7 @@ def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 def save(fig: Figure, kind: str) -> bytes:
     """The figure as ``pdf``, ``svg`` or ``png``: the same bytes from the same figure."""
-    from matplotlib import style
-
     buffer = io.BytesIO()
-    with style.context(["default", RC]):
+    with _styled():
         fig.savefig(buffer, format=kind, metadata=_NO_DATE[kind])
     return buffer.getvalue()

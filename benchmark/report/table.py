@@ -71,6 +71,8 @@ class Table:
             notes.append("Several seeds: mean ± standard deviation over models.")
         if any(entry.paper for entry in entries):
             notes.append("Published rows are the literature's numbers, not measured here.")
+        derived = (number.note for e in entries for number in e.numbers.values() if number.note)
+        notes += dict.fromkeys(derived)
         if any(entry.failed for entry in entries):
             notes.append("failed: the cell ended in an error, which the CSV in results/ holds.")
         return notes
@@ -193,6 +195,6 @@ def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
 def _cell(entry: Entry, name: str, mark: Mark) -> Cell:
     number = entry.numbers.get(name)
     if number is not None:
-        return Cell(number.text, mark, number)
+        return Cell(number.text, mark, number, number.note)
     error = entry.failed.get(name) or entry.failed.get("training")
     return Cell("failed", "failed", note=error) if error else Cell(NOTHING, "missing")
