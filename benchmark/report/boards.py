@@ -119,7 +119,11 @@ def _card(name: str) -> tuple[str, str, str]:
     if name not in DATASETS.names():
         return "", "", ""
     card = DATASETS.get(name)().protocol
-    return card.summary, card.note and f"Recipe of {name}: {card.note}", card.literature
+    return (
+        card.summary[:1].upper() + card.summary[1:],
+        card.note and f"Recipe of {name}: {card.note}",
+        card.literature,
+    )
 
 
 def _check_columns(columns: Sequence[str], entries: Sequence[Entry]) -> None:

@@ -17,6 +17,7 @@ from dmlbench.report.boards import figures
 from dmlbench.report.entries import Entry
 from dmlbench.report.table import Board, Table
 
+WIDE = 6  # inches; wider plots have several panels
 _GRADUAL = re.compile(r"g_(1/2|[A-Za-z0-9]+)")
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
@@ -27,6 +28,7 @@ class Drawing:
 
     name: str
     svg: Markup
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def origin(entry: Entry) -> str:
 
 def _tab(board: Board) -> Tab:
     drawings = tuple(
-        Drawing(name, _inline(style.save(fig, "svg"), name, f"{fig.get_suptitle()}: {board.name}"))
+        Drawing(
+            name,
+            _inline(style.save(fig, "svg"), name, f"{fig.get_suptitle()}: {board.name}"),
+            wide=fig.get_figwidth() > WIDE,
+        )
         for name, fig in figures(board)
     )
     key = re.sub(r"[^A-Za-z0-9]+", "-", board.name)

@@ -68,7 +68,7 @@ def cost(table: Table) -> Figure | None:
         for place, (_, group) in enumerate(lines):
             best = {e.eta: e.numbers["ERS"].value for e in reversed(_by_score(group))}
             xs = [(eta or 0) + 1 for eta in sorted(best)]
-            dash = ("-", "--", ":", "-.")[place % 4]
+            dash = style.DASHES[place % 4]
             axis.plot(
                 xs, [best[x - 1] for x in xs], ls=dash, color=style.family(group[0]).color, zorder=1
             )
@@ -129,7 +129,9 @@ def intervals(table: Table) -> Figure | None:
                 low = number.value - spread if number.low is None else number.low
                 high = number.value + spread if number.high is None else number.high
                 around = [[max(0, number.value - low)], [max(0, high - number.value)]]
-                axis.errorbar(number.value, row, xerr=around, capsize=2, **style.marker(entry))
+                axis.errorbar(
+                    number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
+                )
             axis.set_title(_label(name, found))
             axis.margins(x=0.15, y=0.5 / len(found))
         axes[0].set_yticks(range(len(found)), [_name(e, table) for e in found])
@@ -141,12 +143,13 @@ def intervals(table: Table) -> Figure | None:
 
 def against_eps(table: Table) -> Figure | None:
     """Success of attacks against the radius, from a sweep over ``eps``."""
-    return _curves(table, "eps", "radius eps in 1/255", lambda text: float(255 * Fraction(text)))
+    title, label = "Attacks against their radius", "radius eps in 1/255"
+    return _curves(table, title, "eps", label, lambda text: float(255 * Fraction(text)))
 
 
 def against_steps(table: Table) -> Figure | None:
     """Success of attacks against PGD steps, from a sweep over ``steps``."""
-    return _curves(table, "steps", "PGD steps", float)
+    return _curves(table, "Attacks against their steps", "steps", "PGD steps", float)
 
 
 def distributions(table: Table) -> Figure | None:
@@ -166,9 +169,9 @@ def distributions(table: Table) -> Figure | None:
                     )
             axis.set_title(_label(name, entries))
             axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
-        axes[0].set_ylabel("share of queries in % up to this rank")
+        axes[0].set_ylabel("queries up to it, in %")
         words = f"{_protocol(table, entries)}; deciles over queries"
-        style.say(fig, "Ranks of single queries under attack", words, axes)
+        style.say(fig, "Ranks that single queries reach under attack", words, axes)
     return fig
 
 
@@ -192,7 +195,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front[::-1]
 
 
-def _curves(table: Table, key: str, label: str, read: Callable[[str], float]) -> Figure | None:
+def _curves(
+    table: Table, title: str, key: str, label: str, read: Callable[[str], float]
+) -> Figure | None:
     entries = [line.entry for line in table.lines if not line.entry.paper]
     curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for entry in entries:
@@ -206,16 +211,15 @@ def _curves(table: Table, key: str, label: str, read: Callable[[str], float]) ->
     with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:
         axes = fig.subplots(1, len(names), squeeze=False)[0]
         for axis, name in zip(axes, names, strict=True):
-            for entry in swept:
+            for place, entry in enumerate(swept):
                 if points := curves[name].get(id(entry)):
                     xs, ys = zip(*points, strict=True)
-                    axis.plot(
-                        xs, ys, label=_name(entry, table), clip_on=False, **style.marker(entry)
-                    )
+                    looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
+                    axis.plot(xs, ys, label=_name(entry, table), clip_on=False, **looks)
             axis.set_title(_label(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, f"Attacks against {label}", _protocol(table, swept), axes)
+        style.say(fig, title, _protocol(table, swept), axes)
     return fig
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INK, FAINT = "#1f2328", "#c9ced4"  # the page replaces both by colours of its own
 FORMATS = ("pdf", "svg", "png")
+DASHES = ("-", "--", ":", "-.")
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
@@ -132,7 +133,7 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
         list(handles.values()),
         list(handles),
         loc="outside lower left",
-        ncols=3 if max(map(len, handles)) <= 26 else 2,
+        ncols=max(1, int(fig.get_figwidth() / (0.4 + 0.07 * max(map(len, handles))))),
         title=protocol,
         title_fontsize=6.5,
     )
