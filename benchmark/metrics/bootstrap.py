@@ -44,4 +44,5 @@ def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
 
 def deciles(values: npt.ArrayLike) -> list[float]:
     """The 0%, 10%, ..., 100% quantiles of ``values`` (n,), NaN entries left out: 11 numbers."""
-    return [float(q) for q in np.nanquantile(values, np.linspace(0, 1, 11))]
+    sample = np.asarray(values, dtype=np.float64)
+    return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]

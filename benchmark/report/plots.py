@@ -55,33 +55,29 @@ def tradeoff(table: Table) -> Figure | None:
 def cost(table: Table) -> Figure | None:
     """ERS against training cost; a line joins one defense at several eta."""
     found = [e for e in _ranked(table) if e.eta is not None or e.label.startswith("N/A")]
-    if len({e.eta for e in found}) < 2:
+    ticks = sorted({_cost(e) for e in found})
+    if len(ticks) < 2:
         return None
-    series: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in sorted(found, key=lambda e: e.eta or 0):
-        series.setdefault((entry.label, entry.model, entry.loss, bool(entry.paper)), []).append(
-            entry
-        )
-    lines = [(name, group) for name, group in series.items() if len({e.eta for e in group}) > 1]
+    series: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in found:  # best first: of several at one cost the best is joined
+        series.setdefault((entry.label, entry.model, entry.loss, entry.paper), []).append(entry)
+    joined = [group for group in series.values() if len({_cost(e) for e in group}) > 1]
     with style.figure(5.2, 3.8) as fig:
         axis = fig.add_subplot()
-        for place, (_, group) in enumerate(lines):
-            best = {e.eta: e.numbers["ERS"].value for e in reversed(_by_score(group))}
-            xs = [(eta or 0) + 1 for eta in sorted(best)]
-            dash = style.DASHES[place % 4]
-            axis.plot(
-                xs, [best[x - 1] for x in xs], ls=dash, color=style.family(group[0]).color, zorder=1
-            )
-        _scatter(axis, found, [((e.eta or 0) + 1, e.numbers["ERS"].value) for e in found])
+        for place, group in enumerate(joined):
+            best = {_cost(e): e.numbers["ERS"].value for e in reversed(group)}
+            xs, ys = zip(*sorted(best.items()), strict=True)
+            color, dash = style.family(group[0]).color, style.DASHES[place % 4]
+            axis.plot(xs, ys, zorder=1, color=color, ls=dash)
+        _scatter(axis, found, [(_cost(e), e.numbers["ERS"].value) for e in found])
         axis.set_xscale("log", base=2)
-        ticks = sorted({(e.eta or 0) + 1 for e in found})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axis.minorticks_off()
         axis.set(
             xlabel="training cost: passes a training step, η + 1", ylabel="ERS (higher is better)"
         )
-        ends = [max(group, key=lambda e: e.eta or 0) for _, group in lines] or found
-        named = [((e.eta or 0) + 1.0, e.numbers["ERS"].value, e.label) for e in ends]
+        ends = [max(group, key=_cost) for group in joined] or found
+        named = [(float(_cost(e)), e.numbers["ERS"].value, e.label) for e in ends]
         style.say(fig, "Robustness against training cost", _protocol(table, found), [axis])
         style.name_ends(axis, named)
     return fig
@@ -212,8 +208,8 @@ def _curves(
         axes = fig.subplots(1, len(names), squeeze=False)[0]
         for axis, name in zip(axes, names, strict=True):
             for place, entry in enumerate(swept):
-                if points := curves[name].get(id(entry)):
-                    xs, ys = zip(*points, strict=True)
+                if id(entry) in curves[name]:
+                    xs, ys = zip(*curves[name][id(entry)], strict=True)
                     looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
                     axis.plot(xs, ys, label=_name(entry, table), clip_on=False, **looks)
             axis.set_title(_label(name, swept))
@@ -246,8 +242,9 @@ def _ranked(table: Table) -> list[Entry]:
     return [line.entry for line in table.lines if line.entry.score is not None]
 
 
-def _by_score(entries: Sequence[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda e: -e.numbers["ERS"].value)
+def _cost(entry: Entry) -> int:
+    """Passes a training step: eta + 1."""
+    return (entry.eta or 0) + 1
 
 
 def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float, float]]) -> None:
