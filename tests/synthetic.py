@@ -74,5 +74,5 @@ def many(count: int) -> list[dict[str, Any]]:
         values = {name: value * (0.5 + share / 2) for name, value in FULL.items()}
         about = {"label": f"HM[S,{place}]"}
         found += model(values, **about)
-        found.append(cell("mAP", 20 + share, suite="", attack="", **about))
+        found.append(cell("mAP", 20 + share, suite="", attack="", **_named(about)))
     return found

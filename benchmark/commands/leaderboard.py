@@ -16,7 +16,7 @@ FORMATS = ("md", "tex", "csv", "html", "plots")
 @click.command(
     epilog="\b\nExamples:\n"
     "  dmlbench leaderboard\n"
-    "  dmlbench leaderboard cub --format tex --where 'defense=HM*' --where eta=8\n"
+    "  dmlbench leaderboard cub --format tex --where 'defense=HM*' --leaderboards paper\n"
     "  dmlbench leaderboard --column R@1 --column ERS --leaderboards paper\n",
 )
 @click.argument("datasets", nargs=-1, metavar="[DATASET]...")

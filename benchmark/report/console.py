@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlbench.report.columns import in_order
-
 if TYPE_CHECKING:
     from dmlbench.report.table import Cell as TableCell
     from dmlbench.store import Cell
@@ -22,6 +20,7 @@ def print_table(cells: list[Cell]) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
+    from dmlbench.report.columns import in_order
     from dmlbench.report.entries import measured
     from dmlbench.report.table import HIDDEN, tables
     from dmlbench.tables import tidy

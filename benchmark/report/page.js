@@ -31,7 +31,7 @@ if (tabs.length) fromAddress();
 
 // Tables: sort by a heading, filter by words, move among cells with the arrow keys.
 const number = (text) => (/^[-−]?[\d.]/.test(text) ? parseFloat(text.replace("−", "-")) : NaN);
-const order = (a, b) => a.localeCompare(b, "en", { numeric: true });
+const order = new Intl.Collator("en", { numeric: true }).compare;
 for (const sheet of all(".sheet")) {
   const body = sheet.querySelector("tbody");
   const heads = all("thead th", sheet);
