@@ -134,6 +134,19 @@ def test_collapsed_failed_and_missing_are_shown_and_not_ranked() -> None:
     assert "RuntimeError: odd" in page.render([board])
 
 
+def test_a_training_that_failed_is_a_line_of_each_suite() -> None:
+    training = failed("", "CellError: diverged", label="diverged", suite="")
+    training["about"]["attack"], training["columns"] = "", {}
+    board = one_board(*model(), *model(suite="ers")[1:], training)
+    assert [len(table.lines) for table in board.tables] == [2, 2]
+    assert column(board, "CA+") == ["10.0", "failed"]
+    assert board.tables[0].lines[1].cells[-1].text == "here, training failed"
+    assert "CellError: diverged" in page.render([board])
+    alone = one_board(training)
+    assert alone.tables[0].title == "tiny"
+    assert "training failed" in markdown.render(alone)
+
+
 def test_metrics_other_than_n_have_no_score_and_compete_with_none() -> None:
     board = one_board(*model(), *model(FULL | {"CA+": 50.0}, distance="C", label="cosine"))
     assert column(board, "Rank") == ["1", "–"]

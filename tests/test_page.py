@@ -108,6 +108,8 @@ def test_it_sorts_filters_and_explains(html: Path, browser: Any) -> None:
     cell = next(c for c in see("#board-tiny td") if c.text == "30.0")
     ActionChains(browser).move_to_element(cell).perform()
     assert tip().startswith("CA+ 30.0, 95% interval [29.0, 31.0]\nMeasured here, n = 40, seed 0")
+    ActionChains(browser).move_to_element(see("#board-tiny tbody .name")[0]).perform()
+    assert tip() == "Mean cosine 0.250, effective rank 30.5."
     cell.click()
     assert browser.switch_to.active_element == cell
     browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)  # by keyboard alone

@@ -29,8 +29,12 @@ def table() -> Table:
         values = {name: value * share for name, value in FULL.items()}
         cells += [c for c in model(values, **about) if c["about"]["attack"] != "ca+"]
         cells.append(attacked("CA+", 10 * share, deciles=range(0, 101, 10), **about))
-        for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8"):
+        for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8", "w=5"):
             cells.append(attacked("CA+", 30 * share, changed=changed, **about))
+        fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
+        resolved = fgsm["about"]["attack_resolved"].replace("alpha=3/255", "alpha=77/255")
+        fgsm["about"]["attack_resolved"] = resolved
+        cells.append(fgsm)
     # the reader gives numbers where a record of cells has their text
     records = [
         r | {"deciles": tuple(map(float, r.get("deciles", "").split()))} for r in tidy(cells)
@@ -78,6 +82,13 @@ def test_a_sweep_is_drawn_from_the_clean_value_to_the_protocols(table: Table) ->
     drawn = sorted(float(np.asarray(line.get_ydata())[1]) for line in axis.lines)
     assert np.allclose(drawn, shares)
     assert all(np.asarray(line.get_ydata())[0] == 50 for line in axis.lines)
+
+
+def test_fgsm_is_no_point_of_a_sweep_over_steps(table: Table) -> None:
+    """One step has a step of eps, so it is not the same attack with fewer steps."""
+    figure = PLOTS["steps"](table)
+    assert figure is not None
+    assert np.allclose(figure.axes[0].lines[-1].get_xdata(), [0, 4, 8, 32])
 
 
 def test_what_a_table_lacks_is_not_drawn() -> None:

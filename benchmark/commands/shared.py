@@ -93,7 +93,10 @@ def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: boo
         click.echo(json.dumps(cells, indent=1))
     else:
         print_table(cells)
-        click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}")
+        click.echo(
+            f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}"
+            "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
+        )
     if any(cell["status"] != "ok" for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
 

@@ -98,9 +98,21 @@ class Entry:
         """``CVPR 2022 Table 6``, or ``here, n = 1,000, seeds 0 and 1``."""
         if self.paper:
             return self.place
+        if "training" in self.failed:
+            return "here, training failed"
         queries = f", n = {self.n:,}" if self.n else ""
         named = " and ".join(map(str, self.seeds))
         return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
+
+    @property
+    def indicators(self) -> str:
+        """What tells a collapsed model, of the first of its models; empty where it is not known."""
+        words = ["Collapsed: it retrieves nothing any more."] * self.collapsed
+        for record in self.records.get("R@1", ())[:1]:
+            if record["mean_cosine"] != "":
+                cosine, rank = record["mean_cosine"], record["effective_rank"]
+                words.append(f"Mean cosine {cosine:.3f}, effective rank {rank:.1f}.")
+        return " ".join(words)
 
     @property
     def n(self) -> int | None:

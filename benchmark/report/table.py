@@ -96,8 +96,16 @@ def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table
         columns: headings of the metrics to show, in that order; empty for the papers' columns.
     """
     groups: dict[tuple[str, str], list[Entry]] = {}
+    bare: list[Entry] = []  # no attack was measured, or the training failed: in every suite's table
     for entry in entries:
-        groups.setdefault((entry.dataset, entry.suite), []).append(entry)
+        if entry.suite:
+            groups.setdefault((entry.dataset, entry.suite), []).append(entry)
+        else:
+            bare.append(entry)
+    for entry in bare:
+        keys = [key for key in groups if key[0] == entry.dataset]
+        for key in keys or [(entry.dataset, "")]:
+            groups.setdefault(key, []).append(entry)
     return tuple(_table(*key, group, columns) for key, group in groups.items())
 
 
@@ -177,7 +185,7 @@ def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
         "Rank": Cell(rank or NOTHING),
         "Defense": Cell(
             f"{entry.label}{spelt}{' †' if entry.collapsed else ''}",
-            note="Collapsed: the model retrieves nothing any more." if entry.collapsed else "",
+            note=entry.indicators,
         ),
         "Model": Cell(entry.model),
         "Loss": Cell(entry.loss),
