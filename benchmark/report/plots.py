@@ -215,7 +215,7 @@ def _curves(
             axis.set_title(_label(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, title, _protocol(table, swept), axes)
+        style.say(fig, title, f"{_protocol(table, swept)}; here {key} varies", axes)
     return fig
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INK, FAINT = "#1f2328", "#c9ced4"  # the page replaces both by colours of its own
 FORMATS = ("pdf", "svg", "png")
+SIDES = (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9))
 DASHES = ("-", "--", ":", "-.")
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -142,18 +143,23 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
 
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name beside its point, at the first side where it meets no other name."""
-    axis.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout
-    taken: list[Any] = []
-    for x, y, name in points:
-        for ha, dx, dy in (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9)):
-            text = axis.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
-            )
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
+    texts: list[Any] = []
+    for _ in range(2):  # names move the axes: only the second time is it known where they lie
+        axis.figure.draw_without_rendering()  # type: ignore[union-attr]
+        for text in texts:
             text.remove()
+        texts, taken = [], []
+        for x, y, name in points:
+            for ha, dx, dy in SIDES:
+                text = axis.annotate(
+                    name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
+                )
+                box = text.get_window_extent()
+                if not any(box.overlaps(other) for other in taken):
+                    taken.append(box)
+                    texts.append(text)
+                    break
+                text.remove()
 
 
 def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
