@@ -144,6 +144,7 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name beside its point, at the first side where it meets no other name."""
     texts: list[Any] = []
+    taken: list[Any] = []
     for _ in range(2):  # names move the axes: only the second time is it known where they lie
         axis.figure.draw_without_rendering()  # type: ignore[union-attr]
         for text in texts:
