@@ -38,7 +38,7 @@ PREAMBLE = r"""% Rendered by 'dmlbench leaderboard'. Needs \usepackage[T1]{fonte
 % \usepackage{booktabs,graphicx}. \interval sets what stands below a number that was measured:
 % say \renewcommand{\interval}[1]{} to leave it out.
 \providecommand{\interval}[1]{{\tiny #1}}
-\providecommand{\measured}[2]{\begin{tabular}[c]{@{}r@{}}#1\\[-3pt]\interval{#2}\end{tabular}}
+\providecommand{\measured}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-3pt]\interval{#2}\end{tabular}}
 """
 
 
