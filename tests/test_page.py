@@ -20,17 +20,17 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with three models of ours, a failed cell, an evil name, and the literature."""
+    """A page of two data sets: three models, one with an evil name, and a failed cell."""
     evil = "<b id=evil>evil</b>"
     cells = [
         *model(label="HM[S,g_LGA]"),
         *model(FULL | {"CA+": 30.0}, label=evil),
         *model({k: v for k, v in FULL.items() if k != "CA+"}, label="half"),
         failed("CA+", "RuntimeError: odd", label="half"),
+        *model({"CA+": 20.0}, dataset="untold"),
     ]
     path = tmp_path_factory.mktemp("page") / "index.html"
-    shown = [board for board in boards(tidy(cells)) if board.name in ("tiny", "cub")]
-    path.write_text(page.render(shown), encoding="utf-8")
+    path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
     return path
 
 
@@ -82,7 +82,7 @@ def test_it_sorts_filters_and_explains(html: Path, browser: Any) -> None:
         return str(see("#tip")[0].text) if see("#tip") else ""
 
     browser.get(html.as_uri())
-    assert [tab.text for tab in see("[role=tab]")] == ["tiny", "cub"]
+    assert [tab.text for tab in see("[role=tab]")] == ["tiny", "untold"]
     evil = "<b id=evil>evil</b>"
     assert defenses() == [evil, "HM[S,gLGA]", "half"]
     assert not see("#evil")
@@ -120,8 +120,8 @@ def test_it_sorts_filters_and_explains(html: Path, browser: Any) -> None:
     assert tip() == ""
 
     see("[role=tab]")[0].send_keys(Keys.ARROW_RIGHT)
-    assert see("h2")[0].text == "cub"
-    assert browser.current_url.endswith("#cub")
+    assert see("h2")[0].text == "untold"
+    assert browser.current_url.endswith("#untold")
     (wide,) = browser.execute_script("return [document.documentElement.scrollWidth]")
     assert wide <= 1400  # tables scroll by themselves, the page does not
     requests = [e["message"] for e in browser.get_log("performance")]

@@ -60,6 +60,7 @@ class Entry:
     Attributes:
         dataset, suite, model, distance: what was measured and how; the literature is ``ers``.
         loss: as the papers write it, ``triplet-N``.
+        threat: the adversary of the evaluation, in words.
         label: the defense in the papers' notation.
         defense: its spec, where it was trained or measured here.
         eta: PGD steps of its training; None for plain training, or if it is not known.
