@@ -10,6 +10,7 @@ from typing import Any
 
 from dmlbench.errors import UserError
 from dmlbench.metrics.distance import METRICS
+from dmlbench.recipe import SUITES
 from dmlbench.tables import COLLAPSE, SUBJECT, Record
 
 WIDE = "wide.csv"  # the other export of a results folder
@@ -40,10 +41,10 @@ def read_tidy(path: Path) -> list[Record]:
             reader = csv.DictReader(file, strict=True)
             missing = [name for name in READERS if name not in (reader.fieldnames or ())]
             if missing:
+                few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
                 raise UserError(
-                    f"{path} lacks the columns {', '.join(missing)}: a CSV in a results "
-                    "folder has a row a metric, as 'dmlbench run' writes results.csv; "
-                    "move others elsewhere"
+                    f"{path} lacks the columns {few}: a CSV in a results folder has a row a metric, "
+                    "as 'dmlbench run' writes results.csv; move others elsewhere"
                 )
             return [_record(raw, f"{path} line {reader.line_num}") for raw in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -144,6 +145,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(SUBJECT, _text),
     **dict.fromkeys(("dataset", "model", "label", "precision"), _filled),
     "distance": _one_of(*METRICS),
+    "suite": _one_of(*SUITES, ""),
     "training_cost": _count,
     "seed": _count,
     **dict.fromkeys(("attack", "attack_resolved", "metric"), _text),
