@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def _filled(text: str) -> str:
     return text
 
 
+def _dataset(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]*\w", text.partition(":")[0]):  # it names the files of its board
+        raise ValueError("not the name of a data set")
+    return text
+
+
 def _number(text: str) -> float:
     try:
         number = float(text)
@@ -143,7 +150,8 @@ def _truth(text: str) -> bool:
 
 READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(SUBJECT, _text),
-    **dict.fromkeys(("dataset", "model", "label", "precision"), _filled),
+    **dict.fromkeys(("model", "label", "precision"), _filled),
+    "dataset": _dataset,
     "distance": _one_of(*METRICS),
     "suite": _one_of(*SUITES, ""),
     "training_cost": _count,
