@@ -19,7 +19,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
 from dmlbench.graphs import fastest
-from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
@@ -130,6 +130,7 @@ class Evaluation:
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
         findings = {
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
+            "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "radius": radius,
             "flat_start": flat / len(self.index),
             "passes_saved": 1 - passes / full_passes,

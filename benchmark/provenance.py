@@ -43,13 +43,17 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def git_revision() -> str | None:
-    """``<commit>`` or ``<commit>-dirty`` of the checkout the package runs from; None elsewhere."""
+    """``<commit>`` or ``<commit>-dirty`` of the checkout the package runs from; None elsewhere.
+
+    Results and boards that were written since do not make the code another one.
+    """
     source = Path(__file__).resolve().parent
     if not (source.parent / ".git").exists():
         return None
     try:
         commit = _git(source, "rev-parse", "HEAD")
-        dirty = _git(source, "status", "--porcelain", "--untracked-files=no")
+        code = (":/", ":(exclude,top)results", ":(exclude,top)leaderboards")
+        dirty = _git(source, "status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if dirty else commit

@@ -1,8 +1,12 @@
-"""Cells as tables: tidy (a row a cell and metric) and wide (a row a model). Pure functions."""
+"""Cells as tables: tidy (a row a cell and metric) and wide (a row a model). Pure functions.
+
+A tidy record holds all that a table or a plot needs, so that what is rendered from stored cells
+and what is rendered from a CSV of them is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +15,7 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 
 Cell = dict[str, Any]
+Record = dict[str, Any]
 
 BENIGN = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI")
 WORST = "Robust R@1"
@@ -27,6 +32,7 @@ MODEL = (
     "precision",
 )
 SUBJECT = (*MODEL, "suite")
+COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # on the benign records
 TIDY_COLUMNS = (
     *SUBJECT,
     "attack",
@@ -37,6 +43,8 @@ TIDY_COLUMNS = (
     "high",
     "n",
     "clean",
+    "deciles",
+    *COLLAPSE,
     "unit",
     "better",
     "status",
@@ -52,12 +60,12 @@ TIDY_COLUMNS = (
     "seconds",
 )
 
+ORDER = ("dataset", "model", "recipe", "training_cost", "defense", "seed", "suite", "attack")
+
 
 def order(cell: Cell) -> tuple[Any, ...]:
     """Sort key: data set, model, recipe, training cost, defense, seed, suite, then attack."""
-    about = cell["about"]
-    keys = ("dataset", "model", "recipe", "training_cost", "defense", "seed", "suite", "attack")
-    return (*(about[key] for key in keys), versions(cell), cell["id"])
+    return (*(cell["about"][key] for key in ORDER), versions(cell), cell["id"])
 
 
 def versions(cell: Cell) -> tuple[int, ...]:
@@ -66,33 +74,43 @@ def versions(cell: Cell) -> tuple[int, ...]:
     return tuple(facts.get(key, 0) for key in ("measure_version", "attack_version"))
 
 
-def tidy(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """A record of ``TIDY_COLUMNS`` for each cell and metric; a failed cell is one record."""
+def tidy(cells: Iterable[Cell]) -> list[Record]:
+    """A record of ``TIDY_COLUMNS`` for each cell and metric; one of a failed cell has no value.
+
+    A training that failed has no metric either.
+    """
     records = []
     for cell in cells:
-        about, made = cell["about"], cell["provenance"]
-        common = {key: about[key] for key in (*SUBJECT, "attack", "attack_resolved")} | {
-            "status": cell["status"],
-            "error": cell.get("error", ""),
-            "cell": cell["id"],
-            "versions": ".".join(map(str, versions(cell))),
-            "checkpoint_sha256": cell["facts"].get("checkpoint", ""),
-            "dmlbench": made["dmlbench"],
-            "git": made["git"] or "",
-            "torch": made["libraries"].get("torch", ""),
-            "device": made["device"],
-            "started": datetime.fromtimestamp(cell["started"], UTC).isoformat(timespec="seconds"),
-            "seconds": round(cell["seconds"], 2),
-        }
-        if cell["status"] != "ok":
-            records.append(common)
-            continue
-        clean = cell["findings"].get("clean", {})
-        for name, found in cell["metrics"].items():
-            direction = cell["columns"][name]
-            extra = {"metric": name, "clean": clean.get(name, "")}
-            records.append(common | found | direction | extra)
+        about, found = cell["about"], cell["findings"]
+        common = {key: about[key] for key in (*SUBJECT, "attack", "attack_resolved")}
+        common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
+        for name, direction in cell["columns"].items() or [("", {})]:
+            record = common | {"metric": name} | direction
+            if cell["status"] == "ok":
+                shares = found.get("deciles", {}).get(name, ())
+                record |= cell["metrics"][name]
+                record |= {"clean": found.get("clean", {}).get(name, "")}
+                record |= {"deciles": " ".join(map(repr, shares))}
+            records.append(record)
     return records
+
+
+def _origin(cell: Cell) -> Record:
+    """What became of a cell, and what produced it."""
+    made = cell["provenance"]
+    return {
+        "status": cell["status"],
+        "error": cell.get("error", ""),
+        "cell": cell["id"],
+        "versions": ".".join(map(str, versions(cell))),
+        "checkpoint_sha256": cell["facts"].get("checkpoint", ""),
+        "dmlbench": made["dmlbench"],
+        "git": made["git"] or "",
+        "torch": made["libraries"].get("torch", ""),
+        "device": made["device"],
+        "started": datetime.fromtimestamp(cell["started"], UTC).isoformat(timespec="seconds"),
+        "seconds": round(cell["seconds"], 2),
+    }
 
 
 @dataclass
@@ -101,15 +119,17 @@ class Row:
 
     Attributes:
         about: what it is (``SUBJECT``).
-        estimates: heading -> estimate; attack headings carry what differs from the protocol,
-            as in ``CA+ (w=5)``.
+        records: heading -> the tidy record that gave its estimate; attack headings carry what
+            differs from the protocol, as in ``CA+ (w=5)``.
+        estimates: heading -> estimate.
         better: heading -> ``higher`` or ``lower`` is better for the defender.
         digits: heading -> decimals, 1 for percentages and 3 for similarities and distances.
-        collapsed: whether the model still retrieves anything; None before it was measured.
+        collapsed: whether the model retrieves nothing any more; None before it was measured.
         failed: heading -> error of the cell that should have given it.
     """
 
     about: dict[str, Any]
+    records: dict[str, Record] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
     digits: dict[str, int] = field(default_factory=dict)
@@ -124,23 +144,25 @@ class Row:
             return None
         return ers({name: self.estimates[name].value for name in ERS_COLUMNS})
 
-    def add(self, cell: Cell) -> None:
-        """Take in what a cell of this row found, or that it failed."""
-        variant = cell["about"]["attack"].partition(":")[2]
-        for name, direction in cell["columns"].items():
-            heading = f"{name} ({variant})" if variant else name
-            self.better[heading] = direction["better"]
-            self.digits[heading] = 1 if direction["unit"] == "%" else 3
-            if cell["status"] != "ok":
-                self.failed[heading] = cell["error"]
-                continue
-            found = cell["metrics"][name]
-            self.estimates[heading] = Estimate(**found)
-            self.failed.pop(heading, None)
-        if cell["facts"]["kind"] == "training":
-            self.failed["training"] = cell["error"]
-        if cell["facts"]["kind"] == "benign" and cell["status"] == "ok":
-            self.collapsed = cell["findings"]["collapsed"]
+    def add(self, record: Record) -> None:
+        """Take in a number of this row, or that it failed."""
+        name, variant = record["metric"], record["attack"].partition(":")[2]
+        if not name:
+            self.failed["training"] = record["error"]
+            return
+        heading = f"{name} ({variant})" if variant else name
+        self.better[heading] = record["better"]
+        self.digits[heading] = 1 if record["unit"] == "%" else 3
+        if record["status"] != "ok":
+            self.failed[heading] = record["error"]
+            return
+        self.failed.pop(heading, None)
+        self.records[heading] = record
+        self.estimates[heading] = Estimate(
+            record["value"], record["low"], record["high"], record["n"]
+        )
+        if record["collapsed"] != "":
+            self.collapsed = record["collapsed"]
 
     def record(self) -> dict[str, Any]:
         """For a CSV: values, and the interval of each attack column beside it."""
@@ -153,28 +175,38 @@ class Row:
         return record | dict.fromkeys(columns, "failed")
 
 
-def wide(cells: Sequence[Cell]) -> list[Row]:
-    """One row a model and suite, in ``order``; of two versions of a cell the newer counts.
+def wide(cells: Iterable[Cell]) -> list[Row]:
+    """One row a model and suite, in ``order``."""
+    return rows(tidy(cells))
 
-    Cells that belong to no suite (benign metrics, a failed training) are part of every row of
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """One row a model and suite, sorted; of two records of a number the better one counts: of the
+    newer definition, then the one that did not fail, then the later.
+
+    Records that belong to no suite (benign metrics, a failed training) are part of every row of
     their model.
     """
-    models: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in sorted(cells, key=order):
-        about, facts = cell["about"], cell["facts"]
-        key = (*(about[name] for name in MODEL), facts.get("checkpoint", ""))
-        models.setdefault(key, []).append(cell)
-    rows = []
+    models: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sorted(records, key=_record_order):
+        key = tuple(record[name] for name in (*MODEL, "checkpoint_sha256"))
+        models.setdefault(key, []).append(record)
+    found = []
     for group in models.values():
-        about = {name: group[0]["about"][name] for name in MODEL}
-        suites = dict.fromkeys(suite for c in group if (suite := c["about"]["suite"])) or {"": None}
-        for suite in suites:
+        about = {name: group[0][name] for name in MODEL}
+        for suite in dict.fromkeys(r["suite"] for r in group if r["suite"]) or {"": None}:
             row = Row(about | {"suite": suite})
-            for cell in group:
-                if cell["about"]["suite"] in ("", suite):
-                    row.add(cell)
-            rows.append(row)
-    return rows
+            for record in group:
+                if record["suite"] in ("", suite):
+                    row.add(record)
+            found.append(row)
+    return found
+
+
+def _record_order(record: Record) -> tuple[Any, ...]:
+    definition = tuple(int(part) for part in record["versions"].split("."))
+    keys = (record[key] for key in ORDER)
+    return (*keys, definition, record["status"] == "ok", record["started"], record["cell"])
 
 
 def headings(rows: Sequence[Row]) -> list[str]:

@@ -87,7 +87,7 @@ def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: 
         assert file in first.stdout
         assert (tmp_path / file).is_file()
     board = (tmp_path / "leaderboards" / "tiny.md").read_text()
-    assert "| HM[S,g_LGA]&ICS | 3 |" in board
+    assert "| HM[S,g_LGA]&ICS | c2f2:dim=8 | triplet-N | 2 |" in board
     exports = {p: p.read_bytes() for p in (tmp_path / "results").glob("*.csv")}
     again = dmlbench(*FIRST)
     assert "train" not in again.stderr
@@ -96,7 +96,7 @@ def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: 
     shown = dmlbench("show")
     assert shown.stdout.strip() in first.stdout
     (tmp_path / "leaderboards" / "tiny.md").unlink()
-    assert dmlbench("leaderboard").returncode == 0
+    assert dmlbench("leaderboard", "--format", "md").returncode == 0
     assert (tmp_path / "leaderboards" / "tiny.md").read_text() == board
 
 
@@ -183,7 +183,7 @@ def test_a_results_folder_that_cannot_be_written_is_refused_first(
     refused(dmlbench(*FIRST, "--leaderboards", "file"), "--leaderboards file", "not a folder")
     refused(dmlbench(*FIRST, "--results", "/proc/dmlbench"), "cannot be written")
     refused(dmlbench("show"), "no results in results", "dmlbench run")
-    refused(dmlbench("leaderboard"), "no results")
+    refused(dmlbench("leaderboard", "--against", "nothing"), "no results", "dmlbench run")
 
 
 def test_a_data_root_with_a_bad_file_is_refused(dmlbench: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``dmlbench leaderboard``: boards from stored results."""
+"""``dmlbench leaderboard``: boards from the CSVs of a results folder, and from the literature."""
 
 from __future__ import annotations
 
@@ -6,16 +6,88 @@ from pathlib import Path
 
 import click
 
-from dmlbench.commands.shared import render_board, stored
+from dmlbench.commands.shared import export
+from dmlbench.errors import UserError
 from dmlbench.options import options
 
+FORMATS = ("md", "tex", "csv", "html", "plots")
 
-@click.command()
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench leaderboard\n"
+    "  dmlbench leaderboard cub --format tex --where 'defense=HM*' --leaderboards paper\n"
+    "  dmlbench leaderboard --column R@1 --column ERS --leaderboards paper\n",
+)
+@click.argument("datasets", nargs=-1, metavar="[DATASET]...")
 @options("results", "leaderboards")
-def leaderboard(results: Path, leaderboards: Path) -> None:
-    """Render the board of every data set with stored results."""
-    from dmlbench.store import Store
+@click.option(
+    "--against",
+    type=click.Choice(["published", "nothing"]),
+    default="published",
+    show_default=True,
+    help="Show the literature's rows beside what was measured here, marked as such.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    default=FORMATS,
+    help="Markdown, LaTeX, CSV, the page index.html, plots. May be repeated. Default: all.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="Metric to show, e.g. ERS. May be repeated. Default: the papers' columns.",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="KEY=TEXT",
+    help="Show only lines whose suite, model, loss, defense, eta, recipe, precision or source "
+    "(here or published) is TEXT; * stands for anything. May be repeated.",
+)
+def leaderboard(
+    datasets: tuple[str, ...],
+    results: Path,
+    leaderboards: Path,
+    against: str,
+    formats: tuple[str, ...],
+    columns: tuple[str, ...],
+    where: tuple[str, ...],
+) -> None:
+    """Render the boards: tables and plots of each DATASET (or all), and the page of them all.
 
-    names = {cell["about"]["dataset"].partition(":")[0] for cell in stored(results, None)}
-    for name in sorted(names):
-        click.echo(render_board(Store(results), name, leaderboards))
+    They depend on nothing but the CSVs in the results folder and the published rows.
+    """
+    from dmlbench.files import check_writable
+    from dmlbench.report import boards
+    from dmlbench.report.results import read_folder
+
+    export(results)
+    records = read_folder(results)
+    if not records:
+        message = f"no results in {results}: begin with 'dmlbench run --defense hm --attack ca+'"
+        if against == "nothing":
+            raise UserError(message)
+        click.echo(f"{message}; these are the published rows alone", err=True)
+    every = boards.boards(records, against == "published", columns, where)
+    known = [board.name for board in every]
+    for name in datasets:
+        if name not in known:
+            raise UserError(f"no results of {name!r} in {results}: there are {', '.join(known)}")
+    check_writable(leaderboards, "--leaderboards")
+    tables = [kind for kind in formats if kind in boards.RENDERERS]
+    for board in (b for b in every if not datasets or b.name in datasets):
+        for path in boards.write_tables(board, leaderboards, tables):
+            click.echo(path)
+        if "plots" in formats:
+            for path in boards.write_plots(board, leaderboards):
+                click.echo(path)
+    if "html" in formats:
+        from dmlbench.report.page import write_page
+
+        click.echo(write_page(every, leaderboards))

@@ -77,18 +77,23 @@ def open_session(
     from dmlbench.compute import Compute, launched, leads, local_device
     from dmlbench.files import check_writable
     from dmlbench.progress import QuietReporter, reporter_for
+    from dmlbench.report.results import read_folder
     from dmlbench.session import Session
     from dmlbench.store import Store
 
     if launched() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
     compute = Compute(local_device(device), batch_size, threads, precision)
+    store = Store(results)
     if writing:
         check_writable(results, "--results")
     if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
+        if store.cells():
+            store.export()
+        read_folder(results)  # what is wrong with a CSV there is said now, not after the work
     with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, Store(results), compute, reporter)
+        yield Session(dataset, data_root, cache, store, compute, reporter)
 
 
 def open_store(session: Session, repair: bool = True) -> Known:
@@ -110,12 +115,15 @@ def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: boo
     from dmlbench.report.console import print_table
 
     tidy, wide = session.store.export()
-    board = render_board(session.store, session.dataset.card.name, leaderboards)
+    board = render_board(session.store.root, session.dataset.card.name, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
         print_table(cells)
-        click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}")
+        click.echo(
+            f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}"
+            "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
+        )
     if any(cell["status"] != "ok" for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
 
@@ -125,8 +133,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
     from dmlbench.store import Store
 
     store = Store(results)
-    for path in store.read()[1]:
-        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
+    warn_of_damage(store)
     cells = [c for c in store.cells() if dataset in (None, c["about"]["dataset"])]
     if not cells:
         raise UserError(
@@ -136,15 +143,28 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
     return cells
 
 
-def render_board(store: Store, dataset: str, folder: Path) -> Path:
-    """Write the board of a data set; returns its path."""
-    from dmlbench.datasets.base import DATASETS
-    from dmlbench.files import write_atomically
-    from dmlbench.report.markdown import board
-    from dmlbench.tables import wide
+def warn_of_damage(store: Store) -> None:
+    """Name each cell that cannot be read."""
+    for path in store.read()[1]:
+        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 
-    card = DATASETS.get(dataset)().protocol
-    cells = [c for c in store.cells() if c["about"]["dataset"].partition(":")[0] == dataset]
-    path = folder / f"{dataset}.md"
-    write_atomically(path, board(card, wide(cells)).encode())
-    return path
+
+def export(results: Path) -> None:
+    """Bring the CSVs of a results folder up to date with its cells, if it has any."""
+    from dmlbench.store import Store
+
+    if (results / "cells").is_dir():
+        store = Store(results)
+        warn_of_damage(store)
+        if store.cells():
+            store.export()
+
+
+def render_board(results: Path, dataset: str, folder: Path) -> Path:
+    """Write the tables of a data set from the CSVs; returns the path of the Markdown."""
+    from dmlbench.report import boards
+    from dmlbench.report.results import read_folder
+
+    every = boards.boards(read_folder(results))
+    (board,) = [board for board in every if board.name == dataset]
+    return boards.write_tables(board, folder)[0]

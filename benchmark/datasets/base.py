@@ -51,6 +51,7 @@ class DatasetCard(Card):
         train: the official figures of the train split; None where there are none.
         test: those of the test split.
         source: where to get the files and where to put them, in words.
+        literature: the data set whose published rows are closest, where it has none of its own.
     """
 
     model: str = field(kw_only=True)
@@ -61,6 +62,7 @@ class DatasetCard(Card):
     train: Figures | None = field(kw_only=True, default=None)
     test: Figures | None = field(kw_only=True, default=None)
     source: str = field(kw_only=True, default="it comes with its package")
+    literature: str = field(kw_only=True, default="")
 
 
 @dataclass(frozen=True)

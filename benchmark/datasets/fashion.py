@@ -79,6 +79,7 @@ class FashionMini(Dataset):
         train=Figures(6_000, 10),
         test=Figures(1_000, 10),
         note="LeNet, 4 epochs of 32 pairs, eta 8, alpha 12/255: quick, not the papers' protocol",
+        literature="fashion",
     )
     known_digest = "f3953aee6305469458e54083cd0518a099a8c9cdaaf9e7ca170b719b749dd71e"
 

@@ -1,4 +1,4 @@
-"""Seeded percentile-bootstrap intervals over queries."""
+"""What a table says of many queries: the mean, its seeded bootstrap interval, the deciles."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Estimate(float(sample.mean()), float(low), float(high), n)
+
+
+def deciles(values: npt.ArrayLike) -> list[float]:
+    """The 0%, 10%, ..., 100% quantiles of ``values`` (n,), NaN entries left out: 11 numbers."""
+    sample = np.asarray(values, dtype=np.float64)
+    return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]

@@ -8,7 +8,16 @@ ERS_COLUMNS = ("CA+", "CA-", "QA+", "QA-", "TMA", "ES:D", "ES:R", "LTM", "GTM", 
 
 
 def ers(columns: Mapping[str, float]) -> float:
-    """The mean of ten terms, each 0..100; higher is more robust.
+    """The mean of the ten ``terms``, each 0..100; higher is more robust.
+
+    Args and errors are those of ``terms``.
+    """
+    found = terms(columns)
+    return sum(found.values()) / len(found)
+
+
+def terms(columns: Mapping[str, float]) -> dict[str, float]:
+    """The ten terms of ERS by the column that each comes from, 0..100; higher is more robust.
 
     2 CA+, 100 - CA-, 2 QA+, 100 - QA-, 100 (1 - TMA), 50 (2 - ES:D), ES:R, LTM, GTM, GTT
 
@@ -22,16 +31,12 @@ def ers(columns: Mapping[str, float]) -> float:
     """
     if columns["ES:D"] > 2:
         raise ValueError(f"ERS is defined for metric N, where ES:D <= 2; got {columns['ES:D']}")
-    terms = (
-        2 * columns["CA+"],
-        100 - columns["CA-"],
-        2 * columns["QA+"],
-        100 - columns["QA-"],
-        100 * (1 - columns["TMA"]),
-        50 * (2 - columns["ES:D"]),
-        columns["ES:R"],
-        columns["LTM"],
-        columns["GTM"],
-        columns["GTT"],
-    )
-    return sum(terms) / len(terms)
+    mapped = {
+        "CA+": 2 * columns["CA+"],
+        "CA-": 100 - columns["CA-"],
+        "QA+": 2 * columns["QA+"],
+        "QA-": 100 - columns["QA-"],
+        "TMA": 100 * (1 - columns["TMA"]),
+        "ES:D": 50 * (2 - columns["ES:D"]),
+    }
+    return mapped | {name: columns[name] for name in ERS_COLUMNS if name not in mapped}

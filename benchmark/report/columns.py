@@ -1,0 +1,108 @@
+"""What each column of a board means, and which direction is better for the defender."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.tables import BENIGN, WORST
+
+ARROW = {"higher": "↑", "lower": "↓", "": ""}
+SPELT = {"higher": "higher is better", "lower": "lower is better"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a board.
+
+    Attributes:
+        name: its heading without the arrow; a metric, or one of ``DESCRIBING``.
+        better: ``higher``, ``lower``, or empty for what is no metric.
+        help: what it means, one sentence or two.
+    """
+
+    name: str
+    better: str
+    help: str
+
+    @property
+    def label(self) -> str:
+        """``CA+ ↑``."""
+        return f"{self.name} {ARROW[self.better]}".rstrip()
+
+
+DESCRIBING = {
+    "Rank": "By ERS as it is shown; equal scores share a rank. Collapsed models are not ranked, "
+    "nor those that lack one of its ten columns.",
+    "Defense": "The defense in the papers' notation.",
+    "Model": "The network that embeds the images.",
+    "Loss": "The loss of the training and its metric: N is the Euclidean distance of normalised "
+    "embeddings, C is 1 - cosine, E is Euclidean and not normalised. ERS is defined for N.",
+    "η": "PGD steps of adversarial training; a training step costs η + 1 passes.",
+    "Recipe": "Where the training leaves the data set's recipe.",
+    "Precision": "Of the network in evaluation, where it is not fp32.",
+    "Source": "Measured here (n queries, the seeds of the models), or where it was published.",
+}
+
+_BENIGN_HELP = {
+    "R@1": "Recall at 1: share of clean queries whose nearest item is of their class, in percent.",
+    "R@2": "Recall at 2: one of the two nearest items is of the query's class, in percent.",
+    "mAP": "Mean average precision over the whole ranking, in percent.",
+    "mAP@R": "Mean average precision within the first R items, R the size of the query's class, "
+    "in percent.",
+    "mAP@10": "Mean average precision within the first 10 items, in percent.",
+    "NMI": "Normalised mutual information of k-means clusters with the classes, in percent.",
+}
+_READING = {
+    "CA+": "Percentile rank that the candidate reaches: 50 is untouched, 0 the top.",
+    "CA-": "Percentile rank that the candidate falls to: 0 is untouched, 100 the bottom.",
+    "QA+": "Percentile rank that the chosen item reaches: 50 is untouched, 0 the top.",
+    "QA-": "Percentile rank that the chosen item falls to: 0 is untouched, 100 the bottom.",
+    "TMA": "Cosine similarity with the target that is reached: 1 is a full success of the attack.",
+    "ES:D": "Distance that the embedding is moved; at most 2 under metric N.",
+    "ES:R": "R@1 of the moved query, in percent.",
+    "LTM": "R@1 after the attack, in percent.",
+    "GTM": "R@1 after the attack, in percent.",
+    "GTT": "Share of queries whose top-1 item stays in the top 4, in percent.",
+}
+_SCORES = {
+    "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
+    "(broken) to 100 (untouched).",
+    WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
+    "GTM, in percent.",
+}
+
+
+def column(name: str, better: str) -> Column:
+    """The column of a metric's heading, variants such as ``CA+ (w=5)`` included."""
+    bare, _, variant = name.partition(" (")
+    text = _BENIGN_HELP.get(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
+    return Column(name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text)
+
+
+@cache
+def _attack_help() -> dict[str, str]:
+    found = {}
+    for attack in ATTACKS:
+        paper = f" ({attack.card.paper.short})" if attack.card.paper else ""
+        for one in attack.columns:
+            reading = _READING.get(one.name, "")
+            summary = attack.card.summary[:1].upper() + attack.card.summary[1:]
+            found[one.name] = f"Attack: {summary}{paper}. {reading}".rstrip()
+    return found
+
+
+@cache
+def directions() -> dict[str, str]:
+    """Heading -> ``higher`` or ``lower``, of benign metrics and registered attacks."""
+    known = dict.fromkeys((*BENIGN, "ERS", WORST), "higher")
+    return known | {c.name: c.better for attack in ATTACKS for c in attack.columns}
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Metrics as the papers order them: benign, the ten attack columns, others, the scores last."""
+    first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in names]
+    last = [name for name in (WORST, "ERS") if name in names]
+    return [*first, *sorted(names - {*first, *last}), *last]

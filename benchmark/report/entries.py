@@ -1,0 +1,240 @@
+"""Lines of a board: a model measured here over its seeds, or one of the literature."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from statistics import mean, stdev
+
+from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.papers import HM, ROBRANK, Paper
+from dmlbench.report.columns import directions
+from dmlbench.tables import BENIGN, MODEL, Record, Row, rows
+
+PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
+PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it is shown.
+
+    Attributes:
+        value: the number; over several models, their mean.
+        digits: decimals, as the papers round it.
+        low, high: 95% bootstrap interval over queries; None if there is none, or several models.
+        spread: standard deviation over models; None of a single one.
+        n: queries; None where the literature does not say.
+        note: how it came about, where it was neither measured nor printed.
+    """
+
+    value: float
+    digits: int
+    low: float | None = None
+    high: float | None = None
+    spread: float | None = None
+    n: int | None = None
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """``18.3``."""
+        return f"{self.value:.{self.digits}f}"
+
+    @property
+    def range(self) -> str:
+        """``[17.0, 19.6]``, or ``± 0.4`` over several models; empty if it is not known."""
+        if self.spread is not None:
+            return f"± {self.spread:.{self.digits}f}"
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a board.
+
+    Attributes:
+        dataset, suite, model, distance: what was measured and how; the literature is ``ers``.
+        loss: as the papers write it, ``triplet-N``.
+        threat: the adversary of the evaluation, in words.
+        label: the defense in the papers' notation.
+        defense: its spec, where it was trained or measured here.
+        eta: PGD steps of its training; None for plain training, or if it is not known.
+        recipe, precision: where they leave the protocol; empty if they do not.
+        paper, place: the publication and where in it; None and empty for ours.
+        seeds: of our models, one each.
+        numbers: heading -> number, ``ERS`` among them.
+        better: heading -> ``higher`` or ``lower``.
+        failed: heading -> error, or ``training``.
+        collapsed: whether it retrieves nothing any more.
+        records: heading -> the tidy record of each of our models.
+    """
+
+    dataset: str
+    suite: str
+    model: str
+    distance: str
+    loss: str
+    label: str
+    numbers: Mapping[str, Number]
+    better: Mapping[str, str]
+    threat: str
+    defense: str = ""
+    eta: int | None = None
+    recipe: str = ""
+    precision: str = ""
+    paper: Paper | None = None
+    place: str = ""
+    seeds: tuple[int, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    collapsed: bool = False
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """``CVPR 2022 Table 6``, or ``here, n = 1,000, seeds 0 and 1``."""
+        if self.paper:
+            return self.place
+        if "training" in self.failed:
+            return "here, training failed"
+        queries = f", n = {self.n:,}" if self.n else ""
+        named = " and ".join(map(str, self.seeds))
+        return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
+
+    @property
+    def indicators(self) -> str:
+        """What tells a collapsed model, of the first of its models; empty where it is not known."""
+        words = ["Collapsed: it retrieves nothing any more."] * self.collapsed
+        for record in self.records.get("R@1", ())[:1]:
+            if record["mean_cosine"] != "":
+                cosine, rank = record["mean_cosine"], record["effective_rank"]
+                words.append(f"Mean cosine {cosine:.3f}, effective rank {rank:.1f}.")
+        return " ".join(words)
+
+    @property
+    def n(self) -> int | None:
+        """Queries that were attacked (or retrieved, if no attack was measured)."""
+        return max((x.n for x in self.numbers.values() if x.n is not None), default=None)
+
+    @property
+    def score(self) -> float | None:
+        """The ERS it is ranked by, rounded as it is shown; None if it is not to be ranked."""
+        number = self.numbers.get("ERS")
+        return None if number is None or self.collapsed else float(number.text)
+
+
+def measured(records: Iterable[Record]) -> list[Entry]:
+    """Ours: the models that differ in their seed alone are one entry."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows(records):
+        key = tuple(row.about[name] for name in (*MODEL, "suite") if name != "seed")
+        groups.setdefault(key, []).append(row)
+    return [_entry(group) for group in groups.values()]
+
+
+def _entry(group: Sequence[Row]) -> Entry:
+    about = group[0].about
+    names = dict.fromkeys(name for row in group for name in row.estimates)
+    numbers = {name: _over_models(group, name) for name in names}
+    scores = [score for row in group if (score := row.ers) is not None]
+    if len(scores) == len(group):
+        numbers["ERS"] = Number(mean(scores), 1, spread=_spread(scores), n=numbers["CA+"].n)
+    records = {name: [r.records[name] for r in group if name in r.records] for name in names}
+    return Entry(
+        dataset=about["dataset"],
+        suite=about["suite"],
+        model=about["model"],
+        distance=about["distance"],
+        loss=f"{'triplet' if about['resolved'] else 'unknown'}-{about['distance']}",
+        label=about["label"],
+        defense=about["defense"],
+        eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
+        recipe=about["recipe"],
+        precision="" if about["precision"] == "fp32" else about["precision"],
+        seeds=tuple(sorted(row.about["seed"] for row in group)),
+        numbers=numbers,
+        better={k: v for row in group for k, v in row.better.items()} | {"ERS": "higher"},
+        failed={k: v for row in group for k, v in row.failed.items()},
+        collapsed=any(row.collapsed for row in group),
+        records=records,
+        threat=_threat(records),
+    )
+
+
+def _over_models(group: Sequence[Row], name: str) -> Number:
+    found = [row.estimates[name] for row in group if name in row.estimates]
+    digits = next(row.digits[name] for row in group if name in row.digits)
+    values, n = [one.value for one in found], min(one.n for one in found)
+    if len(found) == 1:
+        return Number(values[0], digits, found[0].low, found[0].high, n=n)
+    return Number(mean(values), digits, spread=_spread(values), n=n)
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def parameters(record: Record) -> dict[str, str]:
+    """The parameters of the record's attack: ``{"eps": "77/255", "steps": "32", ...}``."""
+    pairs = record["attack_resolved"].partition(":")[2].split(",")
+    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
+
+
+def _threat(records: Mapping[str, Sequence[Record]]) -> str:
+    """``eps 77/255, 32 steps of 3/255`` of the attacks that follow the protocol."""
+    plain = [
+        r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
+    ]
+    for known in map(parameters, plain):
+        if {"eps", "alpha", "steps"} <= known.keys():
+            return f"eps {known['eps']}, {known['steps']} steps of {known['alpha']}"
+    return ""
+
+
+def published() -> list[Entry]:
+    """The literature, in the order of ``published.csv``. ERS is as printed, or follows from its
+    ten columns where none is printed.
+    """
+    text = (resources.files("dmlbench.report") / "published.csv").read_text(encoding="utf-8")
+    return [_published(raw) for raw in csv.DictReader(text.splitlines())]
+
+
+def _published(raw: Mapping[str, str]) -> Entry:
+    loss, _, distance = raw["loss"].partition("-")
+    distance = distance or "N"  # what HM's triplet loss is over
+    names = (*PUBLISHED_BENIGN, *ERS_COLUMNS, "ERS")
+    numbers = {name: Number(float(raw[name]), _decimals(raw[name])) for name in names if raw[name]}
+    if distance == "N" and "ERS" not in numbers and numbers.keys() >= set(ERS_COLUMNS):
+        score = ers({name: numbers[name].value for name in ERS_COLUMNS})
+        numbers["ERS"] = Number(score, 1, note="ERS follows from the ten columns; none is printed.")
+    return Entry(
+        dataset=raw["dataset"],
+        suite="ers",
+        model=raw["model"],
+        distance=distance,
+        loss=f"{loss}-{distance}",
+        label=_notation(raw["defense"]),
+        eta=int(raw["pgd_steps_train"]) if raw["pgd_steps_train"] else None,
+        paper=PAPERS[raw["source"]],
+        place=raw["table"],
+        numbers=numbers,
+        better={name: directions()[name] for name in numbers},
+        # an embedding that ES cannot move is constant: HM[S,0], of which no more is printed
+        collapsed=raw["collapsed"] == "yes" or float(raw["ES:D"] or 1) == 0,
+        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255",
+    )
+
+
+def _notation(text: str) -> str:
+    """A defense as HM prints it: ``HM[S,−γ/2]``, ``HM[S,g_LGA]&ICS (λ=1.0)``."""
+    for plain, printed in (("]+ICS", "]&ICS"), ("-gamma", "−γ"), ("lambda", "λ"), ("xi", "ξ")):
+        text = text.replace(plain, printed)
+    return text
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])

@@ -1,0 +1,295 @@
+"""Plots of a table: each is None where the table lacks what it would show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from dmlbench.metrics.ers import ERS_COLUMNS, terms
+from dmlbench.report import style
+from dmlbench.report.columns import column
+from dmlbench.report.entries import Entry, parameters
+from dmlbench.report.table import Table
+from dmlbench.tables import WORST
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Plot = Callable[[Table], "Figure | None"]
+
+RANKS = (
+    "CA+",
+    "CA-",
+    "QA+",
+    "QA-",
+)  # their outcomes are ranks, one a query, and have a distribution
+FOREST = ("R@1", WORST, *ERS_COLUMNS)
+PANELS = 6  # at most, beside each other
+ROWS = 24  # at most, of a forest plot
+
+
+def tradeoff(table: Table) -> Figure | None:
+    """ERS against benign R@1, with the Pareto front."""
+    found = [e for e in _ranked(table) if "R@1" in e.numbers]
+    if len(found) < 2:
+        return None
+    points = {id(e): (e.numbers["R@1"].value, e.numbers["ERS"].value) for e in found}
+    front = pareto([points[id(e)] for e in found])
+    with style.figure(5.2, 3.8) as fig:
+        axis = fig.add_subplot()
+        axis.step(
+            *zip(*front, strict=True), where="pre", color=style.INK, lw=0.8, ls="--", zorder=1
+        )
+        _scatter(axis, found, [points[id(e)] for e in found])
+        axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
+        axis.margins(0.1)
+        named = [(*points[id(e)], _name(e, table)) for e in found if points[id(e)] in front]
+        style.say(fig, "Robustness against benign retrieval", _protocol(table, found), [axis])
+        style.name_points(axis, list({point[:2]: point for point in named}.values()))
+    return fig
+
+
+def cost(table: Table) -> Figure | None:
+    """ERS against training cost; a line joins one defense at several eta."""
+    found = [e for e in _ranked(table) if e.eta is not None or e.label.startswith("N/A")]
+    ticks = sorted({_cost(e) for e in found})
+    if len(ticks) < 2:
+        return None
+    series: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in found:  # best first: of several at one cost the best is joined
+        series.setdefault((entry.label, entry.model, entry.loss, entry.paper), []).append(entry)
+    joined = [group for group in series.values() if len({_cost(e) for e in group}) > 1]
+    with style.figure(5.2, 3.8) as fig:
+        axis = fig.add_subplot()
+        for place, group in enumerate(joined):
+            best = {_cost(e): e.numbers["ERS"].value for e in reversed(group)}
+            xs, ys = zip(*sorted(best.items()), strict=True)
+            color, dash = style.family(group[0]).color, style.DASHES[place % 4]
+            axis.plot(xs, ys, zorder=1, color=color, ls=dash)
+        _scatter(axis, found, [(_cost(e), e.numbers["ERS"].value) for e in found])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axis.minorticks_off()
+        axis.set(
+            xlabel="training cost: passes a training step, η + 1", ylabel="ERS (higher is better)"
+        )
+        ends = [max(group, key=_cost) for group in joined] or found
+        named = [(float(_cost(e)), e.numbers["ERS"].value, e.label) for e in ends]
+        style.say(fig, "Robustness against training cost", _protocol(table, found), [axis])
+        style.name_ends(axis, named)
+    return fig
+
+
+def ten_terms(table: Table) -> Figure | None:
+    """The ten terms of ERS, each 0 (broken) to 100 (untouched), of the best of each family."""
+    found = style.best_of_families(
+        [e for e in _ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
+    )
+    if not found:
+        return None
+    with style.figure(5.2, 4.0) as fig:
+        axis = fig.add_subplot()
+        for entry in found:
+            mapped = terms({name: entry.numbers[name].value for name in ERS_COLUMNS})
+            label = f"{_name(entry, table)}: ERS {entry.numbers['ERS'].text}"
+            xs = [mapped[name] for name in ERS_COLUMNS]
+            axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
+        axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
+        axis.invert_yaxis()
+        axis.set(xlim=(0, 100), xlabel="term of ERS: 0 broken, 100 untouched")
+        axis.grid(axis="x", visible=False)
+        title = "The ten terms of ERS, the best of each family"
+        style.say(fig, title, _protocol(table, found), [axis])
+    return fig
+
+
+def intervals(table: Table) -> Figure | None:
+    """Forest plot: value and 95% interval (or standard deviation over seeds), a row a model."""
+    found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
+    names = [n for n in FOREST if any(n in e.numbers and e.numbers[n].range for e in found)][
+        :PANELS
+    ]
+    if not names:
+        return None
+    with style.figure(1.6 + 1.25 * len(names), 1.3 + 0.24 * len(found)) as fig:
+        axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axis, name in zip(axes, names, strict=True):
+            for row, entry in enumerate(found):
+                number = entry.numbers.get(name)
+                if number is None:
+                    continue
+                spread = number.spread or 0.0
+                low = number.value - spread if number.low is None else number.low
+                high = number.value + spread if number.high is None else number.high
+                around = [[max(0, number.value - low)], [max(0, high - number.value)]]
+                axis.errorbar(
+                    number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
+                )
+            axis.set_title(_label(name, found))
+            axis.margins(x=0.15, y=0.5 / len(found))
+        axes[0].set_yticks(range(len(found)), [_name(e, table) for e in found])
+        axes[0].invert_yaxis()
+        words = "bars: 95% bootstrap interval, or standard deviation over seeds"
+        style.say(fig, "Measured values and their intervals", f"{_protocol(table, found)}; {words}")
+    return fig
+
+
+def against_eps(table: Table) -> Figure | None:
+    """Success of attacks against the radius, from a sweep over ``eps``."""
+    title, label = "Attacks against their radius", "radius eps in 1/255"
+    return _curves(table, title, "eps", label, lambda text: float(255 * Fraction(text)))
+
+
+def against_steps(table: Table) -> Figure | None:
+    """Success of attacks against PGD steps, from a sweep over ``steps``."""
+    return _curves(table, "Attacks against their steps", "steps", "PGD steps", float)
+
+
+def distributions(table: Table) -> Figure | None:
+    """How the ranks of single queries are distributed, from their deciles."""
+    entries = style.best_of_families([line.entry for line in table.lines if not line.entry.paper])
+    names = [n for n in RANKS if any(_deciles(e, n) for e in entries)]
+    if not names:
+        return None
+    with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:
+        axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axis, name in zip(axes, names, strict=True):
+            for entry in entries:
+                if shares := _deciles(entry, name):
+                    looks = style.marker(entry) | {"markersize": 3}
+                    axis.plot(
+                        shares, range(0, 101, 10), label=_name(entry, table), clip_on=False, **looks
+                    )
+            axis.set_title(_label(name, entries))
+            axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
+        axes[0].set_ylabel("queries up to it, in %")
+        words = f"{_protocol(table, entries)}; deciles over queries"
+        style.say(fig, "Ranks that single queries reach under attack", words, axes)
+    return fig
+
+
+PLOTS: dict[str, Plot] = {
+    "tradeoff": tradeoff,
+    "cost": cost,
+    "terms": ten_terms,
+    "intervals": intervals,
+    "eps": against_eps,
+    "steps": against_steps,
+    "ranks": distributions,
+}
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other is at least as good as in both and better in one, by rising x."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]
+
+
+def _curves(
+    table: Table, title: str, key: str, label: str, read: Callable[[str], float]
+) -> Figure | None:
+    entries = [line.entry for line in table.lines if not line.entry.paper]
+    curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for entry in entries:
+        for name, points in _sweeps(entry, key, read).items():
+            if len(points) > 2:
+                curves.setdefault(name, {})[id(entry)] = points
+    if not curves:
+        return None
+    names = list(curves)[:PANELS]
+    swept = [e for e in entries if any(id(e) in found for found in curves.values())]
+    with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:
+        axes = fig.subplots(1, len(names), squeeze=False)[0]
+        for axis, name in zip(axes, names, strict=True):
+            for place, entry in enumerate(swept):
+                if id(entry) in curves[name]:
+                    xs, ys = zip(*curves[name][id(entry)], strict=True)
+                    looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
+                    axis.plot(xs, ys, label=_name(entry, table), clip_on=False, **looks)
+            axis.set_title(_label(name, swept))
+            axis.set_xlabel(label)
+            axis.set_ylim(bottom=0)
+        style.say(fig, title, f"{_protocol(table, swept)}; here {key} varies", axes)
+    return fig
+
+
+def _sweeps(
+    entry: Entry, key: str, read: Callable[[str], float]
+) -> dict[str, list[tuple[float, float]]]:
+    """Metric -> points (x, value), the protocol's and, at 0, the clean value among them."""
+    found: dict[str, dict[float, float]] = {}
+    for heading, records in entry.records.items():
+        name, _, variant = heading.partition(" (")
+        changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
+        here = parameters(records[0])
+        usual = parameters(entry.records.get(name, records)[0])
+        # what nobody changed must be as usual: a single step has another alpha (FGSM)
+        same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
+        text = here.get(key)
+        if text is None or not same or not changed <= {key, "alpha"}:
+            continue
+        points = found.setdefault(name, {})
+        points[read(text)] = entry.numbers[heading].value
+        clean = [r["clean"] for r in records if r["clean"] is not None]
+        if clean:
+            points[0.0] = mean(clean)
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _ranked(table: Table) -> list[Entry]:
+    return [line.entry for line in table.lines if line.entry.score is not None]
+
+
+def _cost(entry: Entry) -> int:
+    """Passes a training step: eta + 1."""
+    return (entry.eta or 0) + 1
+
+
+def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float, float]]) -> None:
+    """A marker an entry, and the legend of the families in their order."""
+    for kind in style.FAMILIES:
+        for here in (True, False):
+            chosen = [
+                (entry, point)
+                for entry, point in zip(entries, points, strict=True)
+                if style.family(entry) == kind and (entry.paper is None) == here
+            ]
+            if chosen:
+                xs, ys = zip(*(point for _, point in chosen), strict=True)
+                label = kind.name if here else f"{kind.name}, published"
+                axis.plot(xs, ys, ls="", label=label, **style.marker(chosen[0][0]))
+
+
+def _name(entry: Entry, table: Table) -> str:
+    """``HM[S,g_LGA]&ICS, η=8``, with the network where the table has several."""
+    parts = [entry.label]
+    parts += [f"η={entry.eta}"] * (entry.eta is not None)
+    parts += [entry.model] * (len({line.entry.model for line in table.lines}) > 1)
+    return ", ".join(parts)
+
+
+def _label(name: str, entries: Sequence[Entry]) -> str:
+    """The heading of a metric, with its arrow."""
+    return column(name, next(e.better[name] for e in entries if name in e.better)).label
+
+
+def _deciles(entry: Entry, name: str) -> list[float]:
+    """Deciles of a metric, averaged over the models of an entry."""
+    found = [r["deciles"] for r in entry.records.get(name, ()) if r["deciles"]]
+    return [mean(column) for column in zip(*found, strict=True)]
+
+
+def _protocol(table: Table, entries: Sequence[Entry]) -> str:
+    """What was measured, on how many queries."""
+    parts = [table.title, *(f"PGD L∞ {threat}" for threat in table.threats)]
+    queries = sorted({entry.n for entry in entries if entry.n})
+    parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
+    if any(entry.paper for entry in entries):
+        parts.append("hollow: published, on the whole test split")
+    return "; ".join(parts)

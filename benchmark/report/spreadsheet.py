@@ -1,0 +1,68 @@
+"""A board as one CSV: the numbers as they are shown, with what stands behind them in columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from dmlbench.report.columns import in_order
+from dmlbench.report.table import Board, Cell, Line, Table
+
+
+def render(board: Board) -> str:
+    """A row a line, a column a metric (and its interval, or standard deviation over seeds)."""
+    metrics = in_order({c.name for table in board.tables for c in table.columns if c.better})
+    records = [_record(table, line) for table in board.tables for line in table.lines]
+    used = {name for record in records for name in record}
+    facts = ["dataset", "suite", "rank", "model", "loss", "defense", "spec", "eta", "recipe"]
+    facts += ["precision", "collapsed", "source", "url", "n", "seeds"]
+    columns = [name for metric in metrics for name in _names(metric) if name in used]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*facts, *columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _names(metric: str) -> list[str]:
+    return [metric, f"{metric} low", f"{metric} high", f"{metric} sd"]
+
+
+def _record(table: Table, line: Line) -> dict[str, str | int | None]:
+    entry = line.entry
+    by_name = {c.name: cell for c, cell in zip(table.columns, line.cells, strict=True)}
+    rank = by_name.get("Rank", Cell(""))
+    record: dict[str, str | int | None] = {
+        "dataset": entry.dataset,
+        "suite": entry.suite,
+        "rank": rank.text.rstrip("=") if entry.score is not None else "",
+        "model": entry.model,
+        "loss": entry.loss,
+        "defense": entry.label,
+        "spec": entry.defense,
+        "eta": entry.eta,
+        "recipe": entry.recipe,
+        "precision": entry.precision or "fp32",
+        "collapsed": "yes" if entry.collapsed else "no",
+        "source": entry.place if entry.paper else "here",
+        "url": entry.paper.url if entry.paper else "",
+        "n": entry.n,
+        "seeds": " ".join(map(str, entry.seeds)),
+    }
+    for column in table.columns:
+        if column.better:
+            record |= _metric(column.name, by_name[column.name])
+    return record
+
+
+def _metric(name: str, cell: Cell) -> dict[str, str | int | None]:
+    number = cell.number
+    if number is None:
+        return {name: "failed" if cell.mark == "failed" else ""}
+    found: dict[str, str | int | None] = {name: number.text}
+    if number.low is not None and number.high is not None:
+        found[f"{name} low"] = f"{number.low:.{number.digits}f}"
+        found[f"{name} high"] = f"{number.high:.{number.digits}f}"
+    if number.spread is not None:
+        found[f"{name} sd"] = f"{number.spread:.{number.digits}f}"
+    return found

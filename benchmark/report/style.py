@@ -1,0 +1,183 @@
+"""How every plot looks: readable in black and white and by the colour-blind, same bytes again."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dmlbench.report.entries import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#1f2328", "#c9ced4"  # the page replaces both by colours of its own
+FORMATS = ("pdf", "svg", "png")
+SIDES = (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9))
+DASHES = ("-", "--", ":", "-.")
+RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "text.parse_math": False,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dmlbench",
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+}
+_NO_DATE: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {},
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of defense: its colour (Okabe and Ito) and its marker tell it from the others."""
+
+    name: str
+    color: str
+    marker: str
+
+
+UNDEFENDED = Family("undefended", "#000000", "o")
+EST = Family("EST", "#e69f00", "^")
+ACT = Family("ACT", "#0072b2", "s")
+HM = Family("HM", "#d55e00", "D")
+HM_ICS = Family("HM & ICS", "#009e73", "P")
+OTHER = Family("other", "#cc79a7", "X")
+FAMILIES = (UNDEFENDED, EST, ACT, HM, HM_ICS, OTHER)
+
+
+def family(entry: Entry) -> Family:
+    """The family of a defense, by the papers' notation."""
+    label = entry.label
+    if label.startswith("HM["):
+        return HM_ICS if "ICS" in label else HM
+    known = {"N/A": UNDEFENDED, "EST": EST, "ACT": ACT}
+    return known.get(label.partition("[")[0], OTHER)
+
+
+def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
+    """The first entry of each family (entries come best first), undefended ones first."""
+    first: dict[Family, Entry] = {}
+    for entry in entries:
+        if not entry.collapsed:
+            first.setdefault(family(entry), entry)
+    return [first[kind] for kind in FAMILIES if kind in first]
+
+
+def marker(entry: Entry) -> dict[str, Any]:
+    """Keywords for matplotlib: filled if it was measured here, hollow if it was published."""
+    kind = family(entry)
+    face = "none" if entry.paper else kind.color
+    return {
+        "marker": kind.marker,
+        "color": kind.color,
+        "markerfacecolor": face,
+        "markeredgecolor": kind.color,
+    }
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    from matplotlib import style
+
+    with style.context(["default", RC]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script it lacks
+        yield
+
+
+@contextmanager
+def figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of that size in inches, in this style."""
+    from matplotlib.figure import Figure
+
+    with _styled():
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> None:
+    """What the plot shows, above it; what was measured and on how many queries, below it, with
+    the legend of ``axes``.
+    """
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in found}
+    if not handles:
+        fig.supxlabel(protocol, x=0.01, ha="left", fontsize=6.5)
+        return
+    legend = fig.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower left",
+        ncols=max(1, int(fig.get_figwidth() / (0.4 + 0.07 * max(map(len, handles))))),
+        title=protocol,
+        title_fontsize=6.5,
+    )
+    legend.set_alignment("left")
+
+
+def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name beside its point, at the first side where it meets no other name."""
+    texts: list[Any] = []
+    taken: list[Any] = []
+    for _ in range(2):  # names move the axes: only the second time is it known where they lie
+        axis.figure.draw_without_rendering()  # type: ignore[union-attr]
+        for text in texts:
+            text.remove()
+        texts, taken = [], []
+        for x, y, name in points:
+            for ha, dx, dy in SIDES:
+                text = axis.annotate(
+                    name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
+                )
+                box = text.get_window_extent()
+                if not any(box.overlaps(other) for other in taken):
+                    taken.append(box)
+                    texts.append(text)
+                    break
+                text.remove()
+
+
+def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name right of its point, from the highest down, moved below the one before it."""
+    fig = axis.figure
+    fig.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout
+    last = float("inf")
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        height = axis.transData.transform((x, y))[1] * 72 / fig.dpi
+        last = min(height, last - 8)
+        place = (7, last - height)
+        axis.annotate(name, (x, y), place, textcoords="offset points", va="center", fontsize=6.5)
+
+
+def save(fig: Figure, kind: str) -> bytes:
+    """The figure as ``pdf``, ``svg`` or ``png``: the same bytes from the same figure."""
+    buffer = io.BytesIO()
+    with _styled():
+        fig.savefig(buffer, format=kind, metadata=_NO_DATE[kind])
+    return buffer.getvalue()

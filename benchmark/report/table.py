@@ -1,0 +1,208 @@
+"""The one model of a board that every format renders: tables of ranked lines, marked and noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dmlbench.report.columns import DESCRIBING, Column, column, in_order
+from dmlbench.report.entries import Entry, Number
+
+Mark = Literal["", "best", "second", "failed", "missing"]
+
+HIDDEN = ("mAP@10",)  # measured, but in no table of the papers; ``--column`` shows it
+SWEPT = ("eps", "alpha", "steps")
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a column of a line.
+
+    Attributes:
+        text: as it is shown, without marks.
+        mark: the best or second best of its column, a failure, or nothing there.
+        number: the number behind it, if there is one.
+        note: what to know of it: the error of a failed cell, a defense's spec, a source's title.
+        link: where to read on.
+    """
+
+    text: str
+    mark: Mark = ""
+    number: Number | None = None
+    note: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """An entry and its cells, one a column of the table."""
+
+    entry: Entry
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What can be compared with each other: one data set, one suite of definitions."""
+
+    dataset: str
+    suite: str
+    threats: tuple[str, ...]
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        """``fashion, suite strict``."""
+        return f"{self.dataset}, suite {self.suite}" if self.suite else self.dataset
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences to print below it: the adversary, and the marks that occur."""
+        notes = [f"White-box PGD in the L∞ ball, {threat}." for threat in self.threats]
+        entries = [line.entry for line in self.lines]
+        if any(entry.collapsed for entry in entries):
+            notes.append("† collapsed: the model retrieves nothing any more; not ranked.")
+        if any(number.low is not None for e in entries for number in e.numbers.values()):
+            notes.append("Intervals are 95% bootstrap intervals over queries.")
+        if any(len(entry.seeds) > 1 for entry in entries):
+            notes.append("Several seeds: mean ± standard deviation over models.")
+        if any(entry.paper for entry in entries):
+            notes.append("Published rows are the literature's numbers, not measured here.")
+        derived = (number.note for e in entries for number in e.numbers.values() if number.note)
+        notes += dict.fromkeys(derived)
+        if any(entry.failed for entry in entries):
+            notes.append("failed: the cell ended in an error, which the CSV in results/ holds.")
+        return notes
+
+
+@dataclass(frozen=True)
+class Board:
+    """The tables of a data set, and the words above and below them."""
+
+    name: str
+    summary: str
+    note: str
+    tables: tuple[Table, ...]
+
+
+def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table, ...]:
+    """A table for each data set and suite, in the order they come.
+
+    Args:
+        entries: lines of any tables, ours and the literature's.
+        columns: headings of the metrics to show, in that order; empty for the papers' columns.
+    """
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    bare: list[Entry] = []  # no attack was measured, or the training failed: in every suite's table
+    for entry in entries:
+        if entry.suite:
+            groups.setdefault((entry.dataset, entry.suite), []).append(entry)
+        else:
+            bare.append(entry)
+    for entry in bare:
+        keys = [key for key in groups if key[0] == entry.dataset]
+        for key in keys or [(entry.dataset, "")]:
+            groups.setdefault(key, []).append(entry)
+    return tuple(_table(*key, group, columns) for key, group in groups.items())
+
+
+def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[str]) -> Table:
+    entries = sorted(group, key=_place)
+    known = {name: word for entry in entries for name, word in entry.better.items()}
+    shown = {name for entry in entries for name in (*entry.numbers, *entry.failed)} & known.keys()
+    names = [name for name in chosen if name in shown] if chosen else _usual(shown)
+    metrics = [column(name, known[name]) for name in names]
+    ranks = _ranks(entries)
+    first = ["Rank"] * any(ranks) + ["Defense", "Model", "Loss", "η"]
+    first += ["Recipe"] * any(e.recipe for e in entries)
+    first += ["Precision"] * any(e.precision for e in entries)
+    describing = {name: Column(name, "", text) for name, text in DESCRIBING.items()}
+    marks = {metric.name: _marks(entries, metric) for metric in metrics}
+    lines = []
+    for place, (entry, rank) in enumerate(zip(entries, ranks, strict=True)):
+        facts = _facts(entry, rank)
+        cells = [facts[name] for name in first]
+        cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
+        lines.append(Line(entry, (*cells, facts["Source"])))
+    heads = (*(describing[name] for name in first), *metrics, describing["Source"])
+    threats = tuple(dict.fromkeys(entry.threat for entry in entries if entry.threat))
+    return Table(dataset, suite, threats, heads, tuple(lines))
+
+
+def _usual(names: set[str]) -> list[str]:
+    """The papers' columns; a sweep is for plots where the column itself is there."""
+
+    def swept(name: str) -> bool:
+        bare, _, variant = name.partition(" (")
+        keys = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",")}
+        return bare in names and not keys.isdisjoint(SWEPT)
+
+    return [name for name in in_order(names) if name not in HIDDEN and not swept(name)]
+
+
+def _place(entry: Entry) -> tuple[int, float]:
+    """Sort key: by score, then what has none, collapsed models last."""
+    if entry.score is not None:
+        return 0, -entry.score
+    return (2 if entry.collapsed else 1), 0.0
+
+
+def _ranks(entries: Sequence[Entry]) -> list[str]:
+    """``1``, ``2=``, ``2=``, ``4``, and nothing for what is not ranked."""
+    scores = [entry.score for entry in entries]
+    return [
+        ""
+        if score is None
+        else f"{scores.index(score) + 1}{'=' if scores.count(score) > 1 else ''}"
+        for score in scores
+    ]
+
+
+def _marks(entries: Sequence[Entry], metric: Column) -> list[Mark]:
+    """The best and the second best among what competes: metric N, not collapsed."""
+    values = [
+        float(number.text)
+        if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
+        and not entry.collapsed
+        else None
+        for entry in entries
+    ]  # fmt: skip
+    order = sorted({v for v in values if v is not None}, reverse=metric.better == "higher")
+    if len(order) < 2:
+        return [""] * len(values)
+    marks: dict[float | None, Mark] = {order[1]: "second", order[0]: "best"}
+    return [marks.get(value, "") for value in values]
+
+
+def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
+    """The cells that describe an entry."""
+    paper = entry.paper
+    spelt = f" ({entry.defense})" if ":" in entry.defense else ""
+    return {
+        "Rank": Cell(rank or NOTHING),
+        "Defense": Cell(
+            f"{entry.label}{spelt}{' †' if entry.collapsed else ''}",
+            note=entry.indicators,
+        ),
+        "Model": Cell(entry.model),
+        "Loss": Cell(entry.loss),
+        "η": Cell(NOTHING if entry.eta is None else str(entry.eta)),
+        "Recipe": Cell(entry.recipe or NOTHING),
+        "Precision": Cell(entry.precision or "fp32"),
+        "Source": Cell(
+            entry.source,
+            note=f"{paper.short}: {paper.title}" if paper else "Measured by dmlbench.",
+            link=paper.url if paper else "",
+        ),
+    }
+
+
+def _cell(entry: Entry, name: str, mark: Mark) -> Cell:
+    number = entry.numbers.get(name)
+    if number is not None:
+        return Cell(number.text, mark, number, number.note)
+    error = entry.failed.get(name) or entry.failed.get("training")
+    return Cell("failed", "failed", note=error) if error else Cell(NOTHING, "missing")

@@ -1,0 +1,78 @@
+"""Cells that no one measured, for boards."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.tables import TIDY_COLUMNS, tidy
+from tests.test_store import cell
+
+LOWER = ("CA-", "QA-", "TMA", "ES:D")
+FULL = dict(zip(ERS_COLUMNS, (10, 40, 12, 38, 0.5, 1.0, 20, 18, 22, 5), strict=True))
+
+
+def model(
+    values: dict[str, float] = FULL, collapsed: bool = False, **about: Any
+) -> list[dict[str, Any]]:
+    """The cells of a model: benign R@1 and R@2, and each of ``values`` as an attack's metric."""
+    benign = cell("R@1", 80, **_named(about) | {"suite": "", "attack": ""})
+    benign["columns"]["R@2"] = benign["columns"]["R@1"]
+    benign["metrics"]["R@2"] = {"value": 88.0, "low": 86.5, "high": 89.25, "n": 40}
+    benign["findings"] = {"collapsed": collapsed, "mean_cosine": 0.25, "effective_rank": 30.5}
+    return [benign, *(attacked(name, value, **about) for name, value in values.items())]
+
+
+def attacked(
+    name: str, value: float, changed: str = "", deciles: Iterable[float] = (), **about: Any
+) -> dict[str, Any]:
+    """The cell of one attack's metric; ``changed`` is what leaves the protocol, ``eps=4/255``."""
+    attack = name.lower().partition(":")[0]
+    keys = {"eps": "77/255", "alpha": "3/255", "steps": "32"}
+    keys |= dict(pair.split("=") for pair in changed.split(",") if pair)
+    about["attack"] = f"{attack}:{changed}" if changed else attack
+    resolved = f"{attack}:{','.join(f'{key}={text}' for key, text in keys.items())}"
+    one = cell(name, value, **_named(about), attack_resolved=resolved)
+    width = 0.01 if name in ("TMA", "ES:D") else min(1.0, value, 100 - value)
+    one["metrics"][name] = {"value": value, "low": value - width, "high": value + width, "n": 40}
+    one["columns"][name] = {
+        "unit": "" if name in ("TMA", "ES:D") else "%",
+        "better": "lower" if name in LOWER else "higher",
+    }
+    one["findings"] = {"clean": {name: 50.0}, "deciles": {name: list(deciles)}}
+    return one
+
+
+def _named(about: dict[str, Any]) -> dict[str, Any]:
+    """Models of other labels are other defenses."""
+    return {"defense": about["label"]} | about if "label" in about else about
+
+
+def failed(name: str, error: str, **about: Any) -> dict[str, Any]:
+    """The cell of an attack that ended in an error."""
+    return attacked(name, 1, **about) | {"status": "failed", "error": error, "metrics": {}}
+
+
+def write(path: Path, cells: Iterable[dict[str, Any]]) -> Path:
+    """The tidy CSV of the cells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, TIDY_COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(tidy(cells))
+    return path
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    """``count`` models with every column of the papers, no two alike."""
+    found = []
+    for place in range(count):
+        share = place / count
+        values = {name: value * (0.5 + share / 2) for name, value in FULL.items()}
+        about = {"label": f"HM[S,{place}]"}
+        found += model(values, **about)
+        found.append(cell("mAP", 20 + share, suite="", attack="", **_named(about)))
+    return found

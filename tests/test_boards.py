@@ -1,0 +1,357 @@
+"""Boards: one model of a table, four formats, from CSVs and the published rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+
+from dmlbench.errors import UserError
+from dmlbench.report import latex, markdown, page, spreadsheet
+from dmlbench.report.boards import boards
+from dmlbench.report.entries import measured, published
+from dmlbench.report.results import read_folder, read_tidy
+from dmlbench.report.table import Board, tables
+from dmlbench.tables import tidy
+from tests.synthetic import FULL, attacked, failed, many, model, write
+
+PAPER = {  # HM, Table 6: the rows by their printed ERS, best first
+    "cub": [
+        ("HM[S,g_LGA]&ICS", "32", "36.0"),
+        ("HM[S,g_LGA]", "32", "35.9"),
+        ("ACT[R]", "32", "33.9"),
+        ("HM[S,g_LGA]&ICS", "8", "33.5"),
+        ("HM[S,g_LGA]", "8", "32.4"),
+        ("ACT[R]", "8", "31.3"),
+        ("EST[R]", "8", "7.9"),
+        ("EST[R]", "32", "5.3"),
+        ("N/A[R]", "–", "3.8"),
+    ],
+    "cars": [
+        ("HM[S,g_LGA]&ICS", "8", "47.9"),
+        ("HM[S,g_LGA]&ICS", "32", "46.0"),
+        ("HM[S,g_LGA]", "32", "44.9"),
+        ("HM[S,g_LGA]", "8", "42.4"),
+        ("ACT[R]", "8", "39.8"),
+        ("ACT[R]", "32", "38.6"),
+        ("EST[R]", "32", "7.3"),
+        ("EST[R]", "8", "4.4"),
+        ("N/A[R]", "–", "3.6"),
+    ],
+    "sop": [
+        ("HM[S,g_LGA]", "32", "61.8"),
+        ("HM[S,g_LGA]", "8", "61.7"),
+        ("HM[S,g_LGA]&ICS", "32", "61.6"),
+        ("HM[S,g_LGA]&ICS", "8", "61.2"),
+        ("ACT[R]", "32", "50.8"),
+        ("ACT[R]", "8", "49.5"),
+        ("EST[R]", "32", "31.7"),
+        ("EST[R]", "8", "19.0"),
+        ("N/A[R]", "–", "4.0"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots have tests of their own."""
+    monkeypatch.setattr(page, "figures", lambda board: iter(()))
+
+
+def one_board(*cells: dict[str, object]) -> Board:
+    """The board of cells of one data set, without the literature."""
+    (board,) = boards(tidy(cells), literature=False)
+    return board
+
+
+def column(board: Board, name: str) -> list[str]:
+    """The texts of a column of the first table."""
+    table = board.tables[0]
+    place = [c.name for c in table.columns].index(name)
+    return [line.cells[place].text for line in table.lines]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_rank_order_is_that_of_the_papers_table(name: str) -> None:
+    found = {board.name: board for board in boards([], where=["source=CVPR 2022 Table 6"])}
+    text = markdown.render(found[name])
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    heads, _, *body = lines
+    places = [heads.index(head) for head in ("Defense", "η", "ERS ↑")]
+    shown = [tuple(re.sub(r"[*]|</?ins>", "", row[at]) for at in places) for row in body]
+    assert shown == PAPER[name]
+    assert [row[0] for row in body] == [str(place + 1) for place in range(9)]
+    best = "**" + PAPER[name][0][2] + "**"
+    assert [row[places[2]] == best for row in body] == [True] + [False] * 8
+
+
+def test_every_published_row_is_on_a_board_with_its_source() -> None:
+    lines = [line for board in boards([]) for table in board.tables for line in table.lines]
+    assert len(lines) == len(published()) == 106
+    assert all(line.cells[-1].link.startswith("https://arxiv.org/") for line in lines)
+    unranked = [line.entry.label for line in lines if line.entry.score is None]
+    assert len(unranked) == 11 + 6  # collapsed on CUB; fashion's metrics E and C, without an ERS
+
+
+def test_ties_share_a_rank_and_a_mark() -> None:
+    weaker = FULL | {"GTT": 1.0}
+    weakest = FULL | {"GTT": 0.0, "LTM": 0.0}
+    named = zip("abcd", (weaker, FULL, weakest, weaker), strict=True)
+    board = one_board(*(c for label, values in named for c in model(values, label=label)))
+    assert column(board, "Defense") == ["b", "a", "d", "c"]
+    assert column(board, "Rank") == ["1", "2=", "2=", "4"]
+    place = [c.name for c in board.tables[0].columns].index("GTT")
+    marks = [line.cells[place].mark for line in board.tables[0].lines]
+    assert marks == ["best", "second", "second", ""]
+
+
+def test_collapsed_failed_and_missing_are_shown_and_not_ranked() -> None:
+    fallen = FULL | {"CA+": 50.0, "QA+": 50.0, "ES:R": 99.0}
+    broken = model({k: v for k, v in FULL.items() if k != "GTT"}, label="broken")
+    broken.append(failed("GTT", "RuntimeError: odd", label="broken"))
+    short = model({"CA+": 30.0}, label="short")
+    board = one_board(
+        *model(label="fine"), *model(fallen, True, label="fallen"), *broken, *short
+    )  # fmt: skip
+    assert column(board, "Defense") == ["fine", "broken", "short", "fallen †"]
+    assert column(board, "Rank") == ["1", "–", "–", "–"]
+    assert column(board, "GTT") == ["5.0", "failed", "–", "5.0"]
+    assert column(board, "ERS")[1:3] == ["–", "–"]
+    assert float(column(board, "ERS")[3]) > float(column(board, "ERS")[0])  # and yet unranked
+    marks = {c.mark for line in board.tables[0].lines[3:] for c in line.cells}
+    assert marks == {""}  # the collapsed model has the best CA+ and gets no mark for it
+    assert "not ranked" in " ".join(board.tables[0].notes)
+    for text in (markdown.render(board), latex.render(board), page.render([board])):
+        assert "failed" in text
+    assert "RuntimeError: odd" in page.render([board])
+
+
+def test_a_training_that_failed_is_a_line_of_each_suite() -> None:
+    training = failed("", "CellError: diverged", label="diverged", suite="")
+    training["about"]["attack"], training["columns"] = "", {}
+    board = one_board(*model(), *model(suite="ers")[1:], training)
+    assert [len(table.lines) for table in board.tables] == [2, 2]
+    assert column(board, "CA+") == ["10.0", "failed"]
+    assert board.tables[0].lines[1].cells[-1].text == "here, training failed"
+    assert "CellError: diverged" in page.render([board])
+    alone = one_board(training)
+    assert alone.tables[0].title == "tiny"
+    assert "training failed" in markdown.render(alone)
+
+
+def test_metrics_other_than_n_have_no_score_and_compete_with_none() -> None:
+    board = one_board(*model(), *model(FULL | {"CA+": 50.0}, distance="C", label="cosine"))
+    assert column(board, "Rank") == ["1", "–"]
+    assert column(board, "Loss") == ["triplet-N", "triplet-C"]
+    assert "**50.0**" not in markdown.render(board)
+
+
+def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
+    runs = [
+        model(FULL | {"CA+": value}, seed=seed) for seed, value in enumerate((10.0, 12.0, 17.0))
+    ]
+    board = one_board(*(c for run in runs for c in run))
+    (line,) = board.tables[0].lines
+    assert line.entry.numbers["CA+"].text == "13.0"
+    assert line.entry.numbers["CA+"].spread == pytest.approx(stdev([10, 12, 17]))
+    assert line.entry.numbers["CA+"].low is None
+    assert line.cells[-1].text == "here, n = 40, seeds 0 and 1 and 2"
+    assert "13.0 <sub>± 3.6</sub>" in markdown.render(board)
+    (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board)))
+    assert (record["CA+"], record["CA+ sd"], record["seeds"]) == ("13.0", "3.6", "0 1 2")
+    assert record["ERS sd"] == "0.7"
+
+
+def test_a_measured_number_carries_interval_n_and_seed_in_every_format() -> None:
+    board = one_board(*model())
+    assert "| 10.0 <sub>[9.0, 11.0]</sub> |" in markdown.render(board)
+    assert "0.500 <sub>[0.490, 0.510]</sub>" in markdown.render(board)
+    assert r"\measured{10.0}{[9.0, 11.0]}" in latex.render(board)
+    assert 'data-range="[9.0, 11.0]"' in page.render([board])
+    (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board)))
+    assert (record["CA+"], record["CA+ low"], record["CA+ high"]) == ("10.0", "9.0", "11.0")
+    for text in (markdown.render(board), latex.render(board), page.render([board])):
+        assert "here, n = 40, seed 0" in text
+        assert "eps 77/255, 32 steps of 3/255" in text
+
+
+def test_suites_and_data_sets_are_tables_of_their_own() -> None:
+    cells = [*model(), *model(suite="ers")[1:], *model(dataset="tiny:size=8")]
+    board = one_board(*cells)
+    titles = [table.title for table in board.tables]
+    assert titles == ["tiny, suite ers", "tiny, suite strict", "tiny:size=8, suite strict"]
+    (mini, *_) = boards(tidy(model(dataset="fashion-mini")))
+    titles = [table.title for table in mini.tables]
+    assert titles == ["fashion-mini, suite strict", "fashion, suite ers"]  # and the literature
+
+
+def test_a_sweep_is_for_plots_but_a_lone_variant_is_shown() -> None:
+    sweep = [attacked("CA+", 20, changed=f"eps={eps}/255") for eps in (4, 16)]
+    wide = attacked("CA+", 25, changed="w=5")
+    heads = [c.name for c in one_board(*model(), *sweep, wide).tables[0].columns]
+    assert "CA+ (w=5)" in heads
+    assert not [head for head in heads if "eps" in head]
+    assert column(one_board(sweep[0]), "CA+ (eps=4/255)") == ["20.0"]
+    (chosen,) = tables(measured(tidy([*model(), *sweep])), ["CA+ (eps=4/255)", "ERS"])
+    metrics = [c.label for c in chosen.columns if c.better]
+    assert metrics == ["CA+ (eps=4/255) ↑", "ERS ↑"]
+
+
+def test_filters_choose_lines_and_say_what_they_do_not_know() -> None:
+    (board,) = boards([], where=["defense=hm[s,*", "eta=8", "source=*Table 6"])[:1]
+    assert column(board, "Defense") == ["HM[S,g_LGA]&ICS", "HM[S,g_LGA]"]
+    for where, words in [
+        ("defense", "write key=value"),
+        ("modell=x", "did you mean 'model'"),
+        ("model=nothing", "no line of any board meets model=nothing"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            boards([], where=[where])
+    with pytest.raises(UserError, match=r"unknown column 'CA'.*did you mean"):
+        boards([], columns=["CA"])
+
+
+EVIL = '<script>alert("x")</script>|`*&_$%\\{}\n中 =HYPERLINK'
+
+
+def test_text_of_a_plugin_is_escaped_everywhere(tmp_path: Path) -> None:
+    cells = [*model(label=EVIL, model=EVIL), failed("SP-QA+", EVIL, label=EVIL, model=EVIL)]
+    path = write(tmp_path / "results.csv", cells)
+    (board,) = boards(read_tidy(path), literature=False)
+    html = page.render([board])
+    assert html.count("<script>") == 1  # the page's own
+    assert "&lt;script&gt;alert" in html
+    text = markdown.render(board)
+    assert "<script" not in text
+    widths = {len(re.findall(r"(?<!\\)\|", x)) for x in text.splitlines() if x.startswith("| ")}
+    assert len(widths) == 1  # no cell broke its table
+    (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board), newline=""))
+    assert record["model"] == EVIL
+    assert "[U+4E2D]" in latex.render(board)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex to compile with")
+def test_the_latex_compiles(tmp_path: Path) -> None:
+    evil = [*model(label=EVIL, seed=1), failed("SP-QA+", EVIL, label=EVIL, seed=1)]
+    shown = [*boards(tidy([*model(), *evil]))]
+    body = "\n".join(latex.render(board) for board in shown)
+    (tmp_path / "boards.tex").write_text(
+        "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\n"
+        f"\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "boards.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "boards.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_results_give_the_same_bytes_whatever_their_order(tmp_path: Path) -> None:
+    cells = [c for seed in (0, 1) for c in [*model(seed=seed), *model(label="b", seed=seed)]]
+    texts = set()
+    for name in ("whole", "shuffled", "split"):
+        random.Random(name).shuffle(cells)
+        files = {"a.csv": cells} if name != "split" else {"a.csv": cells[:9], "b.csv": cells[5:]}
+        for file, part in files.items():
+            write(tmp_path / name / file, part)
+        (board,) = boards(read_folder(tmp_path / name), literature=False)
+        html = page.render([board])
+        texts.add((markdown.render(board), latex.render(board), spreadsheet.render(board), html))
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "words"),
+    [
+        ("value", "12,5", "line 3: value is '12,5', which is not a number"),
+        ("value", "nan", "not a finite number"),
+        ("value", "", "needs metric, value, n and better"),
+        ("value", "250", "line 3: value 250 is not within its interval"),
+        ("low", "95", "not within its interval"),
+        ("high", "", "not within its interval"),
+        ("n", "4.5", "n is '4.5', which is not a whole number"),
+        ("seed", "first", "seed is 'first'"),
+        ("better", "up", "not one of higher, lower, nothing"),
+        ("distance", "L2", "not one of N, E, C"),
+        ("suite", "strictly", "not one of strict, ers, nothing"),
+        ("status", "fine", "not one of ok, failed"),
+        ("collapsed", "maybe", "not one of True, False"),
+        ("dataset", "", "dataset is '', which is not the name of a data set"),
+        ("dataset", "../tiny", "which is not the name of a data set"),
+        ("label", " ", "label is ' ', which is empty"),
+        ("deciles", "1 2 3", "not eleven rising numbers"),
+        ("versions", "one", "versions is 'one'"),
+    ],
+)
+def test_nonsense_in_a_csv_is_named_with_file_and_line(
+    tmp_path: Path, column: str, text: str, words: str
+) -> None:
+    path = write(tmp_path / "results.csv", model())
+    rows = list(csv.reader(io.StringIO(path.read_text(), newline="")))
+    rows[2][rows[0].index(column)] = text
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    path.write_text(out.getvalue())
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        read_folder(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "lacks the columns dataset"),
+        (b"a,b\n1,2\n", "lacks the columns dataset"),
+        (b"\xff\xfe\x00", "cannot be read as a CSV"),
+        (None, "fewer cells than the header"),
+    ],
+)
+def test_a_file_that_is_no_tidy_csv_is_refused(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path = write(tmp_path / "results.csv", model())
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(UserError, match=words):
+        read_folder(tmp_path)
+
+
+def test_a_folder_without_results_is_empty_and_a_file_is_refused(tmp_path: Path) -> None:
+    assert read_folder(tmp_path / "absent") == []
+    (tmp_path / "wide.csv").write_text("not looked at")
+    assert read_folder(tmp_path) == []
+    with pytest.raises(UserError, match="is not a folder"):
+        read_folder(tmp_path / "wide.csv")
+
+
+def test_a_csv_says_what_the_cells_say(tmp_path: Path) -> None:
+    cells = [*model(), failed("SP-QA+", 'odd, "quoted"\nerror')]
+    direct, read = one_board(*cells), boards(read_tidy(write(tmp_path / "r.csv", cells)), False)
+    assert markdown.render(direct) == markdown.render(read[0])
+    assert page.render([direct]) == page.render(read)
+
+
+def test_a_thousand_rows_render_in_two_seconds(tmp_path: Path) -> None:
+    """Read, rank, and write four formats."""
+    path = write(tmp_path / "results.csv", many(1000))
+    seconds = []
+    for _ in range(2):  # the first also pays for imports
+        begun = time.process_time()
+        (board,) = boards(read_tidy(path), literature=False)
+        texts = [render(board) for render in (markdown.render, latex.render, spreadsheet.render)]
+        texts.append(page.render([board]))
+        seconds.append(time.process_time() - begun)
+    assert min(seconds) < 2
+    assert all(text.count("HM[S,") >= 1000 for text in texts)

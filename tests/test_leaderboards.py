@@ -1,0 +1,72 @@
+"""The committed boards are what the committed CSVs and the published rows give."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+from dmlbench.report import page
+from dmlbench.report.boards import RENDERERS, boards
+from dmlbench.report.results import read_folder
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def committed(*patterns: str) -> dict[str, bytes]:
+    """Files of the repository as they are staged: runs of one's own write to the same folders."""
+    listed = ["git", "ls-files", "-z", "--", *patterns]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return {
+        name: subprocess.run(
+            ["git", "show", f":{name}"], cwd=ROOT, capture_output=True, check=True
+        ).stdout
+        for name in names.split("\0")
+        if name
+    }
+
+
+def test_the_committed_boards_are_rendered_from_the_committed_results(tmp_path: Path) -> None:
+    """Mend with: dmlbench leaderboard. What matplotlib draws is compared where it is the same."""
+    for name, content in committed("results/*.csv").items():
+        (tmp_path / Path(name).name).write_bytes(content)
+    stored = committed("leaderboards/*.md", "leaderboards/*.tex", "leaderboards/*.csv")
+    contents = stored.pop("leaderboards/README.md").decode()
+    rendered = boards(read_folder(tmp_path))
+    expected = {
+        f"leaderboards/{board.name}.{kind}": render(board).encode()
+        for board in rendered
+        for kind, render in RENDERERS.items()
+    }
+    assert stored == expected
+    assert all(f"]({board.name}.md)" in contents for board in rendered)
+    html = page.render(rendered)
+    (found,) = committed("leaderboards/index.html").values()
+    plots = committed("leaderboards/plots/*")
+    drawn = set(re.findall(r'href="(plots/[^"]+)"', html))
+    assert {f"leaderboards/{name}" for name in drawn} == plots.keys()
+    version = re.search(rb"Matplotlib v([\d.]+)", next(v for k, v in plots.items() if "svg" in k))
+    if version and version[1].decode() == matplotlib.__version__:
+        assert found == html.encode()
+    else:
+        assert bare(found.decode()) == bare(html)
+
+
+def bare(html: str) -> str:
+    """The page without its plots."""
+    return re.sub(r"<svg.*?</svg>", "", html, flags=re.S)
+
+
+def test_the_command_renders_the_literature_and_says_that_nothing_is_measured(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    done = dmlbench("leaderboard", "sop", "--format", "md")
+    assert done.returncode == 0, done.stderr
+    assert "no results in results" in done.stderr
+    assert done.stdout.split() == ["leaderboards/sop.md"]
+    (expected,) = committed("leaderboards/sop.md").values()
+    assert (tmp_path / "leaderboards" / "sop.md").read_bytes() == expected
