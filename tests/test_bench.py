@@ -34,14 +34,14 @@ class Here(FashionMini):
     known_digest = None
     data: RetrievalData
 
-    def load(self, data_root: Path | None) -> RetrievalData:
+    def load(self, data_root: Path | None, cache: object = None) -> RetrievalData:
         return type(self).data
 
 
 @pytest.fixture
 def session(tiny: RetrievalData, tmp_path: Path) -> Session:
     Here.data = tiny
-    return Session(Here(), None, Store(tmp_path), Compute("cpu"), Silent())  # type: ignore[arg-type]
+    return Session(Here(), None, None, Store(tmp_path), Compute("cpu"), Silent())  # type: ignore[arg-type]
 
 
 def entry(session: Session) -> Entry:

@@ -116,7 +116,7 @@ def assessed(store: Store, found: list[Job]) -> tuple[list[Entry], Known]:
 def ran(store: Store, found: list[Job], resume: str = "retry-failed", **how: Any) -> Any:
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
-    session = Session(FashionMini(), None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
     matrix = Matrix(entries, HOSTILE, session, executor, known, Times("", [], store), resume)
     matrix.session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
     return matrix, matrix.run(), executor.did
@@ -239,7 +239,7 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     _, known = assessed(store, found)  # planned before the other run
     ran(store, found)
     executor = Fake(store)
-    session = Session(FashionMini(), None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
     trained = status.assess(found[0], HOSTILE, store, known, "fp32")
     matrix = Matrix(
         [trained], HOSTILE, session, executor, known, Times("", [], store), "retry-failed"

@@ -14,7 +14,7 @@ from dmlbench.metrics.distance import METRICS
 from dmlbench.recipe import SUITES
 from dmlbench.tables import COLLAPSE, SUBJECT, Record
 
-WIDE = "wide.csv"  # the other export of a results folder
+OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
 BOUNDS = {("ES:D", "N"): (0, 2), **{("TMA", metric): (-1, 1) for metric in METRICS}}
 SLACK = 1e-4  # float32 embeddings have unit length to about 1e-7
 
@@ -27,7 +27,7 @@ def read_folder(folder: Path) -> list[Record]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results {folder} is not a folder")
-    paths = sorted(path for path in folder.glob("*.csv") if path.name != WIDE)
+    paths = sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
     return [record for path in paths for record in read_tidy(path)]
 
 
