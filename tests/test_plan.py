@@ -17,6 +17,7 @@ from scipy.stats import t as students_t
 
 from dmlbench import checkpoint, plan, spec, status
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.commands.run import RESUME
 from dmlbench.compute import Compute
 from dmlbench.config import write_config
 from dmlbench.datasets.base import DATASETS
@@ -197,6 +198,10 @@ def test_policies(tmp_path: Path) -> None:
     assert did == []
     assert old["id"] in [r["id"] for r in rows]
     assert ran(store, found)[2] == ["ca+"]
+
+
+def test_the_policies_are_those_of_the_command_line() -> None:
+    assert tuple(status.TAKEN) == RESUME
 
 
 def test_never_trains_again(tmp_path: Path) -> None:
