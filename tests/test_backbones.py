@@ -200,12 +200,10 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Hostile, "path", str(tmp_path / "made"))
     state = {"pytorch-lightning_version": "1.5", "state_dict": {}, "callbacks": Hostile()}
     torch.save(state, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"not a plain state dict .*mkdir"):
+    with pytest.raises(UserError, match=r"not a plain state dict .*it names \w+\.mkdir"):
         read_state(tmp_path / "evil.ckpt")
     lightning(tmp_path / "foreign.ckpt", {}, "elsewhere")
-    with pytest.raises(
-        UserError, match=r"Unsupported global: GLOBAL elsewhere\.of\.ModelCheckpoint"
-    ):
+    with pytest.raises(UserError, match=r"it names elsewhere\.of\."):
         read_state(tmp_path / "foreign.ckpt")
     assert not (tmp_path / "made").exists()
     torch.save([1, 2], tmp_path / "list.pt")
