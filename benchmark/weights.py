@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
         raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from None
     except Exception as error:  # pickle.UnpicklingError and whatever a broken pickle raises
         raise UserError(
-            f"checkpoint {path} is not a plain state dict (weights_only): {_first_line(error)}"
+            f"checkpoint {path} is not a plain state dict (weights_only): {_refusal(error)}"
         ) from None
     lightning = isinstance(state, Mapping) and "pytorch-lightning_version" in state
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
@@ -79,7 +80,14 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (OSError, RuntimeError, ValueError):  # unreadable, or older than the zip format
         return []
-    return [(_StandIn, name) for name in names if name.startswith(LIGHTNING)]
+    ours = [name for name in names if name.startswith(LIGHTNING)]  # AttributeDict has items
+    return [(OrderedDict if name.endswith("Dict") else _StandIn, name) for name in ours]
+
+
+def _refusal(error: Exception) -> str:
+    """What of a file PyTorch refused, out of the page that it says about it."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}" if named else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
