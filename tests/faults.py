@@ -52,7 +52,7 @@ class Exits(Faulty):
 
 @dataclass(frozen=True, kw_only=True)
 class Nan(Faulty):
-    card = Card("nan", "reports NaN")
+    card = Card("not-a-number", "reports NaN")
     value = float("nan")
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,13 @@ class Waits(Faulty):
             flag.write_text(str(os.getpid()))
             time.sleep(120)
 """
-NAMES = {"raises": "Raises", "exits": "Exits", "nan": "Nan", "hangs": "Hangs", "waits": "Waits"}
+NAMES = {
+    "raises": "Raises",
+    "exits": "Exits",
+    "not-a-number": "Nan",
+    "hangs": "Hangs",
+    "waits": "Waits",
+}
 SWEEP = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+", "--attack", "es",
          "--recipe", "epochs=2", "--threads", "1")  # fmt: skip
 LONG = (*SWEEP, "--defense", "est", "--suite", "strict", "--attack", "ltm", "--attack", "gtm",

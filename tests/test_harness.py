@@ -102,7 +102,9 @@ def test_two_sweeps_at_once_in_one_folder(sweeps: Sweeps, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_attacks_that_raise_exit_hang_and_report_nan(sweeps: Sweeps, tmp_path: Path) -> None:
-    names = [word for name in ("hangs", "raises", "nan", "exits") for word in ("--attack", name)]
+    names = [
+        word for name in ("hangs", "raises", "not-a-number", "exits") for word in ("--attack", name)
+    ]
     done = sweeps.run(tmp_path / "a", *SWEEP, *names, "--cell-timeout", "30")
     assert done.returncode == 1, done.stderr
     assert "6 of 14 cells done, 8 failed" in done.stderr
@@ -111,7 +113,7 @@ def test_attacks_that_raise_exit_hang_and_report_nan(sweeps: Sweeps, tmp_path: P
     assert len(failed) == 8
     for name, error in (("hangs", "stopped after 30 s (--cell-timeout)"),
                         ("raises", "RuntimeError: no luck"), ("exits", "SystemExit: I quit"),
-                        ("nan", "every outcome is NaN")):  # fmt: skip
+                        ("not-a-number", "every outcome is NaN")):  # fmt: skip
         assert failed[name].str.contains(error, regex=False).all()
     assert set(table[table["status"] == "ok"]["attack"].dropna()) == {"ca+", "es"}
     cells = [json.loads(p.read_text()) for p in (tmp_path / "a/results/cells").glob("*.json")]
