@@ -138,18 +138,15 @@ class HardnessManipulation(AdversarialDefense):
         triplets = self.mine(self.source, clean, metric)
         if not len(triplets):
             return Step.empty(clean)
-        images = clean.images[triplets.stack()]
         passes = full_passes = 0
-        if not self.identical:
+        if self.identical:  # what ``none`` computes, to the bit
+            e = clean.gather(model(clean.images[clean.share]))[triplets.stack()]
+        else:
             goal = self.hardness_goal(clean, state, metric).expand(len(triplets))
+            images = clean.images[triplets.stack()]
             perturbed = self.perturb(model, images, HardnessObjective(metric, goal))
-            images, passes, full_passes = (
-                perturbed.images,
-                perturbed.passes,
-                perturbed.full_passes,
-            )
-        e = model(images.flatten(0, 1))
-        e = e.view(len(triplets), 3, -1)
+            passes, full_passes = perturbed.passes, perturbed.full_passes
+            e = model(perturbed.images.flatten(0, 1)).view(len(triplets), 3, -1)
         h = hardness(e, metric)
         loss = triplet_loss(h, self.margin)
         state["previous_loss"] = loss.detach()
