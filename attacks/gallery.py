@@ -67,11 +67,11 @@ class Gallery:
         known = self._shared.get("nearest")
         if known is None or known.shape[1] < count:
             size = min(max(count, len(self) // TOP_SHARE), len(self) - 1)
-            blocks = [
-                self._others(rows).topk(size, dim=1, largest=False).indices
-                for rows in self._blocks()
-            ]
-            known = self._shared["nearest"] = torch.cat(blocks).int()
+            # in one tensor: small results kept between large blocks leave the heap full of holes
+            known = torch.empty(len(self), size, dtype=torch.int32, device=self.labels.device)
+            for rows in self._blocks():
+                known[rows] = self._others(rows).topk(size, dim=1, largest=False).indices.int()
+            self._shared["nearest"] = known
         return known[:, :count]
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
