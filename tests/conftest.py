@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from dmlbench.datasets.base import RetrievalData, Split
 from tests.faults import Sweeps, install
+from tests.zygote import Zygote
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -101,21 +101,21 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def zygote(plugin: Path) -> Iterator[Zygote]:
+    started = Zygote(os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"})
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def dmlbench(plugin: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def dmlbench(zygote: Zygote, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a real process, in an empty folder, with the plugin installed."""
 
     def call(
         *arguments: str, cwd: Path = tmp_path, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "dmlbench", *arguments],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return zygote.run(arguments, cwd, timeout)
 
     return call
 

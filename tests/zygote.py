@@ -1,0 +1,95 @@
+"""Starts ``dmlbench`` in processes of its own that find PyTorch already imported.
+
+Importing PyTorch is most of what a short command costs. A zygote imports the libraries, nothing of
+dmlbench, and forks for each command: a real process with its own folder, arguments and exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+class Zygote:
+    """One that commands are forked from; ``environment`` is theirs."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, arguments: tuple[str, ...], cwd: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """A command to its end."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder) / "out", Path(folder) / "err"
+            order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], timeout)[0]:
+                process.kill()
+                raise subprocess.TimeoutExpired(list(arguments), timeout)
+            code = int(process.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _serve() -> None:
+    import matplotlib.figure  # noqa: F401
+    import pandas  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import torch.utils.data  # noqa: F401
+    import torchvision  # noqa: F401
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if not child:
+            os._exit(_command(order))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _command(order: dict[str, Any]) -> int:
+    """In the forked process: what ``python -m dmlbench`` does."""
+    os.chdir(order["cwd"])
+    for name, number in (("out", 1), ("err", 2)):
+        handle = os.open(order[name], os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, number)
+    sys.argv = ["dmlbench", *order["arguments"]]
+    code = 0
+    try:
+        from dmlbench.cli import main
+
+        main(prog_name="dmlbench")
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    _serve()
