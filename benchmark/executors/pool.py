@@ -24,6 +24,7 @@ from dmlbench.session import Session, Stopwatch
 from dmlbench.tasks import Task
 
 TRIES = 3  # of a task whose worker dies
+STOPS = (signal.SIGINT, signal.SIGTERM)
 REPORT_SECONDS = 0.2  # between two reports of a worker's progress
 POLL_SECONDS = 1.0  # between two looks at the clock
 
@@ -173,7 +174,8 @@ class Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(number, theirs, self._session))
-        process.start()
+        with _undisturbed():
+            process.start()
         theirs.close()
         return _Worker(number, process, ours)
 
@@ -226,9 +228,20 @@ class _Messenger(progress.Reporter):
         self._connection.send(("warn", message))
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal waits: a process that is half begun would end with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     """The life of a worker: do the tasks that come until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_die_with_driver, daemon=True).start()
     messenger = _Messenger(connection)
     warnings.showwarning = lambda message, *_, **__: messenger.warn(str(message))
