@@ -10,6 +10,7 @@ from dmlbench.metrics.distance import Metric, pairwise
 from dmlbench.metrics.ranks import tie_tolerance
 
 BLOCK_CELLS = 4_000_000  # distances held at once: 32 MB in float64
+PART = 8192  # items made float64 at once
 TOP_SHARE = 100  # "the nearest 1%"
 
 
@@ -52,9 +53,11 @@ class Gallery:
         """(B, N) float64 distances of ``queries`` (B, D) to every item.
 
         float64 because a squared distance is a difference, and close items differ in its last
-        bits.
+        bits; a part of the gallery at a time, so that it is never there twice.
         """
-        return pairwise(queries.double(), self.embeddings.double(), self.metric)
+        parts = self.embeddings.split(PART)
+        wide = queries.double()
+        return torch.cat([pairwise(wide, part.double(), self.metric) for part in parts], dim=1)
 
     def nearest(self, count: int) -> torch.Tensor:
         """(N, count) int32 positions of each item's nearest others, closest first. Kept.
