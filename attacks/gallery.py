@@ -55,7 +55,7 @@ class Gallery:
         float64 because a squared distance is a difference, and close items differ in its last
         bits; a part of the gallery at a time, so that it is never there twice.
         """
-        parts = self.embeddings.split(PART)
+        parts = torch.split(self.embeddings, PART)
         wide = queries.double()
         return torch.cat([pairwise(wide, part.double(), self.metric) for part in parts], dim=1)
 
