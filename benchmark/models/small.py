@@ -32,11 +32,11 @@ class C2F2(Model):
         nn = torch.nn
         return nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
+            nn.MaxPool2d(2),  # before the ReLU: the same bits, a quarter of its work
             nn.ReLU(),
-            nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 5, padding=2),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Flatten(),
             nn.Linear(64 * (size // 4) ** 2, 1024),
             nn.ReLU(),
