@@ -19,6 +19,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.errors import CellError
 from dmlbench.graphs import fastest
+from dmlbench.identity import derived_seed
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
@@ -106,14 +107,30 @@ class Evaluation:
         }
         return Measurement(metrics, findings, outcomes)
 
-    def attack(self, attack: Attack, seed: int, title: str) -> Measurement:
-        """Every test image in turn as the query (or candidate) that is perturbed."""
+    def chosen(self, queries: int | None) -> torch.Tensor:
+        """Positions of the test images to perturb: all, or that many drawn at random.
+
+        They are the same for every model, attack and seed, and fewer are a part of more.
+        """
+        if queries is None:
+            return self.index
+        drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(len(self.index))
+        return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
+
+    def attack(
+        self, attack: Attack, seed: int, title: str, queries: int | None = None
+    ) -> Measurement:
+        """Each chosen test image in turn as the query (or candidate) that is perturbed.
+
+        The outcomes of those that are not chosen are NaN.
+        """
+        index = self.chosen(queries)
         parts: dict[str, list[torch.Tensor]] = {}
         passes = full_passes = flat = 0
         radius = 0.0
         gallery = self.gallery
-        with self.reporter.task(title, len(self.index)) as task:
-            for batch, images, attacked in self._attacked(attack, gallery, seed, task):
+        with self.reporter.task(title, len(index)) as task:
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, task):
                 for name, values in attacked.outcomes.items():
                     parts.setdefault(name, []).append(values)
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
@@ -126,25 +143,31 @@ class Evaluation:
                     f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
                 ]
                 task.advance(len(batch), "  ".join(running))
-        outcomes = {name: torch.cat(v).double().cpu().numpy() for name, v in parts.items()}
+        outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
         findings = {
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "radius": radius,
-            "flat_start": flat / len(self.index),
+            "flat_start": flat / len(index),
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
         }
         return Measurement(metrics, findings, outcomes)
 
+    def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
+        """(Q,) of the test images at ``index`` as (N,) of all, NaN for the others."""
+        found = np.full(len(self.index), np.nan)
+        found[index.cpu().numpy()] = values.double().cpu().numpy()
+        return found
+
     def _attacked(
-        self, attack: Attack, gallery: Gallery, seed: int, task: Task
+        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Task
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
         """Batches and what became of them; a batch that does not fit into memory is halved."""
         done = 0
-        while done < len(self.index):
-            batch = self.index[done : done + min(self.rows, attack.most_rows(gallery))]
+        while done < len(index):
+            batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
             images = self.images(batch)
             try:
                 attacked = attack.run(self.network, images, batch, gallery, seed=seed)

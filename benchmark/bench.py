@@ -88,7 +88,7 @@ class Bench:
         measured = self.evaluation(task.subject)
         if task.attack is None:
             return measured.benign()
-        return measured.attack(task.attack, task.seed, task.title)
+        return measured.attack(task.attack, task.seed, task.title, task.queries)
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes

@@ -136,6 +136,7 @@ class _Key:
     """What two measurements must agree in to be compared."""
 
     suite: str
+    queries: str
     attack: str
     metric: str
     precision: str
@@ -164,7 +165,8 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
         for name, column in cell["columns"].items():
             if name in outcomes:
                 attack = about["attack_resolved"] or about["attack"]
-                key = _Key(about["suite"], attack, name, about["precision"], data)
+                subset, precision = about["queries"], about["precision"]
+                key = _Key(about["suite"], subset, attack, name, precision, data)
                 values = outcomes[name].to_numpy(dtype=np.float64)
                 measured = _Measured(about["attack"], column["better"], values)
                 found.setdefault(key, {})[seed] = measured

@@ -86,4 +86,5 @@ class Job:
             "seed": self.training.seed,
             "precision": precision,
             "suite": "",
+            "queries": "",
         }

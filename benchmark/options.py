@@ -56,6 +56,13 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="Definitions that attacks follow: the papers' (strict) or the published code's "
         "(ers). Without --attack it runs the nine attacks of ERS.",
     ),
+    "queries": click.option(
+        "--queries",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Attack N test images, drawn at random and the same for every model, and not each; "
+        "labelled in the row. The gallery stays whole.",
+    ),
     "results": click.option(
         "--results", type=PATH, default="results", show_default=True, help="Results folder."
     ),

@@ -68,8 +68,10 @@ def shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
     return [job for job in jobs if job.training.id in mine]
 
 
-def hostiles(attacks: Sequence[Attack], threat: Threat) -> list[Hostile]:
-    """The attacks, resolved, each configuration once."""
+def hostiles(
+    attacks: Sequence[Attack], threat: Threat, queries: int | None = None
+) -> list[Hostile]:
+    """The attacks, resolved, each configuration once; on so many ``queries``, or on all."""
     found = []
     for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
         suite = attack.suite or threat.suite
@@ -78,14 +80,16 @@ def hostiles(attacks: Sequence[Attack], threat: Threat) -> list[Hostile]:
             "attack": attack.card.name,
             "attack_version": attack.card.version,
             "attack_values": spec.values(attack),
+            **({} if queries is None else {"queries": queries}),
         }
         about = {
             "suite": suite,
+            "queries": "" if queries is None else str(queries),
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.canonical(attack),
         }
         columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
-        found.append(Hostile(attack, facts, about, columns))
+        found.append(Hostile(attack, queries, facts, about, columns))
     return found
 
 
@@ -138,6 +142,7 @@ def external(
         "seed": known["training"]["seed"] if known else seed,
         "precision": precision,
         "suite": "",
+        "queries": "",
     }
     return Subject(model, weights, facts, about)
 
@@ -153,11 +158,11 @@ def measures(subject: Subject, attacks: Iterable[Hostile], seed: int) -> list[Me
     precision = subject.about["precision"]
     common = {**subject.facts, "measure_version": MEASURE_VERSION, "precision": precision}
     benign = new_cell({"kind": "benign", **common}, subject.about, dict.fromkeys(BENIGN, PERCENT))
-    tasks = [Measure(subject, benign, None, seed)]
+    tasks = [Measure(subject, benign, None, seed, None)]
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": seed}
         cell = new_cell(facts, subject.about | one.about, one.columns)
-        tasks.append(Measure(subject, cell, one.attack, seed))
+        tasks.append(Measure(subject, cell, one.attack, seed, one.queries))
     return tasks
 
 
@@ -166,7 +171,8 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
     for suite in dict.fromkeys(cell["about"]["suite"] for cell in attacked):
-        parts = {c["about"]["attack"]: c["id"] for c in attacked if c["about"]["suite"] == suite}
+        same = [cell for cell in attacked if cell["about"]["suite"] == suite]
+        parts = {cell["about"]["attack"]: cell["id"] for cell in same}
         if not WORST_OF.keys() <= parts.keys():
             continue
         sources = ((benign["id"], "R@1"), *((parts[n], column) for n, column in WORST_OF.items()))
@@ -175,6 +181,6 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
             "cells": [cell_id for cell_id, _ in sources],
             **{k: v for k, v in subject.facts.items() if k in ("checkpoint", "training")},
         }
-        about = subject.about | {"suite": suite, "attack": "worst case"}
+        about = same[0]["about"] | {"attack": "worst case", "attack_resolved": ""}
         found.append(Combine(subject, new_cell(facts, about, {WORST: PERCENT}), sources))
     return found

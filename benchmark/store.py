@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dmlbench.attacking import Outcomes
 
-CELL_SCHEMA = 2
+CELL_SCHEMA = 3
 Cell = dict[str, Any]
 
 
@@ -213,15 +213,25 @@ def _read(path: Path) -> Cell | None:
         raise UserError(
             f"{path} has schema {schema}, this version reads up to {CELL_SCHEMA}: update dmlbench"
         )
-    return _since_1(cell) if schema == 1 else cell
+    for since in _MIGRATIONS[schema - 1 :]:
+        cell = since(cell)
+    return cell
 
 
 def _since_1(cell: Cell) -> Cell:
     """Schema 2 added the digest of the outcomes, and the exception of a failed cell."""
-    added: Cell = {"schema": CELL_SCHEMA, "outcomes": None}
+    added: Cell = {"schema": 2, "outcomes": None}
     if cell["status"] == "failed":
         added["exception"] = {"type": None, "traceback": None}
     return cell | added
+
+
+def _since_2(cell: Cell) -> Cell:
+    """Schema 3 added the choice of queries; before, all were attacked."""
+    return cell | {"schema": 3, "about": {**cell["about"], "queries": ""}}
+
+
+_MIGRATIONS = (_since_1, _since_2)
 
 
 def _csv(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> bytes:

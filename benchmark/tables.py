@@ -31,7 +31,7 @@ MODEL = (
     "seed",
     "precision",
 )
-SUBJECT = (*MODEL, "suite")
+SUBJECT = (*MODEL, "suite", "queries")
 COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # on the benign records
 TIDY_COLUMNS = (
     *SUBJECT,
@@ -60,11 +60,21 @@ TIDY_COLUMNS = (
     "seconds",
 )
 
-ORDER = ("dataset", "model", "recipe", "training_cost", "defense", "seed", "suite", "attack")
+ORDER = (
+    "dataset",
+    "model",
+    "recipe",
+    "training_cost",
+    "defense",
+    "seed",
+    "suite",
+    "queries",
+    "attack",
+)
 
 
 def order(cell: Cell) -> tuple[Any, ...]:
-    """Sort key: data set, model, recipe, training cost, defense, seed, suite, then attack."""
+    """Sort key: ``ORDER``, then versions and identity."""
     return (*(cell["about"][key] for key in ORDER), versions(cell), cell["id"])
 
 
@@ -115,7 +125,7 @@ def _origin(cell: Cell) -> Record:
 
 @dataclass
 class Row:
-    """A model and everything measured of it in one suite.
+    """A model and everything measured of it in one suite, with one choice of queries.
 
     Attributes:
         about: what it is (``SUBJECT``).
@@ -176,13 +186,15 @@ class Row:
 
 
 def wide(cells: Iterable[Cell]) -> list[Row]:
-    """One row a model and suite, in ``order``."""
+    """One row a model, suite and choice of queries, in ``order``."""
     return rows(tidy(cells))
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row a model and suite, sorted; of two records of a number the better one counts: of the
-    newer definition, then the one that did not fail, then the later.
+    """One row a model, suite and choice of queries, sorted.
+
+    Of two records of a number the better one counts: of the newer definition, then the one that
+    did not fail, then the later.
 
     Records that belong to no suite (benign metrics, a failed training) are part of every row of
     their model.
@@ -194,10 +206,11 @@ def rows(records: Iterable[Record]) -> list[Row]:
     found = []
     for group in models.values():
         about = {name: group[0][name] for name in MODEL}
-        for suite in dict.fromkeys(r["suite"] for r in group if r["suite"]) or {"": None}:
-            row = Row(about | {"suite": suite})
+        attacked = dict.fromkeys((r["suite"], r["queries"]) for r in group if r["suite"])
+        for suite, queries in attacked or {("", ""): None}:
+            row = Row(about | {"suite": suite, "queries": queries})
             for record in group:
-                if record["suite"] in ("", suite):
+                if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
             found.append(row)
     return found

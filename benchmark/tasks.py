@@ -41,10 +41,12 @@ class Hostile:
 
     Attributes:
         attack: resolved.
+        queries: how many of the test images it perturbs; None: each.
         facts, about, columns: what it adds to a cell.
     """
 
     attack: Attack
+    queries: int | None
     facts: dict[str, Any]
     about: dict[str, Any]
     columns: dict[str, Any]
@@ -81,6 +83,7 @@ class Measure:
     cell: Cell
     attack: Attack | None
     seed: int
+    queries: int | None
 
     @property
     def model(self) -> str:

@@ -15,7 +15,7 @@ from dmlbench.provenance import device_name, processor_name
 from dmlbench.store import Cell, Store
 from dmlbench.tasks import Task, Train
 
-_KEEP = ("kind", "data", "model", "attack", "attack_values", "precision")
+_KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
 
 
 class Times:

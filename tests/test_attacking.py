@@ -83,6 +83,24 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
         found.attack(attack, 0, "ca+")
 
 
+def test_a_part_of_the_queries_meets_what_it_meets_among_all(tiny: RetrievalData) -> None:
+    attack = ATTACKS.get("es")().resolve(THREAT)
+    with measured(tiny) as found:
+        whole = found.attack(attack, 3, "es")
+        ten = found.attack(attack, 3, "es", queries=10)
+        twenty = found.attack(attack, 3, "es", queries=20)
+    for column in ("ES:D", "ES:R", "ES:D clean"):
+        few, more, all_ = (one.outcomes[column] for one in (ten, twenty, whole))
+        drawn = ~np.isnan(few)
+        assert drawn.sum() == 10
+        assert (~np.isnan(more)).sum() == 20
+        assert not np.isnan(more[drawn]).any()  # fewer are a part of more
+        assert len(few) == len(all_)
+        assert np.array_equal(few[drawn], all_[drawn])
+    assert ten.metrics["ES:D"].n == 10
+    assert ten.metrics["ES:D"].value == pytest.approx(np.nanmean(ten.outcomes["ES:D"]))
+
+
 def test_a_query_alone_in_its_class_is_counted_and_left_out(tiny: RetrievalData) -> None:
     labels = tiny.test.labels.copy()
     labels[0] = 99

@@ -358,6 +358,33 @@ def test_a_suite_gives_ten_columns_ers_and_the_worst_case(dmlbench: Run, tmp_pat
     assert clean == pytest.approx(table["R@1"].iloc[0])  # with eps = 0 they are the benign R@1
 
 
+def test_a_part_of_the_queries_is_a_row_of_its_own(dmlbench: Run, tmp_path: Path) -> None:
+    """Whole and in part: the columns and the board say which is which."""
+    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1",
+                 "--attack", "es", "--attack", "ltm", "--attack", "gtm")  # fmt: skip
+    assert dmlbench(*arguments).returncode == 0
+    done = dmlbench(*arguments, "--queries", "9")
+    assert done.returncode == 0, done.stderr
+    tidy = metrics(tmp_path).query("attack != ''")
+    attacked = tidy[tidy["attack"].notna()]
+    counts = attacked.groupby(attacked["queries"].fillna(0))["n"].unique()
+    assert counts[9].tolist() == [9]
+    assert counts[0].tolist() == [40]
+    assert "worst case" in set(attacked[attacked["queries"] == 9]["attack"])
+    rows = pd.read_csv(tmp_path / "results" / "wide.csv")
+    assert sorted(rows["queries"].fillna(0)) == [0, 9]
+    assert rows["R@1"].nunique() == 1  # the benign cell is of all images, and serves both
+    board = (tmp_path / "leaderboards" / "tiny.md").read_text()
+    assert "| Queries |" in board
+    assert "n = 9," in board
+    assert "n = 40," in board
+    refused = dmlbench(*arguments, "--queries", "40")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "--queries 40: the test split has 40 images; leave it out to attack each"
+    )
+
+
 def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Path) -> None:
     dmlbench("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
              "--recipe", "epochs=1")  # fmt: skip

@@ -30,6 +30,7 @@ def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: 
         "seed": seed,
         "precision": "fp32",
         "suite": "strict",
+        "queries": "",
         "attack": "ca+",
         "attack_resolved": "ca+:w=1",
     } | other

@@ -68,6 +68,7 @@ def cell(
         "recipe": "",
         "resolved": "hm:eta=8",
         "precision": "fp32",
+        "queries": "",
         "attack_resolved": "",
         "defense": "hm",
         "label": "HM[S,g_LGA]&ICS",
@@ -123,7 +124,7 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
                 "empty": b"",
                 "edited": text.replace("c0ffee", "c0ffff").encode(),
                 "binary": b"\xff\xfe\x00",
-                "schema": text.replace('"schema": 2', '"schema": 0').encode(),
+                "schema": text.replace('"schema": 3', '"schema": 0').encode(),
             }[how]
         )
     assert store.done(one["id"]) is None
@@ -141,18 +142,20 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
 def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -> None:
     old = {"schema": 1, **cell()}
     failed = {"schema": 1, **cell("CA-"), "status": "failed", "error": "boom", "metrics": {}}
+    del old["about"]["queries"], failed["about"]["queries"]
     (tmp_path / "cells").mkdir()
     for one in (old, failed):
         (tmp_path / "cells" / f"{one['id']}.json").write_text(json.dumps(one))
     store = Store(tmp_path)
     upgraded = store.get(old["id"])
-    assert upgraded == old | {"schema": 2, "outcomes": None}
+    about = {**old["about"], "queries": ""}
+    assert upgraded == old | {"schema": 3, "outcomes": None, "about": about}
     assert len(store.cells()) == 2
     store.export()
     assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
     path = tmp_path / "cells" / f"{failed['id']}.json"
-    path.write_text(json.dumps(failed | {"schema": 3}))
-    with pytest.raises(UserError, match=r"schema 3.*update dmlbench"):
+    path.write_text(json.dumps(failed | {"schema": 4}))
+    with pytest.raises(UserError, match=r"schema 4.*update dmlbench"):
         store.cells()
     assert path.is_file()
 

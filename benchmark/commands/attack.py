@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dmlbench.commands.shared import finish, open_session, open_store, parse_attacks
+from dmlbench.commands.shared import check_queries, finish, open_session, open_store, parse_attacks
 from dmlbench.options import PATH, options
 
 
@@ -27,7 +27,7 @@ from dmlbench.options import PATH, options
 @click.option(
     "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
 )
-@options("attacks", "suite", "dataset")
+@options("attacks", "suite", "queries", "dataset")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
 )
@@ -47,6 +47,7 @@ def attack(
     label: str | None,
     attacks: tuple[str, ...],
     suite: str | None,
+    queries: int | None,
     dataset: str,
     seed: int,
     pictures: int,
@@ -69,10 +70,11 @@ def attack(
         from dmlbench.report.pictures import draw_attacks
         from dmlbench.times import Times, likely_device
 
+        check_queries(queries, session)
         known = open_store(session)
         precision = session.compute.precision
         subject = plan.external(chosen, session.digest, network, checkpoint, label, seed, precision)
-        planned = plan.hostiles(hostile, chosen.protocol.threat)
+        planned = plan.hostiles(hostile, chosen.protocol.threat, queries)
         entry = status.entry(subject, planned, seed, known)
         times = Times(likely_device(session.compute), known.cells.values(), session.store)
         with Serial(session) as executor:

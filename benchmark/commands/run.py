@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlbench.commands.shared import (
+    check_queries,
     finish,
     open_session,
     open_store,
@@ -69,7 +70,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="FILE",
     help="A sweep in YAML: these flags by name (defense: [est, hm]). Flags win over it.",
 )
-@options("defenses", "attacks", "suite", "dataset", "model", "recipe", "seeds")
+@options("defenses", "attacks", "suite", "queries", "dataset", "model", "recipe", "seeds")
 @click.option("--dry-run", is_flag=True, help="Print the cells and what they may take; do nothing.")
 @click.option(
     "--resume",
@@ -109,6 +110,7 @@ def run(
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     suite: str | None,
+    queries: int | None,
     dataset: str,
     model: str | None,
     recipe: str,
@@ -141,11 +143,12 @@ def run(
         raise UserError("--ray-gpus is for --executor ray")
     chosen = spec.parse(dataset, DATASETS)
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
-    hostile = plan.hostiles(parse_attacks(attacks, suite), chosen.protocol.threat)
+    hostile = plan.hostiles(parse_attacks(attacks, suite), chosen.protocol.threat, queries)
     network = parse_model(model or chosen.protocol.model)
     trained = parse_recipe(chosen, recipe)
 
     with open_session(chosen, **places, writing=not dry_run) as session:
+        check_queries(queries, session)
         jobs = plan.plan(chosen, session.digest, network, wanted, seeds, trained)
         mine = jobs if shard is None else plan.shard(jobs, *shard)
         known = open_store(session, repair=not dry_run)

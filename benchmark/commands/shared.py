@@ -57,6 +57,14 @@ def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
     return spec.build(Recipe, pairs, "recipe")
 
 
+def check_queries(queries: int | None, session: Session) -> None:
+    """UserError if that is not a part of the test split."""
+    if queries is not None and queries >= (images := len(session.data.test)):
+        raise UserError(
+            f"--queries {queries}: the test split has {images} images; leave it out to attack each"
+        )
+
+
 @contextmanager
 def open_session(
     dataset: Dataset,

@@ -42,6 +42,7 @@ DESCRIBING = {
     "embeddings, C is 1 - cosine, E is Euclidean and not normalised. ERS is defined for N.",
     "η": "PGD steps of adversarial training; a training step costs η + 1 passes.",
     "Recipe": "Where the training leaves the data set's recipe.",
+    "Queries": "Test images that were attacked, drawn at random, where they are not all.",
     "Precision": "Of the network in evaluation, where it is not fp32.",
     "Source": "Measured here (n queries, the seeds of the models), or where it was published.",
 }

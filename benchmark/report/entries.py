@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.papers import HM, ROBRANK, Paper
 from dmlbench.report.columns import directions
-from dmlbench.tables import BENIGN, MODEL, Record, Row, rows
+from dmlbench.tables import BENIGN, SUBJECT, Record, Row, rows
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
 PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
@@ -64,7 +64,7 @@ class Entry:
         label: the defense in the papers' notation.
         defense: its spec, where it was trained or measured here.
         eta: PGD steps of its training; None for plain training, or if it is not known.
-        recipe, precision: where they leave the protocol; empty if they do not.
+        recipe, precision, queries: where they leave the protocol; empty if they do not.
         paper, place: the publication and where in it; None and empty for ours.
         seeds: of our models, one each.
         numbers: heading -> number, ``ERS`` among them.
@@ -87,6 +87,7 @@ class Entry:
     eta: int | None = None
     recipe: str = ""
     precision: str = ""
+    queries: str = ""
     paper: Paper | None = None
     place: str = ""
     seeds: tuple[int, ...] = ()
@@ -118,7 +119,9 @@ class Entry:
     @property
     def n(self) -> int | None:
         """Queries that were attacked (or retrieved, if no attack was measured)."""
-        return max((x.n for x in self.numbers.values() if x.n is not None), default=None)
+        counts = {name: x.n for name, x in self.numbers.items() if x.n is not None}
+        attacked = [n for name, n in counts.items() if name not in BENIGN]
+        return max(attacked or counts.values(), default=None)
 
     @property
     def score(self) -> float | None:
@@ -131,7 +134,7 @@ def measured(records: Iterable[Record]) -> list[Entry]:
     """Ours: the models that differ in their seed alone are one entry."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows(records):
-        key = tuple(row.about[name] for name in (*MODEL, "suite") if name != "seed")
+        key = tuple(row.about[name] for name in SUBJECT if name != "seed")
         groups.setdefault(key, []).append(row)
     return [_entry(group) for group in groups.values()]
 
@@ -155,6 +158,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
         recipe=about["recipe"],
         precision="" if about["precision"] == "fp32" else about["precision"],
+        queries=about["queries"],
         seeds=tuple(sorted(row.about["seed"] for row in group)),
         numbers=numbers,
         better={k: v for row in group for k, v in row.better.items()} | {"ERS": "higher"},

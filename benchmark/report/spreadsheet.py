@@ -15,7 +15,7 @@ def render(board: Board) -> str:
     records = [_record(table, line) for table in board.tables for line in table.lines]
     used = {name for record in records for name in record}
     facts = ["dataset", "suite", "rank", "model", "loss", "defense", "spec", "eta", "recipe"]
-    facts += ["precision", "collapsed", "source", "url", "n", "seeds"]
+    facts += ["precision", "queries", "collapsed", "source", "url", "n", "seeds"]
     columns = [name for metric in metrics for name in _names(metric) if name in used]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*facts, *columns], restval="", lineterminator="\n")
@@ -43,6 +43,7 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
         "eta": entry.eta,
         "recipe": entry.recipe,
         "precision": entry.precision or "fp32",
+        "queries": "" if entry.paper else entry.queries or "all",
         "collapsed": "yes" if entry.collapsed else "no",
         "source": entry.place if entry.paper else "here",
         "url": entry.paper.url if entry.paper else "",

@@ -119,6 +119,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     first = ["Rank"] * any(ranks) + ["Defense", "Model", "Loss", "η"]
     first += ["Recipe"] * any(e.recipe for e in entries)
     first += ["Precision"] * any(e.precision for e in entries)
+    first += ["Queries"] * any(e.queries for e in entries)
     describing = {name: Column(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
@@ -192,6 +193,7 @@ def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
         "η": Cell(NOTHING if entry.eta is None else str(entry.eta)),
         "Recipe": Cell(entry.recipe or NOTHING),
         "Precision": Cell(entry.precision or "fp32"),
+        "Queries": Cell(NOTHING if entry.paper else entry.queries or "all"),
         "Source": Cell(
             entry.source,
             note=f"{paper.short}: {paper.title}" if paper else "Measured by dmlbench.",
