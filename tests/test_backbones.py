@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import types
 import urllib.error
@@ -185,6 +186,40 @@ def test_a_published_lightning_checkpoint_loads(
     images = torch.rand(2, 3, SIDE, SIDE)
     assert torch.equal(fresh(images), model(images))
     assert "pytorch_lightning" not in sys.modules
+
+
+def as_timm_0_4_has_it(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Swin as RobRank's timm named it: a stage ends with its downsampling, the masks are kept."""
+
+    def renamed(key: str) -> str:
+        key = re.sub(
+            r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key
+        )
+        return key.replace("head.fc.", "head.")
+
+    old = {renamed(key): value for key, value in state.items()}
+    return old | {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49).long()}
+
+
+def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
+    name = "timm:name=swin_tiny_patch4_window7_224,weights=none,dim=6"
+    torch.manual_seed(0)
+    model = parse_model(name).build(3, 224).eval()
+    old = as_timm_0_4_has_it(model.backbone.state_dict())
+    assert "layers.0.downsample.reduction.weight" in old
+    assert "head.weight" in old
+    lightning(tmp_path / "last.ckpt", {f"backbone.{key}": value for key, value in old.items()})
+    torch.manual_seed(1)
+    fresh = parse_model(name).build(3, 224).eval()
+    images = torch.rand(1, 3, 224, 224)
+    assert not torch.equal(fresh(images), model(images))
+    checkpoint.load_weights(tmp_path / "last.ckpt", fresh)
+    assert torch.equal(fresh(images), model(images))
+    checkpoint.save(tmp_path, fresh, {})
+    checkpoint.load_weights(tmp_path / checkpoint.WEIGHTS, model)  # as it is named today
+    torch.save({"backbone.layers.0.downsample.reduction.weight": images}, tmp_path / "part.pt")
+    with pytest.raises(UserError, match=r"does not fit the model: .*Missing key"):
+        checkpoint.load_weights(tmp_path / "part.pt", fresh)
 
 
 class Hostile:

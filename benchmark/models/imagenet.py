@@ -258,6 +258,7 @@ class TimmModel(Pretrained):
         """Random weights."""
         self._check_channels(channels)
         network: nn.Module = self._library().create_model(self.name, num_classes=self.dim)
+        network.register_load_state_dict_pre_hook(_renamed_by_timm)
         return network
 
     @property
@@ -273,3 +274,15 @@ class TimmModel(Pretrained):
         except ImportError:
             raise UserError("model timm needs the timm library: pip install timm") from None
         return timm
+
+
+def _renamed_by_timm(
+    network: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: object
+) -> None:
+    """Weights as an older timm named them (RobRank's Swin), renamed by the timm that is here."""
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    bare = {key.removeprefix(prefix): value for key, value in state.items()}
+    if convert is None or bare.keys() == network.state_dict().keys():
+        return
+    state.clear()
+    state.update({prefix + key: value for key, value in convert(bare, network).items()})
