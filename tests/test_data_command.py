@@ -73,6 +73,17 @@ def test_verify_holds_a_tree_against_the_official_figures(tmp_path: Path) -> Non
     assert told["sound"] is False
 
 
+@pytest.mark.parametrize(
+    ("each", "said"), [(1, "the train split in {} has one image a class; retrieval needs"), (2, "")]
+)
+def test_verify_finds_unsound_what_a_run_would_refuse(tmp_path: Path, each: int, said: str) -> None:
+    trees.folder(tmp_path / "set", classes=4, each=each)
+    done = data("verify", f"folder:root={tmp_path / 'set'}")
+    assert done.exit_code == (1 if said else 0)
+    assert said.format(tmp_path / "set") in done.output
+    assert done.output.rstrip().endswith("\nnot sound" if said else "\nsound")
+
+
 def test_verify_of_what_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:
     done = data("verify", "sop", "--data-root", str(tmp_path))
     assert done.exit_code == 2

@@ -77,7 +77,7 @@ def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bo
     else:
         _print(report, Cache(cache).place)
         if not report.sound:
-            click.echo(f"not sound; {chosen.protocol.source}")
+            click.echo(f"not sound; {chosen.protocol.source}" if report.official else "not sound")
     sys.exit(0 if report.sound else EXIT_FAILED_CELLS)
 
 
@@ -100,6 +100,7 @@ def download(dataset: str, data_root: Path | None) -> None:
 
 def _print(report: Report, cache: Path) -> None:
     from dmlbench.datasets.cache import listed
+    from dmlbench.datasets.images import NEEDED
 
     click.echo(f"{report.name}{f' in {report.root}' if report.root else ''}")
     for part, found in report.found.items():
@@ -114,6 +115,8 @@ def _print(report: Report, cache: Path) -> None:
     if report.duplicates:
         groups = [" = ".join(group) for group in report.duplicates]
         click.echo(f"  the same bytes: {len(groups):,} groups of files: {listed(groups)}")
+    for problem in report.unfit:
+        click.echo(f"  {problem}; {NEEDED}")
     if report.shared:
         click.echo(f"  in both splits: {report.shared:,} classes")
     if report.cache != "none":

@@ -65,11 +65,15 @@ def decode(content: bytes) -> npt.NDArray[np.uint8]:
     asks for is not applied.
 
     Raises:
-        ValueError: the image has more than 8 bits a channel, which RGB would clip.
+        ValueError: it is no image, or has more than 8 bits a channel, which RGB would clip.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("not an image that Pillow knows") from None
+    with warnings.catch_warnings(), opened as image:
         warnings.simplefilter("ignore")  # what Pillow says of odd transparency and large images
         if image.mode[0] in "IF":
             raise ValueError(f"mode {image.mode} has more than 8 bits a channel")

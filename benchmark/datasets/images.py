@@ -19,6 +19,7 @@ from dmlbench.lazy import np
 from dmlbench.recipe import Recipe, Threat, TrainingThreat
 
 CROP = 224
+NEEDED = "retrieval needs classes of two or more"
 RECIPE = Recipe(epochs=75, pairs=56, lr=1e-5, weight_decay=4e-4)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
 TRAINING_THREAT = TrainingThreat(eps=8 / 255, eta=32, alpha=1 / 255)
@@ -47,6 +48,17 @@ class Listing:
             name: Figures(len(part), len({label for _, label in part}))
             for name, part in parts.items()
         }
+
+    @property
+    def unfit(self) -> tuple[str, ...]:
+        """The splits without a class of two images, in words."""
+        found = []
+        for name, part in (("train", self.train), ("test", self.test)):
+            sizes = Counter(label for _, label in part)
+            if not sizes or max(sizes.values()) < 2:
+                what = "one image a class" if sizes else "no images"
+                found.append(f"the {name} split in {self.root} has {what}")
+        return tuple(found)
 
     @property
     def shared(self) -> int:
@@ -95,8 +107,7 @@ class ImageDataset(Dataset, abc.ABC):
 
     def _check(self, listing: Listing) -> None:
         card = self.protocol
-        for part, entries in (("train", listing.train), ("test", listing.test)):
-            found = listing.figures[part]
+        for part, found in listing.figures.items():
             official = card.train if part == "train" else card.test
             if official is not None and found != official:
                 raise UserError(
@@ -104,13 +115,8 @@ class ImageDataset(Dataset, abc.ABC):
                     f"one {official}: 'dmlbench data verify {card.name}' looks closer; a set of "
                     "your own is --dataset folder:root=DIR"
                 )
-            sizes = Counter(label for _, label in entries)
-            if not sizes or max(sizes.values()) < 2:
-                what = "one image a class" if sizes else "no images"
-                raise UserError(
-                    f"{card.name}: the {part} split in {listing.root} has {what}; retrieval needs "
-                    "classes of two or more"
-                )
+        for problem in listing.unfit:
+            raise UserError(f"{card.name}: {problem}; {NEEDED}")
         if listing.shared:
             warnings.warn(
                 f"{card.name}: {listing.shared} classes are in both splits, so this does not "

@@ -27,6 +27,7 @@ class Report:
         missing: files of the lists that are not there.
         unreadable: file -> why it cannot be decoded.
         duplicates: groups of files with the same bytes.
+        unfit: splits without a class of two images, in words.
         shared: classes that are in both splits.
         cache: ``none``, ``whole`` or ``damaged``: the decoded images against the files.
     """
@@ -38,6 +39,7 @@ class Report:
     missing: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()
+    unfit: tuple[str, ...] = ()
     shared: int = 0
     cache: str = "none"
 
@@ -47,7 +49,8 @@ class Report:
         official sets have some.
         """
         official = all(self.found[part] == figures for part, figures in self.official.items())
-        return official and not self.missing and not self.unreadable and self.cache != "damaged"
+        wrong = (self.missing, self.unreadable, self.unfit)
+        return official and not any(wrong) and self.cache != "damaged"
 
 
 def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Report:
@@ -86,6 +89,7 @@ def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cac
         tuple(sorted(missing)),
         tuple((path, s.problem) for path, s in zip(there, seen, strict=True) if s.problem),
         tuple(tuple(group) for group in groups.values() if len(group) > 1),
+        listing.unfit,
         listing.shared,
         "none" if missing else _cached(listing, seen, cache),
     )
