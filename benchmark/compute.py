@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from dmlbench.errors import UserError
 from dmlbench.lazy import torch
 
@@ -109,8 +106,3 @@ def local_device(name: str) -> str:
 def leads() -> bool:
     """Whether this is the process that speaks for all."""
     return not launched() or os.environ["RANK"] == "0"
-
-
-def pixels(images: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """uint8 images as float32 in [0, 1] on ``device``."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)

@@ -50,11 +50,13 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         metavar="SPEC",
         help="Attack to run, or 'all'. May be repeated.",
     ),
-    "suite": click.option(
+    "suites": click.option(
         "--suite",
+        "suites",
+        multiple=True,
         type=click.Choice(SUITES),
         help="Definitions that attacks follow: the papers' (strict) or the published code's "
-        "(ers). Without --attack it runs the nine attacks of ERS.",
+        "(ers). May be repeated. Without --attack it runs the nine attacks of ERS.",
     ),
     "queries": click.option(
         "--queries",

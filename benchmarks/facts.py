@@ -1,4 +1,4 @@
-"""Do the papers' findings hold on fashion-mini? ``python benchmarks/facts.py [--results DIR]``
+"""Do the papers' findings hold on fashion-mini? ``python -m benchmarks.facts [--results DIR]``
 
 It trains and attacks what it needs through the command line (some ten minutes on two cores; what
 is stored is not done again), and prints each finding with its numbers. Exit code 1 if one fails.

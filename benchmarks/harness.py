@@ -1,4 +1,4 @@
-"""What the harness itself costs: ``python benchmarks/harness.py [--work]``.
+"""What the harness itself costs: ``python -m benchmarks.harness [--work]``.
 
 - planning: a run of 10,000 cells, 1,000 models that are not trained, in an empty folder;
 - resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), from the command to

@@ -1,4 +1,4 @@
-"""What an attack costs beyond the network: ``python benchmarks/overhead.py [options]``.
+"""What an attack costs beyond the network: ``python -m benchmarks.overhead [options]``.
 
 For each attack, on random images and embeddings (``--model resnet18 --channels 3 --size 224`` for
 those of the 224 px suite):
@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks.record import CSV, save
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.pgd import PGD
 from dmlbench.compute import Compute
@@ -75,6 +76,7 @@ def resident(key: str) -> int:
 @click.option("--gallery", "size", type=int, default=10_000, show_default=True)
 @click.option("--repeats", type=int, default=9, show_default=True)
 @click.option("--attack", "names", multiple=True, help="Default: every registered one.")
+@CSV
 def main(
     device: str,
     threads: int,
@@ -85,6 +87,7 @@ def main(
     size: int,
     repeats: int,
     names: tuple[str, ...],
+    path: Path | None,
 ) -> None:
     """Print a row an attack."""
     torch.manual_seed(0)
@@ -101,11 +104,21 @@ def main(
                 bare_step(model, images)
             bare_peak = peak_mib(lambda: bare_step(model, images), place)
             gallery = Gallery(x, labels, "N")
+            common = {"model": spec, "size": side, "batch": batch, "gallery": size}
+            rows = []
             for name in names or ATTACKS.names():
-                row = measure(name, model, images, index, gallery, repeats, place)
-                click.echo(
-                    f"{name:8} {row[0]:9.3f} {row[1]:10.1f} {row[2]:7.1%} {row[3] - bare_peak:7.0f}"
+                ratio, rate, ready, peak = measure(
+                    name, model, images, index, gallery, repeats, place
                 )
+                found = {
+                    "overhead": f"{ratio:.3f}",
+                    "queries/s": f"{rate:.1f}",
+                    "set-up": f"{ready:.1%}",
+                    "MiB": f"{peak - bare_peak:.0f}",
+                }
+                click.echo("{:8} {:>9} {:>10} {:>7} {:>7}".format(name, *found.values()))
+                rows.append({"attack": name, **common, **found})
+        save(path, rows, place)
 
 
 def bare_step(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:

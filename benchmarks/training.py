@@ -1,4 +1,4 @@
-"""What a training step costs: ``python benchmarks/training.py [options]``.
+"""What a training step costs: ``python -m benchmarks.training [options]``.
 
 For each defense and eta, on a batch of fashion-mini at weights that have learned a little:
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -30,10 +29,12 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.peer import import_robrank
+from benchmarks.record import CSV, save
 from dmlbench import spec
 from dmlbench.attacks import pgd
 from dmlbench.batches import pair_batches
-from dmlbench.compute import Compute, pixels
+from dmlbench.compute import Compute
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base
 from dmlbench.defenses.base import DEFENSES, Clean, Defense
@@ -107,8 +108,15 @@ class Bench:
 @click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--robrank", type=click.Path(exists=True, path_type=Path))
+@CSV
 def main(
-    device: str, threads: int, pairs: int, etas: tuple[int, ...], repeats: int, robrank: Path | None
+    device: str,
+    threads: int,
+    pairs: int,
+    etas: tuple[int, ...],
+    repeats: int,
+    robrank: Path | None,
+    path: Path | None,
 ) -> None:
     """Print a row a defense and eta."""
     with Compute(device, threads=threads).applied() as place:
@@ -118,6 +126,7 @@ def main(
             f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
             + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
         )
+        rows = []
         for name in NAMES:
             for eta in etas if name != "none" else (0,):
                 text = name if name == "none" else f"{name}:eta={eta}"
@@ -125,7 +134,12 @@ def main(
                 threat = FashionMini.card.training_threat
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
                 peer = peer_step(robrank, name, defense, bench) if robrank else None
-                click.echo(row(text, name, defense, eta, bench, repeats, peer))
+                found = row(name, defense, eta, bench, repeats, peer)
+                widths = (8, 7, 8, 7, 11, 8)
+                values = zip(found.values(), widths, strict=False)
+                click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
+                rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
+        save(path, rows, place)
 
 
 def prepare(pairs: int, device: torch.device) -> Bench:
@@ -137,11 +151,11 @@ def prepare(pairs: int, device: torch.device) -> Bench:
     none = spec.parse("none", DEFENSES).resolve(FashionMini.card.training_threat, "N")
     batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
     for batch in batches[:30]:
-        images, labels = pixels(train.images[batch], device), torch.from_numpy(train.labels[batch])
+        images, labels = batch_of(train, batch, device)
         with torch.no_grad():
             embeddings = embed(model, images)
         generator = torch.Generator(device).manual_seed(0)
-        clean = Clean(images, labels.to(device), embeddings, generator, World())
+        clean = Clean(images, labels, embeddings, generator, World())
         step = none.step(model, clean, {})
         assert step.loss is not None
         optimizer.zero_grad()
@@ -152,19 +166,19 @@ def prepare(pairs: int, device: torch.device) -> Bench:
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels at the positions ``batch``."""
-    return pixels(train.images[batch], device), torch.from_numpy(train.labels[batch]).to(device)
+    images = torch.from_numpy(train.images[batch]).to(device).float().div_(255)
+    return images, torch.from_numpy(train.labels[batch]).to(device)
 
 
 def row(
-    text: str,
     name: str,
     defense: Defense,
     eta: int,
     bench: Bench,
     repeats: int,
     peer: Callable[[], object] | None,
-) -> str:
-    """The measured line."""
+) -> dict[str, str]:
+    """What was measured."""
     pairs = len(bench.images) // 2
     group = GROUP[name]
     inner = len(bench.images) if name == "est" else group * pairs
@@ -189,24 +203,23 @@ def row(
         for key in ("full", "active")
     ]
     saved = 1 - step.passes / step.full_passes if step.full_passes else 0.0
-    line = f"{text:16}{median['active']:8.3f}{ratios[0]:7.2f}{ratios[1]:8.2f}{saved:7.1%}"
+    found = {
+        "step s": f"{median['active']:.3f}",
+        "full": f"{ratios[0]:.2f}",
+        "active": f"{ratios[1]:.2f}",
+        "saved": f"{saved:.1%}",
+    }
     if peer is not None:
-        line += f"{median['peer']:11.3f}{median['peer'] / median['active']:8.2f}"
-    return line
+        found["RobRank s"] = f"{median['peer']:.3f}"
+        found["RobRank / ours"] = f"{median['peer'] / median['active']:.2f}"
+    return found
 
 
 def peer_step(
     folder: Path, name: str, defense: Defense, bench: Bench
 ) -> Callable[[], object] | None:
     """RobRank's step for the same defense, weights and batch."""
-    # its packages import all of it, and with it libraries that a step does not need
-    for package in ("robrank", "robrank.attacks", "robrank.models", "robrank.utils"):
-        sys.modules[package] = types.ModuleType(package)
-        sys.modules[package].__path__ = [str(folder.joinpath(*package.split(".")))]
-    sys.modules["robrank.utils"].rjson = lambda text: text  # type: ignore[attr-defined]
-    from robrank.attacks.advrank import AdvRank  # type: ignore[import-not-found]
-
-    sys.modules["robrank.attacks"].AdvRank = AdvRank  # type: ignore[attr-defined]
+    import_robrank(folder)
     from robrank.defenses import amd, est, pnp  # type: ignore[import-not-found]
     from robrank.losses import ptripletN  # type: ignore[import-not-found]
 

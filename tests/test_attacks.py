@@ -13,7 +13,6 @@ from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.embedding import recall_at_1
 from dmlbench.attacks.query import SemanticsPreservingGoal
 from dmlbench.attacks.targets import random_start
-from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.errors import CellError
@@ -230,7 +229,7 @@ def model() -> EmbeddingModel:
 
 @pytest.fixture(scope="module")
 def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
-    images = pixels(tiny.test.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
 
 
@@ -239,7 +238,7 @@ def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
 def test_batches_and_the_active_set_change_no_outcome(
     name: str, suite: str, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
 ) -> None:
-    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
     attack = resolved(name, suite)
 
     def outcomes(batch: int, active_set: bool) -> dict[str, torch.Tensor]:
@@ -261,7 +260,7 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     tiny: RetrievalData,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
     monkeypatch.setattr(embedding, "PUBLISHED_NUDGE", embedding.NUDGE)
     found = {
         (suite, steps): resolved("es", suite, steps=steps)
@@ -287,7 +286,7 @@ def test_the_first_step_of_es_is_the_published_codes() -> None:
 def test_restarts_keep_the_worst_of_each_query(
     model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
 ) -> None:
-    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
     found = [
         resolved("es", "strict", restarts=k).run(model, images, index, gallery, seed=0)
         for k in (1, 3)

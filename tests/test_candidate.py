@@ -9,7 +9,6 @@ import torch
 from dmlbench.attacks import targets
 from dmlbench.attacks.base import Attack, Gallery
 from dmlbench.attacks.candidate import CandidateDown, CandidateUp
-from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import EmbeddingModel, embed, frozen
 from dmlbench.errors import CellError, UserError
@@ -175,7 +174,7 @@ def model() -> EmbeddingModel:
 def test_batch_size_and_active_set_change_no_outcome(
     cls: type[CandidateUp] | type[CandidateDown], model: EmbeddingModel, tiny: RetrievalData
 ) -> None:
-    images = pixels(tiny.test.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
     attack = cls(w=2).resolve(THREAT)
     name = cls.columns[0].name
@@ -198,7 +197,7 @@ def test_batch_size_and_active_set_change_no_outcome(
 
 
 def test_threads_change_no_outcome(model: EmbeddingModel, tiny: RetrievalData) -> None:
-    images = pixels(tiny.test.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     labels = torch.from_numpy(tiny.test.labels)
     index, found, threads = torch.arange(len(images)), [], torch.get_num_threads()
     try:

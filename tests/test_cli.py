@@ -341,9 +341,8 @@ def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) ->
 
 def test_a_suite_gives_ten_columns_ers_and_the_worst_case(dmlbench: Run, tmp_path: Path) -> None:
     arguments = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=2")
-    done = dmlbench(*arguments, "--suite", "strict")
+    done = dmlbench(*arguments, "--suite", "strict", "--suite", "ers")
     assert done.returncode == 0, done.stderr
-    assert dmlbench(*arguments, "--suite", "ers").returncode == 0
     table = pd.read_csv(tmp_path / "results" / "wide.csv").set_index("suite")
     assert set(table.index) == {"strict", "ers"}
     assert table["ERS"].between(0, 100).all()

@@ -9,7 +9,6 @@ import torch
 
 from dmlbench import spec
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
-from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, Clean, Defense
 from dmlbench.distributed import World
@@ -33,7 +32,7 @@ def model() -> EmbeddingModel:
 
 @pytest.fixture(scope="module")
 def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
-    images = pixels(tiny.test.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
 
 
@@ -87,7 +86,7 @@ def test_a_subset_of_a_goal_is_the_goal_of_the_subset(cls: type[Attack], gallery
 def test_an_attack_hurts_and_reports_its_columns(
     cls: type[Attack], model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
 ) -> None:
-    images, index = pixels(tiny.test.images, torch.device("cpu")), torch.arange(40)
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
 
     def run(attack: Attack) -> dict[str, float]:
         found = attack.run(model, images, index, gallery, seed=0)
@@ -109,7 +108,7 @@ def test_a_defense_gives_a_loss_and_leaves_the_model_as_it_was(
     cls: type[Defense], tiny: RetrievalData
 ) -> None:
     network = C2F2(dim=8).build(1, 8)
-    images = pixels(tiny.train.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.train.images))
     labels = torch.from_numpy(tiny.train.labels)
     network.eval()
     with torch.no_grad():

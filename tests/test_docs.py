@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.cli import main
-from dmlbench.compute import pixels
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.embedding import embed
 from dmlbench.models.small import C2F2
@@ -63,7 +62,7 @@ def test_the_attack_in_contributing_works(tiny: RetrievalData, tmp_path: Path) -
         sys.path.remove(str(tmp_path))
         ATTACKS._classes.pop("towards", None)
     model = C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
-    images = pixels(tiny.test.images, torch.device("cpu"))
+    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
     index = torch.arange(len(images))
     found = {}

@@ -27,7 +27,7 @@ from dmlbench.options import PATH, options
 @click.option(
     "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
 )
-@options("attacks", "suite", "queries", "dataset")
+@options("attacks", "suites", "queries", "dataset")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
 )
@@ -46,7 +46,7 @@ def attack(
     model: str | None,
     label: str | None,
     attacks: tuple[str, ...],
-    suite: str | None,
+    suites: tuple[str, ...],
     queries: int | None,
     dataset: str,
     seed: int,
@@ -60,7 +60,7 @@ def attack(
     from dmlbench.models.base import parse_model
 
     chosen = spec.parse(dataset, DATASETS)
-    hostile = parse_attacks(attacks, suite)
+    hostile = parse_attacks(attacks, suites)
     network = parse_model(model or chosen.protocol.model)
 
     with open_session(chosen, **places) as session:

@@ -49,7 +49,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     epilog="\b\nExamples:\n"
     "  dmlbench run --defense hm --attack ca+\n"
     "  dmlbench run --defense hm:source=random,ics=0 --attack ca+:w=5 --attack ca-\n"
-    "  dmlbench run --defense all --suite strict --dataset fashion --seed 0 --seed 1\n"
+    "  dmlbench run --defense all --suite strict --suite ers --dataset fashion --seed 0 --seed 1\n"
     "  dmlbench run --config sweep.yaml --workers 4 --threads 2\n"
     "  dmlbench run --config sweep.yaml --shard $SLURM_ARRAY_TASK_ID/8   # sbatch --array=1-8\n\n"
     "\b\nWhat --resume takes from the results folder (a model half trained goes on at its last "
@@ -70,7 +70,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="FILE",
     help="A sweep in YAML: these flags by name (defense: [est, hm]). Flags win over it.",
 )
-@options("defenses", "attacks", "suite", "queries", "dataset", "model", "recipe", "seeds")
+@options("defenses", "attacks", "suites", "queries", "dataset", "model", "recipe", "seeds")
 @click.option("--dry-run", is_flag=True, help="Print the cells and what they may take; do nothing.")
 @click.option(
     "--resume",
@@ -109,7 +109,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
 def run(
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
-    suite: str | None,
+    suites: tuple[str, ...],
     queries: int | None,
     dataset: str,
     model: str | None,
@@ -143,7 +143,7 @@ def run(
         raise UserError("--ray-gpus is for --executor ray")
     chosen = spec.parse(dataset, DATASETS)
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
-    hostile = plan.hostiles(parse_attacks(attacks, suite), chosen.protocol.threat, queries)
+    hostile = plan.hostiles(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
     network = parse_model(model or chosen.protocol.model)
     trained = parse_recipe(chosen, recipe)
 
@@ -215,7 +215,7 @@ def _resolved(
         "seed": list(asked["seeds"]),
         "shard": shard and "{}/{}".format(*shard),
     }
-    replaced = {"defenses", "attacks", "suite", "seeds", "dry_run", "as_json", *decided}
+    replaced = {"defenses", "attacks", "suites", "seeds", "dry_run", "as_json", *decided}
     rest = {name: value for name, value in asked.items() if name not in replaced}
     plain = {n: str(v) if isinstance(v, Path) else v for n, v in (decided | rest).items()}
     return {name.replace("_", "-"): v for name, v in plain.items() if v is not None}

@@ -33,17 +33,21 @@ def parse_all(specs: tuple[str, ...], registry: Registry[C]) -> list[C]:
     return [spec.parse(name, registry) for name in names]
 
 
-def parse_attacks(specs: tuple[str, ...], suite: str | None) -> list[Attack]:
-    """The attacks asked for, following the suite if one is named."""
+def parse_attacks(specs: tuple[str, ...], suites: tuple[str, ...]) -> list[Attack]:
+    """The attacks asked for, following each suite that is named; an attack's own suite wins."""
     from dataclasses import replace
 
     from dmlbench.attacks.base import ATTACKS
     from dmlbench.recipe import ERS_ATTACKS
 
-    if not specs and not suite:
+    if not specs and not suites:
         raise UserError("name an attack (--attack ca+), or the attacks of ERS (--suite strict)")
     chosen = parse_all(specs or ERS_ATTACKS, ATTACKS)
-    return [one if one.suite else replace(one, suite=suite) for one in chosen]
+    return [
+        one if one.suite else replace(one, suite=suite)
+        for suite in suites or (None,)
+        for one in chosen
+    ]
 
 
 def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
