@@ -81,8 +81,9 @@ def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
                 return goal.target, None
             if kind in ("GTM", "GTT"):
                 mine = (gallery[own[0]][:, None], own[0])
-                target, first = goal.target[:, None], None
-                if kind == "GTT":
+                if kind == "GTM":
+                    target, first = goal.target[:, None], None
+                else:
                     several = goal.loss.candidates
                     target, first = gallery[several], several[:, 0]
                 return (target, first), (target, first), mine

@@ -14,19 +14,19 @@ from dmlbench.attacks.base import ATTACKS
 from tests import trees
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-CLASSES, TRAIN_CLASSES, EACH, QUERIES = 20, 10, 16, 8
+CLASSES, TRAIN_CLASSES, EACH, QUERIES = 20, 10, 16, 4
 
 
 @pytest.mark.slow
 def test_resnet18_on_natural_looking_images(dmlbench: Run, tmp_path: Path) -> None:
-    """320 images, one epoch from random weights; the 224 px suite as it is, on 8 queries."""
+    """320 images, one epoch from random weights; the 224 px suite as it is, on four queries."""
     root = trees.folder(tmp_path / "set", CLASSES, EACH, size=(320, 240))
     names = [name for name in ATTACKS.names() if ATTACKS.get(name).card.paper]
     attacks = [word for name in names for word in ("--attack", name)]
     arguments = (
         "run", "--dataset", f"folder:root={root},train_classes={TRAIN_CLASSES}",
         "--model", "resnet18:weights=none,freeze_bn=false", "--recipe", "epochs=1,pairs=16,lr=1e-3",
-        "--defense", "hm:eta=4", "--cache", "decoded", "--threads", "2",
+        "--defense", "hm:eta=4", "--cache", "decoded", "--threads", "1",
         "--queries", str(QUERIES), *attacks,
     )  # fmt: skip
     done = dmlbench(*arguments, timeout=3600)
