@@ -114,7 +114,7 @@ def main(
                     "overhead": f"{ratio:.3f}",
                     "queries/s": f"{rate:.1f}",
                     "set-up": f"{ready:.1%}",
-                    "MiB": f"{peak - bare_peak:.0f}",
+                    "MiB": str(round(peak - bare_peak)),
                 }
                 click.echo("{:8} {:>9} {:>10} {:>7} {:>7}".format(name, *found.values()))
                 rows.append({"attack": name, **common, **found})
