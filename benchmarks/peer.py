@@ -36,7 +36,8 @@ THEIRS = {  # column of ERS -> what RobRank calls it, and the factor to ours
     **{name: (f"{name}:prank", 100) for name in ("CA+", "CA-", "QA+", "QA-")},
     "TMA": ("Cosine-SIM", 1),
     "ES:D": ("embshift", 1),
-    **dict.fromkeys(("ES:R", "LTM", "GTM"), ("r@1", 100)),
+    "ES:R": ("r@1", 1),
+    **dict.fromkeys(("LTM", "GTM"), ("r@1", 100)),
     "GTT": ("ID-Retain@1", 100),
 }
 
