@@ -13,7 +13,9 @@ from dmlbench.attacking import Evaluation, Measurement, evaluation
 from dmlbench.errors import CellError, UserError
 from dmlbench.identity import file_sha256
 from dmlbench.metrics.bootstrap import bootstrap_mean
+from dmlbench.metrics.ers import shares
 from dmlbench.session import Session, Stopwatch, fail, succeed
+from dmlbench.tables import ERS
 from dmlbench.tasks import Combine, Measure, Subject, Task, Train
 from dmlbench.training import train
 
@@ -92,10 +94,10 @@ class Bench:
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes
-        columns = [outcomes(cell_id)[column].to_numpy() for cell_id, column in task.sources]
-        worst = np.min(columns, axis=0)
+        found = [(column, outcomes(cell_id)[column].to_numpy()) for cell_id, column in task.sources]
         (name,) = task.cell["columns"]
-        return Measurement({name: bootstrap_mean(worst)}, {}, {name: worst})
+        values = shares(dict(found)) if name == ERS else np.min([x for _, x in found], axis=0)
+        return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 
 def explained(error: BaseException, task: Task) -> BaseException:

@@ -6,6 +6,7 @@ model that is not trained yet they are planned with ``UNTRAINED`` in its place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +20,18 @@ from dmlbench.defenses.base import Defense
 from dmlbench.errors import UserError
 from dmlbench.identity import file_sha256
 from dmlbench.job import Job, Training
+from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import Model, canonical_model
-from dmlbench.recipe import Recipe, Threat
-from dmlbench.store import Store
-from dmlbench.tables import BENIGN, WORST
+from dmlbench.recipe import ERS_ATTACKS, Recipe, Threat
+from dmlbench.store import Cell, Store
+from dmlbench.tables import BENIGN, ERS, WORST
 from dmlbench.tasks import Cellular, Combine, Hostile, Measure, Subject, new_cell
 
 MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
 
 PERCENT = {"unit": "%", "better": "higher"}
-WORST_OF = {"es": "ES:R", "ltm": "LTM", "gtm": "GTM"}  # attacks that make an R@1
+WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
+RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # it, clean and under each
 UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
@@ -167,20 +170,39 @@ def measures(subject: Subject, attacks: Iterable[Hostile], seed: int) -> list[Me
 
 
 def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
-    """Robust R@1 of each suite whose ES, LTM and GTM are there as the protocol has them."""
+    """Of each suite Robust R@1 and ERS, where all that they need is there.
+
+    Attacks count as the protocol has them. Where there are restarts of ES, LTM or GTM too, a
+    second Robust R@1 takes them in.
+    """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
+    made_by = {k: v for k, v in subject.facts.items() if k in ("checkpoint", "training")}
+
+    def draw(attack: str, score: str, cells: Sequence[Cell], columns: Iterable[str]) -> None:
+        sources = tuple((c["id"], n) for c in cells for n in c["columns"] if n in columns)
+        kind, ids = attack.partition(":")[0], [cell_id for cell_id, _ in sources]
+        about = cells[-1]["about"] | {"attack": attack, "attack_resolved": ""}
+        cell = new_cell({"kind": kind, "cells": ids, **made_by}, about, {score: PERCENT})
+        found.append(Combine(subject, cell, sources))
+
     for suite in dict.fromkeys(cell["about"]["suite"] for cell in attacked):
-        same = [cell for cell in attacked if cell["about"]["suite"] == suite]
-        parts = {cell["about"]["attack"]: cell["id"] for cell in same}
-        if not WORST_OF.keys() <= parts.keys():
-            continue
-        sources = ((benign["id"], "R@1"), *((parts[n], column) for n, column in WORST_OF.items()))
-        facts = {
-            "kind": "worst case",
-            "cells": [cell_id for cell_id, _ in sources],
-            **{k: v for k, v in subject.facts.items() if k in ("checkpoint", "training")},
-        }
-        about = same[0]["about"] | {"attack": "worst case", "attack_resolved": ""}
-        found.append(Combine(subject, new_cell(facts, about, {WORST: PERCENT}), sources))
+        same = {c["about"]["attack"]: c for c in attacked if c["about"]["suite"] == suite}
+        if same.keys() >= set(WORST_OF):
+            plain = [benign, *(same[name] for name in WORST_OF)]
+            draw("worst case", WORST, plain, RECALLS)
+            for restarts, cells in _restarted(same).items():
+                draw(f"worst case:{restarts}", WORST, [*plain, *cells], RECALLS)
+        if subject.about["distance"] == "N" and same.keys() >= set(ERS_ATTACKS):
+            draw(ERS, ERS, [same[name] for name in ERS_ATTACKS], ERS_COLUMNS)
+    return found
+
+
+def _restarted(cells: Mapping[str, Cell]) -> dict[str, list[Cell]]:
+    """``restarts=5`` -> the cells of ES, LTM and GTM that differ in that alone."""
+    found: dict[str, list[Cell]] = {}
+    for attack, cell in cells.items():
+        name, _, changed = attack.partition(":")
+        if name in WORST_OF and re.fullmatch(r"restarts=\d+", changed):
+            found.setdefault(changed, []).append(cell)
     return found

@@ -47,7 +47,7 @@ def spread(values: Sequence[float]) -> Spread:
 def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """A record for each configuration, of the rows that differ in nothing but the seed.
 
-    Keys: ``CONFIGURATION``, ``seeds`` (those there are), and for each heading and ERS the mean
+    Keys: ``CONFIGURATION``, ``seeds`` (those there are), and for each heading the mean
     under its name, and ``sd``, ``low``, ``high`` and ``n`` after it. A seed whose cell has failed
     does not count in ``n``.
     """
@@ -61,7 +61,6 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
         values = {
             h: [r.estimates[h].value for r in group if h in r.estimates] for h in headings(group)
         }
-        values["ERS"] = [row.ers for row in group if row.ers is not None]
         for heading, found in values.items():
             if found:
                 one = spread(found)
@@ -77,5 +76,5 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return [
         *CONFIGURATION,
         "seeds",
-        *(f"{h}{end}" for h in [*headings(rows), "ERS"] for end in ends),
+        *(f"{h}{end}" for h in headings(rows) for end in ends),
     ]

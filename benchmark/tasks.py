@@ -1,4 +1,4 @@
-"""The tasks of a run: train a model, measure a cell, draw a worst case. Imports no torch."""
+"""The tasks of a run: train a model, measure a cell, draw a score from cells. Imports no torch."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Combine:
-    """The task of drawing the worst case of a suite from what was measured: one cell.
+    """The task of drawing a score of a suite from what was measured: one cell.
 
-    A query counts if its top-1 is right on the clean image and under each of ES, LTM and GTM: what
-    AutoAttack's per-example worst case is to classification.
+    Robust R@1: a query counts if its top-1 is right on the clean image and under each of ES, LTM
+    and GTM: what AutoAttack's per-example worst case is to classification. Or ERS.
 
     Attributes:
         sources: (identity, column) of the cells whose outcomes it takes.

@@ -127,7 +127,7 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     assert failed["attack"].tolist() == ["broken"]
     assert "failed" in (tmp_path / "leaderboards" / "tiny.md").read_text()
     measured = set(table[table["status"] == "ok"]["attack"].dropna())
-    assert measured == {*ATTACKS.names(), "worst case"}
+    assert measured == {*ATTACKS.names(), "worst case", "ERS"}
     again = dmlbench(*arguments, "--attack", "broken")
     assert again.returncode == 1
     assert "this plugin is broken" in again.stderr  # tried again, not remembered as done
@@ -346,6 +346,7 @@ def test_a_suite_gives_ten_columns_ers_and_the_worst_case(dmlbench: Run, tmp_pat
     table = pd.read_csv(tmp_path / "results" / "wide.csv").set_index("suite")
     assert set(table.index) == {"strict", "ers"}
     assert table["ERS"].between(0, 100).all()
+    assert table["ERS"].between(table["ERS low"], table["ERS high"]).all()
     for name in ("ES:R", "LTM", "GTM"):
         assert (table["Robust R@1"] <= table[name] + 1e-9).all()
     assert table["R@1"].nunique() == 1  # one benign cell serves both

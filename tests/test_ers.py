@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 from importlib import resources
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.metrics.ers import ERS_COLUMNS, ers, shares
 
 with (resources.files("dmlbench.report") / "published.csv").open(encoding="utf-8") as file:
     PUBLISHED = list(csv.DictReader(file))
@@ -46,3 +49,29 @@ def test_bounds_and_extremes() -> None:
     assert ers(untouched) == 100
     with pytest.raises(ValueError, match="metric N"):
         ers(untouched | {"ES:D": 9.3})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20))
+def test_the_shares_of_the_queries_average_to_the_score_of_the_means(
+    seed: int, queries: int
+) -> None:
+    random = np.random.default_rng(seed)
+    outcomes = {name: random.uniform(0, 2, queries) for name in ERS_COLUMNS}
+    for name in ("ES:R", "LTM", "GTM"):  # the class has no other member; of one query it has
+        outcomes[name][1:][random.random(queries - 1) < 0.4] = np.nan
+    attacked = random.random(queries) < 0.7
+    attacked[0] = True
+    for values in outcomes.values():
+        values[~attacked] = np.nan
+    found = shares(outcomes)
+    score = ers({name: float(np.nanmean(values)) for name, values in outcomes.items()})
+    assert np.nanmean(found) == pytest.approx(score)
+    assert (np.isnan(found) == ~attacked).all()
+
+
+def test_the_share_of_a_query_is_its_own_score() -> None:
+    untouched = dict(zip(ERS_COLUMNS, (50, 0, 50, 0, 0, 0, 100, 100, 100, 100), strict=True))
+    broken = dict(zip(ERS_COLUMNS, (0, 100, 0, 100, 1, 2, 0, 0, 0, 0), strict=True))
+    outcomes = {name: np.array([untouched[name], broken[name]]) for name in ERS_COLUMNS}
+    assert shares(outcomes).tolist() == [100, 0]

@@ -28,10 +28,12 @@ from dmlbench.executors.base import Ending
 from dmlbench.job import Job
 from dmlbench.matrix import Matrix
 from dmlbench.merging import merge
+from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import parse_model
 from dmlbench.pivot import chosen, column, condition, pivot
 from dmlbench.preview import lines, preview, summary
 from dmlbench.progress import duration
+from dmlbench.recipe import ERS_ATTACKS
 from dmlbench.seeds import over_seeds, spread
 from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import Entry, Known
@@ -176,6 +178,32 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     assert ran(store, found)[2] == ["ca+"]
     store.remove(rows[5]["id"])
     assert ran(store, found)[2] == ["worst case"]
+
+
+def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
+    def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
+        attacks = plan.hostiles([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
+        one = plan.subject(jobs()[0], None, Store(Path("nowhere")), "fp32")
+        one.about["distance"] = distance
+        tasks = plan.measures(one, attacks, 0)
+        return {
+            t.cell["about"]["attack"]: [column for _, column in t.sources]
+            for t in plan.combines(one, tasks)
+        }
+
+    worst = ["R@1", "ES:R", "LTM", "GTM"]
+    assert scores("es", "ltm") == {}
+    assert scores("es", "ltm", "gtm") == {"worst case": worst}
+    assert scores(
+        "gtm", "es:restarts=3", "es", "ltm:restarts=3", "ltm", "ltm:restarts=3,steps=4"
+    ) == {
+        "worst case": worst,
+        "worst case:restarts=3": [*worst, "ES:R", "LTM"],
+    }
+    assert scores("es:restarts=3", "ltm", "gtm") == {}
+    whole = scores(*ERS_ATTACKS)
+    assert sorted(whole["ERS"]) == sorted(ERS_COLUMNS)
+    assert "ERS" not in scores(*ERS_ATTACKS, distance="C")
 
 
 def test_policies(tmp_path: Path) -> None:

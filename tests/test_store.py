@@ -24,10 +24,11 @@ from dmlbench import checkpoint
 from dmlbench.errors import UserError
 from dmlbench.files import check_writable, write_atomically
 from dmlbench.identity import derived_seed, identity
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.store import Store
-from dmlbench.tables import wide
+from dmlbench.tables import headings, wide
 
 JSON = st.recursive(
     st.none()
@@ -203,11 +204,28 @@ def test_ers_appears_when_its_ten_columns_do() -> None:
     values = dict(zip(ERS_COLUMNS, (10, 40, 10, 40, 0.5, 1, 20, 20, 20, 5), strict=True))
     cells = [cell(name, value) for name, value in values.items()]
     (row,) = wide(cells)
-    assert row.ers == pytest.approx((20 + 60 + 20 + 60 + 50 + 50 + 20 + 20 + 20 + 5) / 10)
+    value = (20 + 60 + 20 + 60 + 50 + 50 + 20 + 20 + 20 + 5) / 10
+    assert row.estimates["ERS"].value == pytest.approx(value)
+    assert row.estimates["ERS"].low is None
     (short,) = wide(cells[1:])
-    assert short.ers is None
+    assert "ERS" not in short.estimates
     (cosine,) = wide([cell(name, value, distance="C") for name, value in values.items()])
-    assert cosine.ers is None  # defined for metric N
+    assert "ERS" not in cosine.estimates  # defined for metric N
+
+
+def test_the_interval_of_ers_is_that_of_a_cell_drawn_from_the_same_columns() -> None:
+    values = dict(zip(ERS_COLUMNS, (10, 40, 10, 40, 0.5, 1, 20, 20, 20, 5), strict=True))
+    cells = [cell(name, value) for name, value in values.items()]
+    drawn = cell("ERS", 32.5, attack="ERS")
+    drawn["metrics"]["ERS"] |= {"low": 31, "high": 34}
+    (row,) = wide([*cells, drawn])
+    assert row.estimates["ERS"] == Estimate(32.5, 31, 34, 40)
+    assert headings([row])[-1] == "ERS"
+    cells[0] = cell("CA+", 20)  # measured again since
+    (row,) = wide([*cells, drawn])
+    assert row.estimates["ERS"] == Estimate(34.5, None, None, 40)
+    (row,) = wide([drawn])
+    assert "ERS" not in row.estimates
 
 
 def test_of_two_versions_of_a_cell_the_newer_counts() -> None:

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-ERS_COLUMNS = ("CA+", "CA-", "QA+", "QA-", "TMA", "ES:D", "ES:R", "LTM", "GTM", "GTT")
+import numpy as np
+import numpy.typing as npt
+
+# column -> (a, b) of its term a + b x
+TERMS = {
+    "CA+": (0, 2),
+    "CA-": (100, -1),
+    "QA+": (0, 2),
+    "QA-": (100, -1),
+    "TMA": (100, -100),
+    "ES:D": (100, -50),
+    "ES:R": (0, 1),
+    "LTM": (0, 1),
+    "GTM": (0, 1),
+    "GTT": (0, 1),
+}
+ERS_COLUMNS = tuple(TERMS)
 
 
 def ers(columns: Mapping[str, float]) -> float:
@@ -31,12 +47,24 @@ def terms(columns: Mapping[str, float]) -> dict[str, float]:
     """
     if columns["ES:D"] > 2:
         raise ValueError(f"ERS is defined for metric N, where ES:D <= 2; got {columns['ES:D']}")
-    mapped = {
-        "CA+": 2 * columns["CA+"],
-        "CA-": 100 - columns["CA-"],
-        "QA+": 2 * columns["QA+"],
-        "QA-": 100 - columns["QA-"],
-        "TMA": 100 * (1 - columns["TMA"]),
-        "ES:D": 50 * (2 - columns["ES:D"]),
-    }
-    return mapped | {name: columns[name] for name in ERS_COLUMNS if name not in mapped}
+    return {name: a + b * columns[name] for name, (a, b) in TERMS.items()}
+
+
+def shares(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
+    """What each query brings to ERS, (Q,): their mean is the ERS of the columns' means.
+
+    Args:
+        outcomes: the ten columns, (Q,) each. NaN where a query has no outcome: in all of them, if
+            it was not attacked; in those of R@1, if its class has no other member. The other
+            queries of a column then weigh as much more.
+
+    Returns:
+        NaN for the queries without any outcome.
+    """
+    lines = [a + b * np.asarray(outcomes[name], np.float64) for name, (a, b) in TERMS.items()]
+    found = np.stack(lines)  # (10, Q)
+    known = ~np.isnan(found)
+    queries = known.any(axis=0)
+    weight = queries.sum() / known.sum(axis=1, keepdims=True)
+    mean = np.where(known, found * weight, 0).mean(axis=0)
+    return np.where(queries, mean, np.nan)

@@ -258,7 +258,7 @@ class TimmModel(Pretrained):
         """Random weights."""
         self._check_channels(channels)
         network: nn.Module = self._library().create_model(self.name, num_classes=self.dim)
-        network.register_load_state_dict_pre_hook(_renamed_by_timm)
+        network.register_load_state_dict_pre_hook(_renamed_by_timm)  # type: ignore[no-untyped-call]
         return network
 
     @property

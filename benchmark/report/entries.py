@@ -143,10 +143,10 @@ def _entry(group: Sequence[Row]) -> Entry:
     about = group[0].about
     names = dict.fromkeys(name for row in group for name in row.estimates)
     numbers = {name: _over_models(group, name) for name in names}
-    scores = [score for row in group if (score := row.ers) is not None]
-    if len(scores) == len(group):
-        numbers["ERS"] = Number(mean(scores), 1, spread=_spread(scores), n=numbers["CA+"].n)
-    records = {name: [r.records[name] for r in group if name in r.records] for name in names}
+    if any("ERS" not in row.estimates for row in group):
+        numbers.pop("ERS", None)  # a mean over other seeds than the columns'
+    made = dict.fromkeys(name for row in group for name in row.records)
+    records = {name: [r.records[name] for r in group if name in r.records] for name in made}
     return Entry(
         dataset=about["dataset"],
         suite=about["suite"],
@@ -161,7 +161,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         queries=about["queries"],
         seeds=tuple(sorted(row.about["seed"] for row in group)),
         numbers=numbers,
-        better={k: v for row in group for k, v in row.better.items()} | {"ERS": "higher"},
+        better={k: v for row in group for k, v in row.better.items()},
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
         records=records,
