@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -250,11 +251,7 @@ class _Run:
             CellError: the loss or a gradient is not finite; the message names the step.
         """
         labels = self.labels[torch.from_numpy(index)].to(self.device)
-        self.model.eval()
-        with torch.no_grad():
-            own = self.world.share(len(images))
-            embeddings = self.world.gather(embed(self.model, images[own]), len(images))
-        self.model.train()
+        embeddings = partial(self.embeddings, images)
         clean = Clean(images, labels, embeddings, mining, self.world, self.companion)
         try:
             result = self.training.defense.step(self.model, clean, self.state)
@@ -275,6 +272,15 @@ class _Run:
         self.optimizer.step()
         seen.losses.append(loss)
         seen.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
+
+    @torch.no_grad()
+    def embeddings(self, images: torch.Tensor) -> torch.Tensor:
+        """(2B, D) of a batch in eval mode, each process its share."""
+        self.model.eval()
+        own = self.world.share(len(images))
+        found = self.world.gather(embed(self.model, images[own]), len(images))
+        self.model.train()
+        return found
 
     @torch.no_grad()
     def check(self, index: Index, where: str) -> None:

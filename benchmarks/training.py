@@ -71,11 +71,8 @@ class Bench:
         """One weight update, and back to the weights before."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-        model.eval()
-        with torch.no_grad():
-            embeddings = embed(model, self.images)
-        model.train()
         generator = torch.Generator(self.device).manual_seed(0)
+        embeddings = partial(embedded, model, self.images)
         clean = Clean(self.images, self.labels, embeddings, generator, World())
         step = defense.step(model, clean, {})
         assert step.loss is not None
@@ -152,16 +149,23 @@ def prepare(pairs: int, device: torch.device) -> Bench:
     batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
     for batch in batches[:30]:
         images, labels = batch_of(train, batch, device)
-        with torch.no_grad():
-            embeddings = embed(model, images)
         generator = torch.Generator(device).manual_seed(0)
-        clean = Clean(images, labels, embeddings, generator, World())
+        clean = Clean(images, labels, partial(embedded, model, images), generator, World())
         step = none.step(model, clean, {})
         assert step.loss is not None
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Bench(model, *batch_of(train, batches[0], device), device)
+
+
+def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
+    """Clean embeddings as the engine takes them."""
+    model.eval()
+    with torch.no_grad():
+        e = embed(model, images)
+    model.train()
+    return e
 
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from dmlbench.attacks.pgd import PGD, Objective, Perturbed
@@ -69,7 +70,7 @@ class Clean:
     Attributes:
         images: (2B, C, H, W) in [0, 1]; anchors at even positions, their positives after them.
         labels: (2B,).
-        embeddings: (2B, D) clean embeddings in eval mode, without gradient.
+        embed: gives ``embeddings``; called once, and not at all where no one asks for them.
         generator: random numbers of this step, on the images' device; in step in all processes.
         world: the processes that share the batch.
         companion: the loss's own parameters (``Defense.companion``), where it has any.
@@ -77,17 +78,20 @@ class Clean:
 
     images: torch.Tensor
     labels: torch.Tensor
-    embeddings: torch.Tensor
+    embed: Callable[[], torch.Tensor]
     generator: torch.Generator
     world: World
     companion: nn.Module | None = None
-    spread: torch.Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        unit = torch.nn.functional.normalize(self.embeddings, dim=1)
-        n = len(unit)
-        mean = (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
-        object.__setattr__(self, "spread", mean)
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        """(2B, D) clean embeddings in eval mode, without gradient."""
+        return self.embed()
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """Mean pairwise cosine of ``embeddings``."""
+        return spread(self.embeddings)
 
     @property
     def share(self) -> slice:
@@ -200,6 +204,13 @@ class AdversarialDefense(Defense):
 
         with frozen(model):
             return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)
+
+
+def spread(e: torch.Tensor) -> torch.Tensor:
+    """Mean pairwise cosine of embeddings (n, D), a scalar; near 1 in a collapse."""
+    unit = torch.nn.functional.normalize(e, dim=1)
+    n = len(unit)
+    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

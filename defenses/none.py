@@ -13,6 +13,7 @@ from dmlbench.defenses.base import (
     State,
     Step,
     hardness,
+    spread,
     triplet_loss,
 )
 from dmlbench.defenses.losses import LOSSES, build
@@ -71,11 +72,14 @@ class NoDefense(Defense):
         return None if self.loss == TRIPLET else build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
-        """Forward the batch once and take the loss on its triplets, or on all of it."""
-        whole = self.mine_whole(self.sampler, clean, model.metric)
+        """Forward the batch once, mine its embeddings, and take the loss on them.
+
+        They are those of train mode: only dropout and stochastic depth (Swin) make a difference.
+        """
+        e = clean.gather(model(clean.images[clean.share]))
+        whole = self.mine_whole(self.sampler, clean, model.metric, e.detach())
         if not len(whole):
             return Step.empty(clean)
-        e = clean.gather(model(clean.images[clean.share]))
         if clean.companion is None:
             assert self.margin is not None
             triplets = whole.share(clean.world)
@@ -85,4 +89,4 @@ class NoDefense(Defense):
             h, weight = hardness(e[whole.stack()], model.metric), 1 / clean.world.size
             mined = (whole.stack().unbind(1),) if self.loss == MARGIN_LOSS else ()
             loss = clean.companion(e, clean.labels, *mined)
-        return Step(loss, h.detach().mean(), clean.spread, weight)
+        return Step(loss, h.detach().mean(), spread(e.detach()), weight)

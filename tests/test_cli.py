@@ -329,11 +329,14 @@ def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) ->
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("state.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted; finished work is stored" in stderr
     assert "Traceback" not in stderr

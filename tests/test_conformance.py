@@ -115,7 +115,7 @@ def test_a_defense_gives_a_loss_and_leaves_the_model_as_it_was(
         embeddings = embed(network, images)
     network.train()
     before = [p.clone() for p in network.parameters()]
-    clean = Clean(images, labels, embeddings, torch.Generator().manual_seed(0), World())
+    clean = Clean(images, labels, lambda: embeddings, torch.Generator().manual_seed(0), World())
     defense = cls().resolve(TrainingThreat(eps=0.1, eta=2), "N")
     step = defense.step(network, clean, {})
     assert step.loss is not None

@@ -49,7 +49,7 @@ def make_clean(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Cle
         embeddings = embed(model.eval(), images[keep])
     model.train()
     generator = torch.Generator().manual_seed(seed)
-    return Clean(images[keep], labels[keep], embeddings, generator, World())
+    return Clean(images[keep], labels[keep], lambda: embeddings, generator, World())
 
 
 def mined(defense: Defense, sampler: str, clean: Clean) -> Triplets:
@@ -309,9 +309,8 @@ def test_a_batch_of_one_class_is_no_step(
     model: EmbeddingModel, tiny: RetrievalData, defense: Defense
 ) -> None:
     clean = make_clean(model, tiny)
-    lone = Clean(
-        clean.images[:2], clean.labels[:2], clean.embeddings[:2], torch.Generator(), World()
-    )
+    images, labels, embeddings = clean.images[:2], clean.labels[:2], clean.embeddings[:2]
+    lone = Clean(images, labels, lambda: embeddings, torch.Generator(), World())
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
