@@ -12,7 +12,7 @@ from dmlbench.report import style
 from dmlbench.report.columns import column
 from dmlbench.report.entries import Entry, parameters
 from dmlbench.report.table import Table
-from dmlbench.tables import WORST
+from dmlbench.tables import ERS, WORST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ RANKS = (
     "QA+",
     "QA-",
 )  # their outcomes are ranks, one a query, and have a distribution
-FOREST = ("R@1", WORST, *ERS_COLUMNS)
+FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
 PANELS = 6  # at most, beside each other
 ROWS = 24  # at most, of a forest plot
 
@@ -286,10 +286,11 @@ def _deciles(entry: Entry, name: str) -> list[float]:
 
 
 def _protocol(table: Table, entries: Sequence[Entry]) -> str:
-    """What was measured, on how many queries."""
+    """What was measured, on how many queries, of what training."""
     parts = [table.title, *(f"PGD L∞ {threat}" for threat in table.threats)]
     queries = sorted({entry.n for entry in entries if entry.n})
     parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
+    parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
     if any(entry.paper for entry in entries):
         parts.append("hollow: published, on the whole test split")
     return "; ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,7 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
     fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in found}
+    protocol = textwrap.fill(protocol, int(fig.get_figwidth() * 19))  # letters an inch
     if not handles:
         fig.supxlabel(protocol, x=0.01, ha="left", fontsize=6.5)
         return
