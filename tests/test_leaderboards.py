@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def committed(*patterns: str) -> dict[str, bytes]:
     """Files of the repository as they are staged: runs of one's own write to the same folders."""
-    listed = ["git", "ls-files", "-z", "--", *patterns]
+    listed = ["git", "ls-files", "-z", "--", *(f":(glob){one}" for one in patterns)]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     return {
         name: subprocess.run(

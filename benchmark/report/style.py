@@ -20,6 +20,7 @@ INK, FAINT = "#1f2328", "#c9ced4"  # the page replaces both by colours of its ow
 FORMATS = ("pdf", "svg", "png")
 SIDES = (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9))
 DASHES = ("-", "--", ":", "-.")
+LETTERS = 19  # of a caption, an inch
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
@@ -128,7 +129,7 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
     fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in found}
-    protocol = textwrap.fill(protocol, int(fig.get_figwidth() * 19))  # letters an inch
+    protocol = _wrapped(protocol, int(fig.get_figwidth() * LETTERS))
     if not handles:
         fig.supxlabel(protocol, x=0.01, ha="left", fontsize=6.5)
         return
@@ -141,6 +142,12 @@ def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> No
         title_fontsize=6.5,
     )
     legend.set_alignment("left")
+
+
+def _wrapped(text: str, width: int) -> str:
+    """``text`` in lines of ``width`` letters, broken between its ``; ``."""
+    whole = text.replace(" ", "\u00a0").replace(";\u00a0", "; ")
+    return textwrap.fill(whole, width, break_long_words=False).replace("\u00a0", " ")
 
 
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
