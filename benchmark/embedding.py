@@ -31,12 +31,14 @@ class EmbeddingModel(nn.Module):
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         freeze_batch_norm: bool = False,
+        steady: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
         self.reduced = False  # bfloat16 inside the backbone
         self.freeze_batch_norm = freeze_batch_norm
+        self.steady = steady  # train mode embeds as eval mode does
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 

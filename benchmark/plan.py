@@ -31,7 +31,7 @@ MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
 
 PERCENT = {"unit": "%", "better": "higher"}
 WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
-RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # it, clean and under each
+RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # of the clean images, and of theirs
 UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
@@ -173,7 +173,7 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
     """Of each suite Robust R@1 and ERS, where all that they need is there.
 
     Attacks count as the protocol has them. Where there are restarts of ES, LTM or GTM too, a
-    second Robust R@1 takes them in.
+    second Robust R@1 takes them in, and is named after them.
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
@@ -191,18 +191,22 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
         if same.keys() >= set(WORST_OF):
             plain = [benign, *(same[name] for name in WORST_OF)]
             draw("worst case", WORST, plain, RECALLS)
-            for restarts, cells in _restarted(same).items():
-                draw(f"worst case:{restarts}", WORST, [*plain, *cells], RECALLS)
+            if restarted := _restarted(same):
+                name = f"worst case:{' '.join(restarted)}"
+                draw(name, WORST, [*plain, *restarted.values()], RECALLS)
         if subject.about["distance"] == "N" and same.keys() >= set(ERS_ATTACKS):
             draw(ERS, ERS, [same[name] for name in ERS_ATTACKS], ERS_COLUMNS)
     return found
 
 
-def _restarted(cells: Mapping[str, Cell]) -> dict[str, list[Cell]]:
-    """``restarts=5`` -> the cells of ES, LTM and GTM that differ in that alone."""
-    found: dict[str, list[Cell]] = {}
-    for attack, cell in cells.items():
+def _restarted(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """``es:restarts=5`` -> cell: of ES, LTM and GTM those that differ in that alone.
+
+    Of one attack that with the most starts: they are the first starts of more, and some.
+    """
+    most: dict[str, tuple[int, str]] = {}
+    for attack in cells:
         name, _, changed = attack.partition(":")
-        if name in WORST_OF and re.fullmatch(r"restarts=\d+", changed):
-            found.setdefault(changed, []).append(cell)
-    return found
+        if name in WORST_OF and (count := re.fullmatch(r"restarts=(\d+)", changed)):
+            most[name] = max(most.get(name, (0, "")), (int(count[1]), attack))
+    return {most[name][1]: cells[most[name][1]] for name in WORST_OF if name in most}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from dmlbench.tables import SUBJECT, Row, headings
+from dmlbench.tables import SUBJECT, Row, headings, one_a_seed
 
 LEVEL = 0.95
 CONFIGURATION = tuple(name for name in SUBJECT if name != "seed")
@@ -55,7 +55,8 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault(tuple(row.about[name] for name in CONFIGURATION), []).append(row)
     records = []
-    for configuration, group in groups.items():
+    for configuration, several in groups.items():
+        group = one_a_seed(several)
         record = dict(zip(CONFIGURATION, configuration, strict=True))
         record["seeds"] = " ".join(str(seed) for seed in sorted({r.about["seed"] for r in group}))
         values = {

@@ -167,19 +167,21 @@ class Row:
         if record["collapsed"] != "":
             self.collapsed = record["collapsed"]
 
-    def score(self) -> None:
+    def settle_ers(self) -> None:
         """Have ERS follow from its ten columns where they are there (metric N only).
 
         Its interval is that of a cell which was drawn from the same.
         """
-        if self.about["distance"] != "N" or not self.estimates.keys() >= set(ERS_COLUMNS):
-            self.estimates.pop(ERS, None)
-            return
-        value = ers({name: self.estimates[name].value for name in ERS_COLUMNS})
+        complete = self.about["distance"] == "N" and self.estimates.keys() >= set(ERS_COLUMNS)
+        columns = {name: self.estimates[name].value for name in ERS_COLUMNS if complete}
+        value = ers(columns) if complete else math.nan
         drawn = self.estimates.get(ERS)
-        if drawn is None or not math.isclose(drawn.value, value, abs_tol=1e-6):
-            self.estimates[ERS] = Estimate(value, None, None, self.estimates["CA+"].n)
-        self.better[ERS], self.digits[ERS] = "higher", 1
+        if drawn is not None and not math.isclose(drawn.value, value, abs_tol=1e-6):
+            del self.estimates[ERS], self.records[ERS]
+        if complete:
+            self.estimates.setdefault(ERS, Estimate(value, None, None, self.estimates["CA+"].n))
+            self.better[ERS], self.digits[ERS] = "higher", 1
+            self.failed.pop(ERS, None)
 
     def record(self) -> dict[str, Any]:
         """For a CSV: values, and the interval of each attack column beside it."""
@@ -219,9 +221,21 @@ def rows(records: Iterable[Record]) -> list[Row]:
             for record in group:
                 if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
-            row.score()
+            row.settle_ers()
             found.append(row)
     return found
+
+
+def one_a_seed(rows: Iterable[Row]) -> list[Row]:
+    """``rows`` of one configuration, of those of one seed the one that was measured last.
+
+    Weights that were trained again may differ in their last bits, and so be another model.
+    """
+    latest = sorted(
+        rows, key=lambda row: max((r["started"] for r in row.records.values()), default="")
+    )
+    found = {row.about["seed"]: row for row in latest}
+    return [found[seed] for seed in sorted(found)]
 
 
 def _record_order(record: Record) -> tuple[Any, ...]:
@@ -234,8 +248,14 @@ def headings(rows: Sequence[Row]) -> list[str]:
     """Every heading of ``rows``: benign metrics, ERS's columns in its order, others, the scores."""
     seen = dict.fromkeys(name for row in rows for name in row.better)
     first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in seen]
-    last = [name for name in (WORST, ERS) if name in seen]
+    last = scores(seen)
     return [*first, *(name for name in seen if name not in {*first, *last}), *last]
+
+
+def scores(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are drawn from other columns, as they are shown."""
+    found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
+    return sorted(found, key=lambda name: (name == ERS, name))
 
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:

@@ -29,7 +29,7 @@ from dmlbench.compute import Compute
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Clean, State
 from dmlbench.distributed import World, world
-from dmlbench.embedding import embed, place
+from dmlbench.embedding import embed, frozen, place
 from dmlbench.errors import CellError, UserError
 from dmlbench.files import write_atomically
 from dmlbench.identity import derived_seed
@@ -276,11 +276,9 @@ class _Run:
     @torch.no_grad()
     def embeddings(self, images: torch.Tensor) -> torch.Tensor:
         """(2B, D) of a batch in eval mode, each process its share."""
-        self.model.eval()
         own = self.world.share(len(images))
-        found = self.world.gather(embed(self.model, images[own]), len(images))
-        self.model.train()
-        return found
+        with frozen(self.model):
+            return self.world.gather(embed(self.model, images[own]), len(images))
 
     @torch.no_grad()
     def check(self, index: Index, where: str) -> None:

@@ -38,9 +38,7 @@ class Findings:
 
     def ers(self, defense: str) -> float:
         """Its Empirical Robustness Score."""
-        score = self.row(defense).ers
-        assert score is not None
-        return score
+        return self.row(defense).estimates["ERS"].value
 
     def difference(self, a: str, b: str, metric: str) -> Difference:
         """B - a, paired."""

@@ -29,7 +29,11 @@ def markdown(heads: Sequence[str], lines: Lines) -> str:
 
 def found(entries: Iterable[Entry], suite: str) -> dict[str, Entry]:
     """Ours of a suite, by the defense's notation."""
-    return {entry.label: entry for entry in entries if entry.suite == suite}
+    chosen = [entry for entry in entries if entry.suite == suite]
+    named = {entry.label: entry for entry in chosen}
+    if len(named) < len(chosen):
+        raise ValueError("two entries of one label: the tables would show the last alone")
+    return named
 
 
 def text(entry: Entry, column: str) -> str:
@@ -92,10 +96,10 @@ def blocks() -> dict[str, str]:
     """Every table, by its name."""
     entries = measured(read_tidy(RESULTS / "fashion.csv"))
     strict, ers = found(entries, "strict"), found(entries, "ers")
-    made = ("device", "threads", "git", "torch", "model", "size", "batch", "gallery", "pairs")
-    made += ("queries", "checkpoint")
+    said = ("device", "threads", "git", "torch", "model", "size", "batch", "gallery", "pairs")
+    said += ("queries", "checkpoint")  # by the text
     speeds = {
-        name: table(RESULTS / "speed" / f"{name}.csv", made)
+        name: table(RESULTS / "speed" / f"{name}.csv", said)
         for name in ("attacks", "peer", "training")
     }
     return {"defenses": defenses(strict, ers), "documented": documented(ers), **speeds}
@@ -109,7 +113,7 @@ def written(page: str) -> str:
     """
     for name, made in blocks().items():
         page, places = re.subn(
-            rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda found, t=made: f"{found[1]}{t}\n", page
+            rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda place, t=made: f"{place[1]}{t}\n", page
         )
         if places != 1:
             raise ValueError(f"the page needs one line <!-- {name} -->, got {places}")

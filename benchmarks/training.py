@@ -2,7 +2,7 @@
 
 For each defense and eta, on a batch of fashion-mini at weights that have learned a little:
 
-- step: seconds of one weight update, the embedding and mining of the clean batch included;
+- step: seconds of one weight update, mining included;
 - full, active: step / (eta bare inner passes + one bare outer pass), without and with the active
   set. A bare inner pass is forward and gradient in the images, an outer one forward and gradient
   in the parameters, of as many images as the defense takes;
@@ -160,12 +160,9 @@ def prepare(pairs: int, device: torch.device) -> Bench:
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    """Clean embeddings as the engine takes them."""
-    model.eval()
-    with torch.no_grad():
-        e = embed(model, images)
-    model.train()
-    return e
+    """Clean embeddings as the engine takes them, in one process."""
+    with frozen(model), torch.no_grad():
+        return embed(model, images)
 
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

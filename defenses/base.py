@@ -85,7 +85,10 @@ class Clean:
 
     @cached_property
     def embeddings(self) -> torch.Tensor:
-        """(2B, D) clean embeddings in eval mode, without gradient."""
+        """(2B, D) clean embeddings in eval mode, without gradient.
+
+        Several processes make them together: all must ask for them, or none.
+        """
         return self.embed()
 
     @property

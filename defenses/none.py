@@ -72,12 +72,13 @@ class NoDefense(Defense):
         return None if self.loss == TRIPLET else build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
-        """Forward the batch once, mine its embeddings, and take the loss on them.
+        """Forward the batch, mine its embeddings, and take the loss on them.
 
-        They are those of train mode: only dropout and stochastic depth (Swin) make a difference.
+        A network that embeds otherwise in training is mined in eval mode, by a pass of its own.
         """
         e = clean.gather(model(clean.images[clean.share]))
-        whole = self.mine_whole(self.sampler, clean, model.metric, e.detach())
+        known = e.detach() if model.steady else clean.embeddings
+        whole = self.mine_whole(self.sampler, clean, model.metric, known)
         if not len(whole):
             return Step.empty(clean)
         if clean.companion is None:
@@ -89,4 +90,4 @@ class NoDefense(Defense):
             h, weight = hardness(e[whole.stack()], model.metric), 1 / clean.world.size
             mined = (whole.stack().unbind(1),) if self.loss == MARGIN_LOSS else ()
             loss = clean.companion(e, clean.labels, *mined)
-        return Step(loss, h.detach().mean(), spread(e.detach()), weight)
+        return Step(loss, h.detach().mean(), spread(known), weight)

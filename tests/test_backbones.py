@@ -71,6 +71,19 @@ def test_normalisation_is_inside(built: dict[str, EmbeddingModel]) -> None:
     torch.testing.assert_close(model(images), outside)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet18:freeze_bn=false", "mnasnet1_0", "swin_t", "c2f2", "lenet"]
+)
+def test_a_steady_network_embeds_alike_in_training(name: str) -> None:
+    big = name not in ("c2f2", "lenet")
+    described = parse_model(spell(name, weights="none") if big else name)
+    model = described.build(3, SIDE)
+    images = torch.rand(4, 3, SIDE, SIDE)
+    with torch.no_grad():
+        alike = torch.equal(model.eval()(images), model.train()(images))
+    assert described.steady == model.steady == alike
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_batch_norm_keeps_its_statistics_and_trains_its_scales(frozen: bool) -> None:
     model = parse_model(f"resnet18:weights=none,dim=4,freeze_bn={str(frozen).lower()}").build(3, 32)

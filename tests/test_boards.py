@@ -20,8 +20,10 @@ from dmlbench.report.boards import boards
 from dmlbench.report.entries import measured, published
 from dmlbench.report.results import read_folder, read_tidy
 from dmlbench.report.table import Board, tables
-from dmlbench.tables import tidy
+from dmlbench.seeds import over_seeds
+from dmlbench.tables import tidy, wide
 from tests.synthetic import FULL, attacked, failed, many, model, write
+from tests.test_store import cell
 
 PAPER = {  # HM, Table 6: the rows by their printed ERS, best first
     "cub": [
@@ -355,3 +357,14 @@ def test_a_thousand_rows_render_in_two_seconds(tmp_path: Path) -> None:
         seconds.append(time.process_time() - begun)
     assert min(seconds) < 2
     assert all(text.count("HM[S,") >= 1000 for text in texts)
+
+
+def test_of_weights_trained_again_the_last_to_be_measured_count() -> None:
+    old, new = cell("CA+", 10), cell("CA+", 30)
+    new["facts"] = old["facts"] | {"checkpoint": "other"}
+    new["started"] = old["started"] + 60
+    (entry,) = measured(tidy([new, old]))
+    assert (entry.numbers["CA+"].text, entry.seeds) == ("30.0", (0,))
+    assert entry.numbers["CA+"].range == "[29.0, 31.0]"
+    (record,) = over_seeds(wide([new, old]))
+    assert (record["CA+"], record["CA+ n"]) == (30, 1)

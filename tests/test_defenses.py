@@ -314,6 +314,28 @@ def test_a_batch_of_one_class_is_no_step(
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
+@pytest.mark.parametrize("steady", [True, False])
+def test_none_takes_a_pass_in_eval_mode_where_training_embeds_otherwise(
+    tiny: RetrievalData, steady: bool
+) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
+    network = torch.nn.Sequential(*layers[: 1 if steady else 2], layers[2], torch.nn.LazyLinear(6))
+    model = EmbeddingModel(network, "N", steady=steady)
+    model(torch.rand(2, 1, 8, 8))
+    clean = make_clean(model, tiny)
+    known, asked = clean.embeddings, []
+    clean = dataclasses.replace(clean, embed=lambda: asked.append(1) or known)
+    step = NoDefense(sampler="hardest").resolve(THREAT, "N").step(model, clean, {})
+    assert bool(asked) == (not steady)
+    triplets = sample("hardest", known, clean.labels, "N", GAMMA, torch.Generator()).stack()
+    expected = (hardness(model(clean.images)[triplets], "N") + GAMMA).relu().mean()
+    torch.testing.assert_close(step.loss, expected)
+    e = torch.nn.functional.normalize(known, dim=1)
+    cosines = (e @ e.T)[~torch.eye(len(e), dtype=torch.bool)]
+    torch.testing.assert_close(step.spread, cosines.mean())
+
+
 def test_labels_are_the_papers() -> None:
     assert NoDefense().label == "N/A[R]"
     assert EmbeddingShiftedTriplet().label == "EST[R]"

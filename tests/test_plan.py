@@ -195,10 +195,11 @@ def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
     assert scores("es", "ltm") == {}
     assert scores("es", "ltm", "gtm") == {"worst case": worst}
     assert scores(
-        "gtm", "es:restarts=3", "es", "ltm:restarts=3", "ltm", "ltm:restarts=3,steps=4"
+        *("es:restarts=30", "gtm", "es:restarts=3", "es", "ltm"),
+        *("ltm:restarts=3", "ltm:restarts=3,steps=4"),
     ) == {
         "worst case": worst,
-        "worst case:restarts=3": [*worst, "ES:R", "LTM"],
+        "worst case:es:restarts=30 ltm:restarts=3": [*worst, "ES:R", "LTM"],
     }
     assert scores("es:restarts=3", "ltm", "gtm") == {}
     whole = scores(*ERS_ATTACKS)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from benchmarks.facts import Findings
 from benchmarks.reading import README, written
+from dmlbench.metrics.ers import ers
+from dmlbench.store import Store
+from tests.synthetic import FULL, model
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
@@ -19,3 +26,10 @@ def test_a_number_changed_by_hand_is_found() -> None:
     assert written(page[:cell] + "9" + page[cell:]) == page
     with pytest.raises(ValueError, match="needs one line"):
         written(page.replace("<!-- peer -->", ""))
+
+
+def test_the_findings_of_a_results_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for one in model():
+        store.put(one, {name: np.zeros(4) for name in one["metrics"]})
+    assert Findings(tmp_path).ers("hm") == pytest.approx(ers(FULL))

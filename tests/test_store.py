@@ -224,6 +224,10 @@ def test_the_interval_of_ers_is_that_of_a_cell_drawn_from_the_same_columns() -> 
     cells[0] = cell("CA+", 20)  # measured again since
     (row,) = wide([*cells, drawn])
     assert row.estimates["ERS"] == Estimate(34.5, None, None, 40)
+    assert "ERS" not in row.records
+    broken = drawn | {"status": "failed", "error": "no disk", "metrics": {}}
+    (row,) = wide([*cells, broken])
+    assert (row.estimates["ERS"].value, row.failed) == (34.5, {})
     (row,) = wide([drawn])
     assert "ERS" not in row.estimates
 

@@ -61,6 +61,13 @@ class Model(Component, abc.ABC):
         """Whether the statistics of batch norm stay as they are in training."""
         return False
 
+    @property
+    def steady(self) -> bool:
+        """Whether a batch has the same embeddings in training as in evaluation: it has no dropout
+        and no stochastic depth, and freezes batch norm.
+        """
+        return False
+
     def build(self, channels: int, size: int, *, initial: bool = False) -> EmbeddingModel:
         """The backbone with input normalisation before and the metric's geometry after it.
 
@@ -82,7 +89,7 @@ class Model(Component, abc.ABC):
             if initial:
                 self.initialise(backbone)
             model = EmbeddingModel(
-                backbone, self.metric, *self.normalisation(), self.freezes_batch_norm
+                backbone, self.metric, *self.normalisation(), self.freezes_batch_norm, self.steady
             )
             if not any(p.requires_grad for p in model.parameters()):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")

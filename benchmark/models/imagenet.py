@@ -146,6 +146,12 @@ class TorchvisionModel(Pretrained, abc.ABC):
     """A builder of torchvision.models, and the weights that ``pretrained=True`` used to mean."""
 
     features: ClassVar[int]  # that go into the replaced layer
+    drops: ClassVar[bool] = False  # layers at random, in training
+
+    @property
+    def steady(self) -> bool:
+        """With frozen batch norm; dropout is in the replaced layer alone."""
+        return self.freeze_bn and not self.drops
 
     @property
     def published(self) -> str:
@@ -219,6 +225,7 @@ class SwinT(TorchvisionModel):
     card = Card("swin_t", "Swin-T of torchvision, FC dim", SWIN)
     head = "head"
     features = 768
+    drops = True
 
 
 @MODELS.register

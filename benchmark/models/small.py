@@ -25,6 +25,11 @@ class C2F2(Model):
 
     dim: int = parameter(512, "embedding dimension", at_least=1)
 
+    @property
+    def steady(self) -> bool:
+        """Plain layers."""
+        return True
+
     def backbone(self, channels: int, size: int) -> nn.Module:
         """Same padding, so any size from 4 pixels up."""
         if size < 4:
@@ -52,6 +57,11 @@ class LeNet(Model):
     card = Card("lenet", "5x5 convolutions (20, 50), FC 500, FC dim; small and quick", LENET)
 
     dim: int = parameter(128, "embedding dimension", at_least=1)
+
+    @property
+    def steady(self) -> bool:
+        """Plain layers."""
+        return True
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """No padding: 28 pixels leave a 4x4 map, and 16 are the least."""

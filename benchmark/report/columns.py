@@ -7,7 +7,7 @@ from functools import cache
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.tables import BENIGN, WORST
+from dmlbench.tables import BENIGN, WORST, scores
 
 ARROW = {"higher": "↑", "lower": "↓", "": ""}
 SPELT = {"higher": "higher is better", "lower": "lower is better"}
@@ -105,5 +105,5 @@ def directions() -> dict[str, str]:
 def in_order(names: set[str]) -> list[str]:
     """Metrics as the papers order them: benign, the ten attack columns, others, the scores last."""
     first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in names]
-    last = [name for name in (WORST, "ERS") if name in names]
+    last = scores(names)
     return [*first, *sorted(names - {*first, *last}), *last]

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.papers import HM, ROBRANK, Paper
 from dmlbench.report.columns import directions
-from dmlbench.tables import BENIGN, SUBJECT, Record, Row, rows
+from dmlbench.tables import BENIGN, SUBJECT, Record, Row, one_a_seed, rows
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
 PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
@@ -136,7 +136,7 @@ def measured(records: Iterable[Record]) -> list[Entry]:
     for row in rows(records):
         key = tuple(row.about[name] for name in SUBJECT if name != "seed")
         groups.setdefault(key, []).append(row)
-    return [_entry(group) for group in groups.values()]
+    return [_entry(one_a_seed(group)) for group in groups.values()]
 
 
 def _entry(group: Sequence[Row]) -> Entry:
