@@ -15,7 +15,7 @@ from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import DONE, FAILED, STALE, TAKEN, Entry, Known
 from dmlbench.store import Cell
 from dmlbench.tasks import Cellular, Combine, Hostile, Task, Train
-from dmlbench.times import Times
+from dmlbench.times import Kind, Times
 
 
 @dataclass
@@ -64,12 +64,12 @@ class Matrix:
     resume: str
     done: int = 0
     failed: int = 0
-    running: int = 0
     total: int = 0
     ended: int = 0  # tasks of this run
     watch: Stopwatch = field(default_factory=Stopwatch)
     models: dict[str, _Model] = field(default_factory=dict)
-    left: Counter[str] = field(default_factory=Counter)  # cells and trainings, by their time
+    left: Counter[Kind] = field(default_factory=Counter)  # cells and trainings
+    running: dict[str, tuple[Kind, Stopwatch]] = field(default_factory=dict)  # by their cell
 
     def run(self) -> list[Cell]:
         """Do what is left to do; the rows of all entries in their order, stored ones included.
@@ -107,7 +107,7 @@ class Matrix:
                 self.done += status in (DONE, STALE)
                 self.failed += status == FAILED
             elif agenda:
-                self.left[self.times.key(task)] += 1
+                self.left[self.times.kind(task)] += 1
             else:
                 self.failed += 1  # its model has failed, and is not tried again
         if agenda:
@@ -115,7 +115,7 @@ class Matrix:
             model.add(agenda)
             self.models[agenda[0].model] = model
             if isinstance(agenda[0], Train):
-                self.left[self.times.key(agenda[0])] += 1
+                self.left[self.times.kind(agenda[0])] += 1
             self._release(model)
 
     def _start(self, held: str) -> bool:
@@ -133,7 +133,7 @@ class Matrix:
         if name is None:
             return False
         task = self.models[name].ready.popleft()
-        self.running += 1
+        self.running[task.cell["id"]] = self.times.kind(task), Stopwatch()
         if self.resume != "never" and self.session.store.done(task.cell["id"]):
             self._close(task)  # another run in this folder has done it since it was planned
         else:
@@ -143,7 +143,7 @@ class Matrix:
     def _end(self, ending: Ending) -> None:
         """Take in what became of a task."""
         if ending.problem is None:
-            self.times.add(self.times.key(ending.task), ending.seconds)
+            self.times.add(self.times.kind(ending.task), ending.seconds)
         else:
             task, gone = ending.task, CellError(ending.problem)
             fail(self.session, task.cell, task.title, gone, Stopwatch.ended(ending.seconds))
@@ -152,9 +152,9 @@ class Matrix:
     def _close(self, task: Task) -> None:
         model = self.models[task.model]
         model.open -= 1
-        self.running -= 1
+        del self.running[task.cell["id"]]
         self.ended += 1
-        self.left[self.times.key(task)] -= 1
+        self.left[self.times.kind(task)] -= 1
         row = self.session.store.get(task.cell["id"])
         if row is not None:
             self.known.cells[row["id"]] = row
@@ -199,7 +199,7 @@ class Matrix:
     def _give_up(self, tasks: Sequence[Cellular]) -> None:
         """Count cells that cannot be measured since what they need has failed."""
         self.failed += len(tasks)
-        self.left.subtract(self.times.key(task) for task in tasks)
+        self.left.subtract(self.times.kind(task) for task in tasks)
 
     def _rows(self, entry: Entry) -> list[Cell]:
         if entry.train is not None and (row := self.known.cells.get(entry.train.cell["id"])):
@@ -209,17 +209,16 @@ class Matrix:
         return [row for task in tasks if (row := self.known.find(task.cell)) is not None]
 
     def _tell(self) -> None:
-        tally = Tally(self.total, self.done, self.failed, self.running, self._seconds_left())
-        self.session.reporter.tally(tally)
+        counts = self.total, self.done, self.failed, len(self.running)
+        self.session.reporter.tally(Tally(*counts, self._seconds_left()))
 
     def _seconds_left(self) -> float | None:
-        """From past rows; what has none takes as long as the others do on average."""
-        known, number, unknown = 0.0, 0, 0
-        for key, count in self.left.items():
-            seconds = self.times.seconds(key)
-            known += count * (seconds or 0.0)
-            number += count if seconds is not None else 0
-            unknown += count if seconds is None else 0
-        if unknown and not number:
-            return None
-        return (known + unknown * known / max(1, number)) / self.executor.workers
+        """From past rows; None while there is nothing like a task that is left."""
+        left = 0.0
+        for kind, count in self.left.items():
+            seconds = self.times.seconds(kind) if count > 0 else 0.0
+            if seconds is None:
+                return None
+            begun = [watch.seconds for other, watch in self.running.values() if other == kind]
+            left += seconds * count - sum(min(seconds, gone) for gone in begun)
+        return left / self.executor.workers

@@ -21,8 +21,8 @@ def preview(entries: Sequence[Entry], resume: str, times: Times) -> list[dict[st
 
     Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
     case), ``status`` (cached, done, failed, stale, to do), ``runs`` (whether the run does it),
-    ``seconds`` (the median of past rows; None: there is none), ``training`` and ``cell``
-    (identities; ``cell`` is None before the model is trained).
+    ``seconds`` (the median of past rows, or of like ones; None: there are none), ``training`` and
+    ``cell`` (identities; ``cell`` is None before the model is trained).
     """
     records = []
     for entry in entries:
@@ -40,7 +40,7 @@ def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The records as aligned text."""
     table: list[Sequence[str]] = [("model", "seed", "suite", "task", "status", "time")]
     for r in records:
-        time = "no past row" if r["seconds"] is None else duration(r["seconds"])
+        time = "not known" if r["seconds"] is None else duration(r["seconds"])
         row = (r["label"], str(r["seed"]), r["suite"], r["task"], r["status"])
         table.append((*row, time if r["runs"] else ""))
     return aligned(table)
@@ -58,8 +58,8 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
     if not runs:
         return "; ".join([*counts, "nothing to do"])
     time = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
-    if len(known) < len(runs):
-        time += f", without {len(runs) - len(known)} tasks that have no past row"
+    if unknown := len(runs) - len(known):
+        time += f", without {unknown} task{'s' * (unknown > 1)} like none in the past"
     return "; ".join([*counts, f"{len(runs)} tasks to do, {time}"])
 
 
@@ -80,7 +80,7 @@ def _record(task: Train | Cellular, status: str, runs: bool, times: Times) -> di
         "task": "training" if training else about["attack"] or "benign",
         "status": status,
         "runs": runs,
-        "seconds": times.seconds(times.key(task)),
+        "seconds": times.seconds(times.kind(task)),
         "training": task.model,
         "cell": task.cell["id"] if identified else None,
     }

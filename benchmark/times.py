@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +19,23 @@ from dmlbench.tasks import Task, Train
 _KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What tasks that take equally long have in common.
+
+    Attributes:
+        same: identity of what decides the time: not the seed, nor the weights that are attacked.
+        like: the same, whatever the defense or the attack.
+        passes: of a training step; 1 of a measured cell, 0 of one that is drawn from others.
+    """
+
+    same: str
+    like: str
+    passes: int
+
+
 class Times:
-    """Seconds of trainings and cells, by what decides them but for seed, weights and defense.
+    """Seconds of trainings and cells.
 
     Args:
         device: name of the processor; rows of others do not count.
@@ -30,25 +46,38 @@ class Times:
     def __init__(self, device: str, cells: Iterable[Cell], store: Store) -> None:
         self.device = device
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
         for row in cells:
             if row["status"] == "ok" and row["provenance"]["device"] == device:
-                self._seconds[_key(row["facts"])].append(row["seconds"])
+                self.add(_cell(row["facts"]), row["seconds"])
         for path in (store.root / "models").glob("*/manifest.json"):
             made = _manifest(path)
             if made is not None and made["provenance"]["device"] == device:
-                self._seconds[_key(made["training"])].append(made["seconds"])
+                self.add(_training(made["training"], made["training_cost"]), made["seconds"])
 
-    def key(self, task: Task) -> str:
-        """Tasks of one key take equally long."""
-        return _key(task.job.training.facts if isinstance(task, Train) else task.cell["facts"])
+    def kind(self, task: Task) -> Kind:
+        """What decides the time of ``task``."""
+        if isinstance(task, Train):
+            training = task.job.training
+            return _training(training.facts, training.defense.training_cost)
+        return _cell(task.cell["facts"])
 
-    def seconds(self, key: str) -> float | None:
-        """The median of the past rows of ``key``; None if there is none."""
-        return median(self._seconds[key]) if key in self._seconds else None
+    def seconds(self, kind: Kind) -> float | None:
+        """The median of the past rows of ``kind``, else what its passes took in like ones.
 
-    def add(self, key: str, seconds: float) -> None:
+        None if there are none.
+        """
+        if kind.same in self._seconds:
+            return median(self._seconds[kind.same])
+        if kind.like in self._per_pass:
+            return median(self._per_pass[kind.like]) * kind.passes
+        return None if kind.passes else 0.0
+
+    def add(self, kind: Kind, seconds: float) -> None:
         """One more."""
-        self._seconds[key].append(seconds)
+        self._seconds[kind.same].append(seconds)
+        if kind.passes:
+            self._per_pass[kind.like].append(seconds / kind.passes)
 
 
 def likely_device(compute: Compute) -> str:
@@ -59,15 +88,22 @@ def likely_device(compute: Compute) -> str:
     return device_name(compute.torch_device())
 
 
-def _key(facts: dict[str, Any]) -> str:
-    if facts["kind"] == "training":
-        return identity({k: v for k, v in facts.items() if k != "seed"})
-    return identity({k: facts.get(k) for k in _KEEP})
+def _training(facts: dict[str, Any], passes: int) -> Kind:
+    same = {k: v for k, v in facts.items() if k != "seed"}
+    like = {k: v for k, v in same.items() if not k.startswith("defense")}
+    return Kind(identity(same), identity(like), passes)
+
+
+def _cell(facts: dict[str, Any]) -> Kind:
+    same = {k: facts.get(k) for k in _KEEP}
+    like = {k: v for k, v in same.items() if not k.startswith("attack")}
+    return Kind(identity(same), identity(like), int(facts["kind"] in ("benign", "attack")))
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     try:
         made: dict[str, Any] = json.loads(path.read_bytes())
-        return made if {"training", "seconds", "provenance"} <= made.keys() else None
+        needed = {"training", "training_cost", "seconds", "provenance"}
+        return made if needed <= made.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

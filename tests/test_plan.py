@@ -32,14 +32,14 @@ from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import parse_model
 from dmlbench.pivot import chosen, column, condition, pivot
 from dmlbench.preview import lines, preview, summary
-from dmlbench.progress import duration
+from dmlbench.progress import Tally, duration
 from dmlbench.recipe import ERS_ATTACKS
 from dmlbench.seeds import over_seeds, spread
 from dmlbench.session import Session, Stopwatch, fail
 from dmlbench.status import Entry, Known
 from dmlbench.store import Store
 from dmlbench.tables import order, wide
-from dmlbench.tasks import Task, Train
+from dmlbench.tasks import Task, Train, new_cell
 from dmlbench.times import Times
 from tests.test_store import cell
 from tests.test_training import Silent
@@ -116,12 +116,14 @@ def assessed(store: Store, found: list[Job]) -> tuple[list[Entry], Known]:
     return [status.assess(job, HOSTILE, store, known, "fp32") for job in found], known
 
 
-def ran(store: Store, found: list[Job], resume: str = "retry-failed", **how: Any) -> Any:
+def ran(
+    store: Store, found: list[Job], resume: str = "retry-failed", tell: Any = id, **how: Any
+) -> Any:
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
     matrix = Matrix(entries, HOSTILE, session, executor, known, Times("", [], store), resume)
-    matrix.session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
+    matrix.session.reporter.tally = tell  # type: ignore[method-assign]
     return matrix, matrix.run(), executor.did
 
 
@@ -292,16 +294,41 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
     assert [r["status"] for r in records] == [
         "cached", "done", "done", "failed", "done", "done", "to do", *["to do"] * 7
     ]  # fmt: skip
-    assert [r["seconds"] for r in records[:5]] == [None, 2, 2, None, 2]
+    assert [r["seconds"] for r in records[:6]] == [None, 2, 2, 2, 2, 2]  # es as ca+
     assert records[1]["cell"] is not None
     assert records[8]["cell"] is None  # its weights are not known yet
     text = "\n".join([*lines(records), summary(records, 2, "cpu: x")])
     assert "2 models: 1 cached, 1 to do; 12 cells: 4 done, 1 failed, 7 to do" in text
-    assert "9 tasks to do, about 4.0 s on cpu: x, without 5 tasks that have no past row" in text
+    assert "9 tasks to do, about 6.0 s on cpu: x, without 1 task like none in the past" in text
     assert (
         Times("cpu: y", known.cells.values(), store).seconds(times.key(entries[0].cells[0][0]))
         is None
     )
+
+
+def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
+    none, est, other = (
+        Train(job, new_cell(job.training.facts, {}, {}))
+        for job in (*jobs(defenses=("none", "est:eta=8")), *jobs((1,), ("none",)))
+    )
+    times = Times("cpu: x", [], Store(tmp_path))
+    assert times.seconds(times.kind(est)) is None
+    times.add(times.kind(none), 60.0)
+    assert times.seconds(times.kind(est)) == 9 * 60
+    times.add(times.kind(est), 300.0)
+    assert times.seconds(times.kind(est)) == 300  # its own, once it is known
+    assert times.kind(other) == times.kind(none)
+    assert times.kind(none) != times.kind(est)
+
+
+def test_the_time_left_is_not_guessed_from_other_work(tmp_path: Path) -> None:
+    told: list[Tally] = []
+    ran(Store(tmp_path), jobs(defenses=("none", "est:eta=8")), tell=told.append)
+    assert {t.seconds for t in told if t.done <= 1} == {None}  # no attack was ever timed
+    first = next(t.seconds for t in told if t.seconds is not None)
+    still = 2 * len(HOSTILE) + 1 - 1  # at 1 s: of both, and est's benign cell, but for the first
+    assert first == pytest.approx(9 + still, abs=0.1)  # and est's training by its passes
+    assert (told[-1].done, told[-1].seconds) == (told[-1].total, 0.0)
 
 
 def test_durations() -> None:
