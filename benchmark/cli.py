@@ -26,13 +26,15 @@ from dmlbench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, Termi
 
 
 class _Group(click.Group):
-    """Turns a UserError into one line and exit code 2."""
+    """Turns a mistake of the user's into one line and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), EXIT_USAGE)
+        except PermissionError as error:
+            _fail(f"{error.filename}: permission denied", EXIT_USAGE)
         except KeyboardInterrupt as stop:
             how, code = (
                 ("terminated", EXIT_TERMINATED)

@@ -45,7 +45,7 @@ class Training:
             "kind": "training",
             "training_version": TRAINING_VERSION,
             "data": self.digest,
-            "model": self.model.facts,
+            "model": self.model.facts | self.model.training_facts,
             "defense": self.defense.card.name,
             "defense_version": self.defense.card.version,
             "defense_values": spec.values(self.defense),

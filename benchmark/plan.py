@@ -177,7 +177,7 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
-    made_by = {k: v for k, v in subject.facts.items() if k in ("checkpoint", "training")}
+    made_by = {k: v for k, v in subject.facts.items() if k in ("checkpoint", "training", "data")}
 
     def draw(attack: str, score: str, cells: Sequence[Cell], columns: Iterable[str]) -> None:
         sources = tuple((c["id"], n) for c in cells for n in c["columns"] if n in columns)

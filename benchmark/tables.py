@@ -52,6 +52,7 @@ TIDY_COLUMNS = (
     "error",
     "cell",
     "versions",
+    "data",
     "checkpoint_sha256",
     "dmlbench",
     "git",
@@ -114,6 +115,7 @@ def _origin(cell: Cell) -> Record:
         "error": cell.get("error", ""),
         "cell": cell["id"],
         "versions": ".".join(map(str, versions(cell))),
+        "data": cell["facts"].get("data", ""),
         "checkpoint_sha256": cell["facts"].get("checkpoint", ""),
         "dmlbench": made["dmlbench"],
         "git": made["git"] or "",
@@ -210,7 +212,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     """
     models: dict[tuple[Any, ...], list[Record]] = {}
     for record in sorted(records, key=_record_order):
-        key = tuple(record[name] for name in (*MODEL, "checkpoint_sha256"))
+        key = tuple(record[name] for name in (*MODEL, "data", "checkpoint_sha256"))
         models.setdefault(key, []).append(record)
     found = []
     for group in models.values():
@@ -229,7 +231,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
 def one_a_seed(rows: Iterable[Row]) -> list[Row]:
     """``rows`` of one configuration, of those of one seed the one that was measured last.
 
-    Weights that were trained again may differ in their last bits, and so be another model.
+    Weights that were trained again may differ in their last bits, and so be another model; a
+    folder of images may hold others than before.
     """
     latest = sorted(
         rows, key=lambda row: max((r["started"] for r in row.records.values()), default="")

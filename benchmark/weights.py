@@ -87,7 +87,7 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
 def _refusal(error: Exception) -> str:
     """What of a file PyTorch refused, out of the page that it says about it."""
     named = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it names {named[1]}" if named else _first_line(error)
+    return f"it names {named[1]}" if named else "it is no file of PyTorch's or safetensors'"
 
 
 def _first_line(error: Exception) -> str:

@@ -17,10 +17,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmlbench import checkpoint
+from dmlbench.defenses.base import DEFENSES
 from dmlbench.embedding import EmbeddingModel
 from dmlbench.errors import UserError
+from dmlbench.job import Training
 from dmlbench.models import imagenet
 from dmlbench.models.base import parse_model
+from dmlbench.recipe import Recipe
 from dmlbench.weights import read_state
 
 SIDE = 32  # the heads do not depend on it
@@ -118,6 +121,12 @@ def test_only_training_depends_on_initial_weights(tmp_path: Path) -> None:
     assert len({str(one) for one in facts.values()}) == 5
     assert facts["imagenet"]["weights"] == "ResNet18_Weights.IMAGENET1K_V1"
     assert len({str(model.facts) for model in models.values()}) == 1
+    trainings = {
+        name: Training("set", "digest", model, DEFENSES.get("none")(), Recipe(epochs=1, pairs=2), 0)
+        for name, model in models.items()
+    }
+    assert trainings.pop("c").id == trainings["a"].id
+    assert len({training.id for training in trainings.values()}) == 5
 
 
 @pytest.mark.parametrize(("prefix", "classes"), [("", 1000), ("backbone.", 6)])

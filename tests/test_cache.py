@@ -137,7 +137,7 @@ def test_too_little_space_is_said_before_any_work(
 @pytest.fixture
 def built(tmp_path: Path) -> tuple[Folder, Cache]:
     """A small set and its cache."""
-    folder = Folder(root=str(trees.folder(tmp_path / "set", classes=2, each=2)))
+    folder = Folder(root=str(trees.folder(tmp_path / "set", classes=4, each=2)))
     cache = Cache(tmp_path / "cache")
     folder.load(None, cache)
     return folder, cache
@@ -165,7 +165,7 @@ def test_it_is_used_until_a_file_changes(
     image = Path(folder.root) / "class 000" / "image 000.jpg"
     os.utime(image, (1, 1))
     assert folder.load(None, cache).digest == before
-    assert reads == [4]
+    assert reads == [8]
     other = trees.jpeg(0, 101)
     other += bytes(image.stat().st_size - len(other))  # as long, and as old
     image.write_bytes(other)
@@ -189,7 +189,7 @@ def test_what_is_not_whole_is_made_again(
     else:
         path.write_bytes(broken[how])
     assert folder.load(None, cache).digest == before
-    assert reads == [4]
+    assert reads == [8]
     assert path.read_bytes() == content
 
 

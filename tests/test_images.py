@@ -232,10 +232,12 @@ def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
     [
         ("", "name it with --dataset folder:root=DIR"),
         ("root=absent", "root absent is not a folder"),
-        ("root=one", "1 class folders, which cannot be split into 0 that train"),
+        ("root=one", "1 folders with images, which cannot be split into 0 that train"),
         ("root=two,train_classes=2", "into 2 that train"),
         ("root=single", "the train split in single has one image a class"),
-        ("root=empty", "the train split in empty has no images"),
+        ("root=two", "the train split in two has a single class"),
+        ("root=imagenet", "imagenet has one of train/ and test/"),
+        ("root=empty", "empty has 0 folders with images"),
         ("root=two,train_list=absent,test_list=absent", "absent cannot be read"),
         ("root=two,train_list=bad,test_list=bad", "bad, line 1: expected 2 words, got 'alone'"),
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
@@ -253,17 +255,20 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
     monkeypatch.chdir(tmp_path)
     trees.folder(Path("one"), classes=1, each=2)
     trees.folder(Path("two"), classes=2, each=2)
-    trees.folder(Path("single"), classes=2, each=1)
+    trees.folder(Path("single"), classes=4, each=1)
+    trees.folder(Path("imagenet/train"), classes=2, each=2)
+    trees.folder(Path("imagenet/val"), classes=2, each=2)
     for name in ("empty/a", "empty/b"):
         Path(name).mkdir(parents=True)
     trees.write(Path("broken/a/0.jpg"), b"\xff\xd8 no picture")
     trees.write(Path("broken/b/0.jpg"), trees.jpeg(0, 0)[:-200])
-    for name in ("a", "b"):
-        trees.write(Path(f"broken/{name}/1.jpg"), trees.jpeg(0, 0))
+    for name in ("a", "b", "c", "d"):
+        for number in (1, 2):
+            trees.write(Path(f"broken/{name}/{number}.jpg"), trees.jpeg(0, 0))
     Path("bad").write_text("alone\n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    Path("gone").write_text("a nowhere.jpg\na nowhere.jpg\n")
-    Path("gone2").write_text("b nowhere.jpg\nb nowhere.jpg\n")
+    Path("gone").write_text("a nowhere.jpg\na nowhere.jpg\nc nowhere.jpg\n")
+    Path("gone2").write_text("b nowhere.jpg\nb nowhere.jpg\nd nowhere.jpg\n")
     with pytest.raises(UserError, match=message):
         spec.parse(f"folder:{arguments}" if arguments else "folder", DATASETS).load(
             None, Cache(Path("cache"))
@@ -275,6 +280,7 @@ def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for i in range(2):
             trees.write(tmp_path / part / "a" / f"{i}.jpg", trees.jpeg(0, i))
+        trees.write(tmp_path / part / part / "0.jpg", trees.jpeg(1, 0))
     with pytest.warns(UserWarning, match="1 classes are in both splits"):
         Folder(root=str(tmp_path)).load(None, Cache(tmp_path / "cache"))
 
@@ -284,7 +290,7 @@ def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
 def test_a_path_without_permission_is_named(path: str) -> None:
     with tempfile.TemporaryDirectory() as place:  # tmp_path has parents that only root may enter
         Path(place).chmod(0o777)
-        root = trees.folder(Path(place) / "set", classes=2, each=2)
+        root = trees.folder(Path(place) / "set", classes=4, each=2)
         (root / path).chmod(0)
         os.seteuid(65534)
         try:

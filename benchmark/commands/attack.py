@@ -21,7 +21,7 @@ from dmlbench.options import PATH, options
     required=True,
     type=PATH,
     metavar="FILE",
-    help="Weights: safetensors, or a plain PyTorch state dict.",
+    help="Weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (RobRank).",
 )
 @options("model")
 @click.option(

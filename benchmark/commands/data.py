@@ -85,7 +85,10 @@ def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bo
 @click.argument("dataset", metavar="SPEC")
 @options("data_root")
 def download(dataset: str, data_root: Path | None) -> None:
-    """Download a data set whose host still serves it; an interrupted download goes on."""
+    """Download a data set whose host still serves it.
+
+    An interrupted download of cub or sop goes on.
+    """
     from rich.console import Console
 
     from dmlbench import spec

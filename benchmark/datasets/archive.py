@@ -58,7 +58,7 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     check_writable(root, "--data-root")
     folder, path = root / archive.folder, root / archive.name
     if folder.exists():
-        reporter.say(f"{folder} is there already")
+        reporter.say(f"{folder} is there already; delete it to have it fetched again")
         return folder
     if not path.is_file():
         partial = path.with_name(f"{path.name}.part")

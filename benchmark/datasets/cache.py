@@ -163,7 +163,7 @@ def stamp(root: Path, names: Sequence[str]) -> str:
         except OSError as error:
             raise UserError(f"{root / name} cannot be read: {error.strerror}") from None
         times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-        digest.update(f"{name}\0{found.st_size} {times}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{found.st_size} {times}\n"))
     if missing:
         raise UserError(f"{root} lacks {listed(missing)} of {len(names):,} files")
     return digest.hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dmlbench.datasets.images import (
     find,
 )
 from dmlbench.errors import UserError
+from dmlbench.lazy import np
 from dmlbench.papers import CARS
 
 TRAIN_CLASSES = 98
@@ -74,7 +74,7 @@ class Cars(ImageDataset):
         )
 
 
-def annotated(path: Path, name: str) -> Iterator[Entry]:
+def annotated(path: Path, name: str) -> list[Entry]:
     """File name and label (class - 1) of each struct of a MATLAB file's ``annotations``.
 
     Args:
@@ -88,12 +88,15 @@ def annotated(path: Path, name: str) -> Iterator[Entry]:
     from scipy.io import loadmat
 
     try:
-        structs = loadmat(path, squeeze_me=True)["annotations"]
-        names, labels = structs[name], structs["class"]
+        with path.open("rb") as file:
+            structs = np.atleast_1d(loadmat(file, squeeze_me=True)["annotations"])
+        found = zip(structs[name], structs["class"], strict=True)
+        return [(str(file), int(label) - 1) for file, label in found]
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): {Cars.card.source}"
+        ) from None
     except Exception as error:  # whatever scipy raises on a broken file
         raise UserError(
             f"{path} has no annotations with {name} and class ({error}): fetch it again"
         ) from None
-    return ((str(file), int(label) - 1) for file, label in zip(names, labels, strict=True))

@@ -18,7 +18,10 @@ from dmlbench.datasets.images import (
 from dmlbench.errors import UserError
 from dmlbench.spec import parameter
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"),
+    *(".gif", ".jp2", ".avif"),
+}
 
 
 @DATASETS.register
@@ -76,6 +79,11 @@ class Folder(ImageDataset):
                     [entry for name in _classes(root / part) for entry in _files(root, part, name)]
                     for part in ("train", "test")
                 ]
+            elif (root / "train").is_dir() or (root / "test").is_dir():
+                raise UserError(
+                    f"data set folder: {root} has one of train/ and test/: rename the folder of "
+                    "the other split, or give train_list and test_list"
+                )
             else:
                 parts = self._by_class(root)
         except OSError as error:
@@ -88,15 +96,16 @@ class Folder(ImageDataset):
         return Listing(root, train, test)
 
     def _by_class(self, root: Path) -> list[list[tuple[str, str]]]:
-        classes = _classes(root)
+        files = {name: _files(root, "", name) for name in _classes(root)}
+        classes = [name for name, found in files.items() if found]
         cut = len(classes) // 2 if self.train_classes is None else self.train_classes
         if not 0 < cut < len(classes):
             raise UserError(
-                f"data set folder: {root} has {len(classes)} class folders, which cannot be split "
-                f"into {cut} that train and others that test"
+                f"data set folder: {root} has {len(classes)} folders with images, which cannot "
+                f"be split into {cut} that train and others that test"
             )
         return [
-            [entry for name in part for entry in _files(root, "", name)]
+            [entry for name in part for entry in files[name]]
             for part in (classes[:cut], classes[cut:])
         ]
 

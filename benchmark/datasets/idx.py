@@ -82,7 +82,7 @@ class IdxDataset(Dataset, abc.ABC):
             with redirect_stdout(sys.stderr):  # torchvision tells its progress
                 getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())
             raise UserError(
                 f"{self.card.name} is not in {root} and cannot be downloaded ({reason}): "
                 f"{self.protocol.source}"

@@ -19,7 +19,7 @@ from dmlbench.lazy import np
 from dmlbench.recipe import Recipe, Threat, TrainingThreat
 
 CROP = 224
-NEEDED = "retrieval needs classes of two or more"
+NEEDED = "retrieval needs two or more classes, of two or more images"
 RECIPE = Recipe(epochs=75, pairs=56, lr=1e-5, weight_decay=4e-4)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
 TRAINING_THREAT = TrainingThreat(eps=8 / 255, eta=32, alpha=1 / 255)
@@ -51,13 +51,17 @@ class Listing:
 
     @property
     def unfit(self) -> tuple[str, ...]:
-        """The splits without a class of two images, in words."""
+        """The splits with less than two classes, or without a class of two images, in words."""
         found = []
         for name, part in (("train", self.train), ("test", self.test)):
             sizes = Counter(label for _, label in part)
-            if not sizes or max(sizes.values()) < 2:
-                what = "one image a class" if sizes else "no images"
-                found.append(f"the {name} split in {self.root} has {what}")
+            if len(sizes) < 2:
+                what = "a single class" if sizes else "no images"
+            elif max(sizes.values()) < 2:
+                what = "one image a class"
+            else:
+                continue
+            found.append(f"the {name} split in {self.root} has {what}")
         return tuple(found)
 
     @property
@@ -142,9 +146,11 @@ def table(path: Path, columns: int) -> list[list[str]]:
         UserError: the file cannot be read, or a line has fewer words.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): the data set needs this list"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file") from None
     rows = []

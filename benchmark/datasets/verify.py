@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from dmlbench.datasets.base import Dataset, Figures
+from dmlbench.datasets.base import Dataset, Figures, existing
 from dmlbench.datasets.cache import Cache, stamp
 from dmlbench.datasets.decoding import Seen, read_files
 from dmlbench.datasets.images import ImageDataset, Listing
+from dmlbench.errors import UserError
 from dmlbench.lazy import np
 
 
@@ -64,12 +65,15 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Report:
     official = {part: known for part, known in figures.items() if known is not None}
     if isinstance(dataset, ImageDataset):
         return _files(card.name, dataset.found(data_root), official, cache)
+    place = dataset.locate(data_root)
+    if place is None and type(dataset).download is not Dataset.download:  # load would fetch it
+        raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
     data = dataset.load(data_root)  # reading it checks digests of whole files
     found = {
         part: Figures(len(split), len(np.unique(split.labels)))
         for part, split in (("train", data.train), ("test", data.test))
     }
-    return Report(card.name, dataset.locate(data_root), found, official)
+    return Report(card.name, place, found, official)
 
 
 def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cache) -> Report:

@@ -11,14 +11,14 @@ import abc
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmlbench.errors import UserError
 from dmlbench.identity import file_sha256
 from dmlbench.lazy import torch
-from dmlbench.models.base import MODELS, Model
+from dmlbench.models.base import MODELS, Model, canonical_model
 from dmlbench.papers import MNASNET, RESNET, SWIN, TIMM
 from dmlbench.registry import Card
 from dmlbench.spec import parameter
@@ -82,14 +82,14 @@ class Pretrained(Model, abc.ABC):
         return MEAN, STD
 
     def initialise(self, backbone: nn.Module) -> None:
-        """Load the weights; of the replaced layer only where they fit.
+        """Load the weights; those of the replaced layer only from a model of dmlbench's.
 
         Raises:
             UserError: they cannot be had, or are another network's.
         """
         from dmlbench.weights import load_state, read_state
 
-        name, own = self.card.name, backbone.state_dict()
+        name, own, ours = self.card.name, backbone.state_dict(), False
         if self.weights == NONE:
             return
         if self.weights == PRETRAINED:
@@ -98,19 +98,21 @@ class Pretrained(Model, abc.ABC):
                     state = self.download()
             except Exception as error:  # the network's, the hub's, a wrong hash
                 reason = " ".join(str(error).split())[:200]
+                random = canonical_model(replace(self, weights=NONE))
                 raise UserError(
                     f"model {name}: {self.published} cannot be had ({reason}): {self.by_hand}, or "
-                    f"start from a file ({name}:weights=FILE) or at random ({name}:weights=none)"
+                    f"start from a file (weights=FILE) or at random ({random})"
                 ) from None
         else:
             state = read_state(self._file())
-            if all(key.startswith("backbone.") for key in state):  # a model of dmlbench's
+            ours = all(key.startswith("backbone.") for key in state)
+            if ours:
                 state = {key.removeprefix("backbone."): value for key, value in state.items()}
         body = {key: value for key, value in state.items() if not self._is_head(key)}
         fitting = {
             key: value
             for key, value in state.items()
-            if self._is_head(key) and key in own and own[key].shape == value.shape
+            if ours and self._is_head(key) and key in own and own[key].shape == value.shape
         }
         rest = {key: own[key] for key in own if self._is_head(key) and key not in fitting}
         try:

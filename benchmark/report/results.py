@@ -165,7 +165,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "unit": _text,
     "better": _one_of("higher", "lower", ""),
     "status": _one_of("ok", "failed"),
-    **dict.fromkeys(("error", "checkpoint_sha256", "git", "device", "torch"), _text),
+    **dict.fromkeys(("error", "data", "checkpoint_sha256", "git", "device", "torch"), _text),
     **dict.fromkeys(("cell", "dmlbench", "started"), _filled),
     "versions": _versions,
 }
