@@ -68,6 +68,20 @@ def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
     return markdown((*heads, *worst), lines)
 
 
+def epochs(*suites: dict[str, Entry]) -> str:
+    """What more epochs change; of each training its ``strict`` entries, then its ``ers``."""
+    shorter, ers, longer, longer_ers = suites
+    once = ("R@1", "TMA", "ES:D", "ES:R", "ES:R (restarts=5)", "GTM")
+    worst = ("Robust R@1", "Robust R@1 (es:restarts=5)")
+    lines = []
+    for label in longer:
+        for one, other in ((shorter[label], ers[label]), (longer[label], longer_ers[label])):
+            totals = (f"{e.numbers['ERS'].text} {e.numbers['ERS'].range}" for e in (one, other))
+            rest = (text(one, name) for name in (*once, *worst))
+            lines.append((label, one.recipe.removeprefix("epochs="), *totals, *rest))
+    return markdown(("defense", "epochs", "ERS strict", "ERS ers", *once, *worst), lines)
+
+
 def documented(ers: dict[str, Entry]) -> str:
     """Our ``ers`` columns beside those of RobRank's documentation: ours / theirs."""
     theirs = {
@@ -94,15 +108,24 @@ def table(path: Path, dropped: Sequence[str] = ()) -> str:
 
 def blocks() -> dict[str, str]:
     """Every table, by its name."""
-    entries = measured(read_tidy(RESULTS / "fashion.csv"))
-    strict, ers = found(entries, "strict"), found(entries, "ers")
+    suites = [
+        found(measured(read_tidy(RESULTS / name)), suite)
+        for name in ("fashion.csv", "fashion-4-epochs.csv")
+        for suite in ("strict", "ers")
+    ]
+    strict, ers, *_ = suites
     said = ("device", "threads", "git", "torch", "model", "size", "batch", "gallery", "pairs")
     said += ("queries", "checkpoint")  # by the text
     speeds = {
         name: table(RESULTS / "speed" / f"{name}.csv", said)
         for name in ("attacks", "peer", "training")
     }
-    return {"defenses": defenses(strict, ers), "documented": documented(ers), **speeds}
+    return {
+        "defenses": defenses(strict, ers),
+        "epochs": epochs(*suites),
+        "documented": documented(ers),
+        **speeds,
+    }
 
 
 def written(page: str) -> str:

@@ -267,10 +267,12 @@ def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float,
 
 
 def _name(entry: Entry, table: Table) -> str:
-    """``HM[S,g_LGA]&ICS, η=8``, with the network where the table has several."""
+    """``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those measured here differ."""
     parts = [entry.label]
     parts += [f"η={entry.eta}"] * (entry.eta is not None)
     parts += [entry.model] * (len({line.entry.model for line in table.lines}) > 1)
+    recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
+    parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
     return ", ".join(parts)
 
 
