@@ -197,3 +197,11 @@ def test_an_unwritable_folder_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--cache .*file cannot be written to: not a folder"):
         Folder(root=str(root)).load(None, Cache(tmp_path / "file"))
+
+
+def test_a_name_need_not_be_utf8(built: tuple[Folder, Cache]) -> None:
+    folder, cache = built
+    image = Path(folder.root) / "class 000" / "image 000.jpg"
+    before = folder.load(None, cache).digest
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.jpg")))  # still the first of its class
+    assert folder.load(None, cache).digest == before

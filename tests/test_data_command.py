@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,24 @@ def test_image_files_are_trained_on_attacked_and_drawn(
     found = data(*check)
     assert found.exit_code == 1
     assert "decoded images: damaged" in found.output
+
+
+def test_verify_downloads_nothing(tmp_path: Path) -> None:
+    done = data("verify", "mnist", "--data-root", str(tmp_path))
+    assert done.exit_code == 2
+    assert "mnist is not in" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone without permission")
+@pytest.mark.parametrize("arguments", [("list",), ("verify", "cub"), ("verify", "fashion")])
+def test_no_permission_is_one_line(arguments: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory() as place:  # tmp_path has parents that only root may enter
+        Path(place).chmod(0)
+        os.seteuid(65534)
+        try:
+            done = data(*arguments, "--data-root", f"{place}/sub")
+        finally:
+            os.seteuid(0)
+    assert done.exit_code == 2
+    assert f"{place}/sub: permission denied" in done.output

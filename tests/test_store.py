@@ -389,3 +389,14 @@ def test_plain_state_dicts_load_and_pickled_code_does_not(
     assert not Path("pwned").exists()
     with pytest.raises(UserError, match="does not fit the model"):
         checkpoint.load_weights(Path("plain.pt"), C2F2(dim=5).build(1, 8))
+
+
+def test_what_was_measured_on_other_data_is_another_row() -> None:
+    """The images of a folder may change, and its spelling stays."""
+    before = [cell("R@1", 80, suite="", attack=""), cell("TMA", 0.5, attack="tma")]
+    after = [cell("R@1", 70, suite="", attack=""), cell("ES:D", 0.9, attack="es")]
+    for cells, data in ((before, "a"), (after, "b")):
+        for one in cells:
+            one["facts"] = one["facts"] | {"data": data}
+    found = [{name: e.value for name, e in row.estimates.items()} for row in wide(before + after)]
+    assert found == [{"R@1": 80, "TMA": 0.5}, {"R@1": 70, "ES:D": 0.9}]
