@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -30,8 +31,15 @@ def provenance(device: torch.device | None) -> dict[str, Any]:
         "libraries": _versions(),
         "device": "" if device is None else device_name(device),
         "threads": None if device is None else torch.get_num_threads(),
-        "argv": sys.argv[1:],
+        "argv": [without_folders(argument) for argument in sys.argv[1:]],
     }
+
+
+def without_folders(argument: str) -> str:
+    """An argument with its absolute paths cut to their last part: ``root=/home/me/set`` is
+    ``root=set``. Results are published, and where they lay on a machine decides no number.
+    """
+    return re.sub(r"(^|[=:,])/(?!/)(?:[^,=:/]*/)*(?=[^/])", r"\1", argument)
 
 
 def device_name(device: torch.device) -> str:

@@ -27,6 +27,7 @@ from dmlbench.identity import derived_seed, identity
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
+from dmlbench.provenance import without_folders
 from dmlbench.store import Store
 from dmlbench.tables import headings, wide
 
@@ -400,3 +401,19 @@ def test_what_was_measured_on_other_data_is_another_row() -> None:
             one["facts"] = one["facts"] | {"data": data}
     found = [{name: e.value for name, e in row.estimates.items()} for row in wide(before + after)]
     assert found == [{"R@1": 80, "TMA": 0.5}, {"R@1": 70, "ES:D": 0.9}]
+
+
+@pytest.mark.parametrize(
+    ("argument", "kept"),
+    [
+        ("/home/me/sweep.yaml", "sweep.yaml"),
+        ("--results=/home/me/runs", "--results=runs"),
+        ("folder:root=/data/my set,train_list=/data/a.txt", "folder:root=my set,train_list=a.txt"),
+        ("runs/mine", "runs/mine"),
+        ("es:eps=8/255,alpha=3/255", "es:eps=8/255,alpha=3/255"),
+        ("ray://host:10001", "ray://host:10001"),
+        ("--queries", "--queries"),
+    ],
+)
+def test_provenance_names_no_folder_of_the_machine(argument: str, kept: str) -> None:
+    assert without_folders(argument) == kept
