@@ -11,20 +11,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
-from dmlbench import spec
-from dmlbench.attacks.gallery import Gallery
-from dmlbench.attacks.pgd import PGD, Objective, Perturbed, RowWise
-from dmlbench.attacks.targets import random_start
-from dmlbench.errors import CellError
-from dmlbench.lazy import torch
-from dmlbench.recipe import SUITES
-from dmlbench.registry import Component, Registry
-from dmlbench.spec import parameter
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.pgd import PGD, Objective, Perturbed, RowWise
+from dmlbench.attacks.engine.targets import random_start
+from dmlbench.common.errors import CellError
+from dmlbench.common.lazy import torch
+from dmlbench.core import spec
+from dmlbench.core.protocol import SUITES
+from dmlbench.core.registry import Component, Registry
+from dmlbench.core.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dmlbench.recipe import Threat
+    from dmlbench.core.protocol import Threat
 
 __all__ = ["ATTACKS", "Attack", "Attacked", "Column", "Gallery", "Goal", "RowWise"]
 
@@ -145,7 +145,7 @@ class Attack(Component, abc.ABC):
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
                 NaN, a gallery too small for the targets, a perturbation outside the ball.
         """
-        from dmlbench.embedding import embed, frozen
+        from dmlbench.compute.embedding import embed, frozen
 
         spec.check(self)
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.gallery import BLOCK_CELLS, Gallery
-from dmlbench.attacks.targets import draw
-from dmlbench.lazy import torch
+from dmlbench.attacks.engine.gallery import BLOCK_CELLS, Gallery
+from dmlbench.attacks.engine.targets import draw
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import ADVRANK
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
-from dmlbench.papers import ADVRANK
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 SORTED_CELLS = 32_000_000  # sorted distances of a batch, 12 bytes each with their sums
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.embedding import recall_at_1
-from dmlbench.attacks.gallery import Gallery
+from dmlbench.attacks.embedding_shift import recall_at_1
+from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.query import CHUNK, QueryLoss
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import LTM, ROBRANK
+from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
-from dmlbench.papers import LTM, ROBRANK
-from dmlbench.registry import Card
 
 RETAINED = 4  # GTT counts a top-1 item that is still in the top 4
 

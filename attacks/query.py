@@ -25,15 +25,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.gallery import Gallery
-from dmlbench.attacks.targets import draw
-from dmlbench.lazy import torch
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.targets import draw
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import ADVRANK, ROBRANK
+from dmlbench.core.protocol import Threat
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
-from dmlbench.papers import ADVRANK, ROBRANK
-from dmlbench.recipe import Threat
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 CHUNK = 1024  # gallery items at once: memory is B x CHUNK whatever the gallery's size
 SP_ITEMS = 5  # nearest items that SP-QA keeps in place (AdvRank)

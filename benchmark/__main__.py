@@ -1,6 +1,6 @@
 """``python -m dmlbench``."""
 
-from dmlbench.cli import main
+from dmlbench.cli.main import main
 
 if __name__ == "__main__":
     main()

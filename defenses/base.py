@@ -1,6 +1,6 @@
 """The base of defenses: a defense turns a batch into a training loss.
 
-The engine (``dmlbench.training``) owns the data, the optimiser, checkpoints and progress. A
+The engine (``dmlbench.training.trainer``) owns the data, the optimiser, checkpoints and progress. A
 defense mines triplets, may perturb them with the PGD engine, and returns the loss to descend.
 """
 
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from dmlbench.attacks.pgd import PGD, Objective, Perturbed
+from dmlbench.attacks.engine.pgd import PGD, Objective, Perturbed
+from dmlbench.common.lazy import torch
+from dmlbench.core.registry import Component, Registry
+from dmlbench.core.spec import parameter
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
-from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise
-from dmlbench.registry import Component, Registry
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dmlbench.distributed import World
-    from dmlbench.embedding import EmbeddingModel
-    from dmlbench.recipe import TrainingThreat
+    from dmlbench.compute.distributed import World
+    from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.core.protocol import TrainingThreat
 
 DEFENSES: Registry[Defense] = Registry("defense", "dmlbench.defenses", required=("label", "step"))
 
@@ -196,7 +196,7 @@ class AdversarialDefense(Defense):
         self, model: EmbeddingModel, images: torch.Tensor, objective: Objective
     ) -> Perturbed:
         """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D)."""
-        from dmlbench.embedding import embed, frozen
+        from dmlbench.compute.embedding import embed, frozen
 
         assert self.eps is not None
         assert self.eta is not None

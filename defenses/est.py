@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmlbench.attacks.pgd import RowWise
+from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import ADVRANK
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
@@ -21,14 +25,10 @@ from dmlbench.defenses.base import (
     triplet_loss,
 )
 from dmlbench.defenses.samplers import INITIAL
-from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
-from dmlbench.papers import ADVRANK
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
-    from dmlbench.embedding import EmbeddingModel
+    from dmlbench.compute.embedding import EmbeddingModel
 
 NUDGE = 1e-7  # the distance vanishes at the start, and its gradient with it
 

@@ -15,7 +15,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from dmlbench.attacks.pgd import RowWise
+from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import HM
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
@@ -27,15 +31,11 @@ from dmlbench.defenses.base import (
     triplet_loss,
 )
 from dmlbench.defenses.samplers import INITIAL, Triplets
-from dmlbench.lazy import torch
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
-from dmlbench.papers import HM
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
-    from dmlbench.embedding import EmbeddingModel
-    from dmlbench.recipe import TrainingThreat
+    from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.core.protocol import TrainingThreat
 
 
 GRADUAL = {"lga": "g_LGA", "g_2": "g_2", "g_half": "g_1/2"}

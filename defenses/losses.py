@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dmlbench.errors import UserError
+from dmlbench.common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

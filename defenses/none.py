@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from dmlbench.common.errors import UserError
+from dmlbench.core.papers import FACENET
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
@@ -18,17 +22,13 @@ from dmlbench.defenses.base import (
 )
 from dmlbench.defenses.losses import LOSSES, build
 from dmlbench.defenses.samplers import INITIAL
-from dmlbench.errors import UserError
-from dmlbench.papers import FACENET
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dmlbench.embedding import EmbeddingModel
+    from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.core.protocol import TrainingThreat
     from dmlbench.metrics.distance import Metric
-    from dmlbench.recipe import TrainingThreat
 
 TRIPLET, MARGIN_LOSS = "triplet", "margin"  # the losses that are taken on mined triplets
 

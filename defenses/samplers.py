@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 
 if TYPE_CHECKING:
-    from dmlbench.distributed import World
+    from dmlbench.compute.distributed import World
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.datasets.base import Dataset, DatasetCard, RetrievalData, Split
-from dmlbench.recipe import Recipe, Threat, TrainingThreat
-from dmlbench.registry import Card
+from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
+from dmlbench.core.registry import Card
 
 def split(seed, classes, each):
     prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, 8, 8))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from dmlbench.attacks.base import Attack, Column, RowWise
-from dmlbench.registry import Card
+from dmlbench.core.registry import Card
 
 @dataclass(frozen=True)
 class Towards(RowWise):

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.tables import TIDY_COLUMNS, tidy
 from tests.test_store import cell
 
 LOWER = ("CA-", "QA-", "TMA", "ES:D")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dmlbench.datasets import archive as module
-from dmlbench.datasets.archive import Archive, fetch
-from dmlbench.errors import UserError
+from dmlbench.common.errors import UserError
+from dmlbench.datasets.files import archive as module
+from dmlbench.datasets.files.archive import Archive, fetch
 from tests.test_training import Silent
 
 

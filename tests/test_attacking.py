@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dmlbench.attacking import Evaluation, evaluation
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.attacks.misranking import LearningToMisrank
-from dmlbench.compute import Compute
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.compute.device import Compute
+from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
-from dmlbench.embedding import EmbeddingModel
-from dmlbench.errors import CellError, UserError
+from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Threat
 from tests.test_training import Silent
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench.attacks import embedding, misranking, query
+from dmlbench.attacks import embedding_shift, misranking, query
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
-from dmlbench.attacks.embedding import recall_at_1
+from dmlbench.attacks.embedding_shift import recall_at_1
+from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.query import SemanticsPreservingGoal
-from dmlbench.attacks.targets import random_start
+from dmlbench.common.errors import CellError
+from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.embedding import EmbeddingModel, embed
-from dmlbench.errors import CellError
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Threat
 
 N = 60
 
@@ -261,7 +261,7 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
-    monkeypatch.setattr(embedding, "PUBLISHED_NUDGE", embedding.NUDGE)
+    monkeypatch.setattr(embedding_shift, "PUBLISHED_NUDGE", embedding_shift.NUDGE)
     found = {
         (suite, steps): resolved("es", suite, steps=steps)
         .run(model, images, index, gallery, seed=0)

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dmlbench import checkpoint
+from dmlbench.common.errors import UserError
+from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.core.protocol import Recipe
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.embedding import EmbeddingModel
-from dmlbench.errors import UserError
-from dmlbench.job import Training
 from dmlbench.models import imagenet
 from dmlbench.models.base import parse_model
-from dmlbench.recipe import Recipe
-from dmlbench.weights import read_state
+from dmlbench.storage import checkpoint
+from dmlbench.storage.weights import read_state
+from dmlbench.training.job import Training
 
 SIDE = 32  # the heads do not depend on it
 NAMES = ["resnet18", "resnet50", "mnasnet1_0", "swin_t", "timm:name=resnet10t"]

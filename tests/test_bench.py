@@ -9,19 +9,21 @@ import pytest
 import safetensors.torch
 import torch
 
-from dmlbench import bench, plan, spec, status
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.bench import Bench
-from dmlbench.compute import Compute
+from dmlbench.common.errors import UserError
+from dmlbench.compute.device import Compute
+from dmlbench.core import spec
+from dmlbench.core.protocol import Recipe
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.errors import UserError
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Recipe
-from dmlbench.session import Session
-from dmlbench.status import Entry, Known
-from dmlbench.store import Store
+from dmlbench.storage.store import Store
+from dmlbench.sweep import plan, status
+from dmlbench.sweep import worker as module
+from dmlbench.sweep.session import Session
+from dmlbench.sweep.status import Entry, Known
+from dmlbench.sweep.worker import Bench
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
@@ -69,7 +71,7 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(bench, "train", broken)
+    monkeypatch.setattr(module, "train", broken)
     task = entry(session).train
     assert task is not None
     Bench(session).do(task)

@@ -14,14 +14,14 @@ from statistics import stdev
 
 import pytest
 
-from dmlbench.errors import UserError
+from dmlbench.analysis.csv_files import read_folder, read_tidy
+from dmlbench.analysis.records import tidy, wide
+from dmlbench.analysis.seeds import over_seeds
+from dmlbench.common.errors import UserError
 from dmlbench.report import latex, markdown, page, spreadsheet
-from dmlbench.report.boards import boards
+from dmlbench.report.board import Board, tables
 from dmlbench.report.entries import measured, published
-from dmlbench.report.results import read_folder, read_tidy
-from dmlbench.report.table import Board, tables
-from dmlbench.seeds import over_seeds
-from dmlbench.tables import tidy, wide
+from dmlbench.report.render import boards
 from tests.synthetic import FULL, attacked, failed, many, model, write
 from tests.test_store import cell
 

@@ -15,18 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dmlbench.datasets import cache as module
-from dmlbench.datasets import decoding
-from dmlbench.datasets.cache import Cache
+from dmlbench.common.errors import UserError
+from dmlbench.datasets.files import cache as module
+from dmlbench.datasets.files import decoding
+from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
-from dmlbench.errors import UserError
 from tests import trees
 
 CLASSES, EACH = 6, 30  # six chunks
 LOAD = """
 import sys
 from pathlib import Path
-from dmlbench.datasets.cache import Cache
+from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
 if __name__ == "__main__":
     print(Folder(root=sys.argv[1]).load(None, Cache(Path(sys.argv[2]))).digest)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dmlbench.attacks import targets
 from dmlbench.attacks.base import Attack, Gallery
 from dmlbench.attacks.candidate import CandidateDown, CandidateUp
+from dmlbench.attacks.engine import targets
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.embedding import EmbeddingModel, embed, frozen
-from dmlbench.errors import CellError, UserError
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Threat
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 

@@ -19,7 +19,7 @@ import pytest
 
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.commands.shared import parse_all
+from dmlbench.cli.shared import parse_all
 from dmlbench.defenses.base import DEFENSES
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -69,7 +69,7 @@ def test_list_json(dmlbench: Run) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"]])
 def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from dmlbench.cli import main\n"
+        "import sys; from dmlbench.cli.main import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)"

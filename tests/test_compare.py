@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmlbench.comparing import compare, find
-from dmlbench.errors import UserError
-from dmlbench.identity import identity
-from dmlbench.store import Store
+from dmlbench.analysis.compare import compare, find
+from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import identity
+from dmlbench.storage.store import Store
 
 N = 300
 

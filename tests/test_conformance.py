@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from dmlbench import spec
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
+from dmlbench.compute.distributed import World
+from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.core import spec
+from dmlbench.core.protocol import Threat, TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, Clean, Defense
-from dmlbench.distributed import World
-from dmlbench.embedding import EmbeddingModel, embed
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Threat, TrainingThreat
 
 THREAT = Threat(eps=0.2, alpha=0.05, steps=8, sp_scale=0)
 ATTACK_CLASSES, DEFENSE_CLASSES = list(ATTACKS), list(DEFENSES)

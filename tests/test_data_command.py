@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from dmlbench.cli import main
+from dmlbench.cli.main import main
 from dmlbench.datasets.base import DATASETS
 from tests import trees
 

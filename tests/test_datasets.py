@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmlbench import spec
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
 from dmlbench.datasets import cifar, fashion, mnist
 from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
-from dmlbench.errors import UserError
 from dmlbench.models.base import parse_model
 from tests.conftest import make_split
 

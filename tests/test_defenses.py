@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench import spec
-from dmlbench.attacks.pgd import Perturbed
-from dmlbench.batches import anchors, pair_batches
+from dmlbench.attacks.engine.pgd import Perturbed
+from dmlbench.common.errors import UserError
+from dmlbench.compute.distributed import World
+from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.core import spec
+from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.act import AntiCollapseTriplet
 from dmlbench.defenses.base import Clean, Defense, State, Step, hardness
@@ -23,12 +26,9 @@ from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.losses import LOSSES
 from dmlbench.defenses.none import NoDefense
 from dmlbench.defenses.samplers import Triplets, sample
-from dmlbench.distributed import World
-from dmlbench.embedding import EmbeddingModel, embed
-from dmlbench.errors import UserError
 from dmlbench.metrics.distance import Metric
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import TrainingThreat
+from dmlbench.training.batches import anchors, pair_batches
 
 THREAT = TrainingThreat(eps=0.2, eta=4, alpha=0.06)
 GAMMA = 0.2

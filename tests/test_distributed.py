@@ -14,17 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlbench import spec
-from dmlbench.compute import Compute
+from dmlbench.common.errors import UserError
+from dmlbench.common.progress import QuietReporter
+from dmlbench.compute.device import Compute
+from dmlbench.compute.distributed import World
+from dmlbench.core import spec
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES as DEFENSE_REGISTRY
-from dmlbench.distributed import World
-from dmlbench.errors import UserError
-from dmlbench.journal import LOG
 from dmlbench.models.small import C2F2
-from dmlbench.progress import QuietReporter
-from dmlbench.recipe import Recipe, TrainingThreat
-from dmlbench.training import Training, train
+from dmlbench.training.log import LOG
+from dmlbench.training.trainer import Training, train
 
 DEFENSES = ("none", "none:loss=margin", "none:loss=proxy-anchor", "est", "act", "hm")
 THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's

@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from dmlbench.attacks.base import ATTACKS, Gallery
-from dmlbench.cli import main
+from dmlbench.cli.main import main
+from dmlbench.compute.embedding import embed
+from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.embedding import embed
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Threat
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dmlbench.embedding import EmbeddingModel, embed, frozen
-from dmlbench.graphs import Replayed, fastest
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.evaluation.cuda_graphs import Replayed, fastest
 from dmlbench.models.small import C2F2
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

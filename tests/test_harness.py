@@ -180,7 +180,7 @@ def test_a_clock_that_jumps(plugin: Path, faults: Path, tmp_path: Path) -> None:
 def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from dmlbench.cli import main\n"
+        "from dmlbench.cli.main import main\n"
         "main(['run', '--defense', 'hm', '--attack', 'ca+', '--executor', 'ray'])"
     )
     done = subprocess.run(

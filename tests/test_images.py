@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from dmlbench import spec
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS, RetrievalData, Split
-from dmlbench.datasets.cache import Cache
 from dmlbench.datasets.cars import Cars
 from dmlbench.datasets.cub import Birds
-from dmlbench.datasets.decoding import decode
+from dmlbench.datasets.files.cache import Cache
+from dmlbench.datasets.files.decoding import decode
 from dmlbench.datasets.folder import Folder
 from dmlbench.datasets.images import ImageDataset, Listing
 from dmlbench.datasets.sop import Products
 from dmlbench.defenses.hm import HardnessManipulation
-from dmlbench.errors import UserError
 from tests import trees
 
 Tree = Callable[[Path], Path]

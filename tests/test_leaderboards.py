@@ -9,9 +9,9 @@ from pathlib import Path
 
 import matplotlib
 
+from dmlbench.analysis.csv_files import read_folder
 from dmlbench.report import page
-from dmlbench.report.boards import RENDERERS, boards
-from dmlbench.report.results import read_folder
+from dmlbench.report.render import RENDERERS, boards
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

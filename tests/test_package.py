@@ -24,7 +24,7 @@ def source_files() -> set[str]:
     files = set()
     for line in listed.stdout.splitlines():
         folder, _, rest = line.partition("/")
-        if (ROOT / line).is_file():
+        if (ROOT / line).is_file() and not (ROOT / line).is_symlink():
             files.add(f"{FOLDERS[folder]}/{rest}")
     return files
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from dmlbench.analysis.records import tidy
 from dmlbench.report import page
-from dmlbench.report.boards import boards
-from dmlbench.tables import tidy
+from dmlbench.report.render import boards
 from tests.synthetic import FULL, failed, model
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmlbench.attacks.base import RowWise
-from dmlbench.attacks.pgd import PGD
-from dmlbench.embedding import EmbeddingModel, embed, frozen
-from dmlbench.errors import CellError
+from dmlbench.attacks.engine.pgd import PGD
+from dmlbench.common.errors import CellError
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
 from dmlbench.models.small import C2F2
 
 

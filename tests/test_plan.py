@@ -15,32 +15,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as students_t
 
-from dmlbench import checkpoint, plan, spec, status
+from dmlbench.analysis.pivot import chosen, column, condition, pivot
+from dmlbench.analysis.records import order, wide
+from dmlbench.analysis.seeds import over_seeds, spread
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.commands.run import RESUME
-from dmlbench.compute import Compute
-from dmlbench.config import write_config
+from dmlbench.cli.config import write_config
+from dmlbench.cli.dry_run import lines, preview, summary
+from dmlbench.cli.run import RESUME
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.progress import Tally, duration
+from dmlbench.compute.device import Compute
+from dmlbench.core import spec
+from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.errors import CellError, UserError
-from dmlbench.executors.base import Ending
-from dmlbench.job import Job
-from dmlbench.matrix import Matrix
-from dmlbench.merging import merge
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import parse_model
-from dmlbench.pivot import chosen, column, condition, pivot
-from dmlbench.preview import lines, preview, summary
-from dmlbench.progress import Tally, duration
-from dmlbench.recipe import ERS_ATTACKS
-from dmlbench.seeds import over_seeds, spread
-from dmlbench.session import Session, Stopwatch, fail
-from dmlbench.status import Entry, Known
-from dmlbench.store import Store
-from dmlbench.tables import order, wide
-from dmlbench.tasks import Task, Train, new_cell
-from dmlbench.times import Times
+from dmlbench.storage import checkpoint
+from dmlbench.storage.merge import merge
+from dmlbench.storage.store import Store
+from dmlbench.sweep import plan, status
+from dmlbench.sweep.durations import Times
+from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.scheduler import Matrix
+from dmlbench.sweep.session import Session, Stopwatch, fail
+from dmlbench.sweep.status import Entry, Known
+from dmlbench.sweep.tasks import Task, Train, new_cell
+from dmlbench.training.job import Job
 from tests.test_store import cell
 from tests.test_training import Silent
 
@@ -129,7 +131,7 @@ def ran(
 
 def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from dmlbench.cli import main\n"
+        "import sys; from dmlbench.cli.main import main\n"
         "try: main(['run', '--defense', 'hm', '--suite', 'strict', '--dry-run'])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert 'torch' not in sys.modules"

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmlbench.analysis.records import tidy
 from dmlbench.report import style
-from dmlbench.report.boards import boards, figures
+from dmlbench.report.board import Table, tables
 from dmlbench.report.entries import measured
 from dmlbench.report.plots import PLOTS, pareto
-from dmlbench.report.table import Table, tables
-from dmlbench.tables import tidy
+from dmlbench.report.render import boards, figures
 from tests.synthetic import FULL, attacked, model
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)

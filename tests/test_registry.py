@@ -8,8 +8,8 @@ import pytest
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.attacks.candidate import CandidateUp
-from dmlbench.papers import Paper
-from dmlbench.registry import Card, Component, Registry
+from dmlbench.core.papers import Paper
+from dmlbench.core.registry import Card, Component, Registry
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.facts import Findings
-from benchmarks.reading import README, written
 from dmlbench.metrics.ers import ers
-from dmlbench.store import Store
+from dmlbench.storage.store import Store
+from scripts.facts import Findings
+from scripts.reading import README, written
 from tests.synthetic import FULL, model
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
-    """Mend with: python -m benchmarks.reading."""
+    """Mend with: python -m scripts.reading."""
     page = README.read_text(encoding="utf-8")
     assert written(page) == page
 

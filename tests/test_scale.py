@@ -19,7 +19,7 @@ from dmlbench.attacks.query import QueryDown, QueryUp
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.collapse import effective_rank, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
-from dmlbench.recipe import Threat
+from dmlbench.core.protocol import Threat
 
 torch.manual_seed(0)
 x = torch.nn.functional.normalize(torch.randn({N}, {DIM}), dim=1)

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from dmlbench import spec
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.core.protocol import Recipe, Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.defenses.hm import HardnessManipulation
-from dmlbench.errors import UserError
 from dmlbench.models.base import MODELS, canonical_model, parse_model
-from dmlbench.recipe import Recipe, Threat
 
 REGISTRIES = [ATTACKS, DEFENSES, DATASETS, MODELS]
 

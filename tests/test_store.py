@@ -20,16 +20,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlbench import checkpoint
-from dmlbench.errors import UserError
-from dmlbench.files import check_writable, write_atomically
-from dmlbench.identity import derived_seed, identity
+from dmlbench.analysis.records import headings, wide
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import check_writable, write_atomically
+from dmlbench.common.hashing import derived_seed, identity
+from dmlbench.compute.provenance import without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
-from dmlbench.provenance import without_folders
-from dmlbench.store import Store
-from dmlbench.tables import headings, wide
+from dmlbench.storage import checkpoint
+from dmlbench.storage.store import Store
 
 JSON = st.recursive(
     st.none()
@@ -301,7 +301,7 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from dmlbench.files import check_writable, write_atomically
+        from dmlbench.common.files import check_writable, write_atomically
         for i in range(10**9):
             write_atomically(Path(sys.argv[1]) / f"{i % 7}.json", bytes([65 + i % 26]) * 200_000)
         """

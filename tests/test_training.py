@@ -14,19 +14,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmlbench import batches, checkpoint, training
-from dmlbench.attacking import evaluation
-from dmlbench.compute import Compute
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.hashing import derived_seed, file_sha256
+from dmlbench.compute.device import Compute
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.defenses.base import Defense
 from dmlbench.defenses.hm import HardnessManipulation
 from dmlbench.defenses.none import NoDefense
-from dmlbench.errors import CellError, UserError
-from dmlbench.identity import derived_seed, file_sha256
-from dmlbench.journal import LOG, TENSORBOARD
+from dmlbench.evaluation.evaluator import evaluation
 from dmlbench.models.small import C2F2
-from dmlbench.recipe import Recipe, TrainingThreat
-from dmlbench.training import Training, Watch, train
+from dmlbench.storage import checkpoint
+from dmlbench.training import batches, trainer
+from dmlbench.training.log import LOG, TENSORBOARD
+from dmlbench.training.trainer import Training, Watch, train
 from tests.conftest import make_split
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
@@ -79,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 ) -> None:
     spec = make(tiny)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
-    real = training._Run.step
+    real = trainer._Run.step
     for stop in (1, 7, 12):  # in the first, the second and the third epoch
         folder, calls = tmp_path / f"cut{stop}", 0
 
@@ -90,15 +91,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(
                 raise KeyboardInterrupt
             return real(self, *args)
 
-        monkeypatch.setattr(training._Run, "step", cut)
+        monkeypatch.setattr(trainer._Run, "step", cut)
         with pytest.raises(KeyboardInterrupt):
             train(spec, tiny, folder, CPU, Silent())
         assert checkpoint.read_manifest(folder) is None
-        monkeypatch.setattr(training._Run, "step", real)
+        monkeypatch.setattr(trainer._Run, "step", real)
         resumed = train(spec, tiny, folder, CPU, Silent())
         assert resumed["sha256"] == whole["sha256"]
         assert resumed["history"] == whole["history"]
-        assert not (folder / training.STATE).exists()
+        assert not (folder / trainer.STATE).exists()
 
 
 def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Pat
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
     folder = tmp_path / "damaged"
     folder.mkdir()
-    (folder / training.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
+    (folder / trainer.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
     assert train(spec, tiny, folder, CPU, reporter)["sha256"] == whole["sha256"]
     assert "damaged" in reporter.warnings[0]
 
@@ -214,7 +215,7 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make(tiny)
-    real, calls = training._Run.step, 0
+    real, calls = trainer._Run.step, 0
 
     def cut(self: Any, *args: Any) -> Any:
         nonlocal calls
@@ -223,10 +224,10 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(training._Run, "step", cut)
+    monkeypatch.setattr(trainer._Run, "step", cut)
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
-    monkeypatch.setattr(training._Run, "step", real)
+    monkeypatch.setattr(trainer._Run, "step", real)
     with (tmp_path / LOG).open("a") as log:
         log.write('{"epoch": 2, "ste')
     train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
@@ -275,17 +276,17 @@ def test_proxies_learn_and_are_resumed(
     spec = make(tiny, NoDefense(loss="proxy-anchor"), epochs=2)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
     assert whole["history"][1]["loss"] < whole["history"][0]["loss"]
-    real = training._Run.epoch
+    real = trainer._Run.epoch
 
     def cut(self: Any, number: int, *args: Any) -> Any:
         if number == 1:
             raise KeyboardInterrupt
         return real(self, number, *args)
 
-    monkeypatch.setattr(training._Run, "epoch", cut)
+    monkeypatch.setattr(trainer._Run, "epoch", cut)
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path / "cut", CPU, Silent())
-    monkeypatch.setattr(training._Run, "epoch", real)
+    monkeypatch.setattr(trainer._Run, "epoch", real)
     assert train(spec, tiny, tmp_path / "cut", CPU, Silent())["sha256"] == whole["sha256"]
 
 
@@ -308,14 +309,14 @@ def test_a_state_of_another_training_is_not_taken(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other, reporter = make(tiny), replace(make(tiny), seed=1), Silent()
-    real = training._Run.epoch
+    real = trainer._Run.epoch
 
     def cut(self: Any, number: int, *args: Any) -> Any:
         if number == 1:
             raise KeyboardInterrupt
         return real(self, number, *args)
 
-    monkeypatch.setattr(training._Run, "epoch", cut)
+    monkeypatch.setattr(trainer._Run, "epoch", cut)
     with pytest.raises(KeyboardInterrupt):
         train(other, tiny, tmp_path / "one", CPU, Silent())
     monkeypatch.undo()

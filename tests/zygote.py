@@ -78,7 +78,7 @@ def _command(order: dict[str, Any]) -> int:
     sys.argv = ["dmlbench", *order["arguments"]]
     code = 0
     try:
-        from dmlbench.cli import main
+        from dmlbench.cli.main import main
 
         main(prog_name="dmlbench")
     except SystemExit as ending:

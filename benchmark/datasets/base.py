@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmlbench.errors import UserError
-from dmlbench.lazy import np, torch
-from dmlbench.recipe import Recipe, Threat, TrainingThreat
-from dmlbench.registry import Card, Component, Registry
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np, torch
+from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
+from dmlbench.core.registry import Card, Component, Registry
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dmlbench.datasets.cache import Cache
-    from dmlbench.progress import Reporter
+    from dmlbench.common.progress import Reporter
+    from dmlbench.datasets.files.cache import Cache
 
 DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required=("load",))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.core.papers import CARS
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.images import (
     RECIPE,
@@ -15,9 +18,6 @@ from dmlbench.datasets.images import (
     Listing,
     find,
 )
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
-from dmlbench.papers import CARS
 
 TRAIN_CLASSES = 98
 ONE_FILE = "cars_annos.mat"

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.core.papers import CIFAR
+from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
     HOME,
@@ -19,14 +23,10 @@ from dmlbench.datasets.base import (
     Split,
     existing,
 )
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
-from dmlbench.papers import CIFAR
-from dmlbench.recipe import Recipe, Threat, TrainingThreat
 
 if TYPE_CHECKING:
-    from dmlbench.datasets.cache import Cache
-    from dmlbench.progress import Reporter
+    from dmlbench.common.progress import Reporter
+    from dmlbench.datasets.files.cache import Cache
 
 RECIPE = Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)

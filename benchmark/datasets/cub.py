@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmlbench.datasets.archive import Archive, fetch
+from dmlbench.common.errors import UserError
+from dmlbench.core.papers import CUB
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
+from dmlbench.datasets.files.archive import Archive, fetch
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
@@ -18,11 +20,9 @@ from dmlbench.datasets.images import (
     table,
     whole,
 )
-from dmlbench.errors import UserError
-from dmlbench.papers import CUB
 
 if TYPE_CHECKING:
-    from dmlbench.progress import Reporter
+    from dmlbench.common.progress import Reporter
 
 ARCHIVE = Archive(
     "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",

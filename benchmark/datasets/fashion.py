@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.core.papers import FASHION
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
     Dataset,
@@ -17,13 +21,9 @@ from dmlbench.datasets.base import (
     stratified,
 )
 from dmlbench.datasets.idx import THREAT, IdxDataset
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
-from dmlbench.papers import FASHION
-from dmlbench.recipe import Recipe, TrainingThreat
 
 if TYPE_CHECKING:
-    from dmlbench.datasets.cache import Cache
+    from dmlbench.datasets.files.cache import Cache
 
 SUBSET_SEED = 0
 

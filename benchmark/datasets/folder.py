@@ -6,17 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmlbench.common.errors import UserError
+from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import DATASETS, DatasetCard
-from dmlbench.datasets.images import (
-    RECIPE,
-    THREAT,
-    TRAINING_THREAT,
-    ImageDataset,
-    Listing,
-    table,
-)
-from dmlbench.errors import UserError
-from dmlbench.spec import parameter
+from dmlbench.datasets.images import RECIPE, THREAT, TRAINING_THREAT, ImageDataset, Listing, table
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"),

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import HOME, Dataset, RetrievalData, Split, existing
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
-from dmlbench.recipe import Threat
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dmlbench.datasets.cache import Cache
-    from dmlbench.progress import Reporter
+    from dmlbench.common.progress import Reporter
+    from dmlbench.datasets.files.cache import Cache
 
 THREAT = Threat(eps=77 / 255, alpha=3 / 255, steps=32)
 

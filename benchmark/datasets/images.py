@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split, existing
-from dmlbench.datasets.cache import Cache
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
-from dmlbench.recipe import Recipe, Threat, TrainingThreat
+from dmlbench.datasets.files.cache import Cache
 
 CROP = 224
 NEEDED = "retrieval needs two or more classes, of two or more images"

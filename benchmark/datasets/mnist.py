@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dmlbench.core.papers import MNIST
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.idx import THREAT, IdxDataset
-from dmlbench.papers import MNIST
-from dmlbench.recipe import Recipe, TrainingThreat
 
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmlbench.datasets.archive import Archive, fetch
+from dmlbench.common.errors import UserError
+from dmlbench.core.papers import SOP
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
+from dmlbench.datasets.files.archive import Archive, fetch
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
@@ -19,11 +21,9 @@ from dmlbench.datasets.images import (
     table,
     whole,
 )
-from dmlbench.errors import UserError
-from dmlbench.papers import SOP
 
 if TYPE_CHECKING:
-    from dmlbench.progress import Reporter
+    from dmlbench.common.progress import Reporter
 
 ARCHIVE = Archive(
     "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",

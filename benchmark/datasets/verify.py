@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
 from dmlbench.datasets.base import Dataset, Figures, existing
-from dmlbench.datasets.cache import Cache, stamp
-from dmlbench.datasets.decoding import Seen, read_files
+from dmlbench.datasets.files.cache import Cache, stamp
+from dmlbench.datasets.files.decoding import Seen, read_files
 from dmlbench.datasets.images import ImageDataset, Listing
-from dmlbench.errors import UserError
-from dmlbench.lazy import np
 
 
 @dataclass(frozen=True)

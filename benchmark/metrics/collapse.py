@@ -6,7 +6,7 @@ says whether its model still retrieves anything.
 
 from __future__ import annotations
 
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
 
 MEAN_COSINE_LIMIT = 0.99
 CHANCE_MARGIN = 2.0  # points of R@1

@@ -2,14 +2,14 @@
 
 ``N``: Euclidean distance of L2-normalised embeddings, in [0, 2]; ``C``: 1 - cosine, in [0, 2];
 ``E``: Euclidean distance, not normalised. The embedding model normalises for N and C
-(``dmlbench.embedding``), so here C reads unit vectors and N is computed like E.
+(``dmlbench.compute.embedding``), so here C reads unit vectors and N is computed like E.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
 
 Metric = Literal["N", "E", "C"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
 
 TIE = 1e-6  # relative to the embeddings' scale: closer distances float32 cannot tell apart
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmlbench.lazy import torch
+from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 from dmlbench.metrics.ranks import TIE, tie_tolerance
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench import spec
-from dmlbench.errors import UserError
-from dmlbench.identity import file_sha256
+from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import file_sha256
+from dmlbench.core import spec
+from dmlbench.core.registry import Card, Component, Registry
+from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import METRICS, Metric
-from dmlbench.registry import Card, Component, Registry
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dmlbench.embedding import EmbeddingModel
+    from dmlbench.compute.embedding import EmbeddingModel
 
 MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
 
@@ -82,7 +82,7 @@ class Model(Component, abc.ABC):
         """
         import torch
 
-        from dmlbench.embedding import EmbeddingModel, frozen
+        from dmlbench.compute.embedding import EmbeddingModel, frozen
 
         try:
             backbone = self.backbone(channels, size)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dmlbench.errors import UserError
-from dmlbench.identity import file_sha256
-from dmlbench.lazy import torch
+from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import file_sha256
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import MNASNET, RESNET, SWIN, TIMM
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.models.base import MODELS, Model, canonical_model
-from dmlbench.papers import MNASNET, RESNET, SWIN, TIMM
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ class Pretrained(Model, abc.ABC):
         Raises:
             UserError: they cannot be had, or are another network's.
         """
-        from dmlbench.weights import load_state, read_state
+        from dmlbench.storage.weights import load_state, read_state
 
         name, own, ours = self.card.name, backbone.state_dict(), False
         if self.weights == NONE:

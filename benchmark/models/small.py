@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmlbench.errors import UserError
-from dmlbench.lazy import torch
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import LENET, MADRY
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 from dmlbench.models.base import MODELS, Model
-from dmlbench.papers import LENET, MADRY
-from dmlbench.registry import Card
-from dmlbench.spec import parameter
 
 if TYPE_CHECKING:
     from torch import nn

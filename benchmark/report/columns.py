@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from dmlbench.analysis.records import BENIGN, WORST, scores
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.tables import BENIGN, WORST, scores
 
 ARROW = {"higher": "↑", "lower": "↓", "": ""}
 SPELT = {"higher": "higher is better", "lower": "lower is better"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from statistics import mean, stdev
 
+from dmlbench.analysis.records import BENIGN, SUBJECT, Record, Row, one_a_seed, rows
+from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.papers import HM, ROBRANK, Paper
 from dmlbench.report.columns import directions
-from dmlbench.tables import BENIGN, SUBJECT, Record, Row, one_a_seed, rows
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
 PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from dmlbench.report.board import Board, Cell, Line, Table
 from dmlbench.report.columns import Column
-from dmlbench.report.table import Board, Cell, Line, Table
 
 PAGE = 45  # lines that fit on a page at the width of a page
 _SPECIAL = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmlbench.report.table import Board, Cell, Table
+from dmlbench.report.board import Board, Cell, Table
 
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "*": "\\*", "`": "\\`", "\n": " "}

@@ -11,11 +11,11 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from dmlbench.files import write_atomically
+from dmlbench.common.files import write_atomically
 from dmlbench.report import style
-from dmlbench.report.boards import figures
+from dmlbench.report.board import Board, Table
 from dmlbench.report.entries import Entry
-from dmlbench.report.table import Board, Table
+from dmlbench.report.render import figures
 
 WIDE = 6  # inches; wider plots have several panels
 _GRADUAL = re.compile(r"g_(1/2|[A-Za-z0-9]+)")

@@ -7,12 +7,12 @@ from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.records import ERS, WORST
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.report import style
+from dmlbench.report.board import Table
 from dmlbench.report.columns import column
 from dmlbench.report.entries import Entry, parameters
-from dmlbench.report.table import Table
-from dmlbench.tables import ERS, WORST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

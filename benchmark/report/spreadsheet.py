@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+from dmlbench.report.board import Board, Cell, Line, Table
 from dmlbench.report.columns import in_order
-from dmlbench.report.table import Board, Cell, Line, Table
 
 
 def render(board: Board) -> str:

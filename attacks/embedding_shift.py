@@ -1,0 +1,113 @@
+"""ES and TMA: move a query's embedding away from itself, or onto a target.
+
+    ES:   L = -d(f(q~), f(q))                 (AdvRank and RobRank, embedding shift)
+    TMA:  L = 1 - cos(f(q~), t)               (Tolias et al., ICCV 2019, global descriptor)
+
+The distance of ES vanishes at the start, and its gradient with it, so f(q) is shifted by 1e-7 in
+the first step.
+
+``ers``, as the published code: ES:D is read off the embedding before the last step, and the first
+step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.pgd import Perturbed
+from dmlbench.attacks.engine.targets import draw
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import ADVRANK, TMA
+from dmlbench.core.registry import Card
+from dmlbench.metrics.distance import rowwise, rowwise_gradient
+from dmlbench.metrics.retrieval import retrieval
+
+NUDGE, PUBLISHED_NUDGE = 1e-7, 1e-7 - 1e-6
+
+
+def recall_at_1(e: torch.Tensor, index: torch.Tensor, gallery: Gallery) -> torch.Tensor:
+    """R@1 (B,) in percent of perturbed queries ``e`` (B, D), their own entries left out.
+
+    NaN where a query's class has no other member.
+    """
+    x, labels = gallery.embeddings, gallery.labels
+    return retrieval(e, index, x, labels, gallery.metric, recalls=(1,)).scores["R@1"]
+
+
+@dataclass(frozen=True)
+class ShiftGoal(RowWise):
+    """Away from the clean embedding ``origin`` (B, D), shifted by ``nudge`` in the first step."""
+
+    nudge: float
+    gallery: Gallery
+    index: torch.Tensor
+    origin: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D)."""
+        origin = self.origin + self.nudge if step == 0 else self.origin
+        metric = self.gallery.metric
+        return -rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Distance from the clean embedding, and R@1."""
+        shift = rowwise(e, self.origin, self.gallery.metric)
+        return {"ES:D": shift.double(), "ES:R": recall_at_1(e, self.index, self.gallery)}
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingShift(Attack):
+    """ES, reported as ES:D and ES:R."""
+
+    card = Card("es", "move a query's embedding as far as it goes from itself", ADVRANK)
+    columns = (Column("ES:R", "%", "higher"), Column("ES:D", "", "lower"))
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
+        """No target but the query itself."""
+        nudge = NUDGE if self.strict else PUBLISHED_NUDGE
+        return ShiftGoal(nudge, gallery, index, gallery.embeddings[index])
+
+    def read(
+        self, goal: ShiftGoal, perturbed: Perturbed, after: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """In ``ers`` ES:D is that of the embedding before the last step."""
+        outcomes = goal.outcome(after)
+        if not self.strict:
+            outcomes["ES:D"] = goal.outcome(perturbed.last_embeddings)["ES:D"]
+        return outcomes
+
+
+@dataclass(frozen=True)
+class MismatchGoal(RowWise):
+    """Towards ``target`` (B, D) in cosine."""
+
+    target: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D)."""
+        norm = torch.linalg.vector_norm(e, dim=1, keepdim=True)
+        unit, target = e / norm, torch.nn.functional.normalize(self.target, dim=1)
+        cosine = (unit * target).sum(1, keepdim=True)
+        return 1 - cosine[:, 0], (cosine * unit - target) / norm
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cosine similarity to the target."""
+        cosine = torch.nn.functional.cosine_similarity(e, self.target, dim=1)
+        return {"TMA": cosine.double()}
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class TargetedMismatch(Attack):
+    """TMA on the global descriptor."""
+
+    card = Card("tma", "move a query's embedding onto a random gallery embedding", TMA)
+    columns = (Column("TMA", "", "lower"),)
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MismatchGoal:
+        """A target drawn uniformly from the rest of the gallery."""
+        chosen = draw(len(gallery), index, 1, seed, self.card.name)
+        return MismatchGoal(gallery.embeddings[chosen[:, 0]])

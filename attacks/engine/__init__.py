@@ -1,0 +1,1 @@
+"""What the attack families stand on: PGD, the gallery, targets."""

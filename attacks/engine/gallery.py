@@ -1,0 +1,115 @@
+"""What is searched: the clean test split as embeddings, with what all attacks share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.lazy import torch
+from dmlbench.metrics.distance import Metric, pairwise
+from dmlbench.metrics.ranks import tie_tolerance
+
+BLOCK_CELLS = 16_000_000  # distances held at once: 128 MB in float64, 264 rows of SOP
+PART = 8192  # items made float64 at once
+TOP_SHARE = 100  # "the nearest 1%"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The clean test split as embeddings.
+
+    Attributes:
+        embeddings: (N, D), unit length for metrics N and C.
+        labels: (N,) int64.
+        metric: N, E or C.
+    """
+
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    metric: Metric
+    _shared: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.embeddings)
+        if self.embeddings.ndim != 2 or self.labels.shape != (n,):
+            raise UserError(
+                f"a gallery needs (N, D) embeddings and N labels, got "
+                f"{tuple(self.embeddings.shape)} and {tuple(self.labels.shape)}"
+            )
+        if not self.embeddings.isfinite().all():
+            raise CellError("the model's clean embeddings are not finite")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def tie(self) -> float:
+        """Distances that differ by less count as tied (``tie_tolerance``). Computed once."""
+        if "tie" not in self._shared:
+            self._shared["tie"] = torch.tensor(tie_tolerance(self.embeddings))
+        return float(self._shared["tie"])
+
+    def distances(self, queries: torch.Tensor) -> torch.Tensor:
+        """(B, N) float64 distances of ``queries`` (B, D) to every item.
+
+        float64 because a squared distance is a difference, and close items differ in its last
+        bits; a part of the gallery at a time, so that it is never there twice.
+        """
+        parts = torch.split(self.embeddings, PART)
+        wide = queries.double()
+        return torch.cat([pairwise(wide, part.double(), self.metric) for part in parts], dim=1)
+
+    def nearest(self, count: int) -> torch.Tensor:
+        """(N, count) int32 positions of each item's nearest others, closest first. Kept.
+
+        Raises:
+            CellError: there are fewer than ``count`` others.
+        """
+        if count >= len(self):
+            raise CellError(f"the nearest {count} others do not exist in a gallery of {len(self)}")
+        known = self._shared.get("nearest")
+        if known is None or known.shape[1] < count:
+            size = min(max(count, len(self) // TOP_SHARE), len(self) - 1)
+            # in one tensor: small results kept between large blocks leave the heap full of holes
+            known = torch.empty(len(self), size, dtype=torch.int32, device=self.labels.device)
+            for rows in self._blocks():
+                known[rows] = self._others(rows).topk(size, dim=1, largest=False).indices.int()
+            self._shared["nearest"] = known
+        return known[:, :count]
+
+    def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
+        """(B, P) the nearest 1% of the items at ``index``, or the nearest ``least`` if more."""
+        size = max(len(self) // TOP_SHARE, least)
+        return self.nearest(min(size, len(self) - 1))[index].long()
+
+    def nearest_of_another_class(self) -> torch.Tensor:
+        """(N,) position of each item's nearest item with another label. Computed once.
+
+        Raises:
+            CellError: the gallery holds a single class.
+        """
+        return self._nearest_unlike("own label", self.labels)
+
+    def nearest_unlike_the_top1(self) -> torch.Tensor:
+        """(N,) position of each item's nearest item whose label differs from its top-1's."""
+        top1 = self.nearest(1)[:, 0]
+        return self._nearest_unlike("label of the top-1", self.labels[top1])
+
+    def _nearest_unlike(self, name: str, reference: torch.Tensor) -> torch.Tensor:
+        if bool((self.labels == self.labels[0]).all()):
+            raise CellError("the gallery holds a single class: no item has another label")
+        if name not in self._shared:
+            blocks = []
+            for rows in self._blocks():
+                alike = reference[rows][:, None] == self.labels
+                blocks.append(self._others(rows).masked_fill_(alike, torch.inf).argmin(1))
+            self._shared[name] = torch.cat(blocks)
+        return self._shared[name]
+
+    def _others(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, N) distances, inf to the item itself."""
+        return self.distances(self.embeddings[rows]).scatter_(1, rows[:, None], torch.inf)
+
+    def _blocks(self) -> list[torch.Tensor]:
+        index = torch.arange(len(self), device=self.labels.device)
+        return list(torch.split(index, max(1, BLOCK_CELLS // len(self))))

@@ -1,0 +1,74 @@
+"""Seeded target choice from a query's identity.
+
+Every gallery item gets a priority from (seed, purpose, query, item), and the items of least
+priority within the query's pool are its targets. So a query's targets do not depend on batch
+size, order, subset or workers; a larger count extends a smaller one; and where rounding swaps two
+neighbours inside a pool, nothing changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from dmlbench.common.errors import CellError
+from dmlbench.common.lazy import np, torch
+
+
+def draw(
+    size: int,
+    index: torch.Tensor,
+    count: int,
+    seed: int,
+    purpose: str,
+    pool: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``count`` different targets for each query, drawn uniformly from its pool.
+
+    Args:
+        size: number of gallery items.
+        index: (B,) the queries' positions in the test split.
+        count: targets a query.
+        seed: of the cell.
+        purpose: the attack's name: other attacks draw other targets.
+        pool: (B, P) gallery positions to draw from, different within a row; None: everything
+            but the query itself.
+
+    Returns:
+        (B, count) gallery positions, on the device of ``index``.
+
+    Raises:
+        CellError: the pool is smaller than ``count``.
+    """
+    available = size - 1 if pool is None else pool.shape[1]
+    if count > available:
+        raise CellError(
+            f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
+            f"{available} to draw from"
+        )
+    pools = None if pool is None else pool.cpu().numpy()
+    chosen = np.empty((len(index), count), dtype=np.int64)
+    for row, query in enumerate(index.tolist()):
+        priority = _philox(seed, purpose, query).random_raw(size)
+        if pools is None:
+            priority[query] = np.iinfo(priority.dtype).max
+            least = np.argpartition(priority, count - 1)[:count]
+        else:
+            least = pools[row]
+        chosen[row] = least[np.argsort(priority[least])[:count]]
+    return torch.from_numpy(chosen).to(index.device)
+
+
+def random_start(
+    images: torch.Tensor, eps: float, index: torch.Tensor, seed: int, restart: int
+) -> torch.Tensor:
+    """``images`` (B, C, H, W) plus uniform noise in [-eps, eps] from each query's identity."""
+    noise = np.empty(images.shape, dtype=np.float32)
+    for row, query in enumerate(index.tolist()):
+        generator = np.random.Generator(_philox(seed, f"start {restart}", query))
+        noise[row] = generator.uniform(-eps, eps, noise[row].shape)
+    return images + torch.from_numpy(noise).to(images.device)
+
+
+def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:
+    word = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little")
+    return np.random.Philox(key=np.array([word, query], dtype=np.uint64))

@@ -1,0 +1,1 @@
+"""Stored cells as records: tables, seeds, pivots and comparisons, without torch."""

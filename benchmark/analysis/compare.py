@@ -1,0 +1,188 @@
+"""Tell two models apart: paired bootstrap differences of what was measured of both.
+
+The same queries meet the same attacks, so a difference is taken query by query, and its interval
+is far narrower than those of the two numbers. Several seeds of a model are averaged query by
+query first, over the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import file_sha256
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
+from dmlbench.storage.checkpoint import MANIFEST
+from dmlbench.storage.store import Cell, Store
+
+CONFIGURATION = ("dataset", "model", "recipe", "resolved")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models.
+
+    Attributes:
+        name: as the user wrote it.
+        store: where its results lie.
+        cells: what was measured of it; several seeds of one configuration at most.
+    """
+
+    name: str
+    store: Store
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one metric says.
+
+    Attributes:
+        suite: of the attack; empty for the clean images.
+        attack: spec of the attack; empty for the clean images.
+        metric: name of the number.
+        better: which direction is better for the defender.
+        a: the mean of the first model.
+        b: the mean of the second.
+        difference: b - a over the queries that count for both, with its 95% interval.
+        seeds: of the first and the second model, the pairs that were compared.
+    """
+
+    suite: str
+    attack: str
+    metric: str
+    better: str
+    a: float
+    b: float
+    difference: Estimate
+    seeds: tuple[tuple[int, int], ...]
+
+    @property
+    def favours(self) -> str:
+        """``A`` or ``B`` if the interval leaves zero out, else nothing."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return ""
+        return "B" if (low > 0) == (self.better == "higher") else "A"
+
+
+def find(name: str, store: Store, dataset: str | None) -> Side:
+    """The model that ``name`` means: a checkpoint, a model's folder, or a defense in ``store``.
+
+    Raises:
+        UserError: nothing was measured of it, or several configurations answer to the name.
+    """
+    path = Path(name)
+    digest = _digest(path) if path.exists() else None
+    if digest is not None:
+        home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
+        store = Store(home) if (home / "cells").is_dir() else store
+    stored = store.cells()
+    cells = [
+        c
+        for c in stored
+        if (c["facts"].get("checkpoint") == digest if digest else name in _names(c))
+        and dataset in (None, c["about"]["dataset"])
+        and store.done(c["id"]) is not None
+    ]
+    if not cells:
+        known = sorted({c["about"]["defense"] for c in stored})
+        hint = f"; measured there: {', '.join(known)}" if known else ""
+        raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
+    weights = {(c["about"]["seed"], c["facts"]["checkpoint"]) for c in cells}
+    found = {tuple(c["about"][key] for key in CONFIGURATION) for c in cells}
+    if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
+        several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
+        raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
+    return Side(name, store, cells)
+
+
+def compare(a: Side, b: Side) -> list[Difference]:
+    """Every metric that was measured of both on the same images, in the order of tables.
+
+    Raises:
+        UserError: there is none.
+    """
+    ours, theirs = _by_metric(a), _by_metric(b)
+    found = []
+    for key, left in ours.items():
+        right = theirs.get(key, {})
+        seeds = tuple((seed, seed) for seed in left if seed in right)
+        if not seeds and len(left) == len(right) == 1:  # one seed each: the images are the same
+            seeds = tuple(zip(left, right, strict=True))
+        if not seeds:
+            continue
+        x = np.mean([left[i].values for i, _ in seeds], axis=0)
+        y = np.mean([right[j].values for _, j in seeds], axis=0)
+        both = ~np.isnan(x) & ~np.isnan(y)
+        about = left[seeds[0][0]]
+        difference = bootstrap_mean((y - x)[both])
+        means = float(x[both].mean()), float(y[both].mean())
+        found.append(
+            Difference(key.suite, about.attack, key.metric, about.better, *means, difference, seeds)
+        )
+    if not found:
+        raise UserError(f"{a.name} and {b.name} share no measurement: run the same attacks on both")
+    return found
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What two measurements must agree in to be compared."""
+
+    suite: str
+    queries: str
+    attack: str
+    metric: str
+    precision: str
+    data: str
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A metric of one seed, with the value of each query."""
+
+    attack: str
+    better: str
+    values: npt.NDArray[np.float64]
+
+
+def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
+    """Metric -> seed -> what was measured; a metric without outcomes (NMI) is left out.
+
+    The seed is that of an attack's targets, which is the training's where a run has trained.
+    """
+    data = next((c["facts"]["data"] for c in side.cells if "data" in c["facts"]), "")
+    found: dict[_Key, dict[int, _Measured]] = {}
+    for cell in side.cells:
+        about, outcomes = cell["about"], side.store.outcomes(cell["id"])
+        seed = cell["facts"].get("seed", about["seed"])
+        for name, column in cell["columns"].items():
+            if name in outcomes:
+                attack = about["attack_resolved"] or about["attack"]
+                subset, precision = about["queries"], about["precision"]
+                key = _Key(about["suite"], subset, attack, name, precision, data)
+                values = outcomes[name].to_numpy(dtype=np.float64)
+                measured = _Measured(about["attack"], column["better"], values)
+                found.setdefault(key, {})[seed] = measured
+    return found
+
+
+def _names(cell: Cell) -> set[str]:
+    about = cell["about"]
+    return {about["defense"], about["label"], about["resolved"], cell["facts"].get("training", "")}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the weights that a file, or a model's folder, holds."""
+    if path.is_file():
+        return file_sha256(path)
+    try:
+        return str(json.loads((path / MANIFEST).read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}") from None

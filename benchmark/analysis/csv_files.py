@@ -1,0 +1,172 @@
+"""Tidy CSVs as records again: typed, and refused with file and line where they are wrong."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dmlbench.analysis.records import COLLAPSE, SUBJECT, Record
+from dmlbench.common.errors import UserError
+from dmlbench.core.protocol import SUITES
+from dmlbench.metrics.distance import METRICS
+
+OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
+BOUNDS = {("ES:D", "N"): (0, 2), **{("TMA", metric): (-1, 1) for metric in METRICS}}
+SLACK = 1e-4  # float32 embeddings have unit length to about 1e-7
+
+
+def read_folder(folder: Path) -> list[Record]:
+    """The records of every tidy CSV in ``folder``, file by file in the order of their names.
+
+    Raises:
+        UserError: ``folder`` is a file, or a CSV in it is not what ``dmlbench run`` writes.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--results {folder} is not a folder")
+    paths = sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
+    return [record for path in paths for record in read_tidy(path)]
+
+
+def read_tidy(path: Path) -> list[Record]:
+    """The records of a tidy CSV. Columns that are not known are left alone.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a row makes no sense.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in READERS if name not in (reader.fieldnames or ())]
+            if missing:
+                few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
+                raise UserError(
+                    f"{path} lacks the columns {few}: a CSV in a results folder has a row a "
+                    "metric, as 'dmlbench run' writes results.csv; move others elsewhere"
+                )
+            return [_record(raw, f"{path} line {reader.line_num}") for raw in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a CSV: {error}") from None
+
+
+def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
+    """A row of the file, typed."""
+    if None in raw or None in raw.values():
+        raise UserError(f"{place} has {'more' if None in raw else 'fewer'} cells than the header")
+    record: Record = {}
+    for name, read in READERS.items():
+        try:
+            record[name] = read(raw[name])
+        except ValueError as error:
+            wrong = f"{name} is {raw[name]!r}, which is {error}"
+            raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
+    wrong = _nonsense(record)
+    if wrong:
+        raise UserError(f"{place}: {wrong}; restore the file, or leave the row out")
+    return record
+
+
+def _nonsense(record: Record) -> str:
+    """What cannot be in a record whose cells each can; empty if it is fine."""
+    name, value, low, high = (record[key] for key in ("metric", "value", "low", "high"))
+    if record["status"] != "ok":
+        return "" if value is None else "a failed cell has a value"
+    if not name or value is None or record["n"] is None or not record["better"]:
+        return "a cell that is ok needs metric, value, n and better"
+    if (low is None) != (high is None) or (
+        low is not None and not low - SLACK <= value <= high + SLACK
+    ):
+        return f"value {value:g} is not within its interval [{low}, {high}]"
+    bounds = (0, 100) if record["unit"] == "%" else BOUNDS.get((name, record["distance"]))
+    if bounds and not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
+        return f"{name} is {value:g}; it is within {bounds[0]} and {bounds[1]}"
+    return ""
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("empty")
+    return text
+
+
+def _dataset(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]*\w", text.partition(":")[0]):  # it names the files of its board
+        raise ValueError("not the name of a data set")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("not a number") from None
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise ValueError("not a whole number")
+    return int(text)
+
+
+def _deciles(text: str) -> tuple[float, ...]:
+    numbers = tuple(map(_number, text.split()))
+    if len(numbers) not in (0, 11) or list(numbers) != sorted(numbers):
+        raise ValueError("not eleven rising numbers")
+    return numbers
+
+
+def _versions(text: str) -> str:
+    for part in text.split("."):
+        _count(part)
+    return text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"not one of {', '.join(word or 'nothing' for word in words)}")
+        return text
+
+    return read
+
+
+def _maybe(read: Callable[[str], Any], absent: Any = None) -> Callable[[str], Any]:
+    return lambda text: read(text) if text else absent
+
+
+def _truth(text: str) -> bool:
+    return _one_of("True", "False")(text) == "True"
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(SUBJECT, _text),
+    **dict.fromkeys(("model", "label", "precision"), _filled),
+    "dataset": _dataset,
+    "distance": _one_of(*METRICS),
+    "suite": _one_of(*SUITES, ""),
+    "training_cost": _count,
+    "seed": _count,
+    **dict.fromkeys(("attack", "attack_resolved", "metric"), _text),
+    **dict.fromkeys(("value", "low", "high", "clean"), _maybe(_number)),
+    "n": _maybe(_count),
+    "deciles": _deciles,
+    **dict.fromkeys(COLLAPSE, _maybe(_number, "")),
+    "collapsed": _maybe(_truth, ""),
+    "unit": _text,
+    "better": _one_of("higher", "lower", ""),
+    "status": _one_of("ok", "failed"),
+    **dict.fromkeys(("error", "data", "checkpoint_sha256", "git", "device", "torch"), _text),
+    **dict.fromkeys(("cell", "dmlbench", "started"), _filled),
+    "versions": _versions,
+}
+"""Column -> what its text must be; ValueError with what it is not. Others are not read."""

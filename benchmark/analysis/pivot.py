@@ -1,0 +1,89 @@
+"""Choose among tidy records, and lay them out by two of their columns. Pure functions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from dmlbench.analysis.records import SUBJECT, TIDY_COLUMNS, Cell, tidy
+from dmlbench.analysis.seeds import Spread, spread
+from dmlbench.common.errors import UserError
+
+Conditions = Sequence[tuple[str, str]]
+_IDENTIFYING = (*SUBJECT, "attack_resolved", "metric")
+
+
+def condition(text: str) -> tuple[str, str]:
+    """``key=value`` of a tidy column; a ``*`` in the value stands for anything.
+
+    Raises:
+        UserError: it is not of that form, or there is no such column.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--where {text!r} is not key=value, e.g. --where metric=CA+")
+    return column(key), value
+
+
+def column(name: str) -> str:
+    """``name`` if it is a tidy column; UserError with a suggestion otherwise."""
+    if name in TIDY_COLUMNS:
+        return name
+    close = difflib.get_close_matches(name, TIDY_COLUMNS, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UserError(f"unknown column {name!r}; {hint}columns: {', '.join(TIDY_COLUMNS)}")
+
+
+def chosen(cells: Iterable[Cell], conditions: Conditions) -> list[Cell]:
+    """The cells that meet every condition, each with those of its metrics that do."""
+    found = []
+    for cell in cells:
+        records = [r for r in tidy([cell]) if _meets(r, conditions)]
+        names = {record["metric"] for record in records if "metric" in record}
+        if cell["status"] == "ok":
+            keep = {
+                key: {n: v for n, v in cell[key].items() if n in names}
+                for key in ("metrics", "columns")
+            }
+            cell = cell | keep
+        if records:
+            found.append(cell)
+    return found
+
+
+def pivot(
+    cells: Iterable[Cell], rows: Sequence[str], columns: Sequence[str]
+) -> dict[tuple[str, ...], dict[tuple[str, ...], Spread]]:
+    """Row -> column -> the value there, over the seeds if they are in neither.
+
+    Of two versions of a cell the newer counts (cells come in ``tables.order``).
+
+    Raises:
+        UserError: values that differ in more than the seed would fall into one place.
+    """
+    records = [r for r in tidy(list(cells)) if r["status"] == "ok"]
+    newest = {tuple(r[name] for name in _IDENTIFYING): r for r in records}
+    places: dict[tuple[str, ...], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
+    for r in newest.values():
+        row, column = (tuple(str(r[name]) for name in names) for names in (rows, columns))
+        places.setdefault(row, {}).setdefault(column, []).append(r)
+    table: dict[tuple[str, ...], dict[tuple[str, ...], Spread]] = {}
+    for row, line in places.items():
+        for column, found in line.items():
+            differ = [n for n in _IDENTIFYING if n != "seed" and len({r[n] for r in found}) > 1]
+            if differ:
+                raise UserError(
+                    f"{len(found)} values fall into one place: they differ in {', '.join(differ)}; "
+                    "choose with --where, or add a column to --pivot"
+                )
+            table.setdefault(row, {})[column] = spread([r["value"] for r in found])
+    return table
+
+
+def _meets(record: dict[str, Any], conditions: Conditions) -> bool:
+    return all(
+        fnmatchcase(str(record.get(key, "")), value.replace("[", "[[]"))
+        for key, value in conditions
+    )

@@ -1,0 +1,86 @@
+"""``dmlbench attack``: measure weights that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dmlbench.cli.options import PATH, options
+from dmlbench.cli.shared import check_queries, finish, open_session, open_store, parse_attacks
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
+    "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es",
+)
+@click.option(
+    "--checkpoint",
+    required=True,
+    type=PATH,
+    metavar="FILE",
+    help="Weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (RobRank).",
+)
+@options("model")
+@click.option(
+    "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
+)
+@options("attacks", "suites", "queries", "dataset")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
+)
+@click.option(
+    "--save-adversarial",
+    "pictures",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
+)
+@options("results", "leaderboards", "data_root", "cache")
+@options("device", "batch_size", "threads", "precision", "json")
+def attack(
+    checkpoint: Path,
+    model: str | None,
+    label: str | None,
+    attacks: tuple[str, ...],
+    suites: tuple[str, ...],
+    queries: int | None,
+    dataset: str,
+    seed: int,
+    pictures: int,
+    as_json: bool,
+    **places: Any,
+) -> None:
+    """Measure any trained model, clean and under attacks, without training."""
+    from dmlbench.core import spec
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.models.base import parse_model
+
+    chosen = spec.parse(dataset, DATASETS)
+    hostile = parse_attacks(attacks, suites)
+    network = parse_model(model or chosen.protocol.model)
+
+    with open_session(chosen, **places) as session:
+        from dmlbench.evaluation.pictures import draw_attacks
+        from dmlbench.sweep import plan, status
+        from dmlbench.sweep.durations import Times, likely_device
+        from dmlbench.sweep.executors.serial import Serial
+        from dmlbench.sweep.scheduler import Matrix
+
+        check_queries(queries, session)
+        known = open_store(session)
+        precision = session.compute.precision
+        subject = plan.external(chosen, session.digest, network, checkpoint, label, seed, precision)
+        planned = plan.hostiles(hostile, chosen.protocol.threat, queries)
+        entry = status.entry(subject, planned, seed, known)
+        times = Times(likely_device(session.compute), known.cells.values(), session.store)
+        with Serial(session) as executor:
+            matrix = Matrix([entry], planned, session, executor, known, times, "retry-failed")
+            cells = matrix.run()
+        drawn = draw_attacks(subject, hostile, pictures, seed, session) if pictures else []
+    finish(cells, session, places["leaderboards"], as_json)
+    if drawn and not as_json:
+        click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

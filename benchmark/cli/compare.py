@@ -1,0 +1,75 @@
+"""``dmlbench compare``: paired differences between two models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmlbench.cli.options import options
+
+if TYPE_CHECKING:
+    from dmlbench.analysis.compare import Difference
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench compare none hm\n"
+    "  dmlbench compare act hm --dataset fashion\n"
+    "  dmlbench compare results/models/ID other/models/ID",
+)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--dataset", metavar="SPEC", help="Of these results only.")
+@options("results", "json")
+def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -> None:
+    """Tell two measured models apart: B - A, query by query, with paired bootstrap intervals.
+
+    A and B are defenses as 'run' was given them (or as tables show them), checkpoints, or folders
+    under results/models. Nothing is trained or attacked.
+    """
+    from dataclasses import asdict
+
+    from dmlbench.analysis import compare
+    from dmlbench.storage.store import Store
+
+    store = Store(results)
+    sides = [compare.find(name, store, dataset) for name in (a, b)]
+    found = compare.compare(*sides)
+    if as_json:
+        records = [asdict(one) | {"favours": one.favours} for one in found]
+        click.echo(json.dumps(records, indent=1))
+        return
+    _print(found, *(side.cells[0]["about"]["label"] for side in sides))
+
+
+def _print(found: list[Difference], a: str, b: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    click.echo(f"A = {a}\nB = {b}")
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, heading in enumerate(
+        ("attack", "metric", "A", "B", "B - A", "95% interval", "n", "seeds", "better")
+    ):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for one in found:
+        d = one.difference
+        attack = f"{one.attack} ({one.suite})" if one.attack else "clean"
+        numbers = (
+            f"{one.a:.3f}",
+            f"{one.b:.3f}",
+            f"{d.value:+.3f}",
+            f"[{d.low:+.3f}, {d.high:+.3f}]",
+        )
+        seeds = ",".join(f"{i}" if i == j else f"{i}/{j}" for i, j in one.seeds)
+        cells = (attack, one.metric, *numbers, str(d.n), seeds, one.favours or "-")
+        table.add_row(*map(Text, cells))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)

@@ -1,0 +1,86 @@
+"""A sweep as a YAML file: the flags of ``run`` by their names, without the dashes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_atomically
+from dmlbench.common.hashing import identity
+
+NOT_IN_FILES = ("config", "dry_run", "as_json", "help")
+
+
+def use_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """An eager option's callback: what the file says is the default of each flag.
+
+    Raises:
+        UserError: the file is not there, is no YAML mapping, or has a key that is no flag.
+    """
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **_read(path, context.command)}
+    return path
+
+
+def write_config(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Store what a run was asked for, resolved, where ``--config`` can read it again.
+
+    The file is named by its content: the same run again writes the same file.
+    """
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    path = folder / f"{identity(values)}.yaml"
+    if not path.exists():
+        write_atomically(path, text.encode())
+    return path
+
+
+def _read(path: Path, command: click.Command) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} must hold keys and values, e.g. 'defense: [none, hm]'")
+    known = {
+        option.removeprefix("--"): parameter
+        for parameter in command.params
+        if parameter.name not in NOT_IN_FILES
+        for option in parameter.opts
+    }
+    found = {}
+    for key, value in content.items():
+        name = str(key).replace("_", "-")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(
+                f"--config {path}: unknown key {key!r}; {hint}valid keys: {', '.join(known)}"
+            )
+        parameter = known[name]
+        assert parameter.name is not None
+        found[parameter.name] = _value(f"--config {path}: {key}", value, parameter)
+    return found
+
+
+def _value(subject: str, value: Any, parameter: click.Parameter) -> Any:
+    """As the command line would have it: text, or a list of texts for a flag that repeats."""
+    if isinstance(value, dict):  # recipe: {epochs: 2, pairs: 32}
+        value = ",".join(f"{k}={_text(subject, v)}" for k, v in value.items())
+    if isinstance(parameter, click.Option) and parameter.multiple:
+        items = value if isinstance(value, list) else [value]
+        return [_text(subject, item) for item in items]
+    return _text(subject, value)
+
+
+def _text(subject: str, value: Any) -> str:
+    if value is None or isinstance(value, list | dict):
+        raise UserError(f"{subject} must be a single value, got {value!r}")
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,129 @@
+"""``dmlbench data``: which data sets are there, whether they are whole, how to get them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmlbench.cli.options import options
+from dmlbench.common.errors import EXIT_FAILED_CELLS
+
+if TYPE_CHECKING:
+    from dmlbench.datasets.verify import Report
+
+
+@click.group()
+def data() -> None:
+    """List, verify and download data sets."""
+
+
+@data.command("list")
+@options("data_root", "json")
+def list_(data_root: Path | None, as_json: bool) -> None:
+    """Show every data set: its size, where it lies, or where to get it."""
+    from dmlbench.datasets.base import DATASETS
+
+    entries = []
+    for cls in DATASETS:
+        dataset = cls()
+        card, place = dataset.protocol, dataset.locate(data_root)
+        entries.append(
+            {
+                "name": card.name,
+                "summary": card.summary,
+                "train": None if card.train is None else vars(card.train),
+                "test": None if card.test is None else vars(card.test),
+                "place": None if place is None else str(place),
+                "source": card.source,
+            }
+        )
+        if as_json:
+            continue
+        click.echo(f"{click.style(card.name, fg='cyan')}  {card.summary}")
+        if card.train is not None:
+            click.echo(f"    train {card.train}; test {card.test}")
+        click.echo(f"    {f'in {place}' if place else card.source}")
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+
+
+@data.command(
+    epilog="\b\nExamples:\n  dmlbench data verify cub --data-root /data\n"
+    "  dmlbench data verify folder:root=my_images\n\n"
+    "\b\nExit codes: 0 sound, 1 not, 2 not there at all."
+)
+@click.argument("dataset", metavar="SPEC")
+@options("data_root", "cache", "json")
+def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bool) -> None:
+    """Read every file of a data set and hold it against the official figures."""
+    from rich.console import Console
+
+    from dmlbench.common.progress import reporter_for
+    from dmlbench.core import spec
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.datasets.files.cache import Cache
+    from dmlbench.datasets.verify import verify as look_at
+
+    chosen = spec.parse(dataset, DATASETS)
+    with reporter_for(Console(stderr=True)) as reporter:
+        report = look_at(chosen, data_root, Cache(cache, reporter))
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"sound": report.sound}, indent=1, default=str))
+    else:
+        _print(report, Cache(cache).place)
+        if not report.sound:
+            click.echo(f"not sound; {chosen.protocol.source}" if report.official else "not sound")
+    sys.exit(0 if report.sound else EXIT_FAILED_CELLS)
+
+
+@data.command()
+@click.argument("dataset", metavar="SPEC")
+@options("data_root")
+def download(dataset: str, data_root: Path | None) -> None:
+    """Download a data set whose host still serves it.
+
+    An interrupted download of cub or sop goes on.
+    """
+    from rich.console import Console
+
+    from dmlbench.common.progress import reporter_for
+    from dmlbench.core import spec
+    from dmlbench.datasets.base import DATASETS
+
+    chosen = spec.parse(dataset, DATASETS)
+    with reporter_for(Console(stderr=True)) as reporter:
+        place = chosen.download(data_root, reporter)
+    click.echo(f"{place}; look closer with: dmlbench data verify {dataset}")
+
+
+def _print(report: Report, cache: Path) -> None:
+    from dmlbench.datasets.files.cache import listed
+    from dmlbench.datasets.images import NEEDED
+
+    click.echo(f"{report.name}{f' in {report.root}' if report.root else ''}")
+    for part, found in report.found.items():
+        official = report.official.get(part)
+        said = "as officially" if found == official else f"officially {official}"
+        click.echo(f"  {part:5} {found}{f', {said}' if official else ''}")
+    if report.missing:
+        click.echo(f"  missing: {len(report.missing):,} files: {listed(report.missing)}")
+    if report.unreadable:
+        bad = [f"{name} ({problem})" for name, problem in report.unreadable]
+        click.echo(f"  unreadable: {len(bad):,} files: {listed(bad)}")
+    if report.duplicates:
+        groups = [" = ".join(group) for group in report.duplicates]
+        click.echo(f"  the same bytes: {len(groups):,} groups of files: {listed(groups)}")
+    for problem in report.unfit:
+        click.echo(f"  {problem}; {NEEDED}")
+    if report.shared:
+        click.echo(f"  in both splits: {report.shared:,} classes")
+    if report.cache != "none":
+        remedy = f": delete {cache}, and it is made again" if report.cache == "damaged" else ""
+        click.echo(f"  decoded images: {report.cache}{remedy}")
+    if report.sound:
+        click.echo("sound")

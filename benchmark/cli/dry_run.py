@@ -1,0 +1,86 @@
+"""What a run would do, and how long that may take: the content of ``run --dry-run``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dmlbench.cli.text import aligned
+from dmlbench.common.progress import duration
+from dmlbench.sweep.durations import Times
+from dmlbench.sweep.plan import UNTRAINED
+from dmlbench.sweep.status import DONE, Entry
+from dmlbench.sweep.tasks import Cellular, Train
+
+CACHED = "cached"  # a model that is trained
+
+
+def preview(entries: Sequence[Entry], resume: str, times: Times) -> list[dict[str, Any]]:
+    """A record for each training and each cell (JSON types).
+
+    Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
+    case), ``status`` (cached, done, failed, stale, to do), ``runs`` (whether the run does it),
+    ``seconds`` (the median of past rows, or of like ones; None: there are none), ``training`` and
+    ``cell`` (identities; ``cell`` is None before the model is trained).
+    """
+    records = []
+    for entry in entries:
+        agenda = entry.agenda(resume)
+        trains = bool(agenda) and isinstance(agenda[0], Train)
+        if entry.train is not None:
+            status = CACHED if entry.trained == DONE else entry.trained
+            records.append(_record(entry.train, status, trains, times))
+        for task, status in entry.cells:
+            records.append(_record(task, status, entry.does(status, resume), times))
+    return records
+
+
+def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The records as aligned text."""
+    table: list[Sequence[str]] = [("model", "seed", "suite", "task", "status", "time")]
+    for r in records:
+        time = "not known" if r["seconds"] is None else duration(r["seconds"])
+        row = (r["label"], str(r["seed"]), r["suite"], r["task"], r["status"])
+        table.append((*row, time if r["runs"] else ""))
+    return aligned(table)
+
+
+def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str:
+    """Counts of what there is, and the time of what is to be done."""
+    counts = [
+        f"{len(group)} {noun}: {_counts(group)}"
+        for noun, trains in (("models", True), ("cells", False))
+        if (group := [r for r in records if (r["task"] == "training") is trains])
+    ]
+    runs = [r for r in records if r["runs"]]
+    known = [r["seconds"] for r in runs if r["seconds"] is not None]
+    if not runs:
+        return "; ".join([*counts, "nothing to do"])
+    time = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
+    if unknown := len(runs) - len(known):
+        time += f", without {unknown} task{'s' * (unknown > 1)} like none in the past"
+    return "; ".join([*counts, f"{len(runs)} tasks to do, {time}"])
+
+
+def _counts(records: Sequence[dict[str, Any]]) -> str:
+    found = Counter(record["status"] for record in records)
+    return ", ".join(f"{count} {status}" for status, count in sorted(found.items()))
+
+
+def _record(task: Train | Cellular, status: str, runs: bool, times: Times) -> dict[str, Any]:
+    about, facts = task.cell["about"], task.cell["facts"]
+    training = isinstance(task, Train)
+    identified = not training and facts.get("checkpoint") != UNTRAINED
+    return {
+        "defense": about["defense"],
+        "label": about["label"],
+        "seed": about["seed"],
+        "suite": about["suite"],
+        "task": "training" if training else about["attack"] or "benign",
+        "status": status,
+        "runs": runs,
+        "seconds": times.seconds(times.kind(task)),
+        "training": task.model,
+        "cell": task.cell["id"] if identified else None,
+    }

@@ -1,0 +1,93 @@
+"""``dmlbench leaderboard``: boards from the CSVs of a results folder, and from the literature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dmlbench.cli.options import options
+from dmlbench.cli.shared import export
+from dmlbench.common.errors import UserError
+
+FORMATS = ("md", "tex", "csv", "html", "plots")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench leaderboard\n"
+    "  dmlbench leaderboard cub --format tex --where 'defense=HM*' --leaderboards paper\n"
+    "  dmlbench leaderboard --column R@1 --column ERS --leaderboards paper\n",
+)
+@click.argument("datasets", nargs=-1, metavar="[DATASET]...")
+@options("results", "leaderboards")
+@click.option(
+    "--against",
+    type=click.Choice(["published", "nothing"]),
+    default="published",
+    show_default=True,
+    help="Show the literature's rows beside what was measured here, marked as such.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    default=FORMATS,
+    help="Markdown, LaTeX, CSV, the page index.html, plots. May be repeated. Default: all.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="Metric to show, e.g. ERS. May be repeated. Default: the papers' columns.",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="KEY=TEXT",
+    help="Show only lines whose suite, model, loss, defense, eta, recipe, precision or source "
+    "(here or published) is TEXT; * stands for anything. May be repeated.",
+)
+def leaderboard(
+    datasets: tuple[str, ...],
+    results: Path,
+    leaderboards: Path,
+    against: str,
+    formats: tuple[str, ...],
+    columns: tuple[str, ...],
+    where: tuple[str, ...],
+) -> None:
+    """Render the boards: tables and plots of each DATASET (or all), and the page of them all.
+
+    They depend on nothing but the CSVs in the results folder and the published rows.
+    """
+    from dmlbench.analysis.csv_files import read_folder
+    from dmlbench.common.files import check_writable
+    from dmlbench.report import render
+
+    export(results)
+    records = read_folder(results)
+    if not records:
+        message = f"no results in {results}: begin with 'dmlbench run --defense hm --attack ca+'"
+        if against == "nothing":
+            raise UserError(message)
+        click.echo(f"{message}; these are the published rows alone", err=True)
+    every = render.boards(records, against == "published", columns, where)
+    known = [board.name for board in every]
+    for name in datasets:
+        if name not in known:
+            raise UserError(f"no results of {name!r} in {results}: there are {', '.join(known)}")
+    check_writable(leaderboards, "--leaderboards")
+    tables = [kind for kind in formats if kind in render.RENDERERS]
+    for board in (b for b in every if not datasets or b.name in datasets):
+        for path in render.write_tables(board, leaderboards, tables):
+            click.echo(path)
+        if "plots" in formats:
+            for path in render.write_plots(board, leaderboards):
+                click.echo(path)
+    if "html" in formats:
+        from dmlbench.report.page import write_page
+
+        click.echo(write_page(every, leaderboards))

@@ -1,0 +1,81 @@
+"""The command line: its verbs, and how mistakes end. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from typing import Any
+
+import click
+
+from dmlbench import __version__
+from dmlbench.cli import attack, compare, data, leaderboard, list, merge, run, show, train
+from dmlbench.common.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    Terminated,
+    UserError,
+)
+
+
+class _Group(click.Group):
+    """Turns a mistake of the user's into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(" ".join(str(error).split()), EXIT_USAGE)
+        except PermissionError as error:
+            _fail(f"{error.filename}: permission denied", EXIT_USAGE)
+        except KeyboardInterrupt as stop:
+            how, code = (
+                ("terminated", EXIT_TERMINATED)
+                if isinstance(stop, Terminated)
+                else ("interrupted", EXIT_INTERRUPTED)
+            )
+            _fail(f"{how}; finished work is stored, run again to go on", code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nFirst command:\n  dmlbench run --defense hm --attack ca+\n\n"
+    "\b\nSee what there is:\n  dmlbench list",
+)
+@click.version_option(__version__, prog_name="dmlbench")
+def main() -> None:
+    """The benchmark of adversarial robustness for deep metric learning (image retrieval)."""
+    warnings.showwarning = _one_line_warning
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+for verb in (
+    run.run,
+    train.train,
+    attack.attack,
+    data.data,
+    list.list_,
+    show.show,
+    compare.compare,
+    merge.merge,
+    leaderboard.leaderboard,
+):
+    main.add_command(verb)

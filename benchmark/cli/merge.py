@@ -1,0 +1,35 @@
+"""``dmlbench merge``: bring results folders together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dmlbench.cli.options import PATH, options
+
+
+@click.command(
+    epilog="\b\nExample:\n  dmlbench merge /mnt/a/results /mnt/b/results --results results"
+)
+@click.argument("sources", nargs=-1, required=True, type=PATH)
+@options("results")
+def merge(sources: tuple[Path, ...], results: Path) -> None:
+    """Copy the cells and models of other results folders into --results, and export.
+
+    Cells are the same where their identity is; what is there already stands, except that a
+    cell that succeeded replaces one that failed.
+    """
+    from dmlbench.common.files import check_writable
+    from dmlbench.storage.merge import merge as merge_into
+    from dmlbench.storage.store import Store
+
+    check_writable(results, "--results")
+    target = Store(results)
+    for source in sources:
+        merged = merge_into(
+            Store(source), target, lambda text: click.echo(f"warning: {text}", err=True)
+        )
+        click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
+    tidy, wide = target.export()
+    click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)")

@@ -1,0 +1,96 @@
+"""``dmlbench show``: stored results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmlbench.cli.options import options
+from dmlbench.cli.shared import stored
+from dmlbench.common.errors import UserError
+
+if TYPE_CHECKING:
+    from dmlbench.analysis.seeds import Spread
+    from dmlbench.storage.store import Cell
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench show fashion --where suite=strict --where 'defense=hm*'\n"
+    "  dmlbench show --where suite=strict --pivot label:metric   # mean ± deviation over seeds\n"
+    "  dmlbench show --where metric=CA+ --pivot label,model:attack,seed\n\n"
+    "The columns are those of results.csv.",
+)
+@click.argument("dataset", required=False)
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Only these; * stands for anything. May be repeated.",
+)
+@click.option(
+    "--pivot",
+    "layout",
+    metavar="ROWS:COLUMNS",
+    help="Values by columns of results.csv, averaged over the seeds if they are in neither.",
+)
+@options("results", "json")
+def show(
+    dataset: str | None,
+    conditions: tuple[str, ...],
+    layout: str | None,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Show stored results, of one data set or of all."""
+    from dmlbench.analysis.pivot import chosen, condition
+    from dmlbench.cli.console import print_table
+
+    cells = stored(results, dataset)
+    if conditions:
+        cells = chosen(cells, [condition(text) for text in conditions])
+        if not cells:
+            raise UserError(f"no results in {results} where {' and '.join(conditions)}")
+    if layout is not None:
+        _print_pivot(cells, layout, as_json)
+    elif as_json:
+        click.echo(json.dumps(cells, indent=1))
+    else:
+        print_table(cells)
+
+
+def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
+    from dmlbench.analysis.pivot import column, pivot
+    from dmlbench.cli.text import aligned
+
+    sides = [side.split(",") for side in layout.split(":")]
+    if len(sides) != 2:
+        raise UserError(f"--pivot {layout!r} is not ROWS:COLUMNS, e.g. --pivot label:metric")
+    rows, columns = ([column(name) for name in side] for side in sides)
+    table = pivot(cells, rows, columns)
+    if as_json:
+        records = [
+            dict(zip(rows, row, strict=True))
+            | dict(zip(columns, place, strict=True))
+            | asdict(value)
+            for row, line in table.items()
+            for place, value in line.items()
+        ]
+        click.echo(json.dumps(records, indent=1))
+        return
+    places = list(dict.fromkeys(place for line in table.values() for place in line))
+    lines = [[*rows, *map(" ".join, places)]]
+    for row, line in table.items():
+        lines.append([*row, *(_shown(line.get(place)) for place in places)])
+    click.echo("\n".join(aligned(lines)))
+
+
+def _shown(value: Spread | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.4g}" if value.sd is None else f"{value.mean:.4g} ± {value.sd:.2g}"

@@ -1,0 +1,96 @@
+"""``dmlbench train``: weights and their manifest, without attacking them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from dmlbench.cli.options import options
+from dmlbench.cli.shared import open_session, parse_all, parse_recipe
+from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  dmlbench train --defense hm:eta=32 --dataset fashion\n"
+    "  dmlbench train --defense none:loss=proxy-anchor --recipe epochs=2,precision=bf16\n"
+    "  torchrun --nproc-per-node 4 -m dmlbench train --defense hm --dataset fashion",
+)
+@options("defenses", "dataset", "model", "recipe", "seeds")
+@click.option(
+    "--validate",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Measure R@1 on the clean test split every K epochs; 0: never. Changes no weight.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write event files beside log.jsonl.")
+@options("results", "data_root", "cache", "device", "threads", "json")
+def train(
+    defenses: tuple[str, ...],
+    dataset: str,
+    model: str | None,
+    recipe: str,
+    seeds: tuple[int, ...],
+    validate: int,
+    tensorboard: bool,
+    as_json: bool,
+    **places: Any,
+) -> None:
+    """Train defenses and keep their checkpoints, which 'run' finds again.
+
+    A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
+    its processes train one model: the recipe's batch is shared out among them.
+    """
+    from dmlbench.compute.device import launched, leads
+    from dmlbench.core import spec
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.defenses.base import DEFENSES
+    from dmlbench.models.base import parse_model
+
+    chosen = spec.parse(dataset, DATASETS)
+    wanted = parse_all(defenses, DEFENSES)
+    network = parse_model(model or chosen.protocol.model)
+    trained = parse_recipe(chosen, recipe)
+    with open_session(
+        chosen, leaderboards=None, batch_size=None, precision="fp32", torchrun=True, **places
+    ) as s:
+        from dmlbench.sweep.plan import plan
+        from dmlbench.sweep.tasks import Train
+        from dmlbench.sweep.worker import explained
+        from dmlbench.training import trainer
+
+        watch = trainer.Watch(validate, tensorboard)
+        manifests, failed = [], False
+        for job in plan(chosen, s.digest, network, wanted, seeds, trained):
+            folder = s.store.model_folder(job.training.id)
+            try:
+                manifest = trainer.train(job.training, s.data, folder, s.compute, s.reporter, watch)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a network or plugin raises
+                problem = explained(error, Train(job, {}))
+                if launched():  # the other processes wait for this one: torchrun ends them
+                    raise UserError(str(problem)) from None
+                failed = True
+                s.reporter.warn(f"training {job.training.defense.label} failed: {problem}")
+                continue
+            manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
+    if leads():
+        _print(manifests, as_json)
+    if failed:
+        sys.exit(EXIT_FAILED_CELLS)
+
+
+def _print(manifests: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(manifests, indent=1))
+        return
+    for manifest in manifests:
+        last = manifest["history"][-1]
+        recall = f", R@1 {last['R@1']:.1f}" if last.get("R@1") is not None else ""
+        click.echo(f"{manifest['label']}: {manifest['path']}{recall}")

@@ -1,0 +1,1 @@
+"""What every registered thing is made of: the registry, specs, papers, protocols."""

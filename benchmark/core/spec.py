@@ -1,0 +1,280 @@
+"""The spec grammar: ``name`` or ``name:key=value,key=value`` <-> a typed component.
+
+    ca+                          CA+ with its defaults
+    ca+:w=5,eps=8/255            five queries, radius 8/255
+    hm:source=random,ics=0       HM from random triplets, without ICS
+    pkg.module:factory:width=32  (models only) any callable that builds a network
+
+Values are typed by the component's fields; numbers may be fractions; a value with a comma is
+written in double quotes. ``canonical`` is the inverse of ``parse``: it names only what differs
+from the defaults, in the order of the fields, so equal configurations have equal spellings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from dmlbench.common.errors import UserError
+from dmlbench.core.registry import Component, Registry
+
+C = TypeVar("C", bound=Component)
+Value = bool | int | float | str | None
+
+AUTO = "auto"  # the spelling of None: "take it from the data set's card"
+
+
+def parameter(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    pixels: bool = False,
+) -> Any:
+    """A dataclass field that users may set.
+
+    Args:
+        default: its default; ``None`` (spelt ``auto``) is allowed for fields typed ``X | None``.
+        help: its meaning in a few words, shown by ``dmlbench list``.
+        above, at_least, at_most: bounds on a number.
+        choices: the values a string may take.
+        pixels: a length in [0, 1] pixel space, printed as n/255 where that is exact.
+    """
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "bounds": bounds, "choices": choices, "pixels": pixels},
+    )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of a component as the command line sees it."""
+
+    name: str
+    type: type
+    optional: bool
+    default: Any
+    help: str
+    bounds: Mapping[str, float | None]
+    choices: tuple[str, ...]
+    pixels: bool
+
+    @property
+    def domain(self) -> str:
+        """What values it takes, in words: ``int >= 1``, ``random | semihard``."""
+        if self.choices:
+            return " | ".join(self.choices)
+        signs = {"above": ">", "at_least": ">=", "at_most": "<="}
+        bounds = [
+            f"{signs[kind]} {_number(bound, self.pixels)}"
+            for kind, bound in self.bounds.items()
+            if bound is not None
+        ]
+        return " ".join([self.type.__name__, " and ".join(bounds)]).strip()
+
+    def show(self, value: Any) -> str:
+        """``value`` as it is written in a spec."""
+        if value is None:
+            return AUTO
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, float):
+            return _number(value, self.pixels)
+        text = str(value)
+        if re.search(r'[",\s]', text) or text == AUTO or not text:
+            return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return text
+
+    def read(self, text: str) -> Any:
+        """The typed value that ``text`` spells. ValueError says what is wrong with it."""
+        if text == AUTO and self.optional:
+            return None
+        value = self._convert(_unquote(text))
+        self.check(value)
+        return value
+
+    def check(self, value: Any) -> None:
+        """ValueError if ``value`` is outside the parameter's domain."""
+        if value is None and self.optional:
+            return
+        if self.choices and value not in self.choices:
+            close = difflib.get_close_matches(str(value), self.choices, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{hint}must be one of {', '.join(self.choices)}, got {value!r}")
+        above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
+        bad = (
+            (above is not None and not value > above)
+            or (at_least is not None and not value >= at_least)
+            or (at_most is not None and not value <= at_most)
+        )
+        if bad:
+            raise ValueError(f"must be {self.domain}, got {self.show(value)}")
+
+    def _convert(self, text: str) -> Any:
+        if self.type is bool:
+            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+            if text.lower() not in words:
+                raise ValueError(f"must be true or false, got {text!r}")
+            return words[text.lower()]
+        if self.type is str:
+            return text
+        try:
+            value: float = int(text) if self.type is int else _real(text)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            kind = "a whole number" if self.type is int else "a number or fraction"
+            raise ValueError(f"must be {kind}, got {text!r}") from None
+        if not math.isfinite(value):
+            raise ValueError(f"must be finite, got {text!r}")
+        return value
+
+
+def parameters(cls: type[Component]) -> list[Parameter]:
+    """The parameters of a component class, in the order of its fields."""
+    hints = _type_hints(typing.cast(Any, cls))
+    found = []
+    for field in dataclasses.fields(typing.cast(Any, cls)):
+        if "help" not in field.metadata:
+            continue
+        hint, choices = hints[field.name], field.metadata["choices"]
+        optional = False
+        if get_origin(hint) in (UnionType, typing.Union):
+            optional = NoneType in get_args(hint)
+            (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
+        if get_origin(hint) is Literal:
+            hint, choices = str, get_args(hint)
+        meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels")}
+        found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
+    return found
+
+
+def parse(text: str, registry: Registry[C]) -> C:
+    """The component that ``text`` spells.
+
+    Raises:
+        UserError: an unknown name (with suggestions), an unknown key (with the valid ones), a
+            key given twice, or a value outside its domain.
+    """
+    name, colon, rest = text.strip().partition(":")
+    cls = registry.get(name)
+    pairs = split_pairs(rest, f"{registry.kind} {text!r}") if colon else {}
+    return build(cls, pairs, f"{registry.kind} {name}")
+
+
+def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:
+    """``cls`` with the fields spelt in ``pairs`` and ``fixed``; errors begin with ``subject``."""
+    known = {p.name: p for p in parameters(cls)}
+    values = dict(fixed)
+    for key, spelt in pairs.items():
+        if key not in known:
+            reason = cls.absent.get(key)
+            raise UserError(
+                f"{subject}: {reason}" if reason else _unknown_key(subject, key, list(known))
+            )
+        try:
+            values[key] = known[key].read(spelt)
+        except ValueError as error:
+            raise UserError(f"{subject}: {key} {error}") from None
+    try:
+        return cls(**values)
+    except ValueError as error:  # a rule between fields, from __post_init__
+        raise UserError(f"{subject}: {error}") from None
+
+
+def split_pairs(text: str, subject: str) -> dict[str, str]:
+    """``"a=1,b=x"`` -> ``{"a": "1", "b": "x"}``; UserError if it is not of that form."""
+    pairs: dict[str, str] = {}
+    item = re.compile(r'\s*([A-Za-z_][\w-]*)\s*=\s*("(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
+    position = 0
+    while position < len(text):
+        match = item.match(text, position)
+        if match is None or not match[2]:
+            raise UserError(f"{subject}: expected key=value,key=value, got {text[position:]!r}")
+        key = match[1].replace("-", "_")
+        if key in pairs:
+            raise UserError(f"{subject}: {key} is given twice")
+        pairs[key] = match[2]
+        position = match.end()
+    return pairs
+
+
+def canonical(component: Component) -> str:
+    """The shortest spelling of ``component``: ``parse(canonical(c)) == c``."""
+    pairs = [
+        f"{p.name}={p.show(value)}"
+        for p in parameters(type(component))
+        if (value := getattr(component, p.name)) != p.default
+    ]
+    return f"{component.card.name}:{','.join(pairs)}" if pairs else component.card.name
+
+
+def shortest(component: C, resolve: Callable[[C], C]) -> str:
+    """The shortest spelling that ``resolve`` turns into ``component``.
+
+    ``hm`` for an HM whose eta, eps and alpha are what the data set's card fills in anyway.
+    """
+    bare = component
+    for p in parameters(type(component)):
+        try:
+            candidate = dataclasses.replace(typing.cast(Any, bare), **{p.name: p.default})
+            same = resolve(candidate) == component
+        except (ValueError, UserError):  # a rule between fields: this one is needed
+            continue
+        if same:
+            bare = candidate
+    return canonical(bare)
+
+
+def values(component: Component) -> dict[str, Value]:
+    """Every parameter with its value, defaults included (JSON types)."""
+    return {p.name: getattr(component, p.name) for p in parameters(type(component))}
+
+
+def check(component: Component) -> None:
+    """ValueError if a parameter of ``component`` is outside its domain.
+
+    Called by components built in Python, which have not gone through ``parse``.
+    """
+    for p in parameters(type(component)):
+        try:
+            p.check(getattr(component, p.name))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{component.card.name}: {p.name} {error}") from None
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # asked for again and again by long plans
+
+
+def _real(text: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    return int(numerator) / int(denominator) if slash else float(text)
+
+
+def _number(value: float, pixels: bool) -> str:
+    if pixels and 0 < value < 1 and round(value * 255) / 255 == value:
+        return f"{round(value * 255)}/255"
+    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def _unquote(text: str) -> str:
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    return text
+
+
+def _unknown_key(subject: str, key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    valid = f"valid keys: {', '.join(known)}" if known else "it has no keys"
+    return f"{subject}: unknown key {key!r}; {hint}{valid}"

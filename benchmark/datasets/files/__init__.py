@@ -1,0 +1,1 @@
+"""Files of data sets: where they lie, archives, decoding and the cache."""

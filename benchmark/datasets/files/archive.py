@@ -1,0 +1,141 @@
+"""Archives from the hosts that still serve them: fetched in pieces, checked, unpacked safely."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import check_writable
+from dmlbench.datasets.base import HOME
+
+if TYPE_CHECKING:
+    from dmlbench.common.progress import Reporter
+
+PIECE = 1 << 20
+TIMEOUT = 60.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A tar or zip file on a host.
+
+    Attributes:
+        url: where it is served.
+        md5: the digest that is published for it.
+        folder: the folder in it that is wanted.
+    """
+
+    url: str
+    md5: str
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
+    """The folder of ``archive`` in the data root, downloaded and unpacked if it is not there.
+
+    An interrupted download goes on where it stopped. An archive that is in the data root already
+    is used if its digest is right.
+
+    Raises:
+        UserError: the host cannot be reached, the digest is wrong, the disk is full, ...
+    """
+    root = data_root or HOME
+    check_writable(root, "--data-root")
+    folder, path = root / archive.folder, root / archive.name
+    if folder.exists():
+        reporter.say(f"{folder} is there already; delete it to have it fetched again")
+        return folder
+    if not path.is_file():
+        partial = path.with_name(f"{path.name}.part")
+        _download(archive.url, partial, reporter)
+        if _md5(partial) != archive.md5:
+            partial.unlink()
+            raise UserError(f"{archive.url} served a damaged file (MD5 differs): run again")
+        partial.replace(path)
+    elif _md5(path) != archive.md5:
+        raise UserError(f"{path} is not the official file (MD5 differs): delete it and run again")
+    reporter.say(f"unpacking {path}, which you may delete afterwards")
+    _unpack(path, archive.folder, root)
+    return folder
+
+
+def _download(url: str, partial: Path, reporter: Reporter) -> None:
+    """Append to ``partial`` what it lacks of the file at ``url``."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if answer.status != 206:  # the host sends the whole file
+                have = 0
+            left = int(answer.headers.get("Content-Length", 0))
+            title = f"download {partial.stem} (MiB)"
+            with (
+                partial.open("ab" if have else "wb") as file,
+                reporter.task(title, (have + left) >> 20) as task,
+            ):
+                task.advance(have >> 20)
+                received = 0
+                while piece := answer.read(PIECE):
+                    file.write(piece)
+                    task.advance(((received + len(piece)) >> 20) - (received >> 20))
+                    received += len(piece)
+        if received < left:
+            raise HTTPException("the connection was cut")
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send
+            return
+        raise UserError(f"{url} is not served (HTTP {error.code}): {_by_hand(partial)}") from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{url} cannot be downloaded ({reason}); run again to go on, or {_by_hand(partial)}"
+        ) from None
+
+
+def _by_hand(partial: Path) -> str:
+    return f"put the file into {partial.parent} by other means"
+
+
+def _unpack(path: Path, wanted: str, root: Path) -> None:
+    """Unpack beside and rename, so that an interruption leaves no half folder.
+
+    Members that would lie outside the folder, links out of it and devices are refused (tar's
+    ``data`` filter) or cannot be made (zip).
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"unpacking safely takes Python 3.11.4 or newer; unpack {path} by hand")
+    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(temporary)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(temporary, filter="data")
+        (temporary / wanted).replace(root / wanted)
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no folder {wanted}") from None
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

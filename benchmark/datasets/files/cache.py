@@ -1,0 +1,188 @@
+"""Image files, decoded and resized once, as one uint8 array on disk that is memory-mapped.
+
+    <cache>/<content>.pixels   N x 3 x 256 x 256 bytes, named by the hash of their hashes
+    <cache>/<stamp>.npz        which content a list of files (names, sizes, times) has
+
+The pixels are those of ``Resize((256, 256))`` on a PIL image, as in the published training code:
+bilinear, antialiased, the aspect ratio not kept. Files whose size or times changed are decoded
+again (the time of the last change to the inode, which nobody can set, tells even files apart that
+an archive gave the same name, size and time); the identity of the data follows the pixels alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import check_writable, write_atomically
+from dmlbench.common.lazy import np
+from dmlbench.datasets.base import HOME
+from dmlbench.datasets.files.decoding import DECODER_VERSION, IMAGE_BYTES, SIDE, Seen, read_files
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmlbench.common.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images on disk.
+
+    Attributes:
+        images: (N, 3, 256, 256) uint8, a read-only memory map.
+        hashes: (N, 32) uint8, SHA-256 of each image's pixels.
+        files: (N, 32) uint8, SHA-256 of the file each was decoded from.
+    """
+
+    images: npt.NDArray[np.uint8]
+    hashes: npt.NDArray[np.uint8]
+    files: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where decoded images are kept, and who is told while files are decoded.
+
+    Attributes:
+        folder: None: ``decoded`` in the user's cache folder.
+        reporter: None: nobody.
+    """
+
+    folder: Path | None = None
+    reporter: Reporter | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder or HOME / "decoded"
+
+    def decoded(self, title: str, root: Path, names: Sequence[str]) -> Decoded:
+        """The files ``names`` of ``root``, from the cache or decoded into it.
+
+        Two processes that need the same files decode them once: the second waits.
+
+        Raises:
+            UserError: a file is missing or cannot be decoded, the disk is full, ...
+        """
+        from filelock import FileLock, Timeout
+
+        key = stamp(root, names)
+        found = self.find(key, len(names))
+        if found is not None:
+            return found
+        check_writable(self.place, "--cache")
+        lock = FileLock(self.place / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if self.reporter is not None:
+                self.reporter.say(f"another process is decoding {title}; waiting for it")
+            lock.acquire()
+        try:
+            found = self.find(key, len(names))
+            if found is None:
+                self._build(key, title, root, names)
+                found = self.find(key, len(names))
+        finally:
+            lock.release()
+        assert found is not None
+        return found
+
+    def find(self, key: str, count: int) -> Decoded | None:
+        """What the cache holds under ``key``; None if that is nothing, or not whole."""
+        try:
+            content = io.BytesIO((self.place / f"{key}.npz").read_bytes())
+            with np.load(content, allow_pickle=False) as index:
+                hashes, files = index["pixels"], index["files"]
+            path = self.place / f"{_content(hashes)}.pixels"
+            whole = hashes.shape == files.shape == (count, 32)
+            if not whole or path.stat().st_size != count * IMAGE_BYTES:
+                return None
+            images = np.memmap(path, np.uint8, "r", shape=(count, 3, SIDE, SIDE))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return Decoded(images, hashes, files)
+
+    def _build(self, key: str, title: str, root: Path, names: Sequence[str]) -> None:
+        needed, free = len(names) * IMAGE_BYTES, shutil.disk_usage(self.place).free
+        if free < needed:
+            raise UserError(
+                f"decoding {title} takes {needed / 1e6:,.0f} MB in {self.place}, where "
+                f"{free / 1e6:,.0f} MB are free: name another folder with --cache"
+            )
+        for stale in self.place.glob(f"{key}.*.partial"):  # of a process that was killed
+            stale.unlink()
+        partial = self.place / f"{key}.{os.getpid()}.partial"
+        try:
+            with partial.open("wb") as file:
+                file.truncate(needed)
+            seen = read_files(f"decode {title}", root, names, self.reporter, partial)
+            _refuse_unreadable(title, names, seen)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            hashes, files = (
+                np.frombuffer(b"".join(parts), np.uint8).reshape(len(names), 32)
+                for parts in ([s.pixels for s in seen], [s.file for s in seen])
+            )
+            partial.replace(self.place / f"{_content(hashes)}.pixels")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write to --cache {self.place}: {reason}") from None
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that decoded {title} died (out of memory? or called from a script "
+                "without 'if __name__ == \"__main__\"'?): run again"
+            ) from None
+        finally:
+            partial.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels=hashes, files=files)
+        write_atomically(self.place / f"{key}.npz", buffer.getvalue())
+
+
+def stamp(root: Path, names: Sequence[str]) -> str:
+    """A hash of the files' names, sizes and times; UserError if some are missing."""
+    digest = hashlib.sha256(f"{DECODER_VERSION} {SIDE}\n".encode())
+    missing = []
+    for name in names:
+        try:
+            found = (root / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(name)
+            continue
+        except OSError as error:
+            raise UserError(f"{root / name} cannot be read: {error.strerror}") from None
+        times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+        digest.update(os.fsencode(f"{name}\0{found.st_size} {times}\n"))
+    if missing:
+        raise UserError(f"{root} lacks {listed(missing)} of {len(names):,} files")
+    return digest.hexdigest()[:32]
+
+
+def _refuse_unreadable(title: str, names: Sequence[str], seen: Sequence[Seen]) -> None:
+    bad = [f"{n} ({s.problem})" for n, s in zip(names, seen, strict=True) if s.problem]
+    if bad:
+        raise UserError(
+            f"{title}: {listed(bad)} cannot be decoded: fetch the files again, or leave them out "
+            "of a data set of your own"
+        )
+
+
+def _content(hashes: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
+
+
+def listed(items: Sequence[str]) -> str:
+    """``a, b, c and 4 more``."""
+    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -1,0 +1,136 @@
+"""Reading image files: bytes to 256 x 256 RGB pixels, by worker processes."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.common.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmlbench.common.progress import Reporter
+
+DECODER_VERSION = 1  # raised when the same file would give other pixels
+SIDE = 256
+IMAGE_BYTES = 3 * SIDE * SIDE
+CHUNK = 32  # files a worker takes at a time
+
+Job = tuple[Path, int, Sequence[str], Path | None]  # root, position of the first, names, output
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What reading a file found: SHA-256 of its bytes and of its pixels, or why it has none."""
+
+    file: bytes = b""
+    pixels: bytes = b""
+    problem: str = ""
+
+
+def read_files(
+    title: str,
+    root: Path,
+    names: Sequence[str],
+    reporter: Reporter | None = None,
+    output: Path | None = None,
+) -> list[Seen]:
+    """What reading each file found; the pixels go to their places in ``output``, if it is given."""
+    jobs = [(root, i, names[i : i + CHUNK], output) for i in range(0, len(names), CHUNK)]
+    found: list[Seen] = []
+    with nullcontext() if reporter is None else reporter.task(title, len(names)) as task:
+        for part in _results(jobs):
+            found += part
+            if task is not None:
+                task.advance(len(part))
+    return found
+
+
+def decode(content: bytes) -> npt.NDArray[np.uint8]:
+    """(3, 256, 256) pixels of an encoded image of any size and 8-bit mode, as RGB.
+
+    As torchvision's loader and the published code do, alpha is dropped and a rotation that EXIF
+    asks for is not applied.
+
+    Raises:
+        ValueError: it is no image, or has more than 8 bits a channel, which RGB would clip.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("not an image that Pillow knows") from None
+    with warnings.catch_warnings(), opened as image:
+        warnings.simplefilter("ignore")  # what Pillow says of odd transparency and large images
+        if image.mode[0] in "IF":
+            raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
+        square = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def read_chunk(job: Job) -> list[Seen]:
+    """Read the files of a job and write their pixels to its output; runs in a worker."""
+    root, first, names, output = job
+    found = []
+    with nullcontext() if output is None else output.open("rb+") as file:
+        for place, name in enumerate(names, start=first):
+            try:
+                content = (root / name).read_bytes()
+                pixels = decode(content).tobytes()
+            except Exception as error:  # whatever a decoder raises on broken bytes
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                found.append(Seen(problem=reason or type(error).__name__))
+                continue
+            found.append(Seen(sha256(content).digest(), sha256(pixels).digest()))
+            if file is not None:
+                file.seek(place * IMAGE_BYTES)
+                file.write(pixels)
+    return found
+
+
+def _results(jobs: Sequence[Job]) -> Iterator[list[Seen]]:
+    """What each job found, in order; by worker processes where there is work for several."""
+    workers = min(processors(), len(jobs))
+    if workers < 2:
+        yield from map(read_chunk, jobs)
+        return
+    # spawn: the parent may hold threads and a GPU, which a fork would copy half-way
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
+    try:
+        yield from pool.map(read_chunk, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _serve() -> None:
+    """A worker leaves interrupts to its parent, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,0 +1,1 @@
+"""Measures a model: benign metrics, attacks, pictures of what an attack did."""

@@ -1,0 +1,199 @@
+"""Measure a model: its benign metrics and what each attack does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from dmlbench.attacks.base import Attack, Attacked, Gallery
+from dmlbench.common.errors import CellError
+from dmlbench.common.hashing import derived_seed
+from dmlbench.common.progress import Reporter, Task
+from dmlbench.compute.device import Compute
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, place
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.evaluation.cuda_graphs import fastest
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
+from dmlbench.metrics.clustering import kmeans_nmi
+from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
+from dmlbench.metrics.retrieval import retrieval
+
+CLEAN = " clean"  # suffix of the outcomes with eps = 0
+
+Outcomes = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a cell found.
+
+    Attributes:
+        metrics: name -> estimate over queries.
+        findings: what else was seen, JSON types: self-checks, collapse indicators, cost.
+        outcomes: name -> (Q,) value of each query (NaN: the query does not count).
+    """
+
+    metrics: dict[str, Estimate]
+    findings: dict[str, Any]
+    outcomes: Outcomes
+
+
+@dataclass
+class Evaluation:
+    """A frozen model on the test split of a data set; the gallery is embedded once."""
+
+    model: EmbeddingModel
+    data: RetrievalData
+    device: torch.device
+    rows: int
+    reporter: Reporter
+    index: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.index = torch.arange(len(self.data.test), device=self.device)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The model in the form that is fastest here; all embeddings come from it."""
+        return fastest(self.model, self.images(self.index[: self.rows]), self.reporter.warn)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """Clean embeddings of the test split, from the code path that attacks use.
+
+        Raises:
+            CellError: two forward passes of the same images differ.
+        """
+        parts: list[torch.Tensor] = []
+        with torch.no_grad():
+            for batch in self._batches():
+                parts.append(embed(self.network, self.images(batch)))
+            first = self.index[: len(parts[0])]
+            if not torch.equal(embed(self.network, self.images(first)), parts[0]):
+                raise CellError("the model is not deterministic: two forward passes differ")
+        labels = torch.from_numpy(self.data.test.labels).to(self.device)
+        return Gallery(torch.cat(parts), labels, self.model.metric)
+
+    def images(self, index: torch.Tensor) -> torch.Tensor:
+        """Test images at ``index``, float32 in [0, 1]."""
+        test = self.data.test
+        return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
+
+    def benign(self) -> Measurement:
+        """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""
+        e, labels = self.gallery.embeddings, self.gallery.labels
+        found = retrieval(e, self.index, e, labels, self.gallery.metric)
+        if not found.valid.any():
+            raise CellError("no class of the test split has two images: there is no R@K")
+        outcomes = {name: value.cpu().numpy() for name, value in found.scores.items()}
+        metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
+        nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
+        metrics["NMI"] = Estimate(nmi, None, None, len(labels))
+        chance, cosine = chance_recall(labels), mean_cosine(e)
+        findings = {
+            "queries_left_out": int((~found.valid).sum()),
+            "chance R@1": chance,
+            "mean_cosine": cosine,
+            "effective_rank": effective_rank(e),
+            "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
+        }
+        return Measurement(metrics, findings, outcomes)
+
+    def chosen(self, queries: int | None) -> torch.Tensor:
+        """Positions of the test images to perturb: all, or that many drawn at random.
+
+        They are the same for every model, attack and seed, and fewer are a part of more.
+        """
+        if queries is None:
+            return self.index
+        drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(len(self.index))
+        return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
+
+    def attack(
+        self, attack: Attack, seed: int, title: str, queries: int | None = None
+    ) -> Measurement:
+        """Each chosen test image in turn as the query (or candidate) that is perturbed.
+
+        The outcomes of those that are not chosen are NaN.
+        """
+        index = self.chosen(queries)
+        parts: dict[str, list[torch.Tensor]] = {}
+        passes = full_passes = flat = 0
+        radius = 0.0
+        gallery = self.gallery
+        with self.reporter.task(title, len(index)) as task:
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, task):
+                for name, values in attacked.outcomes.items():
+                    parts.setdefault(name, []).append(values)
+                    parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
+                done = attacked.perturbed
+                passes += done.passes
+                full_passes += done.full_passes
+                flat += int(done.flat_start.sum())
+                radius = max(radius, float((done.images - images).abs().max()))
+                running = [
+                    f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
+                ]
+                task.advance(len(batch), "  ".join(running))
+        outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
+        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
+        findings = {
+            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
+            "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
+            "radius": radius,
+            "flat_start": flat / len(index),
+            "passes_saved": 1 - passes / full_passes,
+            "batch_size": min(self.rows, attack.most_rows(gallery)),
+        }
+        return Measurement(metrics, findings, outcomes)
+
+    def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
+        """(Q,) of the test images at ``index`` as (N,) of all, NaN for the others."""
+        found = np.full(len(self.index), np.nan)
+        found[index.cpu().numpy()] = values.double().cpu().numpy()
+        return found
+
+    def _attacked(
+        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Task
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
+        """Batches and what became of them; a batch that does not fit into memory is halved."""
+        done = 0
+        while done < len(index):
+            batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
+            images = self.images(batch)
+            try:
+                attacked = attack.run(self.network, images, batch, gallery, seed=seed)
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise CellError(
+                        "a single image does not fit into the device's memory: use another "
+                        "--device, or a smaller network"
+                    ) from None
+                self.rows = max(1, min(self.rows, len(batch)) // 2)
+                self.__dict__.pop("network", None)  # what was recorded holds memory too
+                torch.cuda.empty_cache()
+                self.reporter.warn(f"out of memory: the batch size is now {self.rows}")
+                continue
+            done += len(batch)
+            yield batch, images, attacked
+
+    def _batches(self) -> Iterator[torch.Tensor]:
+        return iter(torch.split(self.index, self.rows))
+
+
+@contextmanager
+def evaluation(
+    model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
+) -> Iterator[Evaluation]:
+    """The model frozen, on its device, at the precision that ``compute`` sets."""
+    model.reduced = compute.precision == "bf16"
+    with compute.applied() as device, frozen(place(model, device)):
+        yield Evaluation(model, data, device, compute.rows(data.size), reporter)

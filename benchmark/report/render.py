@@ -1,0 +1,154 @@
+"""Which boards there are, and their files: pure functions of CSVs, the same bytes again."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.analysis.records import Record
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_atomically
+from dmlbench.datasets.base import DATASETS
+from dmlbench.report import latex, markdown, spreadsheet
+from dmlbench.report.board import Board, tables
+from dmlbench.report.entries import Entry, measured, published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RENDERERS: dict[str, Callable[[Board], str]] = {
+    "md": markdown.render,
+    "tex": latex.render,
+    "csv": spreadsheet.render,
+}
+FILTERS: dict[str, Callable[[Entry], tuple[str, ...]]] = {
+    "suite": lambda e: (e.suite,),
+    "model": lambda e: (e.model,),
+    "loss": lambda e: (e.loss,),
+    "defense": lambda e: (e.label, e.defense),
+    "eta": lambda e: ("" if e.eta is None else str(e.eta),),
+    "recipe": lambda e: (e.recipe,),
+    "precision": lambda e: (e.precision or "fp32",),
+    "queries": lambda e: (e.queries or "all",),
+    "source": lambda e: ("published", e.place) if e.paper else ("here",),
+}
+"""What ``--where`` can ask of an entry: any of the texts may match."""
+
+
+def boards(
+    records: Iterable[Record],
+    literature: bool = True,
+    columns: Sequence[str] = (),
+    where: Sequence[str] = (),
+) -> list[Board]:
+    """A board a data set: those measured here by name, then those of the literature alone.
+
+    Args:
+        records: tidy records.
+        literature: whether published rows stand beside ours.
+        columns: metrics to show; empty for the papers'.
+        where: conditions ``key=pattern`` that a line must meet, ``*`` for any text.
+
+    Raises:
+        UserError: a column that no line has, or a condition that cannot be.
+    """
+    ours = measured(records)
+    theirs = published() if literature else []
+    _check_columns(columns, [*ours, *theirs])
+    conditions = [_condition(text) for text in where]
+    names = [*sorted({base(e.dataset) for e in ours}), *dict.fromkeys(e.dataset for e in theirs)]
+    found = []
+    for name in dict.fromkeys(names):
+        own = [e for e in (*ours, *theirs) if base(e.dataset) == name]
+        summary, note, related = _card(name)
+        own += [e for e in theirs if e.dataset == related]
+        kept = tables([e for e in own if all(met(e) for met in conditions)], columns)
+        if kept:
+            found.append(Board(name, summary, note, kept))
+    if where and not found:
+        raise UserError(f"no line of any board meets {' and '.join(where)}")
+    return found
+
+
+def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS) -> list[Path]:
+    """Write ``<data set>.md``, ``.tex`` and ``.csv``; returns their paths."""
+    paths = []
+    for kind in formats:
+        path = folder / f"{board.name}.{kind}"
+        write_atomically(path, RENDERERS[kind](board).encode())
+        paths.append(path)
+    return paths
+
+
+def write_plots(board: Board, folder: Path) -> list[Path]:
+    """Write each plot of each table as PDF, SVG and PNG below ``plots/``; returns their paths."""
+    from dmlbench.report import style
+
+    paths = []
+    for name, figure in figures(board):
+        for kind in style.FORMATS:
+            path = folder / "plots" / f"{name}.{kind}"
+            write_atomically(path, style.save(figure, kind))
+            paths.append(path)
+    return paths
+
+
+def figures(board: Board) -> Iterator[tuple[str, Figure]]:
+    """The plots of the tables of this data set, by the names of their files."""
+    from dmlbench.report.plots import PLOTS
+
+    for table in board.tables:
+        if base(table.dataset) != board.name:
+            continue  # the related literature is drawn on its own board
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} {table.suite}").strip("-")
+        for name, plot in PLOTS.items():
+            figure = plot(table)
+            if figure is not None:
+                yield f"{stem}-{name}", figure
+
+
+def base(dataset: str) -> str:
+    """The registered name in the spec of a data set: ``fashion`` of ``fashion:subset=2``."""
+    return dataset.partition(":")[0]
+
+
+def _card(name: str) -> tuple[str, str, str]:
+    """Summary, note and related literature of a data set; empty where it is not registered."""
+    if name not in DATASETS.names():
+        return "", "", ""
+    card = DATASETS.get(name)().protocol
+    return (
+        card.summary[:1].upper() + card.summary[1:],
+        card.note and f"Recipe of {name}: {card.note}",
+        card.literature,
+    )
+
+
+def _check_columns(columns: Sequence[str], entries: Sequence[Entry]) -> None:
+    known = list(
+        dict.fromkeys(name for entry in entries for name in (*entry.numbers, *entry.failed))
+    )
+    for name in columns:
+        if name not in known:
+            raise UserError(_unknown("column", name, known))
+
+
+def _condition(text: str) -> Callable[[Entry], bool]:
+    """The condition ``key=pattern``."""
+    key, equals, pattern = text.partition("=")
+    if not equals:
+        raise UserError(f"--where {text!r}: write key=value, e.g. model=c2f2 or defense=HM*")
+    if key not in FILTERS:
+        raise UserError(_unknown("key of --where", key, list(FILTERS)))
+    wanted = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.IGNORECASE)
+    read = FILTERS[key]
+    return lambda entry: any(wanted.fullmatch(value) for value in read(entry))
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"unknown {kind} {name!r}: {hint}available: {', '.join(known)}"

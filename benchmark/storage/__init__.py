@@ -1,0 +1,1 @@
+"""Everything that is written to and read from a results folder."""

@@ -1,0 +1,62 @@
+"""Bring results folders together: cells by identity, models by training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_atomically
+from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
+from dmlbench.storage.store import Store
+
+
+@dataclass
+class Merged:
+    """What came over: cells and models that were not there, or had failed."""
+
+    cells: int = 0
+    models: int = 0
+
+
+def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
+    """Copy what the target lacks; what it has stands.
+
+    A failed cell gives way to one that succeeded. Of a model that both have with other weights,
+    the target's stands, and the source's cells of the other weights are left behind.
+
+    Raises:
+        UserError: the source holds no results, or a model of it is damaged.
+    """
+    cells, damaged = source.read()
+    if not cells:
+        raise UserError(f"{source.root} holds no results")
+    for path in damaged:
+        warn(f"{path} is damaged and left behind")
+    merged, other = Merged(), set()
+    for folder in sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}")):
+        theirs = read_manifest(folder)
+        ours = read_manifest(target.model_folder(folder.name))
+        if ours is None:
+            _copy(folder, target.model_folder(folder.name))
+            merged.models += 1
+        elif theirs is not None and ours["sha256"] != theirs["sha256"]:
+            other.add(theirs["sha256"])
+            warn(
+                f"model {folder.name} ({ours['label']}) has other weights in {source.root}: those "
+                f"of {target.root} stand, and the cells of the others are left behind"
+            )
+    for cell in source.whole(cells):
+        known = target.get(cell["id"])
+        better = known is None or (known["status"] == "failed" and cell["status"] == "ok")
+        if better and cell["facts"].get("checkpoint") not in other:
+            target.put(cell, source.outcomes(cell["id"]) if cell["status"] == "ok" else None)
+            merged.cells += 1
+    return merged
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The weights, then the manifest: its presence says that the model is complete."""
+    for name in (WEIGHTS, MANIFEST):
+        write_atomically(target / name, (source / name).read_bytes())

@@ -1,0 +1,242 @@
+"""Results on disk: one JSON file a cell, written atomically, and CSV exports of them all.
+
+results/cells/<id>.json      what one cell found, with its identity and provenance
+results/cells/<id>.parquet   the outcome of each query
+results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
+results/runs/<id>.yaml       what each run was asked for, resolved; ``run --config`` reads it
+results/quarantine/          cells that were damaged
+results/results.csv          tidy: a row a cell and metric
+results/wide.csv             a row a model, a column a metric
+results/seeds.csv            the same with mean, deviation and interval over the seeds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmlbench.analysis import records, seeds
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import remove_abandoned, write_atomically, write_json
+from dmlbench.common.hashing import identity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dmlbench.evaluation.evaluator import Outcomes
+
+CELL_SCHEMA = 3
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A results folder. It needs no lock: files appear whole, and a cell's name is its identity.
+
+    Two processes that do the same cell write the same name, and the last one stands.
+    """
+
+    root: Path
+
+    def model_folder(self, training_id: str) -> Path:
+        """Where the model of a training run lies."""
+        return self.root / "models" / training_id
+
+    def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
+        """Write a cell under its identity, its outcomes first: the cell says that it is whole."""
+        digest = None
+        if outcomes is not None:
+            import pandas as pd
+
+            buffer = io.BytesIO()
+            pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
+            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+            write_atomically(self._path(cell["id"], "parquet"), buffer.getvalue())
+        write_json(self._path(cell["id"]), {**cell, "schema": CELL_SCHEMA, "outcomes": digest})
+
+    def get(self, cell_id: str) -> Cell | None:
+        """The cell of that identity, or None if there is none that can be trusted."""
+        path = self._path(cell_id)
+        return _read(path) if path.is_file() else None
+
+    def done(self, cell_id: str) -> Cell | None:
+        """The cell of that identity if it has succeeded and its outcomes are there."""
+        cell = self.get(cell_id)
+        whole = cell is not None and cell["status"] == "ok"
+        return cell if whole and self._path(cell_id, "parquet").is_file() else None
+
+    def remove(self, cell_id: str) -> None:
+        """Forget a cell, if it is there."""
+        self._path(cell_id).unlink(missing_ok=True)
+
+    def outcomes(self, cell_id: str) -> pd.DataFrame:
+        """The outcome of each query: columns as in the cell's metrics, rows by test index.
+
+        Raises:
+            UserError: they are not what the cell was stored with; both are in quarantine then.
+        """
+        import pandas as pd
+
+        path, cell = self._path(cell_id, "parquet"), self.get(cell_id)
+        content = path.read_bytes()
+        known = cell and cell["outcomes"]
+        if known and hashlib.sha256(content).hexdigest() != known:
+            self._quarantine(self._path(cell_id))
+            raise UserError(
+                f"{path} is damaged and was moved to {self.quarantine}: run again to "
+                "measure its cell anew"
+            )
+        return pd.read_parquet(io.BytesIO(content))
+
+    def read(self) -> tuple[list[Cell], list[Path]]:
+        """Every cell, and the files that cannot be read or are not what their name says."""
+        found, damaged = [], []
+        for path in self._paths():
+            cell = _read(path)
+            if cell is not None:
+                found.append(cell)
+            elif path.exists():  # another run may have removed it
+                damaged.append(path)
+        return found, damaged
+
+    def whole(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those that have failed or whose outcomes are there; the others count as not done."""
+        outcomes = {path.stem for path in (self.root / "cells").glob("*.parquet")}
+        return [cell for cell in cells if cell["status"] == "failed" or cell["id"] in outcomes]
+
+    def repair(self, damaged: Iterable[Path]) -> None:
+        """Move damaged cells to ``quarantine/`` and remove what killed writers have left."""
+        for path in damaged:
+            self._quarantine(path)
+        remove_abandoned(self.root)
+
+    def cells(self) -> list[Cell]:
+        """Every cell that stands, sorted by what it is about (``records.order``).
+
+        A cell of weights that have been replaced since (its training run is here, with another
+        checkpoint) does not stand.
+        """
+        found, _ = self.read()
+        standing = {training: self._checkpoint(training) for training in _trainings(found)}
+        current = [
+            cell
+            for cell in found
+            if standing.get(cell["facts"].get("training"))
+            in (None, cell["facts"].get("checkpoint"))
+        ]
+        return sorted(current, key=records.order)
+
+    def export(self) -> tuple[Path, Path]:
+        """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
+
+        Where several runs share the folder, the last to write has seen the cells of all.
+        """
+        tidy, wide = self.root / "results.csv", self.root / "wide.csv"
+        seen = None
+        while (now := self._state()) != seen:
+            seen = now
+            cells = self.cells()
+            write_atomically(tidy, _csv(records.TIDY_COLUMNS, records.tidy(cells)))
+            rows = records.wide(cells)
+            write_atomically(wide, _csv(records.wide_columns(rows), [row.record() for row in rows]))
+            spreads = _csv(seeds.columns(rows), seeds.over_seeds(rows))
+            write_atomically(self.root / "seeds.csv", spreads)
+        return tidy, wide
+
+    def _path(self, cell_id: str, kind: str = "json") -> Path:
+        return self.root / "cells" / f"{cell_id}.{kind}"
+
+    def _paths(self) -> list[Path]:
+        return sorted((self.root / "cells").glob("*.json"))
+
+    def _state(self) -> list[tuple[str, int]]:
+        """Changes whenever a cell is written or removed."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "cells") as entries:
+            return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
+        return []
+
+    @property
+    def quarantine(self) -> Path:
+        """Where damaged cells are moved to."""
+        return self.root / "quarantine"
+
+    def _quarantine(self, path: Path) -> None:
+        """Move a cell file, and its outcomes, out of the way."""
+        folder = self.quarantine
+        try:
+            folder.mkdir(exist_ok=True)
+            for file in (path, path.with_suffix(".parquet")):
+                with contextlib.suppress(FileNotFoundError):  # another run was faster
+                    file.replace(folder / file.name)
+        except OSError as error:
+            raise UserError(f"cannot move {path} to {folder}: {error.strerror}") from None
+
+    def _checkpoint(self, training_id: str) -> str | None:
+        """The checkpoint that a training run has now; None if it is not here."""
+        try:
+            manifest = json.loads((self.model_folder(training_id) / "manifest.json").read_bytes())
+            return str(manifest["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _trainings(cells: Iterable[Cell]) -> set[str]:
+    return {t for cell in cells if isinstance(t := cell["facts"].get("training"), str)}
+
+
+def _read(path: Path) -> Cell | None:
+    """The cell in a file, in today's schema; None if it is damaged.
+
+    Raises:
+        UserError: a newer version wrote it.
+    """
+    try:
+        cell: Cell = json.loads(path.read_bytes())
+        schema = cell["schema"]
+        if identity(cell["facts"]) != cell["id"] or cell["id"] != path.stem:
+            return None
+        if cell["status"] not in ("ok", "failed"):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(schema, int) or schema < 1:
+        return None
+    if schema > CELL_SCHEMA:
+        raise UserError(
+            f"{path} has schema {schema}, this version reads up to {CELL_SCHEMA}: update dmlbench"
+        )
+    for since in _MIGRATIONS[schema - 1 :]:
+        cell = since(cell)
+    return cell
+
+
+def _since_1(cell: Cell) -> Cell:
+    """Schema 2 added the digest of the outcomes, and the exception of a failed cell."""
+    added: Cell = {"schema": 2, "outcomes": None}
+    if cell["status"] == "failed":
+        added["exception"] = {"type": None, "traceback": None}
+    return cell | added
+
+
+def _since_2(cell: Cell) -> Cell:
+    """Schema 3 added the choice of queries; before, all were attacked."""
+    return cell | {"schema": 3, "about": {**cell["about"], "queries": ""}}
+
+
+_MIGRATIONS = (_since_1, _since_2)
+
+
+def _csv(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()

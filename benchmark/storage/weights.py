@@ -1,0 +1,94 @@
+"""Weights from files, whoever made them, read without running code that a file may hold."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "robrank.")
+
+
+class _StandIn:
+    """What a class named in a Lightning checkpoint becomes: it keeps nothing and does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def read_state(path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dict in a safetensors file, a PyTorch file or a checkpoint of PyTorch Lightning.
+
+    PyTorch files are read with ``weights_only``. A Lightning checkpoint (RobRank's models) names
+    classes of its callbacks, which that refuses: here those of Lightning's and RobRank's own
+    modules become inert stand-ins, nothing is imported, and every other class is still refused.
+    Of its state only ``backbone.*`` is returned, not the parameters of its loss.
+
+    Raises:
+        UserError: the file is missing, unreadable, or holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from None
+    except Exception as error:  # pickle.UnpicklingError and whatever a broken pickle raises
+        raise UserError(
+            f"checkpoint {path} is not a plain state dict (weights_only): {_refusal(error)}"
+        ) from None
+    lightning = isinstance(state, Mapping) and "pytorch-lightning_version" in state
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"checkpoint {path} holds no state dict")
+    if lightning:
+        return {name: value for name, value in state.items() if name.startswith("backbone.")}
+    return state
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """``model.load_state_dict`` for a state without the version marks that safetensors drops.
+
+    Raises:
+        RuntimeError: the names or the shapes are not the model's.
+    """
+    marked: Any = OrderedDict(state)
+    own: Any = model.state_dict()
+    marked._metadata = getattr(state, "_metadata", own._metadata)
+    model.load_state_dict(marked)
+
+
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (OSError, RuntimeError, ValueError):  # unreadable, or older than the zip format
+        return []
+    ours = [name for name in names if name.startswith(LIGHTNING)]  # AttributeDict has items
+    return [(OrderedDict if name.endswith("Dict") else _StandIn, name) for name in ours]
+
+
+def _refusal(error: Exception) -> str:
+    """What of a file PyTorch refused, out of the page that it says about it."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}" if named else "it is no file of PyTorch's or safetensors'"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,286 @@
+"""Worker processes on this machine: GPUs in turn, threads divided, a hung or dead one replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Self
+
+from dmlbench.common import progress
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.session import Session, Stopwatch
+from dmlbench.sweep.tasks import Task
+
+TRIES = 3  # of a task whose worker dies
+STOPS = (signal.SIGINT, signal.SIGTERM)
+REPORT_SECONDS = 0.2  # between two reports of a worker's progress
+POLL_SECONDS = 1.0  # between two looks at the clock
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process and what it is doing."""
+
+    number: int
+    process: SpawnProcess
+    connection: Connection
+    ready: bool = False
+    model: str = ""
+    task: Task | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    bar: tuple[AbstractContextManager[progress.Task], progress.Task] | None = None
+
+    @property
+    def name(self) -> str:
+        """For the count of its deaths."""
+        return f"worker {self.number}"
+
+    def begin(self, task: Task) -> None:
+        """Hand it a task."""
+        self.task, self.model, self.watch = task, task.model, Stopwatch()
+        with contextlib.suppress(OSError):  # it has just died: the next look at it says so
+            self.connection.send(task)
+
+    def drop_bar(self) -> None:
+        """End a bar whose task has not."""
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            with contextlib.suppress(CellError):
+                bar[0].__exit__(CellError, CellError("it failed"), None)
+
+
+class Pool:
+    """The executor of ``workers`` processes.
+
+    Args:
+        session: of the run.
+        workers: processes.
+        limit: seconds that a task may take; None: as long as it likes.
+
+    A task whose worker dies is done again by another, three times in all. A worker whose driver
+    dies ends too.
+    """
+
+    def __init__(self, session: Session, workers: int, limit: float | None) -> None:
+        self.workers = workers
+        self._limit = limit
+        self._reporter = session.reporter
+        threads = session.compute.threads or max(1, _cores() // workers)
+        compute = replace(session.compute, threads=threads)
+        self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
+        self._crew: list[_Worker] = []
+        self._deaths: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._crew = [self._hire(number) for number in range(self.workers)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._crew:
+            self._dismiss(worker)
+
+    def idle(self) -> str | None:
+        """The model of a worker that has nothing to do; one that starts counts too."""
+        free = self._free()
+        return None if free is None else free.model
+
+    def start(self, task: Task) -> None:
+        """Give it to that worker."""
+        worker = self._free()
+        assert worker is not None
+        worker.begin(task)
+
+    def wait(self) -> list[Ending]:
+        """What ended within a second."""
+        endings = []
+        by_connection = {worker.connection: worker for worker in self._crew}
+        for connection in wait(list(by_connection), POLL_SECONDS):
+            worker = by_connection[connection]  # type: ignore[index]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                endings += self._bury(worker)
+            else:
+                endings += self._heed(worker, message)
+        for worker in self._crew:
+            taken = worker.watch.seconds
+            if worker.task is not None and self._limit and worker.ready and taken > self._limit:
+                problem = f"stopped after {self._limit:g} s (--cell-timeout)"
+                endings.append(Ending(worker.task, taken, problem))
+                self._replace(worker)
+        return endings
+
+    def _heed(self, worker: _Worker, message: tuple[str, Any]) -> list[Ending]:
+        """Act on what a worker says."""
+        kind, content = message
+        if kind == "refused":
+            raise UserError(content)
+        if kind == "ready":
+            worker.ready, worker.watch = True, Stopwatch()
+            self._deaths.pop(worker.name, None)
+        elif kind == "task":
+            context = self._reporter.task(*content)
+            worker.bar = context, context.__enter__()
+        elif kind == "advance" and worker.bar:
+            worker.bar[1].advance(*content)
+        elif kind == "end" and worker.bar:
+            worker.bar[0].__exit__(None, None, None)
+            worker.bar = None
+        elif kind in ("say", "warn"):
+            getattr(self._reporter, kind)(content)
+        elif kind == "done":
+            task, worker.task = worker.task, None
+            worker.drop_bar()
+            assert task is not None
+            return [Ending(task, worker.watch.seconds)]
+        return []
+
+    def _bury(self, worker: _Worker) -> list[Ending]:
+        """Replace a worker that died; its task is tried again, or given up."""
+        task, seconds = worker.task, worker.watch.seconds
+        worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
+        successor = self._replace(worker)
+        how = _cause(worker.process)
+        victim = worker.name if task is None else task.cell["id"]
+        self._deaths[victim] += 1
+        often = self._deaths[victim] >= TRIES
+        if task is None:
+            if often:
+                raise UserError(f"worker processes die as they start ({how})")
+            return []
+        if often:
+            hint = "; if memory was short, use fewer --workers or a smaller --batch-size"
+            return [Ending(task, seconds, f"its worker died {TRIES} times ({how}){hint}")]
+        self._reporter.warn(f"{task.title}: its worker died ({how}); trying again")
+        successor.begin(task)
+        return []
+
+    def _free(self) -> _Worker | None:
+        return next((worker for worker in self._crew if worker.task is None), None)
+
+    def _hire(self, number: int) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(number, theirs, self._session))
+        with _undisturbed():
+            process.start()
+        theirs.close()
+        return _Worker(number, process, ours)
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        self._dismiss(worker)
+        successor = self._hire(worker.number)
+        self._crew[self._crew.index(worker)] = successor
+        return successor
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.process.kill()  # nothing is lost: files appear whole, and epochs are saved
+        worker.process.join()
+        worker.connection.close()
+        worker.drop_bar()
+
+
+class _Messenger(progress.Reporter):
+    """The reporter of a worker: its driver's, at the other end of a pipe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[progress.Task]:
+        """A bar of the driver's."""
+        send = self._connection.send
+
+        class Remote:
+            amount = 0
+            last = time.monotonic()
+
+            def advance(self, amount: int, note: str = "") -> None:
+                self.amount += amount
+                if time.monotonic() - self.last >= REPORT_SECONDS:
+                    send(("advance", (self.amount, note)))
+                    self.amount, self.last = 0, time.monotonic()
+
+        send(("task", (title, total)))
+        bar = Remote()
+        yield bar
+        send(("advance", (bar.amount, "")))
+        send(("end", None))
+
+    def say(self, message: str) -> None:
+        """A line of the driver's."""
+        self._connection.send(("say", message))
+
+    def warn(self, message: str) -> None:
+        """A warning of the driver's."""
+        self._connection.send(("warn", message))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal waits: a process that is half begun would end with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
+    """The life of a worker: do the tasks that come until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=_die_with_driver, daemon=True).start()
+    messenger = _Messenger(connection)
+    warnings.showwarning = lambda message, *_, **__: messenger.warn(str(message))
+    try:
+        from dmlbench.sweep.worker import Bench
+
+        dataset, data_root, cache, store, compute = common
+        own = replace(compute, device=_own_device(compute.device, number))
+        bench = Bench(Session(dataset, data_root, cache, store, own, messenger))
+        connection.send(("ready", None))
+        while True:
+            bench.do(connection.recv())
+            connection.send(("done", None))
+    except UserError as error:
+        connection.send(("refused", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the driver is gone
+
+
+def _die_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
+
+
+def _own_device(device: str, number: int) -> str:
+    """The worker's GPU, in turn, where the user named none in particular."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{number % count}" if device in ("auto", "cuda") and count else device
+
+
+def _cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cause(process: SpawnProcess) -> str:
+    code = process.exitcode or 0
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,137 @@
+"""The tasks of a run: train a model, measure a cell, draw a score from cells. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmlbench.attacks.base import Attack
+from dmlbench.common.hashing import identity
+from dmlbench.models.base import Model
+from dmlbench.storage.store import Cell
+from dmlbench.training.job import Job
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Weights to measure.
+
+    Attributes:
+        model: the network.
+        weights: the checkpoint file.
+        facts: what of it decides a number: checkpoint digest, training run, network.
+        about: the row that its cells belong to.
+    """
+
+    model: Model
+    weights: Path
+    facts: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The training run, or of weights from elsewhere their digest."""
+        return str(self.facts.get("training", self.facts["checkpoint"]))
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """An attack as every model of a run meets it.
+
+    Attributes:
+        attack: resolved.
+        queries: how many of the test images it perturbs; None: each.
+        facts, about, columns: what it adds to a cell.
+    """
+
+    attack: Attack
+    queries: int | None
+    facts: dict[str, Any]
+    about: dict[str, Any]
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Train:
+    """The task of training a model; its cell is stored only if that fails.
+
+    Attributes:
+        afresh: whether to throw away a model that is there.
+    """
+
+    job: Job
+    cell: Cell
+    afresh: bool = False
+
+    @property
+    def model(self) -> str:
+        """What a process keeps in memory between tasks of one model."""
+        return self.job.training.id
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"training {self.cell['about']['label']} (seed {self.cell['about']['seed']})"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The task of measuring weights, clean or under an attack: one cell."""
+
+    subject: Subject
+    cell: Cell
+    attack: Attack | None
+    seed: int
+    queries: int | None
+
+    @property
+    def model(self) -> str:
+        """What a process keeps in memory between tasks of one model."""
+        return self.subject.id
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return _title(self.cell)
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The task of drawing a score of a suite from what was measured: one cell.
+
+    Robust R@1: a query counts if its top-1 is right on the clean image and under each of ES, LTM
+    and GTM: what AutoAttack's per-example worst case is to classification. Or ERS.
+
+    Attributes:
+        sources: (identity, column) of the cells whose outcomes it takes.
+    """
+
+    subject: Subject
+    cell: Cell
+    sources: tuple[tuple[str, str], ...]
+
+    @property
+    def model(self) -> str:
+        """What a process keeps in memory between tasks of one model."""
+        return self.subject.id
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return _title(self.cell)
+
+
+Cellular = Measure | Combine  # a task that makes a cell
+Task = Train | Cellular
+
+
+def new_cell(facts: dict[str, Any], about: dict[str, Any], columns: dict[str, Any]) -> Cell:
+    """A cell before it is measured."""
+    named = {"attack": "", "attack_resolved": ""} | about
+    return {"id": identity(facts), "facts": facts, "about": named, "columns": columns}
+
+
+def _title(cell: Cell) -> str:
+    about = cell["about"]
+    return f"{about['attack'] or 'benign'} on {about['label']} (seed {about['seed']})"

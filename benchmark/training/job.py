@@ -1,0 +1,90 @@
+"""A model to train: all that decides its weights, and the row it will be. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dmlbench.common.hashing import identity
+from dmlbench.core import spec
+from dmlbench.core.protocol import Recipe
+from dmlbench.datasets.base import Dataset
+from dmlbench.defenses.base import Defense
+from dmlbench.models.base import Model, canonical_model
+
+TRAINING_VERSION = 1  # raised when the engine changes what it computes
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that decides the weights of a model, resolved.
+
+    Attributes:
+        dataset: canonical spec of the data set (for people; the digest decides).
+        digest: content digest of the data.
+        model: the network.
+        defense: how it is trained, no field ``auto``.
+        recipe: for how long.
+        seed: of initialisation, batches and mining.
+        spelling: the defense as a user would write it (for people; the fields decide).
+    """
+
+    dataset: str
+    digest: str
+    model: Model
+    defense: Defense
+    recipe: Recipe
+    seed: int
+    spelling: str = ""
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """JSON-able identity facts."""
+        return {
+            "kind": "training",
+            "training_version": TRAINING_VERSION,
+            "data": self.digest,
+            "model": self.model.facts | self.model.training_facts,
+            "defense": self.defense.card.name,
+            "defense_version": self.defense.card.version,
+            "defense_values": spec.values(self.defense),
+            "recipe": spec.values(self.recipe),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """Identity of the training run."""
+        return identity(self.facts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to train, with nothing ``auto``."""
+
+    training: Training
+    dataset: Dataset
+
+    def about(self, precision: str) -> dict[str, Any]:
+        """The row of the model, before any suite."""
+        defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
+        changed = [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in spec.values(recipe).items()
+            if value != getattr(card.recipe, name)
+        ]
+        return {
+            "dataset": self.training.dataset,
+            "model": canonical_model(self.training.model),
+            "distance": self.training.model.metric,
+            "recipe": ",".join(changed),
+            "defense": self.training.spelling,
+            "label": defense.label,
+            "resolved": spec.canonical(defense),
+            "training_cost": defense.training_cost,
+            "seed": self.training.seed,
+            "precision": precision,
+            "suite": "",
+            "queries": "",
+        }

@@ -1,0 +1,153 @@
+"""What the harness itself costs: ``python -m scripts.harness [--work]``.
+
+- planning: a run of 10,000 cells, 1,000 models that are not trained, in an empty folder;
+- resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), from the command to
+  the end of its exports and board, and what of it is Python's start-up;
+- an attack cell (``--work``): its wall time against the time inside the attack, on fashion-mini.
+
+Rows and weights are invented in a temporary folder. Times are never asserted in a test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.core import spec
+from dmlbench.core.protocol import ERS_ATTACKS
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.models.base import parse_model
+from dmlbench.storage import checkpoint
+from dmlbench.storage.store import Store
+from dmlbench.sweep import plan
+from dmlbench.sweep.tasks import Combine, Measure
+
+WEIGHTS_BYTES = 1_300_000
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
+    """Wall and CPU time of a command of dmlbench."""
+    begun, before = time.perf_counter(), os.times()
+    command = [sys.executable, "-m", "dmlbench", *arguments]
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, env=ENVIRONMENT)
+    after = os.times()
+    cpu = sum(after[2:4]) - sum(before[2:4])
+    return time.perf_counter() - begun, cpu
+
+
+def least(*arguments: str, cwd: Path) -> str:
+    """The shortest of three, in words."""
+    runs = [seconds(*arguments, cwd=cwd) for _ in range(3)]
+    wall, cpu = (min(times) for times in zip(*runs, strict=True))
+    return f"{wall:.2f} s ({cpu:.2f} s of CPU)"
+
+
+def arguments(models: int) -> list[str]:
+    """A run of that many models (half of them undefended) and ten cells each."""
+    seeds = [word for seed in range(models // 2) for word in ("--seed", str(seed))]
+    attacks = [word for name in ERS_ATTACKS[:-1] for word in ("--attack", name)]
+    return ["run", "--defense", "hm", *attacks, *seeds]
+
+
+def invent(store: Store, models: int) -> int:
+    """Every row and model of that run; returns how many cells there are."""
+    dataset, card = FashionMini(), FashionMini().protocol
+    defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
+    jobs = plan.plan(
+        dataset, FashionMini.known_digest, parse_model(card.model), defenses,
+        range(models // 2), card.recipe,
+    )  # fmt: skip
+    hostile = plan.hostiles([ATTACKS.get(n)() for n in ERS_ATTACKS[:-1]], card.threat)
+    count = 0
+    for job in jobs:
+        folder = store.model_folder(job.training.id)
+        folder.mkdir(parents=True)
+        (folder / checkpoint.WEIGHTS).write_bytes(os.urandom(WEIGHTS_BYTES))
+        manifest = {
+            "schema": checkpoint.MANIFEST_SCHEMA,
+            "checkpoint": checkpoint.WEIGHTS,
+            "sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS),
+            "training": job.training.facts,
+        }
+        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        weights = plan.subject(job, manifest, store, "fp32")
+        for task in plan.cells(weights, hostile, job.training.seed):
+            store.put(_row(task), {name: [1.0] for name in task.cell["columns"]})
+            count += 1
+    return count
+
+
+def _row(task: Measure | Combine) -> dict[str, Any]:
+    one = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 1000}
+    made = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: none"}
+    findings = {"clean": {}, "collapsed": False}
+    return task.cell | {
+        "status": "ok",
+        "metrics": dict.fromkeys(task.cell["columns"], one),
+        "findings": findings,
+        "started": 0.0,
+        "seconds": 1.0,
+        "provenance": made,
+    }
+
+
+def shares_in_attack(folder: Path) -> list[str]:
+    """For three attacks, the share of the cell's wall time that the attack itself takes."""
+    from dmlbench.attacks.base import Attack
+    from dmlbench.cli.main import main as dmlbench
+    from dmlbench.sweep.worker import Bench
+
+    inside, lines = [], []
+    run, do = Attack.run, Bench.do
+
+    def timed_run(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        found = run(*args, **kwargs)
+        inside.append(time.perf_counter() - begun)
+        return found
+
+    def timed_do(bench: Bench, task: Any) -> None:
+        inside.clear()
+        begun = time.perf_counter()
+        do(bench, task)
+        whole = time.perf_counter() - begun
+        if isinstance(task, Measure) and task.attack is not None:
+            lines.append(f"{task.title}: {sum(inside) / whole:.1%} of {whole:.1f} s in the attack")
+
+    Attack.run, Bench.do = timed_run, timed_do  # type: ignore[method-assign]
+    os.chdir(folder)
+    attacks = [word for name in ("ca+", "qa+", "es") for word in ("--attack", name)]
+    short = ["--recipe", "epochs=1", "--threads", "1", "--results", "work"]
+    dmlbench(["run", "--defense", "none", *attacks, *short], standalone_mode=False)
+    return lines
+
+
+@click.command()
+@click.option("--work", is_flag=True, help="Also train and attack for a minute.")
+def main(work: bool) -> None:
+    """Print the figures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        click.echo(f"start-up: {least('--version', cwd=folder)}; the others include it")
+        took = least(*arguments(1000), "--dry-run", "--json", cwd=folder)
+        click.echo(f"planning 10,000 cells: {took}")
+        cells = invent(Store(folder / "results"), 100)
+        took = least(*arguments(100), cwd=folder)
+        click.echo(f"resuming {cells} finished cells: {took}")
+        if work:
+            click.echo("\n".join(shares_in_attack(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How fast images reach the network: ``python -m scripts.input [options]``, from the checkout.
+
+- cache: dmlbench's way, rows of the memory-mapped cache, cut and flipped on the device;
+- ImageFolder: torchvision's, DataLoader workers that decode, resize, cut and flip each image;
+- network: the forward pass that evaluation needs, and the step that an attack takes 32 times.
+
+Batches in turn in one run, median of the ratios: it survives a noisy machine. Without ``--root`` a
+folder of pictures the size of CUB's (500 x 375) is made. Times are never asserted in a test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from dmlbench.compute.device import Compute
+from dmlbench.compute.embedding import embed, frozen
+from dmlbench.compute.embedding import place as on_device
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.datasets.files.cache import Cache
+from dmlbench.datasets.files.decoding import processors
+from dmlbench.datasets.folder import Folder
+from dmlbench.models.base import parse_model
+from scripts.overhead import bare_step, clock
+from tests import trees
+
+
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path, exists=True), help="Class folders.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--model", default="resnet18:weights=none", show_default=True)
+@click.option("--batch", type=int, default=112, show_default=True)
+@click.option("--repeats", type=int, default=9, show_default=True)
+@click.option("--workers", type=int, default=processors(), show_default=True)
+def main(
+    root: Path | None, device: str, model: str, batch: int, repeats: int, workers: int
+) -> None:
+    """Print images a second, and ratios."""
+    with tempfile.TemporaryDirectory() as folder, Compute(device).applied() as place:
+        root = root or trees.folder(Path(folder) / "set", 10, 40, size=(500, 375))
+        cache = Cache(Path(folder) / "cache")
+        loaded: list[RetrievalData] = []
+        seconds = clock(lambda: loaded.append(Folder(root=str(root)).load(None, cache)), place)
+        data = loaded[0]
+        count = len(data.train) + len(data.test)
+        click.echo(f"{place}, {processors()} processors, batch {batch}")
+        click.echo(f"decoding once       {count / seconds:8.0f} images/s ({count} images)")
+        ours, theirs = cached(data, batch, place), image_folder(root, batch, workers, place)
+        network = on_device(parse_model(model).build(data.channels, data.size), place)
+        with frozen(network):
+            compare(ours, theirs, network, batch, repeats, place)
+
+
+def cached(data: RetrievalData, batch: int, place: torch.device) -> Iterator[torch.Tensor]:
+    """Training batches from the cache, without end."""
+    draws, generator = np.random.default_rng(0), torch.Generator(place).manual_seed(0)
+    while True:
+        index = draws.integers(0, len(data.train), batch)
+        yield data.training_pixels(data.train.batch(index, place), generator)
+
+
+def image_folder(
+    root: Path, batch: int, workers: int, place: torch.device
+) -> Iterator[torch.Tensor]:
+    """Training batches as the published code reads them, without end."""
+    steps = [
+        transforms.Resize((256, 256)),
+        transforms.RandomCrop((224, 224)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
+    files = ImageFolder(str(root), transforms.Compose(steps))
+    loader = DataLoader(
+        files,
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=place.type == "cuda",
+    )
+    for _ in itertools.count():
+        for images, _ in loader:
+            yield images.to(place)
+
+
+def compare(
+    ours: Iterator[torch.Tensor],
+    theirs: Iterator[torch.Tensor],
+    network: torch.nn.Module,
+    batch: int,
+    repeats: int,
+    place: torch.device,
+) -> None:
+    """Time each in turn. The loader's workers rest while others run: its queue is emptied first,
+    so that what is timed is what it delivers, not what it had in stock.
+    """
+    images = next(ours)
+    for _ in range(4):
+        next(theirs)
+    times: dict[str, list[float]] = {
+        name: [] for name in ("cache", "ImageFolder", "network", "step")
+    }
+    with torch.no_grad():
+        embed(network, images)
+    for _ in range(repeats):
+        times["cache"].append(clock(lambda: next(ours), place))
+        for _ in range(6):
+            next(theirs)
+        times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], place) / 4)
+        with torch.no_grad():
+            times["network"].append(clock(lambda: embed(network, images), place))
+        times["step"].append(clock(lambda: bare_step(network, images), place))
+    for name, seconds in times.items():
+        click.echo(f"{name:19} {batch / statistics.median(seconds):8.0f} images/s")
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    click.echo(f"cache against ImageFolder: {ratio('ImageFolder', 'cache'):.1f} times as fast")
+    click.echo(f"input in an embedding pass: {ratio('cache', 'network'):.1%} of the network's time")
+    click.echo(f"input in an attack of 32 steps: {ratio('cache', 'step') / 32:.2%}")
+
+
+if __name__ == "__main__":
+    main()

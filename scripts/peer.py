@@ -1,0 +1,179 @@
+"""The attacks beside RobRank's own: ``python -m scripts.peer FOLDER --checkpoint FILE``.
+
+FOLDER holds RobRank's package ``robrank``, of a clone of github.com/cdluminate/robrank (it needs
+tqdm, termcolor, ujson and pygments). Both attack the same queries of Fashion-MNIST, of the same
+C2F2, with the same targets, by the ``ers`` definitions; in turn, in one run. Printed are each
+column of both, the share of pixels that both left with the same value after all steps, and
+queries a second, targets and rankings included (RobRank is handed our targets, which costs it
+less than drawing its own).
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.common.progress import PlainReporter
+from dmlbench.compute.device import Compute
+from dmlbench.core.protocol import ERS_ATTACKS
+from dmlbench.datasets.fashion import Fashion
+from dmlbench.evaluation.evaluator import evaluation
+from dmlbench.models.small import C2F2
+from dmlbench.storage import checkpoint
+from scripts.overhead import clock
+from scripts.record import CSV, save
+
+THEIRS = {  # column of ERS -> what RobRank calls it, and the factor to ours
+    **{name: (f"{name}:prank", 100) for name in ("CA+", "CA-", "QA+", "QA-")},
+    "TMA": ("Cosine-SIM", 1),
+    "ES:D": ("embshift", 1),
+    "ES:R": ("r@1", 1),
+    **dict.fromkeys(("LTM", "GTM"), ("r@1", 100)),
+    "GTT": ("ID-Retain@1", 100),
+}
+
+
+def import_robrank(folder: Path) -> Any:
+    """RobRank's module of attacks; its packages would import libraries that no attack needs."""
+    for package in ("robrank", "robrank.attacks", "robrank.models", "robrank.utils"):
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [str(folder.joinpath(*package.split(".")))]
+    sys.modules["robrank.utils"].rjson = lambda text: text  # type: ignore[attr-defined]
+    from robrank.attacks import advrank  # type: ignore[import-not-found]
+
+    sys.modules["robrank.attacks"].AdvRank = advrank.AdvRank  # type: ignore[attr-defined]
+    return advrank
+
+
+class Backbone(torch.nn.Module):
+    """A model as RobRank's attacks call it: raw embeddings, the metric apart."""
+
+    dataset = "fashion"
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, D)."""
+        return self.model.backbone(x)  # type: ignore[operator,no-any-return]
+
+
+def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
+    """What stands in for RobRank's choice of targets: that of ``goal``."""
+
+    def choose(kind: str, *_: object, **__: object) -> Callable[..., Any]:
+        def call(_: Any, __: Any, *own: Any) -> Any:
+            if kind.startswith("CA"):
+                at = [[int((gallery == q).all(1).nonzero()[0, 0]) for q in r] for r in goal.queries]
+                return gallery[torch.tensor(at)], torch.tensor(at)
+            if kind.startswith("QA"):
+                return gallery[goal.loss.candidates], goal.loss.candidates
+            if kind == "TMA":
+                return goal.target, None
+            if kind in ("GTM", "GTT"):
+                mine = (gallery[own[0]][:, None], own[0])
+                if kind == "GTM":
+                    target, first = goal.target[:, None], None
+                else:
+                    several = goal.loss.candidates
+                    target, first = gallery[several], several[:, 0]
+                return (target, first), (target, first), mine
+            return None  # ES and LTM have no target
+
+        return call
+
+    return choose
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--checkpoint", "weights", required=True, type=click.Path(path_type=Path))
+@click.option("--queries", type=int, default=64, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@CSV
+def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | None) -> None:
+    """Print a row a column of ERS."""
+    advrank = import_robrank(folder)
+    data, model = Fashion().load(None), C2F2().build(1, 28)
+    checkpoint.load_weights(weights, model)
+    threat = replace(Fashion.card.threat, suite="ers")
+    compute, rows = Compute("cpu", threads=threads), []
+    with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as bench:
+        index, place = bench.index[:queries], bench.device
+        images, gallery = bench.images(index), bench.gallery
+        known = (gallery.embeddings, gallery.labels)
+        click.echo(f"{queries} queries, {threads} threads, torch {torch.__version__}")
+        heads = ("column", "ours", "RobRank", "pixels", "ours q/s", "RobRank q/s", "ratio")
+        click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*heads))
+        for name in ERS_ATTACKS:
+            attack = ATTACKS.get(name)().resolve(threat)
+            goal = attack.goal(gallery, index, seed=0)  # a run sorts neighbours once as well
+            ours, theirs = {}, {}
+
+            def mine() -> None:
+                ours["all"] = attack.run(model, images, index, gallery, seed=0)  # noqa: B023
+
+            peer = robrank_attack(advrank, name, threat, model, goal, gallery)
+
+            def other() -> None:
+                theirs["all"] = peer(images, gallery.labels[index], known)  # noqa: B023
+
+            for _ in range(1 if rows else 2):  # the first attack twice, to be warm
+                model.requires_grad_(False)
+                seconds = clock(mine, place)
+                model.requires_grad_(True)  # RobRank's steps fill the parameters' gradients too
+                longer = clock(other, place)
+            found, (moved, _, _, sums) = ours["all"], theirs["all"]
+            same = ((moved - found.perturbed.images).abs() < 1e-6).float().mean()
+            for column, outcomes in found.outcomes.items():
+                key, factor = THEIRS[column]
+                row = {
+                    "column": column,
+                    "ours": f"{outcomes.nanmean():.4f}",
+                    "RobRank": f"{factor * float(sums[key]):.4f}",
+                    "pixels equal": f"{same:.3f}",
+                    "ours queries/s": f"{queries / seconds:.1f}",
+                    "RobRank queries/s": f"{queries / longer:.2f}",
+                    "ratio": f"{longer / seconds:.1f}",
+                }
+                click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*row.values()))
+                rows.append({**row, "queries": queries, "checkpoint": weights.name})
+        save(path, rows, place)
+
+
+def robrank_attack(
+    advrank: Any, name: str, threat: Any, model: torch.nn.Module, goal: Any, gallery: Gallery
+) -> Callable[..., Any]:
+    """RobRank's attack of that column, with the targets of ``goal``."""
+    advrank.QCSelector = selector(goal, gallery.embeddings)
+    kind, sign = name.upper(), None
+    settings: dict[str, int] = {}
+    if kind[:2] in ("CA", "QA"):
+        kind, sign = kind[:2], kind[2]
+        settings = {"CA": {"W": 1}, "QA": {"M": 1}}[kind]
+    run: Callable[..., Any] = advrank.AdvRank(
+        Backbone(model),
+        eps=threat.eps,
+        alpha=threat.alpha,
+        pgditer=threat.steps,
+        attack_type=kind,
+        pm=sign,
+        device="cpu",
+        metric="N",
+        **settings,
+    ).attack
+    return run
+
+
+if __name__ == "__main__":
+    main()

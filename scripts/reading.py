@@ -1,0 +1,147 @@
+"""Write the tables of results/README.md from its CSVs: ``python -m scripts.reading``.
+
+Each stands under a comment that names it. A test holds the README against this.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.report.entries import Entry, measured, published
+
+RESULTS = Path(__file__).parent.parent / "results"
+README = RESULTS / "README.md"
+BASE = ("R@1", "mAP", "NMI")
+ETA = 8
+Lines = Iterable[Sequence[str]]
+
+
+def markdown(heads: Sequence[str], lines: Lines) -> str:
+    """A table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def found(entries: Iterable[Entry], suite: str) -> dict[str, Entry]:
+    """Ours of a suite, by the defense's notation."""
+    chosen = [entry for entry in entries if entry.suite == suite]
+    named = {entry.label: entry for entry in chosen}
+    if len(named) < len(chosen):
+        raise ValueError("two entries of one label: the tables would show the last alone")
+    return named
+
+
+def text(entry: Entry, column: str) -> str:
+    """A number as the boards round it."""
+    return entry.numbers[column].text if column in entry.numbers else "–"
+
+
+def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
+    """What each defense is worth and what the suites make of it, by ERS, collapsed ones last."""
+    paper = {
+        entry.label: text(entry, "ERS")
+        for entry in published()
+        if entry.place.startswith("CVPR") and entry.dataset == "cub" and entry.eta in (None, ETA)
+    }
+    once = ("R@1", "ES:D", "TMA", "ES:R", "ES:R (restarts=1)", "ES:R (restarts=5)")
+    worst = ("Robust R@1", "Robust R@1 (es:restarts=5)")
+    heads = ("defense", "ERS strict", "ERS ers", "paper, CUB", *once, "GTM strict", "GTM ers")
+    ranked = sorted(strict.values(), key=lambda one: (one.score is None, -(one.score or 0)))
+    lines = []
+    for one in ranked:
+        other = ers[one.label]
+        lines.append(
+            (
+                one.label + " (collapsed)" * one.collapsed,
+                *(f"{e.numbers['ERS'].text} {e.numbers['ERS'].range}" for e in (one, other)),
+                paper.get(one.label, "–"),
+                *(text(one, name) for name in once),
+                *(text(e, "GTM") for e in (one, other)),
+                *(text(one, name) for name in worst),
+            )
+        )
+    return markdown((*heads, *worst), lines)
+
+
+def epochs(*suites: dict[str, Entry]) -> str:
+    """What more epochs change; of each training its ``strict`` entries, then its ``ers``."""
+    shorter, ers, longer, longer_ers = suites
+    once = ("R@1", "TMA", "ES:D", "ES:R", "ES:R (restarts=5)", "GTM")
+    worst = ("Robust R@1", "Robust R@1 (es:restarts=5)")
+    lines = []
+    for label in longer:
+        for one, other in ((shorter[label], ers[label]), (longer[label], longer_ers[label])):
+            totals = (f"{e.numbers['ERS'].text} {e.numbers['ERS'].range}" for e in (one, other))
+            rest = (text(one, name) for name in (*once, *worst))
+            lines.append((label, one.recipe.removeprefix("epochs="), *totals, *rest))
+    return markdown(("defense", "epochs", "ERS strict", "ERS ers", *once, *worst), lines)
+
+
+def documented(ers: dict[str, Entry]) -> str:
+    """Our ``ers`` columns beside those of RobRank's documentation: ours / theirs."""
+    theirs = {
+        entry.label: entry
+        for entry in published()
+        if entry.dataset == "fashion" and entry.distance == "N"
+    }
+    names = (*BASE, *ERS_COLUMNS, "ERS")
+    lines = [
+        (label, *(f"{text(ers[label], name)} / {text(entry, name)}" for name in names))
+        for label, entry in theirs.items()
+        if label in ers
+    ]
+    return markdown(("ours / documented", *names), lines)
+
+
+def table(path: Path, dropped: Sequence[str] = ()) -> str:
+    """A CSV of measured times, but for what its text says."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    heads = [name for name in rows[0] if name not in dropped]
+    return markdown(heads, [[row[name] for name in heads] for row in rows])
+
+
+def blocks() -> dict[str, str]:
+    """Every table, by its name."""
+    suites = [
+        found(measured(read_tidy(RESULTS / name)), suite)
+        for name in ("fashion.csv", "fashion-4-epochs.csv")
+        for suite in ("strict", "ers")
+    ]
+    strict, ers, *_ = suites
+    said = ("device", "threads", "git", "torch", "model", "size", "batch", "gallery", "pairs")
+    said += ("queries", "checkpoint")  # by the text
+    speeds = {
+        name: table(RESULTS / "speed" / f"{name}.csv", said)
+        for name in ("attacks", "peer", "training")
+    }
+    return {
+        "defenses": defenses(strict, ers),
+        "epochs": epochs(*suites),
+        "documented": documented(ers),
+        **speeds,
+    }
+
+
+def written(page: str) -> str:
+    """``page`` with its tables as they should be.
+
+    Raises:
+        ValueError: a table has no place in it.
+    """
+    for name, made in blocks().items():
+        page, places = re.subn(
+            rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda place, t=made: f"{place[1]}{t}\n", page
+        )
+        if places != 1:
+            raise ValueError(f"the page needs one line <!-- {name} -->, got {places}")
+    return page
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,30 @@
+"""Measured rows as a CSV that says what measured them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from dmlbench.compute.provenance import provenance
+
+CSV = click.option(
+    "--csv", "path", type=click.Path(path_type=Path, dir_okay=False), help="Also write it there."
+)
+
+
+def save(path: Path | None, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Write ``rows``, each with the device, its threads, the code and the torch it ran on."""
+    if path is None:
+        return
+    made = provenance(device)
+    common = {key: made[key] for key in ("device", "threads", "git")}
+    common["torch"] = made["libraries"].get("torch", torch.__version__)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **common} for row in rows)

@@ -1,0 +1,268 @@
+"""What a training step costs: ``python -m scripts.training [options]``.
+
+For each defense and eta, on a batch of fashion-mini at weights that have learned a little:
+
+- step: seconds of one weight update, mining included;
+- full, active: step / (eta bare inner passes + one bare outer pass), without and with the active
+  set. A bare inner pass is forward and gradient in the images, an outer one forward and gradient
+  in the parameters, of as many images as the defense takes;
+- saved: inner passes that the active set left out;
+- with ``--robrank FOLDER`` (one that holds its package ``robrank``, of a clone of
+  github.com/cdluminate/robrank): its seconds for the same step of the same weights and images.
+
+All are timed in turn in one run, medians over the repeats. Times are never asserted in a test.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from dmlbench.attacks.engine import pgd
+from dmlbench.compute.device import Compute
+from dmlbench.compute.distributed import World
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.embedding import place as on_device
+from dmlbench.core import spec
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.defenses import base
+from dmlbench.defenses.base import DEFENSES, Clean, Defense
+from dmlbench.models.small import C2F2
+from dmlbench.training.batches import pair_batches
+from scripts.peer import import_robrank
+from scripts.record import CSV, save
+
+NAMES = ("none", "est", "act", "hm")
+GROUP = {"none": 0, "est": 1, "act": 2, "hm": 3}  # images of a triplet that are perturbed
+RATE = 1e-4
+
+
+@dataclass
+class Bench:
+    """A model and a batch, and the clock."""
+
+    model: EmbeddingModel
+    images: torch.Tensor
+    labels: torch.Tensor
+    device: torch.device
+
+    def clock(self, work: Callable[[], object]) -> float:
+        """Seconds of one call, the device's queue included."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        begun = time.perf_counter()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begun
+
+    def step(self, defense: Defense) -> base.Step:
+        """One weight update, and back to the weights before."""
+        model = copy.deepcopy(self.model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+        generator = torch.Generator(self.device).manual_seed(0)
+        embeddings = partial(embedded, model, self.images)
+        clean = Clean(self.images, self.labels, embeddings, generator, World())
+        step = defense.step(model, clean, {})
+        assert step.loss is not None
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return step
+
+    def inner(self, count: int) -> None:
+        """Forward and gradient in the images of ``count`` images."""
+        x = self._some(count).requires_grad_()
+        with frozen(self.model):
+            e = self.model(x)
+            torch.autograd.grad(e, x, torch.ones_like(e))
+
+    def outer(self, count: int) -> None:
+        """Forward and gradient in the parameters of ``count`` images."""
+        self.model.train()
+        e = self.model(self._some(count))
+        torch.autograd.grad(e, list(self.model.parameters()), torch.ones_like(e))
+
+    def _some(self, count: int) -> torch.Tensor:
+        repeated = self.images.repeat(-(-count // len(self.images)), 1, 1, 1)
+        return repeated[:count].clone()
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--pairs", type=int, default=128, show_default=True)
+@click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
+@click.option("--repeats", type=int, default=5, show_default=True)
+@click.option("--robrank", type=click.Path(exists=True, path_type=Path))
+@CSV
+def main(
+    device: str,
+    threads: int,
+    pairs: int,
+    etas: tuple[int, ...],
+    repeats: int,
+    robrank: Path | None,
+    path: Path | None,
+) -> None:
+    """Print a row a defense and eta."""
+    with Compute(device, threads=threads).applied() as place:
+        bench = prepare(pairs, place)
+        click.echo(f"{place}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
+        click.echo(
+            f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
+            + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
+        )
+        rows = []
+        for name in NAMES:
+            for eta in etas if name != "none" else (0,):
+                text = name if name == "none" else f"{name}:eta={eta}"
+                text += ",ics=0" if name == "hm" else ""  # its ICS needs an older torch
+                threat = FashionMini.card.training_threat
+                defense = spec.parse(text, DEFENSES).resolve(threat, "N")
+                peer = peer_step(robrank, name, defense, bench) if robrank else None
+                found = row(name, defense, eta, bench, repeats, peer)
+                widths = (8, 7, 8, 7, 11, 8)
+                values = zip(found.values(), widths, strict=False)
+                click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
+                rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
+        save(path, rows, place)
+
+
+def prepare(pairs: int, device: torch.device) -> Bench:
+    """A C2F2 after 30 plain steps, and a batch."""
+    torch.manual_seed(0)
+    train = FashionMini().load(None).train
+    model = on_device(C2F2().build(1, 28), device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    none = spec.parse("none", DEFENSES).resolve(FashionMini.card.training_threat, "N")
+    batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
+    for batch in batches[:30]:
+        images, labels = batch_of(train, batch, device)
+        generator = torch.Generator(device).manual_seed(0)
+        clean = Clean(images, labels, partial(embedded, model, images), generator, World())
+        step = none.step(model, clean, {})
+        assert step.loss is not None
+        optimizer.zero_grad()
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return Bench(model, *batch_of(train, batches[0], device), device)
+
+
+def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
+    """Clean embeddings as the engine takes them, in one process."""
+    with frozen(model), torch.no_grad():
+        return embed(model, images)
+
+
+def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels at the positions ``batch``."""
+    images = torch.from_numpy(train.images[batch]).to(device).float().div_(255)
+    return images, torch.from_numpy(train.labels[batch]).to(device)
+
+
+def row(
+    name: str,
+    defense: Defense,
+    eta: int,
+    bench: Bench,
+    repeats: int,
+    peer: Callable[[], object] | None,
+) -> dict[str, str]:
+    """What was measured."""
+    pairs = len(bench.images) // 2
+    group = GROUP[name]
+    inner = len(bench.images) if name == "est" else group * pairs
+    outer = {"none": 2, "est": 2, "act": 3, "hm": 3}[name] * pairs
+    whole = partial(pgd.PGD, active_set=False)
+    times: dict[str, list[float]] = {"full": [], "active": [], "bare": [], "peer": []}
+    step = bench.step(defense)  # warm
+    for _ in range(repeats):
+        bare = bench.clock(lambda: bench.outer(outer))
+        if eta:
+            bare += eta * bench.clock(lambda: bench.inner(inner))
+        times["bare"].append(bare)
+        base.PGD = whole  # type: ignore[misc,assignment]
+        times["full"].append(bench.clock(lambda: bench.step(defense)))
+        base.PGD = pgd.PGD  # type: ignore[misc]
+        times["active"].append(bench.clock(lambda: bench.step(defense)))
+        if peer is not None:
+            times["peer"].append(bench.clock(peer))
+    median = {key: statistics.median(values) for key, values in times.items() if values}
+    ratios = [
+        statistics.median(t / b for t, b in zip(times[key], times["bare"], strict=True))
+        for key in ("full", "active")
+    ]
+    saved = 1 - step.passes / step.full_passes if step.full_passes else 0.0
+    found = {
+        "step s": f"{median['active']:.3f}",
+        "full": f"{ratios[0]:.2f}",
+        "active": f"{ratios[1]:.2f}",
+        "saved": f"{saved:.1%}",
+    }
+    if peer is not None:
+        found["RobRank s"] = f"{median['peer']:.3f}"
+        found["RobRank / ours"] = f"{median['peer'] / median['active']:.2f}"
+    return found
+
+
+def peer_step(
+    folder: Path, name: str, defense: Defense, bench: Bench
+) -> Callable[[], object] | None:
+    """RobRank's step for the same defense, weights and batch."""
+    import_robrank(folder)
+    from robrank.defenses import amd, est, pnp  # type: ignore[import-not-found]
+    from robrank.losses import ptripletN  # type: ignore[import-not-found]
+
+    class Peer(torch.nn.Module):
+        """As much of a LightningModule as its steps read."""
+
+        dataset, metric, loss, wantsgrad = "fashion", "N", "ptripletN", False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = copy.deepcopy(bench.model.backbone)
+            self.lossfunc, self.device = ptripletN(), bench.device
+            self.config = types.SimpleNamespace(
+                advtrain_eps=getattr(defense, "eps", 0),
+                advtrain_alpha=getattr(defense, "alpha", 0),
+                advtrain_pgditer=getattr(defense, "eta", 0),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.backbone(x)
+
+        def log(self, *_: object) -> None:
+            """Nowhere."""
+
+    def step() -> None:
+        peer = Peer()
+        optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
+        batch = (bench.images, bench.labels)
+        if name == "none":
+            loss = peer.lossfunc(peer(bench.images), bench.labels)
+        elif name == "hm":
+            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA reads no destination
+            loss = amd.hm_training_step(peer, batch, 0, hm="L2", gradual=True, **kinds)
+        else:
+            loss = {"est": est.est_training_step, "act": pnp.pnp_training_step}[name](
+                peer, batch, 0
+            )
+        loss.mean().backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
