@@ -5,7 +5,7 @@
   the end of its exports and board, and what of it is Python's start-up;
 - an attack cell (``--work``): its wall time against the time inside the attack, on fashion-mini.
 
-Rows and weights are invented in a temporary folder. Times are never asserted in a test.
+Rows and weights are invented in a temporary folder. Durations are never asserted in a test.
 """
 
 from __future__ import annotations
@@ -64,25 +64,25 @@ def invent(store: Store, models: int) -> int:
     """Every row and model of that run; returns how many cells there are."""
     dataset, card = FashionMini(), FashionMini().protocol
     defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
-    jobs = plan.plan(
+    trainings = plan.plan(
         dataset, FashionMini.known_digest, parse_model(card.model), defenses,
         range(models // 2), card.recipe,
     )  # fmt: skip
-    hostile = plan.hostiles([ATTACKS.get(n)() for n in ERS_ATTACKS[:-1]], card.threat)
+    attacks = plan.planned_attacks([ATTACKS.get(n)() for n in ERS_ATTACKS[:-1]], card.threat)
     count = 0
-    for job in jobs:
-        folder = store.model_folder(job.training.id)
+    for training in trainings:
+        folder = store.model_folder(training.id)
         folder.mkdir(parents=True)
         (folder / checkpoint.WEIGHTS).write_bytes(os.urandom(WEIGHTS_BYTES))
         manifest = {
             "schema": checkpoint.MANIFEST_SCHEMA,
             "checkpoint": checkpoint.WEIGHTS,
             "sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS),
-            "training": job.training.facts,
+            "training": training.facts,
         }
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-        weights = plan.subject(job, manifest, store, "fp32")
-        for task in plan.cells(weights, hostile, job.training.seed):
+        weights = plan.trained_weights(training, manifest, store, "fp32")
+        for task in plan.cells(weights, attacks, training.seed):
             store.put(_row(task), {name: [1.0] for name in task.cell["columns"]})
             count += 1
     return count
@@ -106,10 +106,10 @@ def shares_in_attack(folder: Path) -> list[str]:
     """For three attacks, the share of the cell's wall time that the attack itself takes."""
     from dmlbench.attacks.base import Attack
     from dmlbench.cli.main import main as dmlbench
-    from dmlbench.sweep.worker import Bench
+    from dmlbench.sweep.worker import Worker
 
     inside, lines = [], []
-    run, do = Attack.run, Bench.do
+    run, do = Attack.run, Worker.do
 
     def timed_run(*args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
@@ -117,7 +117,7 @@ def shares_in_attack(folder: Path) -> list[str]:
         inside.append(time.perf_counter() - begun)
         return found
 
-    def timed_do(bench: Bench, task: Any) -> None:
+    def timed_do(bench: Worker, task: Any) -> None:
         inside.clear()
         begun = time.perf_counter()
         do(bench, task)
@@ -125,7 +125,7 @@ def shares_in_attack(folder: Path) -> list[str]:
         if isinstance(task, Measure) and task.attack is not None:
             lines.append(f"{task.title}: {sum(inside) / whole:.1%} of {whole:.1f} s in the attack")
 
-    Attack.run, Bench.do = timed_run, timed_do  # type: ignore[method-assign]
+    Attack.run, Worker.do = timed_run, timed_do  # type: ignore[method-assign]
     os.chdir(folder)
     attacks = [word for name in ("ca+", "qa+", "es") for word in ("--attack", name)]
     short = ["--recipe", "epochs=1", "--threads", "1", "--results", "work"]

@@ -5,7 +5,7 @@
 - network: the forward pass that evaluation needs, and the step that an attack takes 32 times.
 
 Batches in turn in one run, median of the ratios: it survives a noisy machine. Without ``--root`` a
-folder of pictures the size of CUB's (500 x 375) is made. Times are never asserted in a test.
+folder of pictures the size of CUB's (500 x 375) is made. Durations are never asserted in a test.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ those of the 224 px suite):
 - set-up: the share of the attack that choosing targets and sorting adds to the 32 steps;
 - memory: peak of choosing targets and one step, beyond what the bare step takes.
 
-Times are never asserted in a test.
+Durations are never asserted in a test.
 """
 
 from __future__ import annotations

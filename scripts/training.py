@@ -10,7 +10,7 @@ For each defense and eta, on a batch of fashion-mini at weights that have learne
 - with ``--robrank FOLDER`` (one that holds its package ``robrank``, of a clone of
   github.com/cdluminate/robrank): its seconds for the same step of the same weights and images.
 
-All are timed in turn in one run, medians over the repeats. Times are never asserted in a test.
+All are timed in turn in one run, medians over the repeats. Durations are never asserted in a test.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RATE = 1e-4
 
 
 @dataclass
-class Bench:
+class Worker:
     """A model and a batch, and the clock."""
 
     model: EmbeddingModel
@@ -139,7 +139,7 @@ def main(
         save(path, rows, place)
 
 
-def prepare(pairs: int, device: torch.device) -> Bench:
+def prepare(pairs: int, device: torch.device) -> Worker:
     """A C2F2 after 30 plain steps, and a batch."""
     torch.manual_seed(0)
     train = FashionMini().load(None).train
@@ -156,7 +156,7 @@ def prepare(pairs: int, device: torch.device) -> Bench:
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Bench(model, *batch_of(train, batches[0], device), device)
+    return Worker(model, *batch_of(train, batches[0], device), device)
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def row(
     name: str,
     defense: Defense,
     eta: int,
-    bench: Bench,
+    bench: Worker,
     repeats: int,
     peer: Callable[[], object] | None,
 ) -> dict[str, str]:
@@ -217,7 +217,7 @@ def row(
 
 
 def peer_step(
-    folder: Path, name: str, defense: Defense, bench: Bench
+    folder: Path, name: str, defense: Defense, bench: Worker
 ) -> Callable[[], object] | None:
     """RobRank's step for the same defense, weights and batch."""
     import_robrank(folder)

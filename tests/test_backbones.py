@@ -244,18 +244,18 @@ def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
         checkpoint.load_weights(tmp_path / "part.pt", fresh)
 
 
-class Hostile:
+class PlannedAttack:
     """Unpickling it would make a folder."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (Hostile.path,)
+        return os.mkdir, (PlannedAttack.path,)
 
     path = ""
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hostile, "path", str(tmp_path / "made"))
-    state = {"pytorch-lightning_version": "1.5", "state_dict": {}, "callbacks": Hostile()}
+    monkeypatch.setattr(PlannedAttack, "path", str(tmp_path / "made"))
+    state = {"pytorch-lightning_version": "1.5", "state_dict": {}, "callbacks": PlannedAttack()}
     torch.save(state, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match=r"not a plain state dict .*it names \w+\.mkdir"):
         read_state(tmp_path / "evil.ckpt")

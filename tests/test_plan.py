@@ -36,22 +36,22 @@ from dmlbench.storage import checkpoint
 from dmlbench.storage.merge import merge
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
-from dmlbench.sweep.durations import Times
+from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.executors.base import Ending
-from dmlbench.sweep.scheduler import Matrix
+from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import Entry, Known
+from dmlbench.sweep.status import Known, PlannedModel
 from dmlbench.sweep.tasks import Task, Train, new_cell
-from dmlbench.training.job import Job
+from dmlbench.training.job import Training
 from tests.test_store import cell
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
 SUITE = [ATTACKS.get(name)() for name in ("ca+", "es", "ltm", "gtm")]
-HOSTILE = plan.hostiles(SUITE, CARD.threat)
+PLANNED = plan.planned_attacks(SUITE, CARD.threat)
 
 
-def jobs(seeds: Any = (0,), defenses: Any = ("none", "est", "hm")) -> list[Job]:
+def trainings(seeds: Any = (0,), defenses: Any = ("none", "est", "hm")) -> list[Training]:
     chosen = [spec.parse(name, DEFENSES) for name in defenses]
     network = parse_model(CARD.model)
     return plan.plan(FashionMini(), "d" * 64, network, chosen, list(seeds), CARD.recipe)
@@ -95,7 +95,7 @@ class Fake:
             folder.mkdir(parents=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
             sha = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
-            facts = task.job.training.facts
+            facts = task.training.facts
             checkpoint.write_json(
                 folder / checkpoint.MANIFEST,
                 {
@@ -113,18 +113,18 @@ class Fake:
         return [Ending(task, 1.0)]
 
 
-def assessed(store: Store, found: list[Job]) -> tuple[list[Entry], Known]:
+def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], Known]:
     known = Known(store.whole(store.read()[0]))
-    return [status.assess(job, HOSTILE, store, known, "fp32") for job in found], known
+    return [status.assess(job, PLANNED, store, known, "fp32") for job in found], known
 
 
 def ran(
-    store: Store, found: list[Job], resume: str = "retry-failed", tell: Any = id, **how: Any
+    store: Store, found: list[Training], resume: str = "retry-failed", tell: Any = id, **how: Any
 ) -> Any:
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    matrix = Matrix(entries, HOSTILE, session, executor, known, Times("", [], store), resume)
+    matrix = Scheduler(entries, PLANNED, session, executor, known, Durations("", [], store), resume)
     matrix.session.reporter.tally = tell  # type: ignore[method-assign]
     return matrix, matrix.run(), executor.did
 
@@ -153,22 +153,18 @@ def test_known_digests_are_those_of_the_data() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 7), st.permutations(range(4)))
 def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, seeds: Any) -> None:
-    whole = jobs(seeds)
+    whole = trainings(seeds)
     parts = [plan.shard(whole, number, count) for number in range(1, count + 1)]
-    assert sorted(j.training.id for part in parts for j in part) == sorted(
-        j.training.id for j in whole
-    )
+    assert sorted(j.id for part in parts for j in part) == sorted(j.id for j in whole)
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
-    costs = [sum(j.training.defense.training_cost for j in part) for part in parts]
-    assert max(costs) - min(costs) <= max(j.training.defense.training_cost for j in whole)
-    assert {j.training.id for j in parts[0]} == {
-        j.training.id for j in plan.shard(jobs(range(4)), 1, count)
-    }
+    costs = [sum(j.defense.training_cost for j in part) for part in parts]
+    assert max(costs) - min(costs) <= max(j.defense.training_cost for j in whole)
+    assert {j.id for j in parts[0]} == {j.id for j in plan.shard(trainings(range(4)), 1, count)}
 
 
 def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs()
+    store, found = Store(tmp_path), trainings()
     matrix, rows, did = ran(store, found)
     one = ["training", "benign", "ca+", "es", "ltm", "gtm", "worst case"]
     assert did == one * 3  # model by model: one stays in memory
@@ -186,8 +182,8 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
 
 def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
-        attacks = plan.hostiles([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
-        one = plan.subject(jobs()[0], None, Store(Path("nowhere")), "fp32")
+        attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
+        one = plan.trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
         one.about["distance"] = distance
         tasks = plan.measures(one, attacks, 0)
         return {
@@ -212,7 +208,7 @@ def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
 
 
 def test_policies(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none", "hm"))
+    store, found = Store(tmp_path), trainings(defenses=("none", "hm"))
     matrix, rows, _ = ran(store, found, bad=("es",))
     assert (matrix.done, matrix.failed) == (8, 4)  # es, and the worst case that needs it
     assert ran(store, found, "only-missing", bad=("es",))[2] == []
@@ -238,7 +234,7 @@ def test_the_policies_are_those_of_the_command_line() -> None:
 
 
 def test_never_trains_again(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none",))
+    store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found)
     entries, _ = assessed(store, found)
     (again,) = entries[0].agenda("never")
@@ -247,7 +243,7 @@ def test_never_trains_again(tmp_path: Path) -> None:
 
 
 def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none",))
+    store, found = Store(tmp_path), trainings(defenses=("none",))
     matrix, rows, _ = ran(store, found, bad=("training",))
     assert (matrix.failed, matrix.left.total()) == (6, 0)
     assert [r["facts"]["kind"] for r in rows] == ["training"]
@@ -258,7 +254,7 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
 
 
 def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
-    _, rows, _ = ran(Store(tmp_path), jobs(defenses=("none",)), lost=("ca+",))
+    _, rows, _ = ran(Store(tmp_path), trainings(defenses=("none",)), lost=("ca+",))
     (failed,) = [r for r in rows if r["status"] == "failed"]
     assert failed["error"] == "its worker died"
     assert failed["seconds"] == pytest.approx(3, abs=0.5)
@@ -266,21 +262,21 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
 
 
 def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none",))
+    store, found = Store(tmp_path), trainings(defenses=("none",))
     matrix, rows, _ = ran(store, found)
     fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
     assert store.cells() == sorted(rows, key=order)
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none",))
+    store, found = Store(tmp_path), trainings(defenses=("none",))
     _, known = assessed(store, found)  # planned before the other run
     ran(store, found)
     executor = Fake(store)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    trained = status.assess(found[0], HOSTILE, store, known, "fp32")
-    matrix = Matrix(
-        [trained], HOSTILE, session, executor, known, Times("", [], store), "retry-failed"
+    trained = status.assess(found[0], PLANNED, store, known, "fp32")
+    matrix = Scheduler(
+        [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"
     )
     session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
     assert len(matrix.run()) == 6
@@ -288,10 +284,10 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
 
 
 def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path) -> None:
-    store, found = Store(tmp_path), jobs(defenses=("none",))
+    store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found, bad=("es",))
-    entries, known = assessed(store, [*found, *jobs(seeds=(1,), defenses=("none",))])
-    times = Times("cpu: x", known.cells.values(), store)
+    entries, known = assessed(store, [*found, *trainings(seeds=(1,), defenses=("none",))])
+    times = Durations("cpu: x", known.cells.values(), store)
     records = preview(entries, "retry-failed", times)
     assert [r["status"] for r in records] == [
         "cached", "done", "done", "failed", "done", "done", "to do", *["to do"] * 7
@@ -303,17 +299,17 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
     assert "2 models: 1 cached, 1 to do; 12 cells: 4 done, 1 failed, 7 to do" in text
     assert "9 tasks to do, about 6.0 s on cpu: x, without 1 task like none in the past" in text
     assert (
-        Times("cpu: y", known.cells.values(), store).seconds(times.kind(entries[0].cells[0][0]))
+        Durations("cpu: y", known.cells.values(), store).seconds(times.kind(entries[0].cells[0][0]))
         is None
     )
 
 
 def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
     none, est, other = (
-        Train(job, new_cell(job.training.facts, {}, {}))
-        for job in (*jobs(defenses=("none", "est:eta=8")), *jobs((1,), ("none",)))
+        Train(training, new_cell(training.facts, {}, {}))
+        for training in (*trainings(defenses=("none", "est:eta=8")), *trainings((1,), ("none",)))
     )
-    times = Times("cpu: x", [], Store(tmp_path))
+    times = Durations("cpu: x", [], Store(tmp_path))
     assert times.seconds(times.kind(est)) is None
     times.add(times.kind(none), 60.0)
     assert times.seconds(times.kind(est)) == 9 * 60
@@ -325,10 +321,10 @@ def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
 
 def test_the_time_left_is_not_guessed_from_other_work(tmp_path: Path) -> None:
     told: list[Tally] = []
-    ran(Store(tmp_path), jobs(defenses=("none", "est:eta=8")), tell=told.append)
+    ran(Store(tmp_path), trainings(defenses=("none", "est:eta=8")), tell=told.append)
     assert {t.seconds for t in told if t.done <= 1} == {None}  # no attack was ever timed
     first = next(t.seconds for t in told if t.seconds is not None)
-    still = 2 * len(HOSTILE) + 1 - 1  # at 1 s: of both, and est's benign cell, but for the first
+    still = 2 * len(PLANNED) + 1 - 1  # at 1 s: of both, and est's benign cell, but for the first
     assert first == pytest.approx(9 + still, abs=0.1)  # and est's training by its passes
     assert (told[-1].done, told[-1].seconds) == (told[-1].total, 0.0)
 
@@ -373,7 +369,7 @@ def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) ->
 
 
 def test_merging_models(tmp_path: Path) -> None:
-    found, said = jobs(defenses=("none",)), []
+    found, said = trainings(defenses=("none",)), []
     one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
     ran(one, found)
     assert merge(one, two, pytest.fail).models == 1
@@ -381,7 +377,7 @@ def test_merging_models(tmp_path: Path) -> None:
     assert ran(two, found)[2] == []
     other = Store(tmp_path / "c")
     ran(other, found)
-    folder = other.model_folder(found[0].training.id)
+    folder = other.model_folder(found[0].id)
     (folder / checkpoint.WEIGHTS).write_bytes(b"other")
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}

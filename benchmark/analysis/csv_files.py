@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmlbench.analysis.records import COLLAPSE, SUBJECT, Record
+from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.distance import METRICS
@@ -149,7 +149,7 @@ def _truth(text: str) -> bool:
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(SUBJECT, _text),
+    **dict.fromkeys(ROW, _text),
     **dict.fromkeys(("model", "label", "precision"), _filled),
     "dataset": _dataset,
     "distance": _one_of(*METRICS),

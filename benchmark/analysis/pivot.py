@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dmlbench.analysis.records import SUBJECT, TIDY_COLUMNS, Cell, tidy
+from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Cell, tidy
 from dmlbench.analysis.seeds import Spread, spread
 from dmlbench.common.errors import UserError
 
 Conditions = Sequence[tuple[str, str]]
-_IDENTIFYING = (*SUBJECT, "attack_resolved", "metric")
+_IDENTIFYING = (*ROW, "attack_resolved", "metric")
 
 
 def condition(text: str) -> tuple[str, str]:

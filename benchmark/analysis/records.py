@@ -32,10 +32,10 @@ MODEL = (
     "seed",
     "precision",
 )
-SUBJECT = (*MODEL, "suite", "queries")
+ROW = (*MODEL, "suite", "queries")
 COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # on the benign records
 TIDY_COLUMNS = (
-    *SUBJECT,
+    *ROW,
     "attack",
     "attack_resolved",
     "metric",
@@ -94,7 +94,7 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
     records = []
     for cell in cells:
         about, found = cell["about"], cell["findings"]
-        common = {key: about[key] for key in (*SUBJECT, "attack", "attack_resolved")}
+        common = {key: about[key] for key in (*ROW, "attack", "attack_resolved")}
         common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
         for name, direction in cell["columns"].items() or [("", {})]:
             record = common | {"metric": name} | direction
@@ -131,7 +131,7 @@ class Row:
     """A model and everything measured of it in one suite, with one choice of queries.
 
     Attributes:
-        about: what it is (``SUBJECT``).
+        about: what it is (``ROW``).
         records: heading -> the tidy record that gave its estimate; attack headings carry what
             differs from the protocol, as in ``CA+ (w=5)``.
         estimates: heading -> estimate.
@@ -263,7 +263,7 @@ def scores(names: Iterable[str]) -> list[str]:
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the wide CSV."""
-    columns = [*SUBJECT, "collapsed"]
+    columns = [*ROW, "collapsed"]
     for name in headings(rows):
         columns += [name] if name in BENIGN else [name, f"{name} low", f"{name} high"]
     return columns

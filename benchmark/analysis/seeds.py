@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from dmlbench.analysis.records import SUBJECT, Row, headings, one_a_seed
+from dmlbench.analysis.records import ROW, Row, headings, one_a_seed
 
 LEVEL = 0.95
-CONFIGURATION = tuple(name for name in SUBJECT if name != "seed")
+CONFIGURATION = tuple(name for name in ROW if name != "seed")
 
 
 @dataclass(frozen=True)

@@ -66,21 +66,23 @@ def attack(
     with open_session(chosen, **places) as session:
         from dmlbench.evaluation.pictures import draw_attacks
         from dmlbench.sweep import plan, status
-        from dmlbench.sweep.durations import Times, likely_device
+        from dmlbench.sweep.durations import Durations, likely_device
         from dmlbench.sweep.executors.serial import Serial
-        from dmlbench.sweep.scheduler import Matrix
+        from dmlbench.sweep.scheduler import Scheduler
 
         check_queries(queries, session)
         known = open_store(session)
         precision = session.compute.precision
-        subject = plan.external(chosen, session.digest, network, checkpoint, label, seed, precision)
-        planned = plan.hostiles(hostile, chosen.protocol.threat, queries)
-        entry = status.entry(subject, planned, seed, known)
-        times = Times(likely_device(session.compute), known.cells.values(), session.store)
+        weights = plan.external_weights(
+            chosen, session.digest, network, checkpoint, label, seed, precision
+        )
+        planned = plan.planned_attacks(hostile, chosen.protocol.threat, queries)
+        entry = status.planned_model(weights, planned, seed, known)
+        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
         with Serial(session) as executor:
-            matrix = Matrix([entry], planned, session, executor, known, times, "retry-failed")
+            matrix = Scheduler([entry], planned, session, executor, known, times, "retry-failed")
             cells = matrix.run()
-        drawn = draw_attacks(subject, hostile, pictures, seed, session) if pictures else []
+        drawn = draw_attacks(weights, hostile, pictures, seed, session) if pictures else []
     finish(cells, session, places["leaderboards"], as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from dmlbench.report.board import Cell as TableCell
+    from dmlbench.report.board import BoardCell
     from dmlbench.storage.store import Cell
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
@@ -51,7 +51,7 @@ def print_table(cells: list[Cell]) -> None:
             click.echo(f"failed: {what} on {entry.label}: {error}")
 
 
-def _shown(cell: TableCell) -> str:
+def _shown(cell: BoardCell) -> str:
     return f"{cell.text} {cell.number.range}".rstrip() if cell.number else cell.text
 
 

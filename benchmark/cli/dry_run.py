@@ -8,15 +8,15 @@ from typing import Any
 
 from dmlbench.cli.text import aligned
 from dmlbench.common.progress import duration
-from dmlbench.sweep.durations import Times
+from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.plan import UNTRAINED
-from dmlbench.sweep.status import DONE, Entry
-from dmlbench.sweep.tasks import Cellular, Train
+from dmlbench.sweep.status import DONE, PlannedModel
+from dmlbench.sweep.tasks import CellTask, Train
 
 CACHED = "cached"  # a model that is trained
 
 
-def preview(entries: Sequence[Entry], resume: str, times: Times) -> list[dict[str, Any]]:
+def preview(entries: Sequence[PlannedModel], resume: str, times: Durations) -> list[dict[str, Any]]:
     """A record for each training and each cell (JSON types).
 
     Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
@@ -68,7 +68,7 @@ def _counts(records: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{count} {status}" for status, count in sorted(found.items()))
 
 
-def _record(task: Train | Cellular, status: str, runs: bool, times: Times) -> dict[str, Any]:
+def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -> dict[str, Any]:
     about, facts = task.cell["about"], task.cell["facts"]
     training = isinstance(task, Train)
     identified = not training and facts.get("checkpoint") != UNTRAINED

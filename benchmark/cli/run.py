@@ -27,8 +27,8 @@ from dmlbench.common.errors import UserError
 if TYPE_CHECKING:
     from dmlbench.sweep.executors.base import Executor
     from dmlbench.sweep.session import Session
-    from dmlbench.sweep.tasks import Hostile
-    from dmlbench.training.job import Job
+    from dmlbench.sweep.tasks import PlannedAttack
+    from dmlbench.training.job import Training
 
 RESUME = ("retry-failed", "only-missing", "always", "never")
 
@@ -137,34 +137,34 @@ def run(
     from dmlbench.defenses.base import DEFENSES
     from dmlbench.models.base import parse_model
     from dmlbench.sweep import plan, status
-    from dmlbench.sweep.durations import Times, likely_device
-    from dmlbench.sweep.scheduler import Matrix
+    from dmlbench.sweep.durations import Durations, likely_device
+    from dmlbench.sweep.scheduler import Scheduler
 
     if ray_gpus is not None and executor != "ray":
         raise UserError("--ray-gpus is for --executor ray")
     chosen = spec.parse(dataset, DATASETS)
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
-    hostile = plan.hostiles(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
+    hostile = plan.planned_attacks(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
     network = parse_model(model or chosen.protocol.model)
     trained = parse_recipe(chosen, recipe)
 
     with open_session(chosen, **places, writing=not dry_run) as session:
         check_queries(queries, session)
-        jobs = plan.plan(chosen, session.digest, network, wanted, seeds, trained)
-        mine = jobs if shard is None else plan.shard(jobs, *shard)
+        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, trained)
+        mine = trainings if shard is None else plan.shard(trainings, *shard)
         known = open_store(session, repair=not dry_run)
         precision = session.compute.precision
-        entries = [status.assess(job, hostile, session.store, known, precision) for job in mine]
-        times = Times(likely_device(session.compute), known.cells.values(), session.store)
+        entries = [status.assess(one, hostile, session.store, known, precision) for one in mine]
+        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
         if dry_run:
             _show(preview(entries, resume, times), workers or 1, times.device, as_json)
             return
         doer = _executor(session, executor, workers, ray_gpus, cell_timeout)
         idle = not any(entry.agenda(resume) for entry in entries)
         with nullcontext() if idle else doer:
-            asked = _resolved(jobs, hostile, click.get_current_context().params)
+            asked = _resolved(trainings, hostile, click.get_current_context().params)
             write_config(session.store.root / "runs", asked)
-            matrix = Matrix(entries, hostile, session, doer, known, times, resume)
+            matrix = Scheduler(entries, hostile, session, doer, known, times, resume)
             cells = matrix.run()
         session.reporter.say(matrix.summary)
     finish(cells, session, places["leaderboards"], as_json)
@@ -189,26 +189,26 @@ def _executor(
 ) -> Executor:
     """What was asked for; a process that can be killed where there is a limit of time."""
     from dmlbench.sweep.executors.pool import Pool
-    from dmlbench.sweep.executors.ray_cluster import Cluster
+    from dmlbench.sweep.executors.ray_cluster import RayCluster
     from dmlbench.sweep.executors.serial import Serial
 
     if kind == "ray":
-        return Cluster(session, workers, gpus, limit)
+        return RayCluster(session, workers, gpus, limit)
     if limit is None and (workers or 1) == 1:
         return Serial(session)
     return Pool(session, workers or 1, limit)
 
 
 def _resolved(
-    jobs: Sequence[Job], hostile: Sequence[Hostile], asked: Mapping[str, Any]
+    trainings: Sequence[Training], hostile: Sequence[PlannedAttack], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The flags of a run by name, with nothing left to a data set, a suite or a default."""
     from dmlbench.core import spec
     from dmlbench.models.base import canonical_model
 
-    training, shard = jobs[0].training, asked["shard"]
+    training, shard = trainings[0], asked["shard"]
     decided = {
-        "defense": list(dict.fromkeys(spec.canonical(job.training.defense) for job in jobs)),
+        "defense": list(dict.fromkeys(spec.canonical(one.defense) for one in trainings)),
         "attack": [one.about["attack_resolved"] for one in hostile],
         "dataset": training.dataset,
         "model": canonical_model(training.model),

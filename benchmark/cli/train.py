@@ -66,18 +66,18 @@ def train(
 
         watch = trainer.Watch(validate, tensorboard)
         manifests, failed = [], False
-        for job in plan(chosen, s.digest, network, wanted, seeds, trained):
-            folder = s.store.model_folder(job.training.id)
+        for training in plan(chosen, s.digest, network, wanted, seeds, trained):
+            folder = s.store.model_folder(training.id)
             try:
-                manifest = trainer.train(job.training, s.data, folder, s.compute, s.reporter, watch)
+                manifest = trainer.train(training, s.data, folder, s.compute, s.reporter, watch)
             except UserError:
                 raise
             except Exception as error:  # whatever a network or plugin raises
-                problem = explained(error, Train(job, {}))
+                problem = explained(error, Train(training, {}))
                 if launched():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True
-                s.reporter.warn(f"training {job.training.defense.label} failed: {problem}")
+                s.reporter.warn(f"training {training.defense.label} failed: {problem}")
                 continue
             manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
     if leads():

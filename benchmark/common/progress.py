@@ -49,7 +49,7 @@ class Tally:
         return "?" if self.seconds is None else duration(self.seconds)
 
 
-class Task(Protocol):
+class Bar(Protocol):
     """One bar."""
 
     def advance(self, amount: int, note: str = "") -> None:
@@ -61,7 +61,7 @@ class Reporter(Protocol):
     """What long work tells its user."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int) -> Iterator[Bar]:
         """A bar of ``total`` units while the context lasts."""
         yield  # type: ignore[misc]  # a protocol has no task to give
 
@@ -120,17 +120,17 @@ class LiveReporter:
         self._table = table
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int) -> Iterator[Bar]:
         """A live bar; a line remains of it."""
         progress, number = self._progress, self._progress.add_task(title, total=total, note="")
         begun = time.monotonic()
 
-        class Bar:
+        class LiveBar:
             def advance(self, amount: int, note: str = "") -> None:
                 progress.update(number, advance=amount, note=note)
 
         try:
-            yield Bar()
+            yield LiveBar()
             self.say(f"{title}: done in {duration(time.monotonic() - begun)}")
         finally:
             progress.remove_task(number)
@@ -158,7 +158,7 @@ class PlainReporter:
         return None
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int) -> Iterator[Bar]:
         """Lines with the share done and the time left."""
         say, begun = self.say, time.monotonic()
 
@@ -208,7 +208,7 @@ class QuietReporter(Reporter):
         return None
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int) -> Iterator[Bar]:
         """No bar."""
 
         class Nothing:

@@ -16,7 +16,7 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Reporter, Task
+from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.datasets.base import RetrievalData
@@ -162,7 +162,7 @@ class Evaluation:
         return found
 
     def _attacked(
-        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Task
+        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Bar
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
         """Batches and what became of them; a batch that does not fit into memory is halved."""
         done = 0

@@ -19,23 +19,23 @@ from dmlbench.storage import checkpoint
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
     from dmlbench.sweep.session import Session
-    from dmlbench.sweep.tasks import Subject
+    from dmlbench.sweep.tasks import Weights
 
 TOP = 5
 RIGHT, WRONG = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by the colour-blind too
 
 
 def draw_attacks(
-    subject: Subject, attacks: Sequence[Attack], count: int, seed: int, session: Session
+    weights: Weights, attacks: Sequence[Attack], count: int, seed: int, session: Session
 ) -> list[Path]:
     """A PNG for each attack and each of the first ``count`` queries; returns their paths.
 
     They lie in ``results/adversarial/<first digits of the checkpoint>/<attack>/``.
     """
     data, threat = session.data, session.dataset.protocol.threat
-    model = subject.model.build(data.channels, data.size)
-    checkpoint.load_weights(subject.weights, model)
-    root = session.store.root / "adversarial" / subject.facts["checkpoint"][:12]
+    model = weights.model.build(data.channels, data.size)
+    checkpoint.load_weights(weights.path, model)
+    root = session.store.root / "adversarial" / weights.facts["checkpoint"][:12]
     paths = []
     with evaluation(model, data, session.compute, session.reporter) as measured:
         index = measured.index[:count]

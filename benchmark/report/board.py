@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dmlbench.report.columns import DESCRIBING, Column, column, in_order
+from dmlbench.report.columns import DESCRIBING, BoardColumn, column, in_order
 from dmlbench.report.entries import Entry, Number
 
 Mark = Literal["", "best", "second", "failed", "missing"]
@@ -17,7 +17,7 @@ NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
+class BoardCell:
     """What stands in a column of a line.
 
     Attributes:
@@ -40,7 +40,7 @@ class Line:
     """An entry and its cells, one a column of the table."""
 
     entry: Entry
-    cells: tuple[Cell, ...]
+    cells: tuple[BoardCell, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Table:
     dataset: str
     suite: str
     threats: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[BoardColumn, ...]
     lines: tuple[Line, ...]
 
     @property
@@ -120,7 +120,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     first += ["Recipe"] * any(e.recipe for e in entries)
     first += ["Precision"] * any(e.precision for e in entries)
     first += ["Queries"] * any(e.queries for e in entries)
-    describing = {name: Column(name, "", text) for name, text in DESCRIBING.items()}
+    describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
     for place, (entry, rank) in enumerate(zip(entries, ranks, strict=True)):
@@ -162,7 +162,7 @@ def _ranks(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _marks(entries: Sequence[Entry], metric: Column) -> list[Mark]:
+def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
     """The best and the second best among what competes: metric N, not collapsed."""
     values = [
         float(number.text)
@@ -178,23 +178,23 @@ def _marks(entries: Sequence[Entry], metric: Column) -> list[Mark]:
     return [marks.get(value, "") for value in values]
 
 
-def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
+def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
     """The cells that describe an entry."""
     paper = entry.paper
     spelt = f" ({entry.defense})" if ":" in entry.defense else ""
     return {
-        "Rank": Cell(rank or NOTHING),
-        "Defense": Cell(
+        "Rank": BoardCell(rank or NOTHING),
+        "Defense": BoardCell(
             f"{entry.label}{spelt}{' †' if entry.collapsed else ''}",
             note=entry.indicators,
         ),
-        "Model": Cell(entry.model),
-        "Loss": Cell(entry.loss),
-        "η": Cell(NOTHING if entry.eta is None else str(entry.eta)),
-        "Recipe": Cell(entry.recipe or NOTHING),
-        "Precision": Cell(entry.precision or "fp32"),
-        "Queries": Cell(NOTHING if entry.paper else entry.queries or "all"),
-        "Source": Cell(
+        "Model": BoardCell(entry.model),
+        "Loss": BoardCell(entry.loss),
+        "η": BoardCell(NOTHING if entry.eta is None else str(entry.eta)),
+        "Recipe": BoardCell(entry.recipe or NOTHING),
+        "Precision": BoardCell(entry.precision or "fp32"),
+        "Queries": BoardCell(NOTHING if entry.paper else entry.queries or "all"),
+        "Source": BoardCell(
             entry.source,
             note=f"{paper.short}: {paper.title}" if paper else "Measured by dmlbench.",
             link=paper.url if paper else "",
@@ -202,9 +202,9 @@ def _facts(entry: Entry, rank: str) -> dict[str, Cell]:
     }
 
 
-def _cell(entry: Entry, name: str, mark: Mark) -> Cell:
+def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
     number = entry.numbers.get(name)
     if number is not None:
-        return Cell(number.text, mark, number, number.note)
+        return BoardCell(number.text, mark, number, number.note)
     error = entry.failed.get(name) or entry.failed.get("training")
-    return Cell("failed", "failed", note=error) if error else Cell(NOTHING, "missing")
+    return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")

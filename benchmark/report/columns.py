@@ -14,7 +14,7 @@ SPELT = {"higher": "higher is better", "lower": "lower is better"}
 
 
 @dataclass(frozen=True)
-class Column:
+class BoardColumn:
     """A column of a board.
 
     Attributes:
@@ -76,11 +76,13 @@ _SCORES = {
 }
 
 
-def column(name: str, better: str) -> Column:
+def column(name: str, better: str) -> BoardColumn:
     """The column of a metric's heading, variants such as ``CA+ (w=5)`` included."""
     bare, _, variant = name.partition(" (")
     text = _BENIGN_HELP.get(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
-    return Column(name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text)
+    return BoardColumn(
+        name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text
+    )
 
 
 @cache

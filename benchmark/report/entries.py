@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from statistics import mean, stdev
 
-from dmlbench.analysis.records import BENIGN, SUBJECT, Record, Row, one_a_seed, rows
+from dmlbench.analysis.records import BENIGN, ROW, Record, Row, one_a_seed, rows
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.report.columns import directions
@@ -134,7 +134,7 @@ def measured(records: Iterable[Record]) -> list[Entry]:
     """Ours: the models that differ in their seed alone are one entry."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows(records):
-        key = tuple(row.about[name] for name in SUBJECT if name != "seed")
+        key = tuple(row.about[name] for name in ROW if name != "seed")
         groups.setdefault(key, []).append(row)
     return [_entry(one_a_seed(group)) for group in groups.values()]
 

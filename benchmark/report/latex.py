@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dmlbench.report.board import Board, Cell, Line, Table
-from dmlbench.report.columns import Column
+from dmlbench.report.board import Board, BoardCell, Line, Table
+from dmlbench.report.columns import BoardColumn
 
 PAGE = 45  # lines that fit on a page at the width of a page
 _SPECIAL = {
@@ -89,7 +89,7 @@ def _table(table: Table, lines: Sequence[Line], part: str) -> str:
     )
 
 
-def _cell(cell: Cell, column: Column) -> str:
+def _cell(cell: BoardCell, column: BoardColumn) -> str:
     text = escape(cell.text)
     if column.name == "Defense":
         text = _notation(text)

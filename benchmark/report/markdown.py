@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmlbench.report.board import Board, Cell, Table
+from dmlbench.report.board import Board, BoardCell, Table
 
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "*": "\\*", "`": "\\`", "\n": " "}
@@ -33,7 +33,7 @@ def _table(table: Table) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in [heads, rules, *body]]
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: BoardCell) -> str:
     text = _MARKS.get(cell.mark, "{}").format(escape(cell.text))
     if cell.number is not None and cell.number.range:
         text += f" <sub>{cell.number.range}</sub>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from dmlbench.report.board import Board, Cell, Line, Table
+from dmlbench.report.board import Board, BoardCell, Line, Table
 from dmlbench.report.columns import in_order
 
 
@@ -31,7 +31,7 @@ def _names(metric: str) -> list[str]:
 def _record(table: Table, line: Line) -> dict[str, str | int | None]:
     entry = line.entry
     by_name = {c.name: cell for c, cell in zip(table.columns, line.cells, strict=True)}
-    rank = by_name.get("Rank", Cell(""))
+    rank = by_name.get("Rank", BoardCell(""))
     record: dict[str, str | int | None] = {
         "dataset": entry.dataset,
         "suite": entry.suite,
@@ -56,7 +56,7 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
     return record
 
 
-def _metric(name: str, cell: Cell) -> dict[str, str | int | None]:
+def _metric(name: str, cell: BoardCell) -> dict[str, str | int | None]:
     number = cell.number
     if number is None:
         return {name: "failed" if cell.mark == "failed" else ""}

@@ -34,7 +34,7 @@ class Kind:
     passes: int
 
 
-class Times:
+class Durations:
     """Seconds of trainings and cells.
 
     Args:
@@ -58,7 +58,7 @@ class Times:
     def kind(self, task: Task) -> Kind:
         """What decides the time of ``task``."""
         if isinstance(task, Train):
-            training = task.job.training
+            training = task.training
             return _training(training.facts, training.defense.training_cost)
         return _cell(task.cell["facts"])
 

@@ -24,8 +24,8 @@ from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import Model, canonical_model
 from dmlbench.storage.checkpoint import read_manifest
 from dmlbench.storage.store import Cell, Store
-from dmlbench.sweep.tasks import Cellular, Combine, Hostile, Measure, Subject, new_cell
-from dmlbench.training.job import Job, Training
+from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
+from dmlbench.training.job import Training
 
 MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
 
@@ -42,11 +42,11 @@ def plan(
     defenses: Sequence[Defense],
     seeds: Sequence[int],
     recipe: Recipe,
-) -> list[Job]:
+) -> list[Training]:
     """The models of a run: seeds within defenses, each configuration once."""
     card = dataset.protocol
-    name = spec.canonical(dataset)
-    jobs = []
+    name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
+    trainings = []
 
     def resolve(defense: Defense) -> Defense:
         return defense.resolve(card.training_threat, network.metric)
@@ -54,26 +54,37 @@ def plan(
     for complete in map(resolve, defenses):
         spelling = spec.shortest(complete, resolve)
         for seed in seeds:
-            training = Training(name, digest, network, complete, recipe, seed, spelling)
-            jobs.append(Job(training, dataset))
-    return list({job.training.id: job for job in jobs}.values())
+            planned = Training(
+                name, digest, network, complete, recipe, seed, spelling, recipe_changes=changes
+            )
+            trainings.append(planned)
+    return list({training.id: training for training in trainings}.values())
 
 
-def shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
-    """The ``number``-th (from 1) of ``count`` parts, in the order of ``jobs``.
+def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
+    """``epochs=2,lr=0.01``: the values of ``recipe`` that differ from the data set's usual ones."""
+    return ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in spec.values(recipe).items()
+        if value != getattr(usual, name)
+    )
+
+
+def shard(trainings: Sequence[Training], number: int, count: int) -> list[Training]:
+    """The ``number``-th (from 1) of ``count`` parts, in the order of ``trainings``.
 
     A model is trained and measured in one shard. They are dealt out in the order of training cost
     and identity, so that shards differ by one model at most and each gets some of the dear ones;
     neither the order of the flags nor the machine matters.
     """
-    dealt = sorted(jobs, key=lambda j: (-j.training.defense.training_cost, j.training.id))
-    mine = {job.training.id for job in dealt[number - 1 :: count]}
-    return [job for job in jobs if job.training.id in mine]
+    dealt = sorted(trainings, key=lambda one: (-one.defense.training_cost, one.id))
+    mine = {training.id for training in dealt[number - 1 :: count]}
+    return [training for training in trainings if training.id in mine]
 
 
-def hostiles(
+def planned_attacks(
     attacks: Sequence[Attack], threat: Threat, queries: int | None = None
-) -> list[Hostile]:
+) -> list[PlannedAttack]:
     """The attacks, resolved, each configuration once; on so many ``queries``, or on all."""
     found = []
     for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
@@ -92,47 +103,49 @@ def hostiles(
             "attack_resolved": spec.canonical(attack),
         }
         columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
-        found.append(Hostile(attack, queries, facts, about, columns))
+        found.append(PlannedAttack(attack, queries, facts, about, columns))
     return found
 
 
-def subject(job: Job, manifest: Mapping[str, Any] | None, store: Store, precision: str) -> Subject:
-    """The weights of a job; ``UNTRAINED`` is their digest as long as there is no manifest."""
+def trained_weights(
+    training: Training, manifest: Mapping[str, Any] | None, store: Store, precision: str
+) -> Weights:
+    """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
     facts = {
         "checkpoint": manifest["sha256"] if manifest else UNTRAINED,
-        "training": job.training.id,
-        "data": job.training.digest,
-        "model": job.training.model.facts,
+        "training": training.id,
+        "data": training.digest,
+        "model": training.model.facts,
     }
-    folder = store.model_folder(job.training.id)
-    weights = folder / (manifest["checkpoint"] if manifest else "")
-    return Subject(job.training.model, weights, facts, job.about(precision))
+    folder = store.model_folder(training.id)
+    path = folder / (manifest["checkpoint"] if manifest else "")
+    return Weights(training.model, path, facts, training.about(precision))
 
 
-def external(
+def external_weights(
     dataset: Dataset,
     digest: str,
     model: Model,
-    weights: Path,
+    path: Path,
     label: str | None,
     seed: int,
     precision: str,
-) -> Subject:
+) -> Weights:
     """Weights from elsewhere; what their manifest says of them is used if one lies beside.
 
     Raises:
         UserError: they are not there.
     """
-    if not weights.is_file():
-        raise UserError(f"checkpoint {weights} does not exist")
-    sha256 = file_sha256(weights)
-    known = read_manifest(weights.parent) or {}
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    sha256 = file_sha256(path)
+    known = read_manifest(path.parent) or {}
     if known.get("sha256") != sha256:
         known = {}
     facts = {"checkpoint": sha256, "data": digest, "model": model.facts}
     if known:
         facts["training"] = known["training_id"]
-    name = label or known.get("label") or weights.stem
+    name = label or known.get("label") or path.stem
     about = {
         "dataset": spec.canonical(dataset),
         "model": canonical_model(model),
@@ -147,29 +160,29 @@ def external(
         "suite": "",
         "queries": "",
     }
-    return Subject(model, weights, facts, about)
+    return Weights(model, path, facts, about)
 
 
-def cells(subject: Subject, attacks: Sequence[Hostile], seed: int) -> list[Cellular]:
+def cells(weights: Weights, attacks: Sequence[PlannedAttack], seed: int) -> list[CellTask]:
     """The cells of the weights: clean, under each attack, the worst cases."""
-    measured = measures(subject, attacks, seed)
-    return [*measured, *combines(subject, measured)]
+    measured = measures(weights, attacks, seed)
+    return [*measured, *combines(weights, measured)]
 
 
-def measures(subject: Subject, attacks: Iterable[Hostile], seed: int) -> list[Measure]:
+def measures(weights: Weights, attacks: Iterable[PlannedAttack], seed: int) -> list[Measure]:
     """The benign cell of the weights and one for each attack."""
-    precision = subject.about["precision"]
-    common = {**subject.facts, "measure_version": MEASURE_VERSION, "precision": precision}
-    benign = new_cell({"kind": "benign", **common}, subject.about, dict.fromkeys(BENIGN, PERCENT))
-    tasks = [Measure(subject, benign, None, seed, None)]
+    precision = weights.about["precision"]
+    common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
+    benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
+    tasks = [Measure(weights, benign, None, seed, None)]
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": seed}
-        cell = new_cell(facts, subject.about | one.about, one.columns)
-        tasks.append(Measure(subject, cell, one.attack, seed, one.queries))
+        cell = new_cell(facts, weights.about | one.about, one.columns)
+        tasks.append(Measure(weights, cell, one.attack, seed, one.queries))
     return tasks
 
 
-def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
+def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     """Of each suite Robust R@1 and ERS, where all that they need is there.
 
     Attacks count as the protocol has them. Where there are restarts of ES, LTM or GTM too, a
@@ -177,14 +190,14 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
-    made_by = {k: v for k, v in subject.facts.items() if k in ("checkpoint", "training", "data")}
+    made_by = {k: v for k, v in weights.facts.items() if k in ("checkpoint", "training", "data")}
 
     def draw(attack: str, score: str, cells: Sequence[Cell], columns: Iterable[str]) -> None:
         sources = tuple((c["id"], n) for c in cells for n in c["columns"] if n in columns)
         kind, ids = attack.partition(":")[0], [cell_id for cell_id, _ in sources]
         about = cells[-1]["about"] | {"attack": attack, "attack_resolved": ""}
         cell = new_cell({"kind": kind, "cells": ids, **made_by}, about, {score: PERCENT})
-        found.append(Combine(subject, cell, sources))
+        found.append(Combine(weights, cell, sources))
 
     for suite in dict.fromkeys(cell["about"]["suite"] for cell in attacked):
         same = {c["about"]["attack"]: c for c in attacked if c["about"]["suite"] == suite}
@@ -194,7 +207,7 @@ def combines(subject: Subject, tasks: Sequence[Measure]) -> list[Combine]:
             if restarted := _restarted(same):
                 name = f"worst case:{' '.join(restarted)}"
                 draw(name, WORST, [*plain, *restarted.values()], RECALLS)
-        if subject.about["distance"] == "N" and same.keys() >= set(ERS_ATTACKS):
+        if weights.about["distance"] == "N" and same.keys() >= set(ERS_ATTACKS):
             draw(ERS, ERS, [same[name] for name in ERS_ATTACKS], ERS_COLUMNS)
     return found
 

@@ -10,12 +10,12 @@ from dmlbench.common.errors import CellError
 from dmlbench.common.progress import Tally, duration
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Cell
-from dmlbench.sweep.durations import Kind, Times
+from dmlbench.sweep.durations import Durations, Kind
 from dmlbench.sweep.executors.base import Ending, Executor
-from dmlbench.sweep.plan import cells, subject
+from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Entry, Known
-from dmlbench.sweep.tasks import Cellular, Combine, Hostile, Task, Train
+from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Known, PlannedModel
+from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
 
 @dataclass
@@ -28,8 +28,8 @@ class _Model:
         open: tasks begun or ready.
     """
 
-    entry: Entry
-    tasks: list[Cellular]
+    entry: PlannedModel
+    tasks: list[CellTask]
     ready: deque[Task] = field(default_factory=deque)
     waiting: list[Combine] = field(default_factory=list)
     open: int = 0
@@ -45,7 +45,7 @@ class _Model:
 
 
 @dataclass
-class Matrix:
+class Scheduler:
     """One run over the entries of a plan.
 
     Attributes:
@@ -55,12 +55,12 @@ class Matrix:
         resume: what to take from the store, a key of ``plan.TAKEN``.
     """
 
-    entries: Sequence[Entry]
-    attacks: Sequence[Hostile]
+    entries: Sequence[PlannedModel]
+    attacks: Sequence[PlannedAttack]
     session: Session
     executor: Executor
     known: Known
-    times: Times
+    times: Durations
     resume: str
     done: int = 0
     failed: int = 0
@@ -99,7 +99,7 @@ class Matrix:
             return f"{text}; there was nothing to do"
         return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: PlannedModel) -> None:
         agenda, taken = entry.agenda(self.resume), TAKEN[self.resume]
         self.total += len(entry.cells)
         for task, status in entry.cells:
@@ -168,7 +168,7 @@ class Matrix:
 
     def _trained(self, task: Train, model: _Model, failed: bool) -> None:
         """Put a model's cells in line, now that its weights give them an identity."""
-        store, training = self.session.store, task.job.training
+        store, training = self.session.store, task.training
         statuses = [status for _, status in model.entry.cells]
         wanted = [status not in TAKEN[self.resume] for status in statuses]
         if failed:
@@ -176,7 +176,7 @@ class Matrix:
             return
         self.known.cells.pop(task.cell["id"], None)
         manifest = checkpoint.read_manifest(store.model_folder(training.id), training.facts)
-        weights = subject(task.job, manifest, store, self.session.compute.precision)
+        weights = trained_weights(task.training, manifest, store, self.session.compute.precision)
         planned = cells(weights, self.attacks, training.seed)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):
             if want:
@@ -196,12 +196,12 @@ class Matrix:
             else:
                 self._give_up([task])
 
-    def _give_up(self, tasks: Sequence[Cellular]) -> None:
+    def _give_up(self, tasks: Sequence[CellTask]) -> None:
         """Count cells that cannot be measured since what they need has failed."""
         self.failed += len(tasks)
         self.left.subtract(self.times.kind(task) for task in tasks)
 
-    def _rows(self, entry: Entry) -> list[Cell]:
+    def _rows(self, entry: PlannedModel) -> list[Cell]:
         if entry.train is not None and (row := self.known.cells.get(entry.train.cell["id"])):
             return [row]
         agenda = entry.agenda(self.resume)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from dmlbench.common.hashing import identity
 from dmlbench.storage.checkpoint import read_manifest
 from dmlbench.storage.store import Cell, Store
-from dmlbench.sweep.plan import cells, subject
-from dmlbench.sweep.tasks import Cellular, Hostile, Subject, Task, Train, new_cell
-from dmlbench.training.job import Job
+from dmlbench.sweep.plan import cells, trained_weights
+from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
+from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
 TAKEN = {  # what each policy of --resume takes from the store
@@ -44,7 +44,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlannedModel:
     """A model of the plan: its training and its cells, with what the store knows of each.
 
     Attributes:
@@ -55,7 +55,7 @@ class Entry:
 
     train: Train | None
     trained: str
-    cells: tuple[tuple[Cellular, str], ...]
+    cells: tuple[tuple[CellTask, str], ...]
 
     def agenda(self, resume: str) -> tuple[Task, ...]:
         """What can be begun with under that policy: the training, or what is not measured."""
@@ -74,27 +74,29 @@ class Entry:
 
 
 def assess(
-    job: Job, attacks: Sequence[Hostile], store: Store, known: Known, precision: str
-) -> Entry:
-    """A job with the status of its training and of each cell.
+    training: Training, attacks: Sequence[PlannedAttack], store: Store, known: Known, precision: str
+) -> PlannedModel:
+    """A training with its status and of each cell.
 
     Raises:
         UserError: its weights are there but are not what their manifest says.
     """
-    manifest = read_manifest(store.model_folder(job.training.id), job.training.facts)
-    weights = subject(job, manifest, store, precision)
-    train = Train(job, new_cell(job.training.facts, weights.about, {}))
-    measured = entry(weights, attacks, job.training.seed, known)
+    manifest = read_manifest(store.model_folder(training.id), training.facts)
+    weights = trained_weights(training, manifest, store, precision)
+    train = Train(training, new_cell(training.facts, weights.about, {}))
+    measured = planned_model(weights, attacks, training.seed, known)
     if manifest is None and train.cell["id"] in known.cells:
         failed = tuple((task, FAILED) for task, _ in measured.cells)  # they share its fate
-        return Entry(train, FAILED, failed)
-    return Entry(train, TO_DO if manifest is None else DONE, measured.cells)
+        return PlannedModel(train, FAILED, failed)
+    return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
 
 
-def entry(subject: Subject, attacks: Sequence[Hostile], seed: int, known: Known) -> Entry:
+def planned_model(
+    weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: Known
+) -> PlannedModel:
     """Weights that are there, with the status of each cell."""
-    tasks = cells(subject, attacks, seed)
-    return Entry(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
+    tasks = cells(weights, attacks, seed)
+    return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 
 def _lasting(cell: Cell) -> str:

@@ -10,22 +10,22 @@ from dmlbench.attacks.base import Attack
 from dmlbench.common.hashing import identity
 from dmlbench.models.base import Model
 from dmlbench.storage.store import Cell
-from dmlbench.training.job import Job
+from dmlbench.training.job import Training
 
 
 @dataclass(frozen=True)
-class Subject:
+class Weights:
     """Weights to measure.
 
     Attributes:
         model: the network.
-        weights: the checkpoint file.
+        path: the checkpoint file.
         facts: what of it decides a number: checkpoint digest, training run, network.
         about: the row that its cells belong to.
     """
 
     model: Model
-    weights: Path
+    path: Path
     facts: dict[str, Any]
     about: dict[str, Any]
 
@@ -36,7 +36,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Hostile:
+class PlannedAttack:
     """An attack as every model of a run meets it.
 
     Attributes:
@@ -60,14 +60,14 @@ class Train:
         afresh: whether to throw away a model that is there.
     """
 
-    job: Job
+    training: Training
     cell: Cell
     afresh: bool = False
 
     @property
     def model(self) -> str:
         """What a process keeps in memory between tasks of one model."""
-        return self.job.training.id
+        return self.training.id
 
     @property
     def title(self) -> str:
@@ -79,7 +79,7 @@ class Train:
 class Measure:
     """The task of measuring weights, clean or under an attack: one cell."""
 
-    subject: Subject
+    weights: Weights
     cell: Cell
     attack: Attack | None
     seed: int
@@ -88,7 +88,7 @@ class Measure:
     @property
     def model(self) -> str:
         """What a process keeps in memory between tasks of one model."""
-        return self.subject.id
+        return self.weights.id
 
     @property
     def title(self) -> str:
@@ -107,14 +107,14 @@ class Combine:
         sources: (identity, column) of the cells whose outcomes it takes.
     """
 
-    subject: Subject
+    weights: Weights
     cell: Cell
     sources: tuple[tuple[str, str], ...]
 
     @property
     def model(self) -> str:
         """What a process keeps in memory between tasks of one model."""
-        return self.subject.id
+        return self.weights.id
 
     @property
     def title(self) -> str:
@@ -122,8 +122,8 @@ class Combine:
         return _title(self.cell)
 
 
-Cellular = Measure | Combine  # a task that makes a cell
-Task = Train | Cellular
+CellTask = Measure | Combine  # a task that makes a cell
+Task = Train | CellTask
 
 
 def new_cell(facts: dict[str, Any], about: dict[str, Any], columns: dict[str, Any]) -> Cell:

@@ -16,11 +16,11 @@ from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import shares
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
-from dmlbench.sweep.tasks import Combine, Measure, Subject, Task, Train
+from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.trainer import train
 
 
-class Bench:
+class Worker:
     """Does tasks one after another; the model measured last stays in memory with its gallery.
 
     Raises:
@@ -56,20 +56,20 @@ class Bench:
         self._measured = None
         self._open.close()
 
-    def evaluation(self, subject: Subject) -> Evaluation:
+    def evaluation(self, weights: Weights) -> Evaluation:
         """The weights on their device, with the gallery of the measurements before.
 
         Raises:
             UserError: they do not fit the network, or have been replaced.
         """
-        digest = subject.facts["checkpoint"]
+        digest = weights.facts["checkpoint"]
         if self._measured is None or self._measured[0] != digest:
             self.close()
             session = self.session
-            model = subject.model.build(session.data.channels, session.data.size)
-            checkpoint.load_weights(subject.weights, model)
-            if file_sha256(subject.weights) != digest:
-                raise UserError(f"{subject.weights} was replaced during the run: run again")
+            model = weights.model.build(session.data.channels, session.data.size)
+            checkpoint.load_weights(weights.path, model)
+            if file_sha256(weights.path) != digest:
+                raise UserError(f"{weights.path} was replaced during the run: run again")
             measured = self._open.enter_context(
                 evaluation(model, session.data, session.compute, session.reporter)
             )
@@ -78,7 +78,7 @@ class Bench:
 
     def _train(self, task: Train) -> None:
         self.close()  # training needs its memory
-        session, training = self.session, task.job.training
+        session, training = self.session, task.training
         folder = session.store.model_folder(training.id)
         if task.afresh:
             shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +87,7 @@ class Bench:
         session.store.remove(task.cell["id"])  # the row of an earlier failure
 
     def _measure(self, task: Measure) -> Measurement:
-        measured = self.evaluation(task.subject)
+        measured = self.evaluation(task.weights)
         if task.attack is None:
             return measured.benign()
         return measured.attack(task.attack, task.seed, task.title, task.queries)
@@ -106,7 +106,7 @@ def explained(error: BaseException, task: Task) -> BaseException:
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU
         return error
     if isinstance(task, Train):
-        pairs = task.job.training.recipe.pairs
+        pairs = task.training.recipe.pairs
         remedy = f"a smaller batch than {pairs} pairs (--recipe pairs={max(2, pairs // 2)})"
     else:
         remedy = "a smaller --batch-size"

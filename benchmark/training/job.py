@@ -1,4 +1,4 @@
-"""A model to train: all that decides its weights, and the row it will be. Imports no torch."""
+"""A training: all that decides the weights of a model, and its row in tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
-from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.models.base import Model, canonical_model
 
@@ -28,6 +27,7 @@ class Training:
         recipe: for how long.
         seed: of initialisation, batches and mining.
         spelling: the defense as a user would write it (for people; the fields decide).
+        recipe_changes: where ``recipe`` differs from the data set's own (for people).
     """
 
     dataset: str
@@ -37,6 +37,7 @@ class Training:
     recipe: Recipe
     seed: int
     spelling: str = ""
+    recipe_changes: str = ""
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -58,32 +59,18 @@ class Training:
         """Identity of the training run."""
         return identity(self.facts)
 
-
-@dataclass(frozen=True)
-class Job:
-    """A model to train, with nothing ``auto``."""
-
-    training: Training
-    dataset: Dataset
-
     def about(self, precision: str) -> dict[str, Any]:
-        """The row of the model, before any suite."""
-        defense, card, recipe = self.training.defense, self.dataset.protocol, self.training.recipe
-        changed = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in spec.values(recipe).items()
-            if value != getattr(card.recipe, name)
-        ]
+        """The row of the model in tables, before any suite (``analysis.records.MODEL``)."""
         return {
-            "dataset": self.training.dataset,
-            "model": canonical_model(self.training.model),
-            "distance": self.training.model.metric,
-            "recipe": ",".join(changed),
-            "defense": self.training.spelling,
-            "label": defense.label,
-            "resolved": spec.canonical(defense),
-            "training_cost": defense.training_cost,
-            "seed": self.training.seed,
+            "dataset": self.dataset,
+            "model": canonical_model(self.model),
+            "distance": self.model.metric,
+            "recipe": self.recipe_changes,
+            "defense": self.spelling,
+            "label": self.defense.label,
+            "resolved": spec.canonical(self.defense),
+            "training_cost": self.defense.training_cost,
+            "seed": self.seed,
             "precision": precision,
             "suite": "",
             "queries": "",

@@ -21,7 +21,7 @@ LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 Numbers = Mapping[str, float | None]
 
 
-class Journal:
+class TrainingLog:
     """Goes on after the epochs that are finished; lines of an epoch that was cut off are dropped.
 
     Args:

@@ -26,7 +26,7 @@ from torch import nn
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Reporter, Task
+from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, world
 from dmlbench.compute.embedding import embed, frozen, place
@@ -40,7 +40,7 @@ from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
 from dmlbench.training.batches import Index, Pixels, anchors, pair_batches
 from dmlbench.training.job import Training
-from dmlbench.training.log import Journal
+from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
 
@@ -124,7 +124,7 @@ def train(
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        log = Journal(folder if among.leads else None, len(history), steps, watch.tensorboard)
+        log = TrainingLog(folder if among.leads else None, len(history), steps, watch.tensorboard)
         with closing(log), reporter.task(name, total) as task:
             task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
@@ -203,7 +203,7 @@ class _Run:
         """Batches; a last one that is smaller counts too."""
         return math.ceil(len(self.anchors) / self.training.recipe.pairs)
 
-    def epoch(self, number: int, task: Task, log: Journal) -> dict[str, float | None]:
+    def epoch(self, number: int, task: Bar, log: TrainingLog) -> dict[str, float | None]:
         """One pass: every image that has a partner is the anchor once."""
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)

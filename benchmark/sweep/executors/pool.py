@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0  # between two looks at the clock
 
 
 @dataclass(eq=False)
-class _Worker:
+class _Process:
     """A process and what it is doing."""
 
     number: int
@@ -40,7 +40,7 @@ class _Worker:
     model: str = ""
     task: Task | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
-    bar: tuple[AbstractContextManager[progress.Task], progress.Task] | None = None
+    bar: tuple[AbstractContextManager[progress.Bar], progress.Bar] | None = None
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class Pool:
         threads = session.compute.threads or max(1, _cores() // workers)
         compute = replace(session.compute, threads=threads)
         self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
-        self._crew: list[_Worker] = []
+        self._crew: list[_Process] = []
         self._deaths: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -122,7 +122,7 @@ class Pool:
                 self._replace(worker)
         return endings
 
-    def _heed(self, worker: _Worker, message: tuple[str, Any]) -> list[Ending]:
+    def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[Ending]:
         """Act on what a worker says."""
         kind, content = message
         if kind == "refused":
@@ -147,7 +147,7 @@ class Pool:
             return [Ending(task, worker.watch.seconds)]
         return []
 
-    def _bury(self, worker: _Worker) -> list[Ending]:
+    def _bury(self, worker: _Process) -> list[Ending]:
         """Replace a worker that died; its task is tried again, or given up."""
         task, seconds = worker.task, worker.watch.seconds
         worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
@@ -167,25 +167,25 @@ class Pool:
         successor.begin(task)
         return []
 
-    def _free(self) -> _Worker | None:
+    def _free(self) -> _Process | None:
         return next((worker for worker in self._crew if worker.task is None), None)
 
-    def _hire(self, number: int) -> _Worker:
+    def _hire(self, number: int) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(number, theirs, self._session))
         with _undisturbed():
             process.start()
         theirs.close()
-        return _Worker(number, process, ours)
+        return _Process(number, process, ours)
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _replace(self, worker: _Process) -> _Process:
         self._dismiss(worker)
         successor = self._hire(worker.number)
         self._crew[self._crew.index(worker)] = successor
         return successor
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _dismiss(self, worker: _Process) -> None:
         worker.process.kill()  # nothing is lost: files appear whole, and epochs are saved
         worker.process.join()
         worker.connection.close()
@@ -199,7 +199,7 @@ class _Messenger(progress.Reporter):
         self._connection = connection
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[progress.Task]:
+    def task(self, title: str, total: int) -> Iterator[progress.Bar]:
         """A bar of the driver's."""
         send = self._connection.send
 
@@ -246,11 +246,11 @@ def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     messenger = _Messenger(connection)
     warnings.showwarning = lambda message, *_, **__: messenger.warn(str(message))
     try:
-        from dmlbench.sweep.worker import Bench
+        from dmlbench.sweep.worker import Worker
 
         dataset, data_root, cache, store, compute = common
         own = replace(compute, device=_own_device(compute.device, number))
-        bench = Bench(Session(dataset, data_root, cache, store, own, messenger))
+        bench = Worker(Session(dataset, data_root, cache, store, own, messenger))
         connection.send(("ready", None))
         while True:
             bench.do(connection.recv())

@@ -17,13 +17,13 @@ from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
 if TYPE_CHECKING:
-    from dmlbench.sweep.worker import Bench
+    from dmlbench.sweep.worker import Worker
 
 RETRIES = 2  # of a task whose worker dies
 POLL_SECONDS = 1.0
 
 
-class Cluster:
+class RayCluster:
     """The executor of a Ray cluster; the results folder must be shared by its machines.
 
     Args:
@@ -135,7 +135,7 @@ class _Notes(progress.Reporter):
         self.said: list[str] = []
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[progress.Task]:
+    def task(self, title: str, total: int) -> Iterator[progress.Bar]:
         """A bar nobody sees."""
 
         class Unseen:
@@ -151,23 +151,23 @@ class _Notes(progress.Reporter):
         self.said.append(message)
 
 
-_benches: dict[tuple[Any, ...], tuple[Bench, _Notes]] = {}  # of this Ray worker: data stay loaded
+_workers: dict[tuple[Any, ...], tuple[Worker, _Notes]] = {}  # of this Ray worker: data stay loaded
 
 
 def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
     """Do a task in a worker of Ray; why the run cannot go on (or None), and what was said."""
-    from dmlbench.sweep.worker import Bench
+    from dmlbench.sweep.worker import Worker
 
     try:
-        if facts not in _benches:
+        if facts not in _workers:
             dataset, data_root, cache, store, compute, argv = facts
             sys.argv = list(argv)  # for the provenance
             notes = _Notes()
             session = Session(dataset, data_root, cache, store, compute, notes)
-            _benches[facts] = Bench(session), notes
-        bench, notes = _benches[facts]
+            _workers[facts] = Worker(session), notes
+        worker, notes = _workers[facts]
         notes.said.clear()
-        bench.do(task)
+        worker.do(task)
     except UserError as error:
         return str(error), []
     return None, notes.said

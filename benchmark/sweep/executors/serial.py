@@ -9,7 +9,7 @@ from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
 if TYPE_CHECKING:
-    from dmlbench.sweep.worker import Bench
+    from dmlbench.sweep.worker import Worker
 
 
 class Serial:
@@ -19,18 +19,18 @@ class Serial:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._bench: Bench
+        self._worker: Worker
         self._task: Task | None = None
         self._model = ""
 
     def __enter__(self) -> Self:
-        from dmlbench.sweep.worker import Bench
+        from dmlbench.sweep.worker import Worker
 
-        self._bench = Bench(self._session)
+        self._worker = Worker(self._session)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bench.close()
+        self._worker.close()
 
     def idle(self) -> str | None:
         """The model measured last, unless a task waits to be done."""
@@ -46,5 +46,5 @@ class Serial:
         if task is None:
             return []
         watch = Stopwatch()
-        self._bench.do(task)
+        self._worker.do(task)
         return [Ending(task, watch.seconds)]

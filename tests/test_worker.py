@@ -22,12 +22,12 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
 from dmlbench.sweep.session import Session
-from dmlbench.sweep.status import Entry, Known
-from dmlbench.sweep.worker import Bench
+from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.worker import Worker
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
-HOSTILE = plan.hostiles([ATTACKS.get("ca+")(steps=2)], CARD.threat)
+PLANNED = plan.planned_attacks([ATTACKS.get("ca+")(steps=2)], CARD.threat)
 
 
 class Here(FashionMini):
@@ -46,12 +46,12 @@ def session(tiny: RetrievalData, tmp_path: Path) -> Session:
     return Session(Here(), None, None, Store(tmp_path), Compute("cpu"), Silent())  # type: ignore[arg-type]
 
 
-def entry(session: Session) -> Entry:
+def entry(session: Session) -> PlannedModel:
     none = spec.parse("none", DEFENSES)
     recipe = Recipe(epochs=1, pairs=8)
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
     known = Known(session.store.read()[0])
-    return status.assess(job, HOSTILE, session.store, known, "fp32")
+    return status.assess(job, PLANNED, session.store, known, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     monkeypatch.setattr(module, "train", broken)
     task = entry(session).train
     assert task is not None
-    Bench(session).do(task)
+    Worker(session).do(task)
     row = session.store.get(task.cell["id"])
     assert row is not None
     for word in words:
@@ -83,14 +83,14 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     assert "broken" in row["exception"]["traceback"]
     assert entry(session).trained == "failed"
     monkeypatch.undo()
-    worker = Bench(session)
+    worker = Worker(session)
     worker.do(task)  # again, and it works: the row is gone
     assert session.store.get(task.cell["id"]) is None
     assert entry(session).trained == "done"
 
 
 def test_weights_replaced_while_a_run_lasts_are_not_measured(session: Session) -> None:
-    worker, first = Bench(session), entry(session)
+    worker, first = Worker(session), entry(session)
     assert first.train is not None
     worker.do(first.train)
     trained = entry(session)
