@@ -82,7 +82,7 @@ def invent(store: Store, models: int) -> int:
         }
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
         weights = plan.trained_weights(training, manifest, store, "fp32")
-        for task in plan.cells(weights, attacks, training.seed):
+        for task in plan.cells(weights, attacks):
             store.put(_row(task), {name: [1.0] for name in task.cell["columns"]})
             count += 1
     return count

@@ -19,8 +19,8 @@ import pytest
 
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.cli.shared import parse_all
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.sweep.requests import parse_all
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")

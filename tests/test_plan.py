@@ -19,7 +19,6 @@ from dmlbench.analysis.pivot import chosen, column, condition, pivot
 from dmlbench.analysis.records import order, wide
 from dmlbench.analysis.seeds import over_seeds, spread
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.cli.config import write_config
 from dmlbench.cli.dry_run import lines, preview, summary
 from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
@@ -38,6 +37,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import Known, PlannedModel
@@ -185,7 +185,7 @@ def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
         one = plan.trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
         one.about["distance"] = distance
-        tasks = plan.measures(one, attacks, 0)
+        tasks = plan.measures(one, attacks)
         return {
             t.cell["about"]["attack"]: [column for _, column in t.sources]
             for t in plan.combines(one, tasks)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dmlbench.cli.options import PATH, options
-from dmlbench.cli.shared import check_queries, finish, open_session, open_store, parse_attacks
+from dmlbench.cli.shared import check_outputs, finish
 
 
 @click.command(
@@ -51,6 +51,8 @@ def attack(
     dataset: str,
     seed: int,
     pictures: int,
+    results: Path,
+    leaderboards: Path,
     as_json: bool,
     **places: Any,
 ) -> None:
@@ -58,31 +60,25 @@ def attack(
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
+    from dmlbench.sweep.requests import parse_attacks
+    from dmlbench.sweep.session import open_session
 
     chosen = spec.parse(dataset, DATASETS)
-    hostile = parse_attacks(attacks, suites)
-    network = parse_model(model or chosen.protocol.model)
-
-    with open_session(chosen, **places) as session:
+    asked = parse_attacks(attacks, suites)
+    network = parse_model(model) if model else None
+    check_outputs(results, leaderboards)
+    with open_session(chosen, results, **places) as session:
         from dmlbench.evaluation.pictures import draw_attacks
-        from dmlbench.sweep import plan, status
-        from dmlbench.sweep.durations import Durations, likely_device
-        from dmlbench.sweep.executors.serial import Serial
-        from dmlbench.sweep.scheduler import Scheduler
+        from dmlbench.sweep import plan
+        from dmlbench.sweep.run import run
 
-        check_queries(queries, session)
-        known = open_store(session)
-        precision = session.compute.precision
-        weights = plan.external_weights(
-            chosen, session.digest, network, checkpoint, label, seed, precision
+        session.check_queries(queries)
+        weights = plan.checkpoint_weights(
+            *(chosen, session.digest, network, checkpoint, label, seed, places["precision"])
         )
-        planned = plan.planned_attacks(hostile, chosen.protocol.threat, queries)
-        entry = status.planned_model(weights, planned, seed, known)
-        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
-        with Serial(session) as executor:
-            matrix = Scheduler([entry], planned, session, executor, known, times, "retry-failed")
-            cells = matrix.run()
-        drawn = draw_attacks(weights, hostile, pictures, seed, session) if pictures else []
-    finish(cells, session, places["leaderboards"], as_json)
+        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
+        cells = run(session, [weights], planned)
+        drawn = draw_attacks(weights, asked, pictures, seed, session) if pictures else []
+    finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import click
 import yaml
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import write_atomically
-from dmlbench.common.hashing import identity
 
 NOT_IN_FILES = ("config", "dry_run", "as_json", "help")
 
@@ -25,18 +22,6 @@ def use_config(context: click.Context, _: click.Parameter, path: Path | None) ->
     """
     if path is not None:
         context.default_map = {**(context.default_map or {}), **_read(path, context.command)}
-    return path
-
-
-def write_config(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Store what a run was asked for, resolved, where ``--config`` can read it again.
-
-    The file is named by its content: the same run again writes the same file.
-    """
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
-    path = folder / f"{identity(values)}.yaml"
-    if not path.exists():
-        write_atomically(path, text.encode())
     return path
 
 

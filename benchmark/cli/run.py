@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlbench.cli.config import use_config, write_config
+from dmlbench.cli.config import use_config
 from dmlbench.cli.options import PATH, options
-from dmlbench.cli.shared import (
-    check_queries,
-    finish,
-    open_session,
-    open_store,
-    parse_all,
-    parse_attacks,
-    parse_recipe,
-)
-from dmlbench.common.errors import UserError
+from dmlbench.cli.shared import check_outputs, finish
 
 if TYPE_CHECKING:
-    from dmlbench.sweep.executors.base import Executor
+    from dmlbench.sweep.run import How
     from dmlbench.sweep.session import Session
     from dmlbench.sweep.tasks import PlannedAttack
     from dmlbench.training.job import Training
@@ -122,6 +112,8 @@ def run(
     executor: str,
     ray_gpus: float | None,
     cell_timeout: float | None,
+    results: Path,
+    leaderboards: Path,
     as_json: bool,
     **places: Any,
 ) -> None:
@@ -131,92 +123,64 @@ def run(
     stored is not done again, so a run that was stopped goes on when it is given again, and any
     number of runs may share a results folder.
     """
-    from dmlbench.cli.dry_run import preview
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
     from dmlbench.models.base import parse_model
-    from dmlbench.sweep import plan, status
-    from dmlbench.sweep.durations import Durations, likely_device
-    from dmlbench.sweep.scheduler import Scheduler
+    from dmlbench.sweep import plan
+    from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
+    from dmlbench.sweep.run import How, run
+    from dmlbench.sweep.session import open_session
 
-    if ray_gpus is not None and executor != "ray":
-        raise UserError("--ray-gpus is for --executor ray")
+    how = How(
+        resume=resume,
+        shard=shard,
+        executor=executor,
+        workers=workers,
+        ray_gpus=ray_gpus,
+        cell_timeout=cell_timeout,
+    )
     chosen = spec.parse(dataset, DATASETS)
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
-    hostile = plan.planned_attacks(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
+    planned = plan.planned_attacks(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
     network = parse_model(model or chosen.protocol.model)
-    trained = parse_recipe(chosen, recipe)
-
-    with open_session(chosen, **places, writing=not dry_run) as session:
-        check_queries(queries, session)
-        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, trained)
-        mine = trainings if shard is None else plan.shard(trainings, *shard)
-        known = open_store(session, repair=not dry_run)
-        precision = session.compute.precision
-        entries = [status.assess(one, hostile, session.store, known, precision) for one in mine]
-        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
+    settings = parse_recipe(chosen, recipe)
+    if not dry_run:
+        check_outputs(results, leaderboards)
+    with open_session(chosen, results, **places, writing=not dry_run) as session:
+        session.check_queries(queries)
+        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
         if dry_run:
-            _show(preview(entries, resume, times), workers or 1, times.device, as_json)
+            _show(session, trainings, planned, how, as_json)
             return
-        doer = _executor(session, executor, workers, ray_gpus, cell_timeout)
-        idle = not any(entry.agenda(resume) for entry in entries)
-        with nullcontext() if idle else doer:
-            asked = _resolved(trainings, hostile, click.get_current_context().params)
-            write_config(session.store.root / "runs", asked)
-            matrix = Scheduler(entries, hostile, session, doer, known, times, resume)
-            cells = matrix.run()
-        session.reporter.say(matrix.summary)
-    finish(cells, session, places["leaderboards"], as_json)
+        cells = run(session, trainings, planned, how, asked=_flags())
+    finish(cells, chosen.card.name, results, leaderboards, as_json)
 
 
-def _show(records: Sequence[dict[str, Any]], workers: int, device: str, as_json: bool) -> None:
+def _flags() -> dict[str, Any]:
+    """The flags of this command by name, but for those that decide what is printed."""
+    given = click.get_current_context().params
+    return {name: value for name, value in given.items() if name not in ("dry_run", "as_json")}
+
+
+def _show(
+    session: Session,
+    trainings: Sequence[Training],
+    attacks: Sequence[PlannedAttack],
+    how: How,
+    as_json: bool,
+) -> None:
     """Print what a run would do."""
-    from dmlbench.cli.dry_run import lines, summary
+    from dmlbench.cli.dry_run import lines, preview, summary
+    from dmlbench.sweep.durations import Durations, likely_device
+    from dmlbench.sweep.run import assess, mine, read_store
 
+    known = read_store(session, repair=False)
+    models = assess(session, mine(trainings, how), attacks, known)
+    device = likely_device(session.compute)
+    durations = Durations(device, known.cells.values(), session.store)
+    records = preview(models, how.resume, durations)
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n".join([*lines(records), summary(records, workers, device)]))
-
-
-def _executor(
-    session: Session,
-    kind: str,
-    workers: int | None,
-    gpus: float | None,
-    limit: float | None,
-) -> Executor:
-    """What was asked for; a process that can be killed where there is a limit of time."""
-    from dmlbench.sweep.executors.pool import Pool
-    from dmlbench.sweep.executors.ray_cluster import RayCluster
-    from dmlbench.sweep.executors.serial import Serial
-
-    if kind == "ray":
-        return RayCluster(session, workers, gpus, limit)
-    if limit is None and (workers or 1) == 1:
-        return Serial(session)
-    return Pool(session, workers or 1, limit)
-
-
-def _resolved(
-    trainings: Sequence[Training], hostile: Sequence[PlannedAttack], asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The flags of a run by name, with nothing left to a data set, a suite or a default."""
-    from dmlbench.core import spec
-    from dmlbench.models.base import canonical_model
-
-    training, shard = trainings[0], asked["shard"]
-    decided = {
-        "defense": list(dict.fromkeys(spec.canonical(one.defense) for one in trainings)),
-        "attack": [one.about["attack_resolved"] for one in hostile],
-        "dataset": training.dataset,
-        "model": canonical_model(training.model),
-        "recipe": spec.values(training.recipe),
-        "seed": list(asked["seeds"]),
-        "shard": shard and "{}/{}".format(*shard),
-    }
-    replaced = {"defenses", "attacks", "suites", "seeds", "dry_run", "as_json", *decided}
-    rest = {name: value for name, value in asked.items() if name not in replaced}
-    plain = {n: str(v) if isinstance(v, Path) else v for n, v in (decided | rest).items()}
-    return {name.replace("_", "-"): v for name, v in plain.items() if v is not None}
+        click.echo("\n".join([*lines(records), summary(records, how.workers or 1, device)]))

@@ -1,139 +1,51 @@
-"""What several verbs do: read specs, open a session, finish with exports and a board."""
+"""What several verbs do before and after a run: check folders, print, export, render."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
 if TYPE_CHECKING:
-    from dmlbench.attacks.base import Attack
-    from dmlbench.core.protocol import Recipe
-    from dmlbench.core.registry import Component, Registry
-    from dmlbench.datasets.base import Dataset
     from dmlbench.storage.store import Cell, Store
-    from dmlbench.sweep.session import Session
-    from dmlbench.sweep.status import Known
-
-C = TypeVar("C", bound="Component")
 
 
-def parse_all(specs: tuple[str, ...], registry: Registry[C]) -> list[C]:
-    """The components of the specs; ``all`` stands for every registered name."""
-    from dmlbench.core import spec
+def check_outputs(results: Path, leaderboards: Path) -> None:
+    """UserError now rather than after hours: a folder that cannot be written, a CSV that is wrong.
 
-    names = [name for text in specs for name in (registry.names() if text == "all" else [text])]
-    return [spec.parse(name, registry) for name in names]
-
-
-def parse_attacks(specs: tuple[str, ...], suites: tuple[str, ...]) -> list[Attack]:
-    """The attacks asked for, following each suite that is named; an attack's own suite wins."""
-    from dataclasses import replace
-
-    from dmlbench.attacks.base import ATTACKS
-    from dmlbench.core.protocol import ERS_ATTACKS
-
-    if not specs and not suites:
-        raise UserError("name an attack (--attack ca+), or the attacks of ERS (--suite strict)")
-    chosen = parse_all(specs or ERS_ATTACKS, ATTACKS)
-    return [
-        one if one.suite else replace(one, suite=suite)
-        for suite in suites or (None,)
-        for one in chosen
-    ]
-
-
-def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
-    """The data set's training recipe with the user's ``key=value,...`` in it."""
-    from dmlbench.core import spec
-    from dmlbench.core.protocol import Recipe
-
-    usual = dataset.protocol.recipe
-    pairs = {p.name: p.show(getattr(usual, p.name)) for p in spec.parameters(Recipe)}
-    pairs |= spec.split_pairs(changes, f"recipe {changes!r}")
-    return spec.build(Recipe, pairs, "recipe")
-
-
-def check_queries(queries: int | None, session: Session) -> None:
-    """UserError if that is not a part of the test split."""
-    if queries is not None and queries >= (images := len(session.data.test)):
-        raise UserError(
-            f"--queries {queries}: the test split has {images} images; leave it out to attack each"
-        )
-
-
-@contextmanager
-def open_session(
-    dataset: Dataset,
-    results: Path,
-    leaderboards: Path | None,
-    data_root: Path | None,
-    cache: Path | None,
-    device: str,
-    batch_size: int | None,
-    threads: int | None,
-    precision: str,
-    writing: bool = True,
-    torchrun: bool = False,
-) -> Iterator[Session]:
-    """Store and folders, checked before any work, and progress on standard error."""
-    from rich.console import Console
-
+    The CSVs of stored cells are written first, so that only those of the user's own can be wrong.
+    """
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
-    from dmlbench.common.progress import QuietReporter, reporter_for
-    from dmlbench.compute.device import Compute, launched, leads, local_device
     from dmlbench.storage.store import Store
-    from dmlbench.sweep.session import Session
 
-    if launched() and not torchrun:
-        raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
-    compute = Compute(local_device(device), batch_size, threads, precision)
+    check_writable(results, "--results")
+    check_writable(leaderboards, "--leaderboards")
     store = Store(results)
-    if writing:
-        check_writable(results, "--results")
-    if writing and leaderboards is not None:
-        check_writable(leaderboards, "--leaderboards")
-        if store.cells():
-            store.export()
-        read_folder(results)  # what is wrong with a CSV there is said now, not after the work
-    with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, store, compute, reporter)
+    if store.cells():
+        store.export()
+    read_folder(results)
 
 
-def open_store(session: Session, repair: bool = True) -> Known:
-    """What is stored; damaged cells are moved out of the way, which is said."""
-    from dmlbench.sweep.status import Known
-
-    store = session.store
-    cells, damaged = store.read()
-    for path in damaged:
-        fate = f"moved to {store.quarantine}" if repair else "left out"
-        session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
-    if repair:
-        store.repair(damaged)
-    return Known(store.whole(cells))
-
-
-def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
-    """Export, render, print; exit with 1 if a cell failed."""
+def finish(
+    cells: list[Cell], dataset: str, results: Path, leaderboards: Path, as_json: bool
+) -> None:
+    """Render the board of ``dataset`` and print the cells; exit with 1 if a cell failed."""
     from dmlbench.cli.console import print_table
 
-    tidy, wide = session.store.export()
-    board = render_board(session.store.root, session.dataset.card.name, leaderboards)
+    board = render_board(results, dataset, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
         print_table(cells)
         click.echo(
-            f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}"
+            f"CSV:   {results / 'results.csv'} (a row a metric), {results / 'wide.csv'} (a row a "
+            f"model)\nBoard: {board}"
             "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
         )
     if any(cell["status"] != "ok" for cell in cells):

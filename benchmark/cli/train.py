@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from dmlbench.cli.options import options
-from dmlbench.cli.shared import open_session, parse_all, parse_recipe
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
 
@@ -51,14 +50,14 @@ def train(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
     from dmlbench.models.base import parse_model
+    from dmlbench.sweep.requests import parse_all, parse_recipe
+    from dmlbench.sweep.session import open_session
 
     chosen = spec.parse(dataset, DATASETS)
     wanted = parse_all(defenses, DEFENSES)
     network = parse_model(model or chosen.protocol.model)
     trained = parse_recipe(chosen, recipe)
-    with open_session(
-        chosen, leaderboards=None, batch_size=None, precision="fp32", torchrun=True, **places
-    ) as s:
+    with open_session(chosen, **places, torchrun=True) as s:
         from dmlbench.sweep.plan import plan
         from dmlbench.sweep.tasks import Train
         from dmlbench.sweep.worker import explained

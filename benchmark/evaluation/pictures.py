@@ -34,6 +34,7 @@ def draw_attacks(
     """
     data, threat = session.data, session.dataset.protocol.threat
     model = weights.model.build(data.channels, data.size)
+    assert weights.path is not None
     checkpoint.load_weights(weights.path, model)
     root = session.store.root / "adversarial" / weights.facts["checkpoint"][:12]
     paths = []

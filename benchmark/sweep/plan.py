@@ -21,7 +21,7 @@ from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import Model, canonical_model, parse_model
 from dmlbench.storage.checkpoint import read_manifest
 from dmlbench.storage.store import Cell, Store
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
@@ -119,66 +119,107 @@ def trained_weights(
     }
     folder = store.model_folder(training.id)
     path = folder / (manifest["checkpoint"] if manifest else "")
-    return Weights(training.model, path, facts, training.about(precision))
+    return Weights(training.model, path, facts, training.about(precision), training.seed)
 
 
-def external_weights(
+def checkpoint_weights(
     dataset: Dataset,
     digest: str,
-    model: Model,
+    model: Model | None,
     path: Path,
     label: str | None,
     seed: int,
     precision: str,
 ) -> Weights:
-    """Weights from elsewhere; what their manifest says of them is used if one lies beside.
+    """Weights from a file, or from a model's folder; a manifest beside them is made use of.
+
+    Args:
+        dataset: what they are measured on.
+        digest: content digest of the data.
+        model: the network; None: the manifest's, or else the data set's.
+        path: the file or folder.
+        label: name of the model in tables; None: the manifest's, or else the file's.
+        seed: decides the targets of attacks.
+        precision: of the network in evaluation.
 
     Raises:
         UserError: they are not there.
     """
-    if not path.is_file():
+    known = read_manifest(path if path.is_dir() else path.parent) or {}
+    weights = path / known.get("checkpoint", "") if path.is_dir() else path
+    if path.is_dir() and not known:
+        raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
+    if not weights.is_file():
         raise UserError(f"checkpoint {path} does not exist")
-    sha256 = file_sha256(path)
-    known = read_manifest(path.parent) or {}
+    sha256 = file_sha256(weights)
     if known.get("sha256") != sha256:
         known = {}
-    facts = {"checkpoint": sha256, "data": digest, "model": model.facts}
+    network = model or parse_model(known.get("model", dataset.protocol.model))
+    facts = {"checkpoint": sha256, "data": digest, "model": network.facts}
     if known:
         facts["training"] = known["training_id"]
-    name = label or known.get("label") or path.stem
-    about = {
+    name = label or known.get("label") or weights.stem
+    about = _about_weights(
+        dataset, network, precision, label or known.get("defense", name), name
+    ) | {
+        "resolved": known.get("resolved", ""),
+        "training_cost": known.get("training_cost", 0),
+        "seed": known["training"]["seed"] if known else seed,
+    }
+    return Weights(network, weights, facts, about, seed)
+
+
+def memory_weights(
+    dataset: Dataset,
+    digest: str,
+    model: Model,
+    checkpoint: str,
+    label: str,
+    seed: int,
+    precision: str,
+) -> Weights:
+    """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
+    facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
+    about = _about_weights(dataset, model, precision, label, label) | {"seed": seed}
+    return Weights(model, None, facts, about, seed)
+
+
+def _about_weights(
+    dataset: Dataset, model: Model, precision: str, defense: str, label: str
+) -> dict[str, Any]:
+    """The row of weights that were not trained here."""
+    return {
         "dataset": spec.canonical(dataset),
         "model": canonical_model(model),
         "distance": model.metric,
         "recipe": "",
-        "defense": label or known.get("defense", name),
-        "label": name,
-        "resolved": known.get("resolved", ""),
-        "training_cost": known.get("training_cost", 0),
-        "seed": known["training"]["seed"] if known else seed,
+        "defense": defense,
+        "label": label,
+        "resolved": "",
+        "training_cost": 0,
+        "seed": 0,
         "precision": precision,
         "suite": "",
         "queries": "",
     }
-    return Weights(model, path, facts, about)
 
 
-def cells(weights: Weights, attacks: Sequence[PlannedAttack], seed: int) -> list[CellTask]:
+def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:
     """The cells of the weights: clean, under each attack, the worst cases."""
-    measured = measures(weights, attacks, seed)
+    measured = measures(weights, attacks)
     return [*measured, *combines(weights, measured)]
 
 
-def measures(weights: Weights, attacks: Iterable[PlannedAttack], seed: int) -> list[Measure]:
+def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure]:
     """The benign cell of the weights and one for each attack."""
     precision = weights.about["precision"]
     common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
     benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
-    tasks = [Measure(weights, benign, None, seed, None)]
+    tasks = [Measure(weights, benign, None, None)]
     for one in attacks:
-        facts = {"kind": "attack", **common, **one.facts, "seed": seed}
+        facts = {"kind": "attack", **common, **one.facts, "seed": weights.seed}
         cell = new_cell(facts, weights.about | one.about, one.columns)
-        tasks.append(Measure(weights, cell, one.attack, seed, one.queries))
+        tasks.append(Measure(weights, cell, one.attack, one.queries))
     return tasks
 
 

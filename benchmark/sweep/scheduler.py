@@ -177,7 +177,7 @@ class Scheduler:
         self.known.cells.pop(task.cell["id"], None)
         manifest = checkpoint.read_manifest(store.model_folder(training.id), training.facts)
         weights = trained_weights(task.training, manifest, store, self.session.compute.precision)
-        planned = cells(weights, self.attacks, training.seed)
+        planned = cells(weights, self.attacks)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):
             if want:
                 model.tasks[number] = cell

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
-from dmlbench.compute.device import Compute
+from dmlbench.compute.device import Compute, launched, leads, local_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
@@ -52,6 +55,57 @@ class Session:
     def digest(self) -> str:
         """Content digest of the data, without reading it where it is known."""
         return self.dataset.known_digest or self.data.digest
+
+    def check_queries(self, queries: int | None) -> None:
+        """UserError unless that many queries are a part of the test split (None: all of it)."""
+        if queries is not None and queries >= (images := len(self.data.test)):
+            raise UserError(
+                f"--queries {queries}: the test split has {images} images; leave it out to "
+                "attack each"
+            )
+
+
+@contextmanager
+def open_session(
+    dataset: Dataset,
+    results: Path,
+    *,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    writing: bool = True,
+    torchrun: bool = False,
+    progress: bool = True,
+) -> Iterator[Session]:
+    """The session of a run, and its progress on standard error, while the context lasts.
+
+    Args:
+        dataset: what is measured on.
+        results: the results folder.
+        data_root, cache: where data sets and decoded images lie; None: ``~/.cache/dmlbench``.
+        device, batch_size, threads, precision: those of ``Compute``.
+        writing: check now that ``results`` can be written to.
+        torchrun: whether several processes that ``torchrun`` started may share the work.
+        progress: whether progress is shown.
+
+    Raises:
+        UserError: the folder or the device cannot be used.
+    """
+    from rich.console import Console
+
+    from dmlbench.common.progress import QuietReporter, reporter_for
+
+    if launched() and not torchrun:
+        raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
+    compute = Compute(local_device(device), batch_size, threads, precision)
+    if writing:
+        check_writable(results, "--results")
+    shown = progress and leads()
+    with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
+        yield Session(dataset, data_root, cache, Store(results), compute, reporter)
 
 
 @dataclass(frozen=True)

@@ -84,18 +84,16 @@ def assess(
     manifest = read_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
-    measured = planned_model(weights, attacks, training.seed, known)
+    measured = planned_model(weights, attacks, known)
     if manifest is None and train.cell["id"] in known.cells:
         failed = tuple((task, FAILED) for task, _ in measured.cells)  # they share its fate
         return PlannedModel(train, FAILED, failed)
     return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
 
 
-def planned_model(
-    weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: Known
-) -> PlannedModel:
+def planned_model(weights: Weights, attacks: Sequence[PlannedAttack], known: Known) -> PlannedModel:
     """Weights that are there, with the status of each cell."""
-    tasks = cells(weights, attacks, seed)
+    tasks = cells(weights, attacks)
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 

@@ -19,15 +19,17 @@ class Weights:
 
     Attributes:
         model: the network.
-        path: the checkpoint file.
+        path: the checkpoint file; None for a network in memory, which ``model`` holds.
         facts: what of it decides a number: checkpoint digest, training run, network.
         about: the row that its cells belong to.
+        seed: decides the targets of attacks.
     """
 
     model: Model
-    path: Path
+    path: Path | None
     facts: dict[str, Any]
     about: dict[str, Any]
+    seed: int
 
     @property
     def id(self) -> str:
@@ -82,7 +84,6 @@ class Measure:
     weights: Weights
     cell: Cell
     attack: Attack | None
-    seed: int
     queries: int | None
 
     @property

@@ -67,9 +67,10 @@ class Worker:
             self.close()
             session = self.session
             model = weights.model.build(session.data.channels, session.data.size)
-            checkpoint.load_weights(weights.path, model)
-            if file_sha256(weights.path) != digest:
-                raise UserError(f"{weights.path} was replaced during the run: run again")
+            if weights.path is not None:
+                checkpoint.load_weights(weights.path, model)
+                if file_sha256(weights.path) != digest:
+                    raise UserError(f"{weights.path} was replaced during the run: run again")
             measured = self._open.enter_context(
                 evaluation(model, session.data, session.compute, session.reporter)
             )
@@ -90,7 +91,7 @@ class Worker:
         measured = self.evaluation(task.weights)
         if task.attack is None:
             return measured.benign()
-        return measured.attack(task.attack, task.seed, task.title, task.queries)
+        return measured.attack(task.attack, task.weights.seed, task.title, task.queries)
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes

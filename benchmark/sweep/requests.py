@@ -1,0 +1,63 @@
+"""Specs as users write them, turned into what a run needs. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.core.protocol import ERS_ATTACKS, Recipe
+from dmlbench.core.registry import Component, Registry
+from dmlbench.datasets.base import Dataset
+
+C = TypeVar("C", bound=Component)
+
+
+def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
+    """The components of ``specs``; ``all`` stands for every registered name.
+
+    Raises:
+        UserError: a spec that cannot be read.
+    """
+    names = [one for text in specs for one in (registry.names() if text == "all" else [text])]
+    return [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
+
+
+def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[Attack]:
+    """The attacks asked for, once for each suite that is named; an attack's own suite wins.
+
+    Without ``specs`` they are the nine attacks of ERS.
+
+    Raises:
+        UserError: neither attacks nor suites are named, or a spec cannot be read.
+    """
+    if not specs and not suites:
+        raise UserError("name an attack (--attack ca+), or the attacks of ERS (--suite strict)")
+    chosen = parse_all(specs or ERS_ATTACKS, ATTACKS)
+    return [
+        one if one.suite else replace(one, suite=suite)
+        for suite in suites or (None,)
+        for one in chosen
+    ]
+
+
+def parse_recipe(dataset: Dataset, changes: str | Mapping[str, Any]) -> Recipe:
+    """The data set's training recipe, with the user's changes in it.
+
+    Args:
+        dataset: whose card has the recipe.
+        changes: ``"epochs=2,lr=0.01"`` or ``{"epochs": 2, "lr": 0.01}``.
+
+    Raises:
+        UserError: an unknown key, or a value out of its range.
+    """
+    usual = dataset.protocol.recipe
+    pairs = {p.name: p.show(getattr(usual, p.name)) for p in spec.parameters(Recipe)}
+    if isinstance(changes, str):
+        pairs |= spec.split_pairs(changes, f"recipe {changes!r}")
+    else:
+        pairs |= {key: str(value) for key, value in changes.items()}
+    return spec.build(Recipe, pairs, "recipe")

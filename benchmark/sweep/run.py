@@ -1,0 +1,187 @@
+"""One run: plan it, do what is not stored yet, export. The command line and Python both call it.
+
+session   what all tasks share: data, results folder, device   (``sweep.session``)
+plan      which models, which cells                            (``sweep.plan``)
+status    which of them are stored already                     (``sweep.status``)
+scheduler hands the others to an executor, one after another   (``sweep.scheduler``)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_atomically
+from dmlbench.common.hashing import identity
+from dmlbench.core import spec
+from dmlbench.models.base import canonical_model
+from dmlbench.storage.store import Cell
+from dmlbench.sweep import plan, status
+from dmlbench.sweep.durations import Durations, likely_device
+from dmlbench.sweep.executors.base import Executor
+from dmlbench.sweep.scheduler import Scheduler
+from dmlbench.sweep.session import Session
+from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.tasks import PlannedAttack, Weights
+from dmlbench.training.job import Training
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a run is carried out; changes no number.
+
+    Attributes:
+        resume: which stored cells are taken as they are, a key of ``status.TAKEN``.
+        shard: (i, n): only the i-th of n parts of the models, from 1; None: all.
+        executor: ``local``, or ``ray`` for a Ray cluster.
+        workers: processes at once; None: one, with Ray as many as fit.
+        ray_gpus: GPUs that a task of Ray takes; None: one if there are any.
+        cell_timeout: seconds after which a task is stopped; None: never.
+    """
+
+    resume: str = "retry-failed"
+    shard: tuple[int, int] | None = None
+    executor: str = "local"
+    workers: int | None = None
+    ray_gpus: float | None = None
+    cell_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("resume", self.resume, tuple(status.TAKEN)),
+            ("executor", self.executor, EXECUTORS),
+        ):
+            if value not in known:
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.ray_gpus is not None and self.executor != "ray":
+            raise UserError("--ray-gpus is for --executor ray")
+
+
+def run(
+    session: Session,
+    models: Sequence[Training | Weights],
+    attacks: Sequence[PlannedAttack],
+    how: How = How(),
+    asked: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Train and measure what is not stored yet, store it, and bring the CSVs up to date.
+
+    Args:
+        session: data, results folder, device and progress.
+        models: trainings, whose models are trained unless they are stored, and weights that exist.
+        attacks: what each model is measured under, beside the clean images.
+        how: resuming, workers, shards.
+        asked: the flags (or arguments) of the run by name. With them the run is written to
+            ``runs/`` of the results folder, resolved, so that ``run --config`` can repeat it.
+
+    Returns:
+        The cells of every model, in the order of ``models``, stored ones included. A cell that
+        failed has status ``failed`` and its error.
+
+    Raises:
+        UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
+    """
+    known = read_store(session)
+    planned = assess(session, mine(models, how), attacks, known)
+    device = likely_device(session.compute)
+    durations = Durations(device, known.cells.values(), session.store)
+    executor = _executor(session, how)
+    idle = not any(model.agenda(how.resume) for model in planned)
+    with nullcontext() if idle else executor:
+        if asked is not None:
+            write_config(session.store.root / "runs", _resolved(models, attacks, asked))
+        scheduler = Scheduler(planned, attacks, session, executor, known, durations, how.resume)
+        cells = scheduler.run()
+    session.reporter.say(scheduler.summary)
+    session.store.export()
+    return cells
+
+
+def read_store(session: Session, repair: bool = True) -> Known:
+    """The stored cells. A damaged one is named, and moved to ``quarantine/`` if ``repair``."""
+    store = session.store
+    cells, damaged = store.read()
+    for path in damaged:
+        fate = f"moved to {store.quarantine}" if repair else "left out"
+        session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
+    if repair:
+        store.repair(damaged)
+    return Known(store.whole(cells))
+
+
+def assess(
+    session: Session,
+    models: Sequence[Training | Weights],
+    attacks: Sequence[PlannedAttack],
+    known: Known,
+) -> list[PlannedModel]:
+    """Each model with its cells, and which of them are stored."""
+    precision = session.compute.precision
+    return [
+        status.planned_model(one, attacks, known)
+        if isinstance(one, Weights)
+        else status.assess(one, attacks, session.store, known, precision)
+        for one in models
+    ]
+
+
+def mine(models: Sequence[Training | Weights], how: How) -> Sequence[Training | Weights]:
+    """The models of this process's shard; all of them if there is none."""
+    trainings = [one for one in models if isinstance(one, Training)]
+    return plan.shard(trainings, *how.shard) if how.shard else models
+
+
+def _executor(session: Session, how: How) -> Executor:
+    """The executor asked for; a limit of time needs a process that can be killed."""
+    from dmlbench.sweep.executors.pool import Pool
+    from dmlbench.sweep.executors.ray_cluster import RayCluster
+    from dmlbench.sweep.executors.serial import Serial
+
+    if how.executor == "ray":
+        return RayCluster(session, how.workers, how.ray_gpus, how.cell_timeout)
+    if how.cell_timeout is None and (how.workers or 1) == 1:
+        return Serial(session)
+    return Pool(session, how.workers or 1, how.cell_timeout)
+
+
+def _resolved(
+    models: Sequence[Training | Weights],
+    attacks: Sequence[PlannedAttack],
+    asked: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The flags of a run by name, with nothing left to a data set, a suite or a default."""
+    trainings = [one for one in models if isinstance(one, Training)]
+    first, shard = trainings[0], asked.get("shard")
+    decided = {
+        "defense": list(dict.fromkeys(spec.canonical(one.defense) for one in trainings)),
+        "attack": [one.about["attack_resolved"] for one in attacks],
+        "dataset": first.dataset,
+        "model": canonical_model(first.model),
+        "recipe": spec.values(first.recipe),
+        "seed": list(dict.fromkeys(one.seed for one in trainings)),
+        "shard": shard and "{}/{}".format(*shard),
+    }
+    replaced = {"defenses", "attacks", "suites", "seeds", *decided}
+    rest = {name: value for name, value in asked.items() if name not in replaced}
+    plain = {n: str(v) if isinstance(v, Path) else v for n, v in (decided | rest).items()}
+    return {name.replace("_", "-"): v for name, v in plain.items() if v is not None}
+
+
+def write_config(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write a run's resolved flags where ``run --config`` can read them again.
+
+    The file is named by its content, so the same run again writes the same file.
+    """
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    path = folder / f"{identity(values)}.yaml"
+    if not path.exists():
+        write_atomically(path, text.encode())
+    return path
