@@ -178,7 +178,7 @@ def test_any_factory_is_a_model() -> None:
 )
 def test_a_bad_network_is_one_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        parse_model(text).build(1, 8)
+        parse_model(text).build(1, 8, initial=True)
     assert "\n" not in str(caught.value)
 
 

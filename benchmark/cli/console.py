@@ -1,58 +1,10 @@
-"""Tables and listings for a terminal, or a pipe."""
+"""Listings for a terminal, or a pipe."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from dmlbench.report.board import BoardCell
-    from dmlbench.storage.store import Cell
-
-STYLES = {"best": "bold", "second": "underline", "failed": "red"}
-
-
-def print_table(cells: list[Cell]) -> None:
-    """A table for each group of rows that can be compared, and the errors of failed cells."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    from dmlbench.analysis.records import tidy
-    from dmlbench.report.board import HIDDEN, tables
-    from dmlbench.report.columns import in_order
-    from dmlbench.report.entries import measured
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no edge to wrap at
-    entries = measured(tidy(cells))
-    names = in_order({name for entry in entries for name in (*entry.numbers, *entry.better)})
-    for table in tables(entries, [name for name in names if name not in HIDDEN]):
-        lines = [[Text(column.label) for column in table.columns]]
-        lines += [
-            [Text(_shown(cell), STYLES.get(cell.mark, "")) for cell in line.cells]
-            for line in table.lines
-        ]
-        needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
-        if needed > console.width:  # one column a model is narrower than one column a metric
-            lines = [list(line) for line in zip(*lines, strict=True)]
-        grid = Grid(box=box.SIMPLE_HEAD)
-        for number, heading in enumerate(lines[0]):
-            grid.add_column(heading, justify="right" if number else "left")
-        for line in lines[1:]:
-            grid.add_row(*line)
-        click.secho(table.title, bold=True)
-        console.print(grid)
-    for entry in entries:
-        for what, error in entry.failed.items():
-            click.echo(f"failed: {what} on {entry.label}: {error}")
-
-
-def _shown(cell: BoardCell) -> str:
-    return f"{cell.text} {cell.number.range}".rstrip() if cell.number else cell.text
 
 
 def print_listing(described: dict[str, list[dict[str, Any]]]) -> None:

@@ -36,13 +36,14 @@ def finish(
     cells: list[Cell], dataset: str, results: Path, leaderboards: Path, as_json: bool
 ) -> None:
     """Render the board of ``dataset`` and print the cells; exit with 1 if a cell failed."""
-    from dmlbench.cli.console import print_table
+    from dmlbench.analysis.records import tidy
+    from dmlbench.report.terminal import print_tables
 
     board = render_board(results, dataset, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        print_table(cells)
+        print_tables(tidy(cells))
         click.echo(
             f"CSV:   {results / 'results.csv'} (a row a metric), {results / 'wide.csv'} (a row a "
             f"model)\nBoard: {board}"

@@ -49,7 +49,8 @@ def show(
 ) -> None:
     """Show stored results, of one data set or of all."""
     from dmlbench.analysis.pivot import chosen, condition
-    from dmlbench.cli.console import print_table
+    from dmlbench.analysis.records import tidy
+    from dmlbench.report.terminal import print_tables
 
     cells = stored(results, dataset)
     if conditions:
@@ -61,7 +62,7 @@ def show(
     elif as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
-        print_table(cells)
+        print_tables(tidy(cells))
 
 
 def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:

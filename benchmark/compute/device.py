@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
+from dmlbench.core.protocol import PRECISIONS
 
 CPU_BATCH, GPU_BATCH = 128, 1024
 LARGE = 128  # pixels a side
@@ -36,6 +37,14 @@ class Compute:
     batch_size: int | None = None
     threads: int | None = None
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"precision must be one of {known}, got {self.precision!r}")
+        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
 
     def torch_device(self) -> torch.device:
         """The device; UserError if it is not there."""

@@ -91,7 +91,7 @@ class Model(Component, abc.ABC):
             model = EmbeddingModel(
                 backbone, self.metric, *self.normalisation(), self.freezes_batch_norm, self.steady
             )
-            if not any(p.requires_grad for p in model.parameters()):
+            if initial and not any(p.requires_grad for p in model.parameters()):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")
             with frozen(model), torch.no_grad():
                 model(torch.zeros(2, channels, size, size))

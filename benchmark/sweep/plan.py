@@ -44,6 +44,7 @@ def plan(
     recipe: Recipe,
 ) -> list[Training]:
     """The models of a run: seeds within defenses, each configuration once."""
+    _check_seeds(seeds)
     card = dataset.protocol
     name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
     trainings = []
@@ -59,6 +60,12 @@ def plan(
             )
             trainings.append(planned)
     return list({training.id: training for training in trainings}.values())
+
+
+def _check_seeds(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise UserError(f"seed must be at least 0 and a whole number, got {seed!r}")
 
 
 def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
@@ -145,6 +152,7 @@ def checkpoint_weights(
     Raises:
         UserError: they are not there.
     """
+    _check_seeds([seed])
     known = read_manifest(path if path.is_dir() else path.parent) or {}
     weights = path / known.get("checkpoint", "") if path.is_dir() else path
     if path.is_dir() and not known:
@@ -179,6 +187,7 @@ def memory_weights(
     precision: str,
 ) -> Weights:
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
+    _check_seeds([seed])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
     about = _about_weights(dataset, model, precision, label, label) | {"seed": seed}
     return Weights(model, None, facts, about, seed)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.protocol import ERS_ATTACKS, Recipe
+from dmlbench.core.protocol import ERS_ATTACKS, SUITES, Recipe
 from dmlbench.core.registry import Component, Registry
 from dmlbench.datasets.base import Dataset
 
@@ -20,10 +20,16 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
     """The components of ``specs``; ``all`` stands for every registered name.
 
     Raises:
-        UserError: a spec that cannot be read.
+        UserError: a spec that cannot be read, or a component with a value out of its range.
     """
     names = [one for text in specs for one in (registry.names() if text == "all" else [text])]
-    return [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
+    found = [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
+    try:
+        for component in found:
+            spec.check(component)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return found
 
 
 def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[Attack]:
@@ -36,6 +42,9 @@ def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[
     """
     if not specs and not suites:
         raise UserError("name an attack (--attack ca+), or the attacks of ERS (--suite strict)")
+    for suite in suites:
+        if suite not in SUITES:
+            raise UserError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
     chosen = parse_all(specs or ERS_ATTACKS, ATTACKS)
     return [
         one if one.suite else replace(one, suite=suite)

@@ -136,6 +136,7 @@ def train(
             "training": training.facts,
             "dataset": training.dataset,
             "model": canonical_model(training.model),
+            "image_shape": [data.channels, data.size],
             "defense": training.spelling,
             "resolved": spec.canonical(training.defense),
             "label": training.defense.label,

@@ -1,0 +1,157 @@
+"""``evaluate``: measure one model, clean and under attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmlbench.api.folders import results_folder
+from dmlbench.api.report import Report
+from dmlbench.attacks.base import Attack
+from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import derived_seed
+from dmlbench.core import spec
+from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.models.base import canonical_model, parse_model
+from dmlbench.models.module import module_model
+from dmlbench.sweep import plan
+from dmlbench.sweep.requests import parse_attacks
+from dmlbench.sweep.run import run
+from dmlbench.sweep.session import Session, open_session
+from dmlbench.sweep.tasks import Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dmlbench.metrics.distance import Metric
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    dataset: str | Dataset = "fashion-mini",
+    suite: str | Sequence[str] = "strict",
+    attacks: str | Attack | Sequence[str | Attack] | None = None,
+    queries: int | None = None,
+    *,
+    metric: Metric | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    network: str | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    results: str | Path | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Measure a model on the test split of a data set, clean and under attacks.
+
+    Args:
+        model: one of
+            - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
+              is copied, and measured in eval mode;
+            - a checkpoint: a file of weights, or the folder of a trained model;
+            - the spec of a network, such as ``"resnet18"``, with the weights it begins with.
+        dataset: spec of a data set, or what ``dmlbench.from_arrays`` made.
+        suite: ``"strict"``: the definitions of the papers; ``"ers"``: those of the published code;
+            or several.
+        attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: the
+            nine attacks of ERS.
+        queries: attack that many test images, drawn at random and the same for every model; None:
+            each of them.
+        metric: the distance of embeddings: ``"N"`` Euclidean after normalising (the default),
+            ``"E"`` Euclidean, ``"C"`` 1 - cosine.
+        mean, std: of each channel, to normalise images before a ``torch.nn.Module``.
+        network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
+            the network of the data set.
+        label: the model's name in tables.
+        seed: decides the targets of attacks.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
+        batch_size: images a forward pass; changes no number.
+        threads: CPU threads.
+        precision: ``"fp32"``, ``"tf32"`` or ``"bf16"``, of the network.
+        results: a results folder to store cells in, and to take stored ones from; None: nothing is
+            stored.
+        data_root: folder of data sets, searched first.
+        cache: folder for decoded images.
+        progress: show progress on standard error.
+
+    Returns:
+        The numbers. An attack that failed is in ``report.failed``; the others are measured.
+
+    Raises:
+        UserError: an argument that is wrong, data or weights that are missing.
+    """
+    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
+    with (
+        results_folder(results) as folder,
+        open_session(
+            chosen,
+            folder,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+            precision=precision,
+            progress=progress,
+            data_root=None if data_root is None else Path(data_root),
+            cache=None if cache is None else Path(cache),
+        ) as session,
+    ):
+        session.check_queries(queries)
+        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
+        weights = _weights(session, model, metric, (mean, std), network, label, seed)
+        return Report.of(run(session, [weights], planned), session.store)
+
+
+def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:
+    """One attack or several as a sequence; None is an empty one."""
+    if attacks is None:
+        return []
+    return [attacks] if isinstance(attacks, str | Attack) else attacks
+
+
+def _weights(
+    session: Session,
+    model: nn.Module | str | Path,
+    metric: Metric | None,
+    normalisation: tuple[Sequence[float], Sequence[float]],
+    network: str | None,
+    label: str | None,
+    seed: int,
+) -> Weights:
+    """The weights that ``model`` stands for."""
+    import torch
+    from torch import nn
+
+    common = session.dataset, session.digest
+    precision = session.compute.precision
+    mean, std = (tuple(values) for values in normalisation)
+    if isinstance(model, nn.Module):
+        held = module_model(model, metric, mean, std)
+        name = label or held.card.name
+        return plan.memory_weights(*common, held, held.digest, name, seed, precision)
+    if metric is not None or mean or std:
+        raise UserError(
+            "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
+            "part of the network: network='c2f2:metric=E'"
+        )
+    path = Path(model)
+    if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
+        parsed = parse_model(network) if network else None
+        return plan.checkpoint_weights(*common, parsed, path, label, seed, precision)
+    if network is not None:
+        raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
+    parsed, data = parse_model(model), session.data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "init"))
+        built = parsed.build(data.channels, data.size, initial=True)
+    held = module_model(built, name=canonical_model(parsed))
+    return plan.memory_weights(*common, held, held.digest, label or model, seed, precision)

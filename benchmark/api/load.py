@@ -1,0 +1,128 @@
+"""``load_model`` and ``load_results``: what a results folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmlbench.analysis.csv_files import read_folder, read_tidy
+from dmlbench.analysis.records import tidy
+from dmlbench.api.report import Report
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.models.base import parse_model
+from dmlbench.storage.checkpoint import MANIFEST, load_weights, read_manifest
+from dmlbench.storage.store import Store
+
+if TYPE_CHECKING:
+    from dmlbench.compute.embedding import EmbeddingModel
+
+NAMES = ("defense", "label", "resolved", "training_id", "sha256")  # what a model may be called by
+
+
+def load_model(
+    source: str | Path | Mapping[str, Any],
+    *,
+    results: str | Path = "results",
+    image_shape: tuple[int, int] | None = None,
+) -> EmbeddingModel:
+    """A trained model, its weights checked against the SHA-256 in its manifest.
+
+    Args:
+        source: one of
+            - the folder of a model, with its ``manifest.json``, or that manifest;
+            - the name of a model in ``results``: its defense as it was given (``"hm:eta=8"``), its
+              label in tables, its training identity;
+            - a row of ``results.csv`` or of ``Report.to_frame()``: found by its
+              ``checkpoint_sha256``.
+        results: where a name or a row is looked for: the folder and those below it.
+        image_shape: (channels, side) of the images; None: those of the data set that it was
+            trained on, which is read for it where the manifest does not say.
+
+    Returns:
+        The network on the CPU, in eval mode: images (B, C, H, W) in [0, 1] to embeddings (B, D), of
+        unit length for the metrics N and C.
+
+    Raises:
+        UserError: there is no such model, several answer to the name, or it is damaged.
+    """
+    folder = _folder(source, Path(results))
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} holds no model: it has no {MANIFEST}")
+    channels, size = image_shape or _image_shape(manifest)
+    model = parse_model(manifest["model"]).build(channels, size)
+    load_weights(folder / manifest["checkpoint"], model)
+    return model.eval()
+
+
+def load_results(source: str | Path = "results") -> Report:
+    """Stored results.
+
+    Args:
+        source: a results folder (its cells, and the CSVs beside them), or one CSV with a row a
+            metric.
+
+    Raises:
+        UserError: there is nothing, or a file is damaged.
+    """
+    path = Path(source)
+    if path.is_file():
+        return Report(tuple(read_tidy(path)))
+    cells = Store(path).cells() if path.is_dir() else []
+    stored = {cell["id"] for cell in cells}
+    others = [record for record in read_folder(path) if record["cell"] not in stored]
+    if not cells and not others:
+        raise UserError(
+            f"no results in {path}: begin with 'dmlbench run --defense hm --attack ca+'"
+        )
+    return Report((*tidy(cells), *others))
+
+
+def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
+    """The folder of the model that ``source`` means."""
+    if not isinstance(source, str | Path):
+        try:
+            names = {str(source["checkpoint_sha256"])}
+        except (KeyError, TypeError):
+            raise UserError("a row must have the column checkpoint_sha256") from None
+    else:
+        path = Path(source)
+        if path.is_dir() or path.name == MANIFEST:
+            return path if path.is_dir() else path.parent
+        names = {str(source)}
+    found = {
+        manifest["sha256"]: folder
+        for folder, manifest in _manifests(results)
+        if names & {str(manifest.get(name)) for name in NAMES}
+    }
+    if len(found) != 1:
+        (name,) = names
+        known = sorted({manifest["defense"] for _, manifest in _manifests(results)})
+        several = ", ".join(str(folder) for folder in found.values())
+        raise UserError(
+            f"{name!r} is several models: name one of {several}"
+            if found
+            else f"no model {name!r} in {results}; there are {', '.join(known) or 'none'}"
+        )
+    return found.popitem()[1]
+
+
+def _manifests(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and manifest of each complete model in ``results`` and below."""
+    for path in sorted(results.rglob(f"models/*/{MANIFEST}")):
+        manifest = read_manifest(path.parent)
+        if manifest is not None:
+            yield path.parent, manifest
+
+
+def _image_shape(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """(channels, side) of the images that a model was trained on."""
+    if "image_shape" in manifest:
+        channels, size = manifest["image_shape"]
+        return channels, size
+    from dmlbench.datasets.base import DATASETS
+
+    data = spec.parse(manifest["dataset"], DATASETS).load(None)
+    return data.channels, data.size

@@ -1,0 +1,163 @@
+"""``train`` and ``run``: train models with defenses, and measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmlbench.api.evaluate import as_list
+from dmlbench.api.folders import results_folder
+from dmlbench.api.load import load_model
+from dmlbench.api.report import Report
+from dmlbench.core import spec
+from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.defenses.base import DEFENSES, Defense
+from dmlbench.models.base import parse_model
+from dmlbench.sweep import plan
+from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
+from dmlbench.sweep.run import How
+from dmlbench.sweep.run import run as run_sweep
+from dmlbench.sweep.session import open_session
+
+if TYPE_CHECKING:
+    from dmlbench.attacks.base import Attack
+    from dmlbench.compute.embedding import EmbeddingModel
+
+
+def train(
+    defense: str | Defense,
+    dataset: str | Dataset = "fashion-mini",
+    *,
+    model: str | None = None,
+    recipe: str | Mapping[str, Any] = "",
+    seed: int = 0,
+    validate: int = 0,
+    results: str | Path = "results",
+    device: str = "auto",
+    threads: int | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> EmbeddingModel:
+    """Train one model with a defense, or load it if ``results`` has it already.
+
+    An interrupted training goes on after its last finished epoch.
+
+    Args:
+        defense: spec of a defense, such as ``"none"`` or ``"hm:eta=8"``.
+        dataset: spec of a data set, or what ``dmlbench.from_arrays`` made.
+        model: spec of the network; None: the data set's.
+        recipe: changes to the data set's recipe: ``"epochs=2"`` or ``{"epochs": 2}``.
+        seed: of initialisation, batches and mining.
+        validate: measure R@1 on the clean test split every so many epochs; 0: never.
+        results: the results folder that the model is kept in.
+        device, threads, data_root, cache, progress: as in ``dmlbench.evaluate``.
+
+    Returns:
+        The trained network on the CPU, in eval mode: images (B, C, H, W) in [0, 1] to embeddings
+        (B, D). ``dmlbench.evaluate`` takes it as it is.
+
+    Raises:
+        UserError: an argument that is wrong, data that are missing.
+        CellError: the training diverged.
+    """
+    from dmlbench.training.trainer import Watch
+    from dmlbench.training.trainer import train as train_model
+
+    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    wanted = parse_all([defense], DEFENSES)
+    network = parse_model(model or chosen.protocol.model)
+    settings = parse_recipe(chosen, recipe)
+    with open_session(
+        chosen,
+        Path(results),
+        device=device,
+        threads=threads,
+        progress=progress,
+        data_root=None if data_root is None else Path(data_root),
+        cache=None if cache is None else Path(cache),
+    ) as session:
+        (training,) = plan.plan(chosen, session.digest, network, wanted, [seed], settings)
+        folder = session.store.model_folder(training.id)
+        watch = Watch(validate)
+        train_model(training, session.data, folder, session.compute, session.reporter, watch)
+        shape = session.data.channels, session.data.size
+    return load_model(folder, image_shape=shape)
+
+
+def run(
+    defenses: str | Defense | Sequence[str | Defense],
+    attacks: str | Attack | Sequence[str | Attack] | None = None,
+    suite: str | Sequence[str] = "strict",
+    dataset: str | Dataset = "fashion-mini",
+    *,
+    model: str | None = None,
+    recipe: str | Mapping[str, Any] = "",
+    seeds: Sequence[int] = (0,),
+    queries: int | None = None,
+    resume: str = "retry-failed",
+    workers: int | None = None,
+    results: str | Path | None = "results",
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Train each defense and measure it, as ``dmlbench run`` does; the undefended model too.
+
+    What ``results`` holds already is not done again, so a run that was stopped goes on when it is
+    called again.
+
+    Args:
+        defenses: specs of defenses, such as ``"hm"`` or ``["est", "hm:eta=8"]``; ``"all"``: every
+            registered one.
+        attacks, suite, dataset, queries: as in ``dmlbench.evaluate``.
+        model: spec of the network; None: the data set's.
+        recipe: changes to the data set's recipe: ``"epochs=2"`` or ``{"epochs": 2}``.
+        seeds: of trainings and targets.
+        resume: which stored cells are taken: ``"retry-failed"``, ``"only-missing"``, ``"always"``
+            or ``"never"`` (``dmlbench run --help`` explains them).
+        workers: processes at once; None: one.
+        results: the results folder; None: nothing is stored.
+        device, batch_size, threads, precision, data_root, cache, progress: as in
+            ``dmlbench.evaluate``.
+
+    Returns:
+        The numbers of all models. What failed is in ``report.failed``.
+
+    Raises:
+        UserError: an argument that is wrong, data that are missing.
+    """
+    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    several = [defenses] if isinstance(defenses, str | Defense) else defenses
+    wanted = parse_all(["none", *several], DEFENSES)
+    attacked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
+    network = parse_model(model or chosen.protocol.model)
+    settings = parse_recipe(chosen, recipe)
+    how = How(resume=resume, workers=workers)
+    with (
+        results_folder(results) as folder,
+        open_session(
+            chosen,
+            folder,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+            precision=precision,
+            progress=progress,
+            data_root=None if data_root is None else Path(data_root),
+            cache=None if cache is None else Path(cache),
+        ) as session,
+    ):
+        session.check_queries(queries)
+        planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries)
+        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
+        asked = {"queries": queries, "resume": resume, "workers": workers, "results": results}
+        again = asked | {"device": device, "threads": threads, "precision": precision}
+        recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
+        cells = run_sweep(session, trainings, planned, how, recorded)
+        return Report.of(cells, session.store)

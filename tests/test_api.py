@@ -1,0 +1,296 @@
+"""``import dmlbench``: measuring, training and loading from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import dmlbench as dml
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.datasets.base import Dataset, RetrievalData
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).parent.parent
+FEW = ["ca+:steps=2", "es:steps=2,restarts=2"]
+OWN = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
+"""
+FIFTEEN_LINES = """
+import torch
+from torch import nn
+
+import dmlbench
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
+report = dmlbench.evaluate(net, suite="strict", queries=100, progress=False)
+print(report)
+report.to_frame().to_csv("report.csv")
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tiny: RetrievalData) -> Dataset:
+    train = (tiny.train.images, tiny.train.labels)
+    return dml.from_arrays(tiny.test.images, tiny.test.labels, train=train, model="c2f2:dim=8")
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+
+
+def test_import_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys, dmlbench; dmlbench.UserError; dir(dmlbench)\n"
+        "assert not {'torch', 'numpy', 'pandas', 'click', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(dml.__all__) <= set(dir(dml))
+    assert all(getattr(dml, name) is not None for name in dml.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
+        dml.evaluat  # noqa: B018
+
+
+def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mynet.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(FIFTEEN_LINES)
+    code = (
+        "import torch, mynet; state = mynet.make().state_dict()\n"
+        "torch.save({f'backbone.{name}': value for name, value in state.items()}, 'w.pt')"
+    )
+    one = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    command = [sys.executable, "own.py"]
+    printed = subprocess.check_output(command, cwd=tmp_path, env=one, text=True)
+    assert "ERS ↑" in printed
+    assert not (tmp_path / "results").exists()
+    done = dmlbench(
+        *["attack", "--checkpoint", "w.pt", "--model", "mynet:make", "--dataset", "fashion-mini"],
+        *["--suite", "strict", "--queries", "100"],
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = ["metric", "value", "low", "high", "n", "clean", "deciles"]
+    theirs, ours = (
+        pd.read_csv(tmp_path / name)[numbers].sort_values("metric", ignore_index=True)
+        for name in ("results/results.csv", "report.csv")
+    )
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def test_an_own_network_in_a_notebook(tmp_path: Path) -> None:
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    notebook = jupytext.read(ROOT / "tests" / "notebooks" / "own_model.py")
+    place = {"metadata": {"path": tmp_path}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=place).execute()
+    _, _, shown, said = [cell.get("outputs") for cell in notebook.cells]
+    (table,) = [out["data"] for out in shown if out["output_type"] == "execute_result"]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
+    report = dml.evaluate(net, suite="strict", queries=100, progress=False)
+    assert table["text/html"] == report._repr_html_()
+    assert said[0]["text"].strip() == repr(report["ERS"].value)
+
+
+def test_a_report_is_text_a_frame_a_plot_and_single_numbers(net: nn.Module, small: Dataset) -> None:
+    report = dml.evaluate(net, small, attacks=FEW, progress=False)
+    frame = report.to_frame().set_index("metric")
+    assert report["CA+ (steps=2)"].value == frame.loc["CA+", "value"]
+    assert report["R@1"].n == 40
+    assert "CA+ (steps=2) ↑" in report.summary() == str(report)
+    assert "<pre>" in report._repr_html_()
+    assert report.failed == {}
+    assert report.plot() is not None
+    with pytest.raises(KeyError, match="'TMA' was not measured; there are R@1"):
+        report["TMA"]
+    with pytest.raises(dml.UserError, match="kind must be one of"):
+        report.plot("pie")
+    with pytest.raises(dml.UserError, match="not enough"):
+        report.plot("terms")
+    (shift,) = [one for one in report.outcomes.values() if "ES:D" in one]
+    assert shift["ES:D"].mean() == pytest.approx(report["ES:D (steps=2,restarts=2)"].value)
+
+
+def test_the_module_is_left_as_it_was(net: nn.Module, small: Dataset) -> None:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()
+    net[1].weight.requires_grad_(False)
+    dml.evaluate(net, small, attacks="es:steps=1", progress=False)
+    assert net.training
+    assert [p.requires_grad for p in net.parameters()] == [False, True]
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_normalisation_given_is_normalisation_inside(small: Dataset) -> None:
+    class Normalising(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            embedded: torch.Tensor = self.inner((x - 0.5) / 0.25)
+            return embedded
+
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+    attacks = "tma:steps=3"
+    given = dml.evaluate(inner, small, attacks=attacks, mean=[0.5], std=[0.25], progress=False)
+    inside = dml.evaluate(Normalising(inner), small, attacks=attacks, progress=False)
+    without = dml.evaluate(inner, small, attacks=attacks, progress=False)
+    name = "TMA (steps=3)"
+    assert given[name] == inside[name] != without[name]
+
+
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+def test_each_metric(net: nn.Module, small: Dataset, metric: str) -> None:
+    report = dml.evaluate(net, small, attacks="ca+", metric=metric, progress=False)  # type: ignore[arg-type]
+    assert set(report.to_frame()["distance"]) == {metric}
+    assert report["CA+"].value < 50
+
+
+def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    first = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    again = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    assert again.records == first.records
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert dml.load_results(tmp_path).records == first.records
+    assert len(dml.load_results(tmp_path / "results.csv").records) == len(first.records)
+    with torch.no_grad():
+        net[1].bias[0] += 1
+    dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
+
+
+def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> None:
+    how = {"recipe": {"epochs": 1, "pairs": 8}, "results": tmp_path, "progress": False}
+    trained = dml.train("none", small, **how)  # type: ignore[arg-type]
+    assert not trained.training
+    x = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(trained(x).norm(dim=1), torch.ones(2))
+    report = dml.run("hm:eta=2", "ca+", dataset=small, **how)  # type: ignore[arg-type]
+    frame = report.to_frame().query("metric == 'CA+'").set_index("label")
+    assert list(frame.index) == ["N/A[R]", "HM[S,g_LGA]&ICS"]
+    with pytest.raises(dml.UserError, match="several models"):
+        report["CA+"]
+    (folder,) = [
+        path.parent
+        for path in tmp_path.glob("models/*/manifest.json")
+        if json.loads(path.read_text())["defense"] == "none"
+    ]
+    sources = [folder, folder / "manifest.json", "none", "N/A[R]", frame.loc["N/A[R]"]]
+    for source in sources:
+        loaded = dml.load_model(source, results=tmp_path)
+        assert torch.equal(loaded(x), trained(x))
+    value = frame.loc["N/A[R]", "value"]
+    for model in (trained, folder, folder / "checkpoint.safetensors"):
+        assert dml.evaluate(model, small, attacks="ca+", progress=False)["CA+"].value == value
+
+
+def test_a_spec_is_measured_with_the_weights_it_begins_with(small: Dataset) -> None:
+    found = [
+        dml.evaluate("c2f2:dim=4", small, attacks="es:steps=1", seed=seed, progress=False)
+        for seed in (0, 0, 1)
+    ]
+    assert found[0].to_frame()["model"].unique().tolist() == ["c2f2:dim=4"]
+    values = [one["ES:D (steps=1)"].value for one in found]
+    assert values[0] == values[1] != values[2]
+
+
+def test_committed_rows_and_models_load() -> None:
+    report = dml.load_results(ROOT / "results" / "fashion.csv")
+    row = report.to_frame().query("metric == 'CA+' and defense == 'hm:eta=8'").iloc[0]
+    model = dml.load_model(row, results=ROOT / "results", image_shape=(1, 28))
+    assert model(torch.rand(3, 1, 28, 28)).shape == (3, 512)
+
+
+def test_images_of_every_form(tiny: RetrievalData) -> None:
+    images, labels = tiny.test.images, tiny.test.labels
+    reference = dml.from_arrays(images, labels).load(None).test
+    named = [f"class {label}" for label in labels]
+    forms = [images[:, 0], torch.from_numpy(images), torch.from_numpy(images).float() / 255]
+    for form in forms:
+        found = dml.from_arrays(form, named).load(None).test
+        assert np.array_equal(found.images, reference.images)
+        assert np.array_equal(found.labels, reference.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, r"move the channels to the front"),
+        ({"images": np.zeros((4, 8), np.uint8)}, r"must be \(N, C, H, W\)"),
+        ({"images": np.full((40, 8, 8), 0.123)}, "whole multiples of 1/255"),
+        ({"images": np.full((40, 8, 8), 7.0)}, r"in \[0, 1\]"),
+        ({"images": np.full((40, 8, 8), np.nan)}, "whole multiples of 1/255"),
+        ({"labels": [1, 2]}, "40 images need as many labels, got 2"),
+        ({"labels": [1] * 40}, "two or more classes"),
+        ({"name": "a/b"}, "letters, digits"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1])}, "must have one shape"),
+    ],
+)
+def test_bad_images_are_one_line(
+    tiny: RetrievalData, change: dict[str, object], message: str
+) -> None:
+    given = {"images": tiny.test.images, "labels": tiny.test.labels} | change
+    with pytest.raises(dml.UserError, match=message) as caught:
+        dml.from_arrays(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"attacks": "ca"}, "unknown attack 'ca'"),
+        ({"suite": "stric"}, "did you mean .strict.|one of strict"),
+        ({"attacks": ATTACKS.get("es")(eps=-1.0)}, "eps must be"),
+        ({"precision": "fp8"}, "precision must be one of fp32"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"queries": 40}, "the test split has 40 images"),
+        ({"mean": [0.5]}, "mean and std go together"),
+        ({"device": "cuda:99"}, "cuda:99 cannot be used"),
+        ({"model": "absent.pt"}, "absent.pt does not exist"),
+        ({"model": "c2f3"}, "did you mean 'c2f2'"),
+        ({"model": "c2f2", "metric": "E"}, "network='c2f2:metric=E'"),
+        ({"model": nn.Flatten(0)}, "Flatten cannot embed 1x8x8 images"),
+    ],
+)
+def test_mistakes_are_user_errors_of_one_line(
+    net: nn.Module, small: Dataset, how: dict[str, object], message: str
+) -> None:
+    given = {"model": net, "dataset": small, "attacks": "es", "progress": False} | how
+    with pytest.raises(dml.UserError, match=message) as caught:
+        dml.evaluate(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.requires_grad:
+                raise RuntimeError("no gradients here")
+            return x.flatten(1)
+
+    report = dml.evaluate(Breaks(), small, attacks="es", progress=False)
+    assert report["R@1"].value > 0
+    assert report.failed == {"es": "RuntimeError: no gradients here"}
