@@ -18,10 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
+import numpy as np
 
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
@@ -30,7 +33,7 @@ from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
-from dmlbench.sweep.tasks import Combine, Measure
+from dmlbench.sweep.tasks import Combine, Measure, Task
 
 WEIGHTS_BYTES = 1_300_000
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -77,20 +80,20 @@ def invent(store: Store, models: int) -> int:
         manifest = {
             "schema": checkpoint.MANIFEST_SCHEMA,
             "checkpoint": checkpoint.WEIGHTS,
-            "sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS),
+            "sha256": file_sha256(folder / checkpoint.WEIGHTS),
             "training": training.facts,
         }
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
         weights = plan.trained_weights(training, manifest, store, "fp32")
         for task in plan.cells(weights, attacks):
-            store.put(_row(task), {name: [1.0] for name in task.cell["columns"]})
+            store.put(_row(task), dict.fromkeys(task.cell["columns"], np.ones(1)))
             count += 1
     return count
 
 
 def _row(task: Measure | Combine) -> dict[str, Any]:
     one = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 1000}
-    made = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: none"}
+    made: dict[str, Any] = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: none"}
     findings = {"clean": {}, "collapsed": False}
     return task.cell | {
         "status": "ok",
@@ -117,7 +120,7 @@ def shares_in_attack(folder: Path) -> list[str]:
         inside.append(time.perf_counter() - begun)
         return found
 
-    def timed_do(bench: Worker, task: Any) -> None:
+    def timed_do(bench: Worker, task: Task) -> None:
         inside.clear()
         begun = time.perf_counter()
         do(bench, task)
@@ -125,11 +128,11 @@ def shares_in_attack(folder: Path) -> list[str]:
         if isinstance(task, Measure) and task.attack is not None:
             lines.append(f"{task.title}: {sum(inside) / whole:.1%} of {whole:.1f} s in the attack")
 
-    Attack.run, Worker.do = timed_run, timed_do  # type: ignore[method-assign]
     os.chdir(folder)
     attacks = [word for name in ("ca+", "qa+", "es") for word in ("--attack", name)]
     short = ["--recipe", "epochs=1", "--threads", "1", "--results", "work"]
-    dmlbench(["run", "--defense", "none", *attacks, *short], standalone_mode=False)
+    with patch.object(Attack, "run", timed_run), patch.object(Worker, "do", timed_do):
+        dmlbench(["run", "--defense", "none", *attacks, *short], standalone_mode=False)
     return lines
 
 

@@ -107,7 +107,8 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
     data, model = Fashion().load(None), C2F2().build(1, 28)
     checkpoint.load_weights(weights, model)
     threat = replace(Fashion.card.threat, suite="ers")
-    compute, rows = Compute("cpu", threads=threads), []
+    compute = Compute("cpu", threads=threads)
+    rows: list[dict[str, Any]] = []
     with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as bench:
         index, place = bench.index[:queries], bench.device
         images, gallery = bench.images(index), bench.gallery

@@ -114,10 +114,9 @@ def blocks() -> dict[str, str]:
         for suite in ("strict", "ers")
     ]
     strict, ers, *_ = suites
-    said = ("device", "threads", "git", "torch", "model", "size", "batch", "gallery", "pairs")
-    said += ("queries", "checkpoint")  # by the text
+    in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
-        name: table(RESULTS / "speed" / f"{name}.csv", said)
+        name: table(RESULTS / "speed" / f"{name}.csv", in_the_text.split())
         for name in ("attacks", "peer", "training")
     }
     return {
@@ -135,11 +134,11 @@ def written(page: str) -> str:
         ValueError: a table has no place in it.
     """
     for name, made in blocks().items():
-        page, places = re.subn(
-            rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda place, t=made: f"{place[1]}{t}\n", page
-        )
-        if places != 1:
-            raise ValueError(f"the page needs one line <!-- {name} -->, got {places}")
+        marker = f"<!-- {name} -->\n"
+        if page.count(marker) != 1:
+            raise ValueError(f"the page needs one line <!-- {name} -->, got {page.count(marker)}")
+        before, after = page.split(marker)
+        page = f"{before}{marker}{made}\n" + re.sub(r"\A(?:\|.*\n)*", "", after)
     return page
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -192,9 +193,8 @@ def row(
         if eta:
             bare += eta * bench.clock(lambda: bench.inner(inner))
         times["bare"].append(bare)
-        base.PGD = whole  # type: ignore[misc,assignment]
-        times["full"].append(bench.clock(lambda: bench.step(defense)))
-        base.PGD = pgd.PGD  # type: ignore[misc]
+        with patch.object(base, "PGD", whole):
+            times["full"].append(bench.clock(lambda: bench.step(defense)))
         times["active"].append(bench.clock(lambda: bench.step(defense)))
         if peer is not None:
             times["peer"].append(bench.clock(peer))
@@ -240,7 +240,8 @@ def peer_step(
             )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.backbone(x)
+            embeddings: torch.Tensor = self.backbone(x)
+            return embeddings
 
         def log(self, *_: object) -> None:
             """Nowhere."""

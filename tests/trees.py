@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,9 @@ def stanford_cars(root: Path, each: int = 2) -> Path:
     return base
 
 
-def save_structs(path: Path, fields: list[str], values: list[tuple[object, ...]]) -> None:
+def save_structs(path: Path, fields: list[str], values: Sequence[tuple[object, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    structs = np.array([values], dtype=[(name, object) for name in fields])
+    structs = np.array([list(values)], dtype=[(name, object) for name in fields])
     savemat(path, {"annotations": structs})
 
 

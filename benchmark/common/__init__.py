@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of retrieval: errors, files, hashing, lazy imports, progress."""
+"""Helpers that are independent of retrieval: errors, files, hashing, lazy imports, progress."""

@@ -1,4 +1,4 @@
-"""The kinds of failure dmlbench tells apart, and the exit codes they lead to."""
+"""The exceptions of dmlbench, and the exit codes of its command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ EXIT_FAILED_CELLS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 14
 
 
 class UserError(Exception):
-    """Something the user can mend: bad input, a missing file, an unusable folder.
+    """An error that the user can correct: bad input, a missing file, an unusable folder.
 
     The message is one line that says what is wrong and what to do. The command line prints it
     without a traceback and exits with code 2.
@@ -14,11 +14,11 @@ class UserError(Exception):
 
 
 class CellError(Exception):
-    """A cell that cannot yield a number (a non-finite loss, a broken model).
+    """A training or a measurement that cannot give a number (a non-finite loss, a broken model).
 
-    The sweep stores the cell as failed, goes on with the others and exits with code 1.
+    The run stores the cell as failed, continues with the others and exits with code 1.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch scheduler sends it: the run ends as if by Ctrl-C."""
+    """The signal SIGTERM, which batch schedulers send: the run ends as it does after Ctrl-C."""

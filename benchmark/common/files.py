@@ -1,4 +1,4 @@
-"""Atomic files: whole or not there, whatever happens in between."""
+"""Atomic writes: after a crash a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ABANDONED_SECONDS = 3600
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` by a temporary file beside it, fsync and rename.
+    """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
@@ -41,11 +41,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """UserError now rather than after an hour of training, if ``folder`` cannot be written to.
+    """Check that ``folder`` can be written to, before hours of training and not after them.
 
     Args:
-        folder: made if it is not there.
-        flag: the option that named it, for the message.
+        folder: is created if it does not exist.
+        flag: the command line option that set the folder, for the message.
+
+    Raises:
+        UserError: it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,10 +61,10 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed, here and below.
+    """Delete temporary files that killed processes have left in ``folder`` and its subfolders.
 
-    A file is taken as abandoned an hour after it was written, by the clock of the file system
-    itself: the machine's may jump.
+    A temporary file counts as abandoned one hour after it was written. The time is that of the
+    file system, because the clock of this machine may differ or jump.
     """
     found = list(folder.rglob(".*.tmp"))
     if not found:
@@ -75,7 +78,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """``value`` as indented JSON, atomically."""
+    """Write ``value`` to ``path`` as indented JSON, atomically."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 

@@ -1,4 +1,4 @@
-"""Identities: a versioned hash over everything that changes a number, and nothing else."""
+"""Identities: a hash over all facts that change a number, and over nothing else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ IDENTITY_VERSION = 1
 
 
 def identity(facts: Mapping[str, Any]) -> str:
-    """16 hex digits of the SHA-256 of ``facts`` in canonical JSON (sorted keys, exact floats).
+    """Hash ``facts`` to 16 hex digits: SHA-256 of canonical JSON (sorted keys, exact floats).
 
-    Planned cells and stored rows are compared by this value alone.
+    A planned cell and a stored one are the same if and only if these digits are.
     """
     text = json.dumps(
         {"identity_version": IDENTITY_VERSION, **facts},
@@ -27,12 +27,12 @@ def identity(facts: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of the content of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derived_seed(seed, "epoch", 3)``."""
+    """Derive a 63-bit seed for one purpose, e.g. ``derived_seed(seed, "epoch", 3)``."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,8 +1,8 @@
-"""``torch`` and ``numpy``, imported the moment they are first used.
+"""``torch`` and ``numpy`` as modules that are imported only when they are first used.
 
-Attacks and defenses declare themselves to the registry when their module is imported, and
-``dmlbench list`` imports them all. Importing torch takes seconds, so those modules write
-``from dmlbench.common.lazy import torch`` and pay for it only when something is computed.
+An attack or a defense enters the registry when its module is imported, and ``dmlbench list``
+imports all of them. Importing torch takes seconds. Modules that contain
+``from dmlbench.common.lazy import torch`` import it only when they compute something.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress that suits where it goes: live bars with an ETA on a terminal, plain lines in a pipe."""
+"""Progress of long work: live bars with an ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-LINE_SECONDS = 15.0  # between two plain lines of one task
+LINE_SECONDS = 15.0  # at least, between two plain lines about one task
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How far a run is.
+    """The state of a run, in numbers.
 
     Attributes:
-        total: cells of the run.
-        done: cells with a number.
-        failed: cells that have failed, or whose model has.
-        running: tasks that are being done now.
-        seconds: how long the rest will take; None where nothing like it was done before.
+        total: number of cells.
+        done: number of cells that have been measured.
+        failed: number of cells that failed, or whose model could not be trained.
+        running: number of tasks in progress.
+        seconds: estimated time until the end; None if no similar task has been timed before.
     """
 
     total: int
@@ -45,41 +45,41 @@ class Tally:
 
     @property
     def left(self) -> str:
-        """The time left, in words."""
+        """The estimated time until the end as text; ``?`` if there is no estimate."""
         return "?" if self.seconds is None else duration(self.seconds)
 
 
 class Bar(Protocol):
-    """One bar."""
+    """The progress of one task."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """``amount`` more is done; ``note`` says how it goes, e.g. the loss."""
+        """Report ``amount`` more units as done; ``note`` is shown beside the bar, e.g. the loss."""
         ...
 
 
 class Reporter(Protocol):
-    """What long work tells its user."""
+    """The interface by which long work reports its progress and its messages."""
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Bar]:
-        """A bar of ``total`` units while the context lasts."""
-        yield  # type: ignore[misc]  # a protocol has no task to give
+        """Show a bar of ``total`` units until the ``with`` block ends."""
+        yield  # type: ignore[misc]  # a protocol has no body
 
     def tally(self, tally: Tally) -> None:
-        """How far the run is, after every change; only its driver tells."""
+        """Report the state of the run after every change; worker processes never call it."""
         return None
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         ...
 
     def warn(self, message: str) -> None:
-        """A line that stays and should be read."""
+        """Print a warning."""
         ...
 
 
 class LiveReporter:
-    """A table of the run and a bar a running task; a context manager around the work."""
+    """Reporter for a terminal: a table of the run, and a bar for each task in progress."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -109,19 +109,19 @@ class LiveReporter:
         return Group(self._table, self._progress) if self._table else self._progress
 
     def tally(self, tally: Tally) -> None:
-        """The table."""
+        """Replace the table."""
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("cells", "done", "failed", "to do", "tasks running", "ETA"):
             table.add_column(name, justify="right")
         failed = Text(str(tally.failed), style="red" if tally.failed else "")
         to_do = tally.total - tally.done - tally.failed
         row = [tally.total, tally.done, failed, to_do, tally.running, tally.left]
-        table.add_row(*[one if isinstance(one, Text) else str(one) for one in row])
+        table.add_row(*[value if isinstance(value, Text) else str(value) for value in row])
         self._table = table
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Bar]:
-        """A live bar; a line remains of it."""
+        """Show a live bar; at its end one line with the time taken replaces it."""
         progress, number = self._progress, self._progress.add_task(title, total=total, note="")
         begun = time.monotonic()
 
@@ -136,16 +136,16 @@ class LiveReporter:
             progress.remove_task(number)
 
     def say(self, message: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self._console.print(message, highlight=False, markup=False)
 
     def warn(self, message: str) -> None:
-        """A yellow line above the bars."""
+        """Print a yellow line above the bars."""
         self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
 
 
 class PlainReporter:
-    """A line when a task begins and ends, and one every 15 seconds between."""
+    """Reporter for files and pipes: a line when a task begins and ends, and every 15 seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -159,7 +159,7 @@ class PlainReporter:
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Bar]:
-        """Lines with the share done and the time left."""
+        """Print lines with the units done and the time left."""
         say, begun = self.say, time.monotonic()
 
         class Lines:
@@ -180,7 +180,7 @@ class PlainReporter:
         say(f"{title}: done in {duration(time.monotonic() - begun)}")
 
     def tally(self, tally: Tally) -> None:
-        """A line every 15 seconds."""
+        """Print the state at most every 15 seconds."""
         now = time.monotonic()
         if now - self._told >= LINE_SECONDS:
             self._told = now
@@ -190,16 +190,16 @@ class PlainReporter:
             )
 
     def say(self, message: str) -> None:
-        """A plain line."""
+        """Print a plain line."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """A plain line."""
+        """Print a plain line that begins with ``warning:``."""
         self.say(f"warning: {message}")
 
 
 class QuietReporter(Reporter):
-    """Says nothing: another process reports."""
+    """Reporter of a process that prints nothing, because another process reports."""
 
     def __enter__(self) -> QuietReporter:
         return self
@@ -209,7 +209,7 @@ class QuietReporter(Reporter):
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Bar]:
-        """No bar."""
+        """Show no bar."""
 
         class Nothing:
             def advance(self, amount: int, note: str = "") -> None: ...
@@ -217,17 +217,17 @@ class QuietReporter(Reporter):
         yield Nothing()
 
     def tally(self, tally: Tally) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def say(self, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def warn(self, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def duration(seconds: float) -> str:
-    """``8.3 s``, ``4 min``, ``2 h 05 min``, ``3 d 4 h``."""
+    """Write a time span for people: ``8.3 s``, ``4 min``, ``2 h 05 min``, ``3 d 4 h``."""
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -238,5 +238,5 @@ def duration(seconds: float) -> str:
 
 
 def reporter_for(console: Console) -> LiveReporter | PlainReporter:
-    """Bars on a terminal, lines elsewhere."""
+    """Choose the reporter: live bars on a terminal, plain lines elsewhere."""
     return LiveReporter(console) if console.is_terminal else PlainReporter(console)

@@ -1,7 +1,7 @@
-"""Where and how things are computed: device, batch size, threads, precision.
+"""Settings of the computation: device, batch size, threads, precision.
 
-Device, batch size and threads may not change a number beyond the last bits, so they are no part
-of an identity. Precision is.
+Device, batch size and threads change a number by no more than its last bits, so they are not part
+of the identity of a cell. The precision is.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.protocol import PRECISIONS
 
 CPU_BATCH, GPU_BATCH = 128, 1024
-LARGE = 128  # pixels a side
-MOST_THREADS = 16  # more do not speed up batches of 128, and short batches are padded to 8 a thread
+LARGE = 128  # height and width in pixels from which images count as large
+MOST_THREADS = 16  # more do not speed up batches of 128, and short ones are padded to 8 a thread
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and how much of it to use.
+    """A device, and the settings for computing on it.
 
     Attributes:
-        device: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
-        batch_size: images a forward pass in evaluation; None: 128 on a CPU and 1024 on a GPU, a
-            quarter of that for large images.
-        threads: CPU threads; None: as many as PyTorch chooses, up to 16.
-        precision: of the network in evaluation: fp32; tf32 (GPU) or bf16 change numbers a little
-            and are part of a cell's identity.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` uses a GPU if there is one.
+        batch_size: number of images in a forward pass of the evaluation. None: 128 on a CPU and
+            1024 on a GPU, and a quarter of that for large images.
+        threads: number of CPU threads. None: as PyTorch chooses, but at most 16.
+        precision: number format of the network in the evaluation: fp32, tf32 (GPU only) or bf16.
+            The latter two change numbers a little, so it is part of the identity of a cell.
     """
 
     device: str = "auto"
@@ -47,7 +47,7 @@ class Compute:
                 raise UserError(f"{name} must be at least 1, got {value}")
 
     def torch_device(self) -> torch.device:
-        """The device; UserError if it is not there."""
+        """Return the device; UserError if this machine does not have it."""
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,13 +60,13 @@ class Compute:
         return device
 
     def check(self) -> None:
-        """UserError if the device is not there, or cannot compute at this precision."""
+        """Raise UserError if the device does not exist or cannot compute at this precision."""
         device = self.torch_device()
         if self.precision == "tf32" and device.type != "cuda":
             raise UserError(f"precision tf32 needs a GPU; the device is {device}")
 
     def rows(self, size: int) -> int:
-        """Images of ``size`` x ``size`` pixels a forward pass."""
+        """Return the number of images of ``size`` x ``size`` pixels in a forward pass."""
         if self.batch_size is not None:
             return self.batch_size
         rows = CPU_BATCH if self.torch_device().type == "cpu" else GPU_BATCH
@@ -74,7 +74,11 @@ class Compute:
 
     @contextmanager
     def applied(self) -> Iterator[torch.device]:
-        """The precision and the threads asked for, and deterministic kernels, inside."""
+        """Set precision, threads and deterministic kernels within a ``with`` block.
+
+        Raises:
+            UserError: this machine does not have the device.
+        """
         device = self.torch_device()
         threads, convolution = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
         matmul, deterministic = (
@@ -95,15 +99,15 @@ class Compute:
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` started this process."""
+    """Return True if ``torchrun`` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def local_device(name: str) -> str:
-    """The device of this process: under ``torchrun`` each has a GPU of its own.
+    """Return the device of this process: under ``torchrun`` every process gets its own GPU.
 
     Raises:
-        UserError: one GPU is named for all of them.
+        UserError: ``name`` is a certain GPU, but there are several processes.
     """
     if not launched() or name == "cpu" or not torch.cuda.is_available():
         return name
@@ -113,5 +117,5 @@ def local_device(name: str) -> str:
 
 
 def leads() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Return True in the one process that reports progress and writes files for all."""
     return not launched() or os.environ["RANK"] == "0"

@@ -1,9 +1,9 @@
-"""Training in several processes: what is shared out, and what is put together.
+"""Training one model in several processes that ``torchrun`` has started.
 
-Started by ``torchrun``, every process draws the same batch and mines the same triplets on the
-whole of it, so the number of processes changes no distribution. Each then works on its share of
-the images or triplets, and gradients are summed. The inner problem of a defense is local to a
-process: no gradient hook of any kind sees it.
+Every process draws the same batch and mines the same triplets on all of it, so the result has the
+same distribution for any number of processes. Each process then works on its share of the images
+or triplets, and the gradients are summed. The processes do not communicate while they perturb
+images (the inner problem of a defense).
 """
 
 from __future__ import annotations
@@ -26,48 +26,58 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among those that train one model together; alone by default."""
+    """The processes that train one model together, seen from this one.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and reports progress."""
+        """True in the process that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """The part of ``n`` items that is for this process; all where there is not one for each."""
+        """Return the part of ``n`` items that this process works on; all if ``n`` < ``size``."""
         if n < self.size:
             return slice(0, n)
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def weight(self, n: int) -> float:
-        """What the mean over this process's share of ``n`` items weighs in the mean over all."""
+        """Return the weight that the mean over this share has in the mean over all ``n`` items."""
         if n < self.size:
             return 1 / self.size
         part = self.share(n)
         return float(part.stop - part.start) / n if n else 0.0
 
     def gather(self, rows: torch.Tensor, n: int) -> torch.Tensor:
-        """(n, ...) rows of all processes, of which ``rows`` is this one's share. Differentiable."""
+        """Join the shares of all processes to (n, ...) rows. Differentiable.
+
+        Args:
+            rows: the share of this process.
+            n: number of rows in all processes together.
+        """
         if self.size == 1 or n < self.size:
             return rows
         gathered: torch.Tensor = _Gather.apply(rows, self, n)
         return gathered
 
     def mean(self, value: torch.Tensor, weight: float) -> torch.Tensor:
-        """The mean over all processes, of which this one's ``value`` has this ``weight``."""
+        """Return the mean over the processes; ``weight`` is that of ``value``, and all sum to 1."""
         return value if self.size == 1 else self.sum(value.detach() * weight)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of the processes' ``value``s."""
+        """Return the sum of ``value`` over the processes; ``value`` is overwritten by it."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
         return value
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Every parameter's gradient becomes the sum over the processes, in one exchange."""
+        """Replace the gradient of each parameter by its sum over the processes, in one exchange."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.size == 1 or not gradients:
             return
@@ -78,10 +88,12 @@ class World:
             gradient.copy_(part.view_as(gradient))
 
     def synchronised(self, model: ModuleT) -> ModuleT:
-        """``model`` with batch norms that see the whole batch, not this process's share.
+        """Make the batch norms of ``model`` use the statistics of the whole batch.
+
+        Without this each would use those of the share of its process.
 
         Raises:
-            UserError: it trains batch norms on a CPU, where PyTorch cannot synchronise them.
+            UserError: the model trains batch norms on a CPU, where PyTorch has no such layer.
         """
         norm = nn.modules.batchnorm._BatchNorm
         modules = model.train().modules()
@@ -96,7 +108,7 @@ class World:
         return synchronised
 
     def begin_alike(self, modules: Sequence[nn.Module]) -> None:
-        """Give every process the weights of the first, whatever they were drawn from."""
+        """Copy the weights of the first process to all others."""
         if self.size > 1:
             for module in modules:
                 for value in module.state_dict().values():
@@ -105,7 +117,7 @@ class World:
                     value.copy_(dense)
 
     def from_first(self, found: T) -> T:
-        """What the first process has found, in every process."""
+        """Return, in every process, the object ``found`` of the first process."""
         if self.size == 1:
             return found
         held = [found]
@@ -113,7 +125,7 @@ class World:
         return held[0]
 
     def agree(self, number: int) -> bool:
-        """Whether every process has the same ``number``."""
+        """Return True if ``number`` is the same in every process."""
         if self.size == 1:
             return True
         found: list[Any] = [None] * self.size
@@ -122,11 +134,14 @@ class World:
 
 
 def world(device: torch.device) -> World:
-    """The processes that ``torchrun`` started, connected from the first call on."""
+    """Connect, on the first call, and return the processes that ``torchrun`` started.
+
+    Without ``torchrun`` this is one process alone.
+    """
     if not launched():
         return World()
     if not torch.distributed.is_initialized():
-        if device.type == "cuda":  # collectives of objects go to the current device
+        if device.type == "cuda":  # objects are exchanged by way of the current device
             torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(torch.distributed.destroy_process_group)
@@ -134,7 +149,7 @@ def world(device: torch.device) -> World:
 
 
 class _Gather(torch.autograd.Function):
-    """Sums of zero-padded rows: exact, and shares may differ in size."""
+    """Join rows by summing zero-padded tensors: exact, and the shares may differ in size."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, among: World, n: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The embedding model: input normalisation, backbone, geometry of the metric."""
+"""The embedding model: input normalisation, the network, and unit length where it is needed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ ROWS_PER_THREAD = 8
 
 
 class EmbeddingModel(nn.Module):
-    """Images in [0, 1] -> embeddings.
+    """A network that maps images in [0, 1] to embeddings.
 
-    Normalisation is inside, so perturbations are measured in [0, 1] pixel space. For the metrics
-    N and C the output has unit length.
+    Input normalisation is part of the model, so perturbations are measured in [0, 1] pixel space.
+    For the metrics N and C the embeddings have unit length.
+
+    Args:
+        backbone: maps normalised images (B, C, H, W) to raw embeddings (B, D).
+        metric: N, E or C.
+        mean, std: of each input channel, for normalisation; empty for none.
+        freeze_batch_norm: leave the statistics of batch norm as they are in training.
+        steady: True if a batch has the same embeddings in train mode as in eval mode.
     """
 
     mean: torch.Tensor
@@ -36,14 +43,14 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
-        self.reduced = False  # bfloat16 inside the backbone
+        self.reduced = False  # True: the backbone computes in bfloat16
         self.freeze_batch_norm = freeze_batch_norm
-        self.steady = steady  # train mode embeds as eval mode does
+        self.steady = steady
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> EmbeddingModel:
-        """As every module; frozen batch norm keeps its statistics."""
+        """Set train or eval mode; frozen batch norms stay in eval mode."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.modules():
@@ -52,7 +59,11 @@ class EmbeddingModel(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) images in [0, 1] -> (B, D) embeddings."""
+        """Map images (B, C, H, W) in [0, 1] to embeddings (B, D).
+
+        Raises:
+            CellError: the backbone returns something else than a (B, D) tensor.
+        """
         if self.mean.numel():
             images = (images - self.mean) / self.std
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
@@ -68,10 +79,10 @@ class EmbeddingModel(nn.Module):
 
 
 def place(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
-    """``model`` on ``device``, in the memory layout that is fast there.
+    """Move ``model`` to ``device``, in the memory layout that is fast there.
 
-    On a CPU channels last takes a third off LeNet's step and a tenth off C2F2's; numbers differ
-    from the default layout's by rounding.
+    On a CPU this is "channels last": a step takes a third less time for LeNet and a tenth less
+    for C2F2. The results differ from those of the default layout by rounding.
     """
     if device.type != "cpu":
         return model.to(device)
@@ -80,12 +91,12 @@ def place(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
 
 
 def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """``model(images)`` with the same bits for an image whatever the batch around it.
+    """Compute ``model(images)`` so that an embedding does not depend on the rest of its batch.
 
-    CPU kernels change with the number of rows a thread gets, and with them the last bit, once
-    there are very few; short batches are therefore padded. Sign steps turn a last bit into a
-    whole step, so this is what makes batch size and the active set exact on a CPU. On a GPU
-    they agree to rounding.
+    For very few rows per thread the CPU kernels use another order of summation, which changes the
+    last bit. Short batches are therefore padded. The last bit matters, because an attack steps by
+    the sign of the gradient, so a changed bit can become a whole step. On a CPU the padding makes
+    results independent of batch size and active set; on a GPU they agree up to rounding.
     """
     short = ROWS_PER_THREAD * max(4, torch.get_num_threads()) - len(images)
     if short <= 0 or images.device.type != "cpu":
@@ -98,7 +109,10 @@ def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside; both as they were afterwards."""
+    """Put ``model`` in eval mode without parameter gradients, within a ``with`` block.
+
+    Afterwards both are as they were before.
+    """
     training = [module for module in model.modules() if module.training]
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.eval()

@@ -1,4 +1,4 @@
-"""What produced a number: code, libraries, machine."""
+"""The code, the libraries and the machine that produced a number."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safeten
 
 
 def provenance(device: torch.device | None) -> dict[str, Any]:
-    """Facts that explain a number but are not part of its identity.
+    """Collect facts that explain a number but are not part of its identity (JSON types).
 
     Args:
-        device: what it was computed on; None where nothing was computed in this process.
+        device: the device of the computation; None if this process has computed nothing.
     """
     return {
         "dmlbench": dmlbench.__version__,
@@ -36,14 +36,16 @@ def provenance(device: torch.device | None) -> dict[str, Any]:
 
 
 def without_folders(argument: str) -> str:
-    """An argument with its absolute paths cut to their last part: ``root=/home/me/set`` is
-    ``root=set``. Results are published, and where they lay on a machine decides no number.
+    """Cut every absolute path in ``argument`` to its last part.
+
+    Example: ``root=/home/me/set`` becomes ``root=set``. Results are published, and the folders of
+    a machine do not belong into them: no number depends on them.
     """
     return re.sub(r"(^|[=:,])/(?!/)(?:[^,=:/]*/)*(?=[^/])", r"\1", argument)
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's or the accelerator's own name."""
+    """Return the name of the GPU, or ``cpu:`` and the name of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu: {processor_name()}"
@@ -51,9 +53,10 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def git_revision() -> str | None:
-    """``<commit>`` or ``<commit>-dirty`` of the checkout the package runs from; None elsewhere.
+    """Return the git commit of the package's source, with ``-dirty`` if it was changed since.
 
-    Results and boards that were written since do not make the code another one.
+    New or changed files in results/ and leaderboards/ do not count as a change. None if the package
+    does not run from a git checkout.
     """
     source = Path(dmlbench.__file__).resolve().parent
     if not (source.parent / ".git").exists():
@@ -86,7 +89,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def processor_name() -> str:
-    """The CPU's own name."""
+    """Return the name of the CPU, e.g. ``AMD EPYC 7763 64-Core Processor``."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

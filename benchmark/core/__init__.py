@@ -1,1 +1,1 @@
-"""What every registered thing is made of: the registry, specs, papers, protocols."""
+"""The base of attacks, defenses, data sets and models: registry, specs, papers, protocols."""

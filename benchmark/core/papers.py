@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """A citation. ``key`` is the BibTeX key, ``url`` where to read it."""
+    """The citation of a publication.
+
+    Attributes:
+        key: the BibTeX key.
+        authors: as in BibTeX: ``Last, First and Last, First``.
+        url: a page where the publication can be read.
+    """
 
     key: str
     title: str
@@ -18,14 +24,14 @@ class Paper:
 
     @property
     def short(self) -> str:
-        """``Zhou et al., ECCV 2020``."""
+        """First author, venue and year, e.g. ``Zhou et al., ECCV 2020``."""
         authors = self.authors.split(" and ")
         first = authors[0].split(",")[0]
         return f"{first}{' et al.' if len(authors) > 1 else ''}, {self.venue} {self.year}"
 
     @property
     def bibtex(self) -> str:
-        """The BibTeX entry."""
+        """The BibTeX entry, with line breaks."""
         return (
             f"@inproceedings{{{self.key},\n  title = {{{self.title}}},\n"
             f"  author = {{{self.authors}}},\n  booktitle = {{{self.venue}}},\n"

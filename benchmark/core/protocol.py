@@ -1,4 +1,4 @@
-"""How a model is trained, and how an adversary is bounded: the numbers of a protocol."""
+"""The numbers of a protocol: training hyper-parameters, and the bounds of the adversary."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Component):
-    """The training hyper-parameters that are not the defense's (Adam, SPC-2 batches)."""
+    """The training hyper-parameters that do not belong to the defense.
 
-    epochs: int = parameter(8, "passes; each image once as anchor in a pass", at_least=1)
-    pairs: int = parameter(128, "same-class pairs a batch", at_least=2)
+    The optimiser is Adam. A batch is a list of pairs: two images of the same class each (SPC-2).
+    """
+
+    epochs: int = parameter(8, "passes over the train split", at_least=1)
+    pairs: int = parameter(128, "pairs of images of the same class in a batch", at_least=2)
     lr: float = parameter(1e-3, "Adam's learning rate", above=0, at_most=1e30)
     weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
-    precision: str = parameter("fp32", "of the network's passes", choices=PRECISIONS)
+    precision: str = parameter("fp32", "number format inside the network", choices=PRECISIONS)
 
 
 SUITES = ("strict", "ers")
-ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # its ten columns
+ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # of ten columns
 
 
 @dataclass(frozen=True)
 class Threat:
-    """The adversary of an evaluation.
+    """The adversary of an evaluation: how far and in how many steps it may change an image.
 
     Attributes:
         eps: radius of the L-infinity ball, in [0, 1] pixel space.
-        alpha: size of a sign step.
+        alpha: size of one step along the sign of the gradient, in [0, 1] pixel space.
         steps: number of steps.
-        suite: ``strict`` for the papers' definitions, ``ers`` for the published code's.
-        sp_scale: exponent of SP-QA's weight xi = min(exp(sp_scale * L_sp), 1e9).
+        suite: ``strict`` follows the definitions in the papers, ``ers`` those in their published
+            code.
+        sp_scale: factor in the exponent of SP-QA's weight xi = min(exp(sp_scale * L_sp), 1e9).
     """
 
     eps: float
@@ -46,14 +50,15 @@ class Threat:
 
 @dataclass(frozen=True)
 class TrainingThreat:
-    """The adversary inside adversarial training.
+    """The adversary of adversarial training: it changes the training images.
 
     Attributes:
-        eps: radius in [0, 1] pixel space.
-        eta: PGD steps.
-        alpha: step; None derives it from eta so that eta steps can cross the ball, about
-            1.25 * eps / eta in whole 1/255: 12/255 at eta = 8 and 3/255 at eta = 32 for 77/255.
-        ics: weight lambda of HM's Intra-Class Structure loss.
+        eps: radius of the L-infinity ball, in [0, 1] pixel space.
+        eta: number of PGD steps.
+        alpha: size of one step. None: about 1.25 * eps / eta, rounded to a multiple of 1/255, so
+            that eta steps can cross the ball. For eps = 77/255 this is 12/255 at eta = 8 and
+            3/255 at eta = 32.
+        ics: weight (lambda) of the Intra-Class Structure loss in HM.
     """
 
     eps: float
@@ -62,7 +67,7 @@ class TrainingThreat:
     ics: float = 0.5
 
     def step(self, eps: float, eta: int) -> float:
-        """The step for a defense with this ``eps`` and ``eta``; eta = 1 is FGSM (a step of eps)."""
+        """The step size for this ``eps`` and ``eta``. With eta = 1 it is ``eps`` itself (FGSM)."""
         if eta == 1:
             return eps
         if self.alpha is not None:

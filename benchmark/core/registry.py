@@ -1,7 +1,7 @@
 """One generic registry for attacks, defenses, data sets and models.
 
-A registered thing is a frozen dataclass with a ``card``: its fields are the parameters a user
-may set (``dmlbench.core.spec``), its instances are resolved configurations.
+A registered class is a frozen dataclass with a ``card``. Its fields are the parameters that a user
+may set (``dmlbench.core.spec``); an instance is one configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dmlbench.core.papers import Paper
 
 @dataclass(frozen=True)
 class Card:
-    """What a reader must know of a method before looking at its code.
+    """The short description of a method, for listings and boards.
 
     Attributes:
         name: the name on the command line, lower case.
@@ -39,23 +39,24 @@ class Card:
 
 
 class Component:
-    """Base of everything that can be registered; subclasses are frozen dataclasses."""
+    """Base class of attacks, defenses, data sets and models; subclasses are frozen dataclasses."""
 
     card: ClassVar[Card]
     absent: ClassVar[Mapping[str, str]] = {}
-    """Keys that one might expect and why they are not there, for the error message."""
+    """Keys that a user might expect but that do not exist -> the reason, for the error message."""
 
 
 C = TypeVar("C", bound=Component)
 
 
 class Registry(Generic[C]):
-    """Name -> component class, filled from a built-in package and from entry points.
+    """All classes of one kind by their name, from a built-in package and from entry points.
 
     Args:
         kind: singular noun used in messages, e.g. ``"attack"``.
-        group: both the built-in package whose modules register themselves when imported and
-            the entry-point group third parties use, e.g. ``"dmlbench.attacks"``.
+        group: name of the built-in package, whose modules register their classes when they are
+            imported, and also of the entry-point group for other packages, e.g.
+            ``"dmlbench.attacks"``.
         required: attributes that a class must have besides its card, e.g. ``("columns",)``.
     """
 
@@ -67,7 +68,11 @@ class Registry(Generic[C]):
         self._loaded = False
 
     def register(self, cls: type[C]) -> type[C]:
-        """Class decorator. Registering a name twice raises and names both places."""
+        """Add a class under the name on its card; used as a decorator.
+
+        Raises:
+            ValueError: another class has the same name. The message names both source files.
+        """
         name = cls.card.name
         known = self._classes.get(name)
         if known is not None and known is not cls:
@@ -94,7 +99,7 @@ class Registry(Generic[C]):
         return iter([self.get(name) for name in self.names()])
 
     def _validate(self, cls: Any) -> None:
-        """TypeError unless ``cls`` is what ``list`` and ``parse`` rely on."""
+        """Raise TypeError unless ``cls`` has all that ``dmlbench list`` and ``parse`` need."""
         derived = isinstance(cls, type) and issubclass(cls, Component)
         if not derived or not hasattr(cls, "__dataclass_fields__"):
             raise TypeError(f"it must be a dataclass that derives from the base of a {self.kind}")

@@ -1,13 +1,14 @@
-"""The spec grammar: ``name`` or ``name:key=value,key=value`` <-> a typed component.
+"""The spec grammar: translates ``name:key=value,key=value`` to a component and back.
 
     ca+                          CA+ with its defaults
     ca+:w=5,eps=8/255            five queries, radius 8/255
     hm:source=random,ics=0       HM from random triplets, without ICS
     pkg.module:factory:width=32  (models only) any callable that builds a network
 
-Values are typed by the component's fields; numbers may be fractions; a value with a comma is
-written in double quotes. ``canonical`` is the inverse of ``parse``: it names only what differs
-from the defaults, in the order of the fields, so equal configurations have equal spellings.
+The type of a value is that of the component's field. A number may be written as a fraction. A
+value that contains a comma is written in double quotes. ``canonical`` is the inverse of ``parse``:
+it names only the values that differ from the defaults, in the order of the fields, so equal
+configurations have equal spellings.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ def parameter(
     choices: tuple[str, ...] = (),
     pixels: bool = False,
 ) -> Any:
-    """A dataclass field that users may set.
+    """A dataclass field that users may set in a spec.
 
     Args:
-        default: its default; ``None`` (spelt ``auto``) is allowed for fields typed ``X | None``.
+        default: the value if the user sets none. ``None`` (written ``auto`` in a spec) is allowed
+            for a field of the type ``X | None``.
         help: its meaning in a few words, shown by ``dmlbench list``.
         above, at_least, at_most: bounds on a number.
         choices: the values a string may take.
-        pixels: a length in [0, 1] pixel space, printed as n/255 where that is exact.
+        pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
     """
     bounds = {"above": above, "at_least": at_least, "at_most": at_most}
     return dataclasses.field(
@@ -60,7 +62,7 @@ def parameter(
 
 @dataclass(frozen=True)
 class Parameter:
-    """A field of a component as the command line sees it."""
+    """The type, the bounds and the help text of one field that users may set."""
 
     name: str
     type: type
@@ -73,7 +75,7 @@ class Parameter:
 
     @property
     def domain(self) -> str:
-        """What values it takes, in words: ``int >= 1``, ``random | semihard``."""
+        """The values that are allowed, e.g. ``int >= 1`` or ``random | semihard``."""
         if self.choices:
             return " | ".join(self.choices)
         signs = {"above": ">", "at_least": ">=", "at_most": "<="}
@@ -85,7 +87,7 @@ class Parameter:
         return " ".join([self.type.__name__, " and ".join(bounds)]).strip()
 
     def show(self, value: Any) -> str:
-        """``value`` as it is written in a spec."""
+        """Write ``value`` as in a spec."""
         if value is None:
             return AUTO
         if isinstance(value, bool):
@@ -98,7 +100,7 @@ class Parameter:
         return text
 
     def read(self, text: str) -> Any:
-        """The typed value that ``text`` spells. ValueError says what is wrong with it."""
+        """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
         if text == AUTO and self.optional:
             return None
         value = self._convert(_unquote(text))
@@ -106,7 +108,7 @@ class Parameter:
         return value
 
     def check(self, value: Any) -> None:
-        """ValueError if ``value`` is outside the parameter's domain."""
+        """Raise ValueError if ``value`` is not allowed."""
         if value is None and self.optional:
             return
         if self.choices and value not in self.choices:
@@ -160,7 +162,7 @@ def parameters(cls: type[Component]) -> list[Parameter]:
 
 
 def parse(text: str, registry: Registry[C]) -> C:
-    """The component that ``text`` spells.
+    """Build the component that the spec ``text`` describes.
 
     Raises:
         UserError: an unknown name (with suggestions), an unknown key (with the valid ones), a
@@ -173,7 +175,17 @@ def parse(text: str, registry: Registry[C]) -> C:
 
 
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:
-    """``cls`` with the fields spelt in ``pairs`` and ``fixed``; errors begin with ``subject``."""
+    """Build a ``cls`` from values that are still text.
+
+    Args:
+        cls: a component class.
+        pairs: parameter -> its value as text.
+        subject: the beginning of every error message, e.g. ``"attack ca+"``.
+        fixed: values of fields that users may not set, as they are.
+
+    Raises:
+        UserError: an unknown key, or a value that is not allowed.
+    """
     known = {p.name: p for p in parameters(cls)}
     values = dict(fixed)
     for key, spelt in pairs.items():
@@ -193,7 +205,11 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
 
 
 def split_pairs(text: str, subject: str) -> dict[str, str]:
-    """``"a=1,b=x"`` -> ``{"a": "1", "b": "x"}``; UserError if it is not of that form."""
+    """Split ``"a=1,b=x"`` into ``{"a": "1", "b": "x"}``.
+
+    Raises:
+        UserError: the text has another form. The message begins with ``subject``.
+    """
     pairs: dict[str, str] = {}
     item = re.compile(r'\s*([A-Za-z_][\w-]*)\s*=\s*("(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)')
     position = 0
@@ -210,7 +226,7 @@ def split_pairs(text: str, subject: str) -> dict[str, str]:
 
 
 def canonical(component: Component) -> str:
-    """The shortest spelling of ``component``: ``parse(canonical(c)) == c``."""
+    """Write ``component`` as the shortest spec that ``parse`` reads back to it."""
     pairs = [
         f"{p.name}={p.show(value)}"
         for p in parameters(type(component))
@@ -220,9 +236,10 @@ def canonical(component: Component) -> str:
 
 
 def shortest(component: C, resolve: Callable[[C], C]) -> str:
-    """The shortest spelling that ``resolve`` turns into ``component``.
+    """Write the shortest spec that becomes ``component`` once ``resolve`` has completed it.
 
-    ``hm`` for an HM whose eta, eps and alpha are what the data set's card fills in anyway.
+    Example: ``hm`` for an HM whose eta, eps and alpha are those that ``resolve`` takes from the
+    card of the data set.
     """
     bare = component
     for p in parameters(type(component)):
@@ -237,14 +254,14 @@ def shortest(component: C, resolve: Callable[[C], C]) -> str:
 
 
 def values(component: Component) -> dict[str, Value]:
-    """Every parameter with its value, defaults included (JSON types)."""
+    """Parameter -> value (JSON types) of a component, including those that have the default."""
     return {p.name: getattr(component, p.name) for p in parameters(type(component))}
 
 
 def check(component: Component) -> None:
-    """ValueError if a parameter of ``component`` is outside its domain.
+    """Raise ValueError if a parameter of ``component`` has a value that is not allowed.
 
-    Called by components built in Python, which have not gone through ``parse``.
+    Components call it themselves: one that is built in Python has not gone through ``parse``.
     """
     for p in parameters(type(component)):
         try:

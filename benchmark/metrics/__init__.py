@@ -1,1 +1,1 @@
-"""Pure tensor functions: distances, retrieval metrics, ranks, ERS, clustering, intervals."""
+"""Functions of tensors alone: distances, retrieval metrics, ranks, ERS, clustering, intervals."""

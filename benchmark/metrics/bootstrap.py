@@ -1,4 +1,4 @@
-"""What a table says of many queries: the mean, its seeded bootstrap interval, the deciles."""
+"""Statistics over queries for tables: the mean, its bootstrap interval, the deciles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ SEED = 20220304  # part of the protocol: the same outcomes have the same interva
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval over ``n`` queries; no interval where it is no mean."""
+    """A number of a table.
+
+    Attributes:
+        value: the number.
+        low, high: its 95% interval; None if the number is not a mean over queries (e.g. NMI).
+        n: the number of queries.
+    """
 
     value: float
     low: float | None
@@ -23,12 +29,12 @@ class Estimate:
 
 
 def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
-    """The mean of ``values`` (n,) with its 95% percentile-bootstrap interval.
+    """Compute the mean of ``values`` (n,) and its 95% interval by the percentile bootstrap.
 
-    NaN entries are left out and do not count in ``n``.
+    NaN entries are left out and do not count in ``n``. The resamples are seeded.
 
     Raises:
-        ValueError: no finite value is left.
+        ValueError: every entry is NaN.
     """
     sample = np.asarray(values, dtype=np.float64)
     sample = sample[~np.isnan(sample)]
@@ -43,6 +49,6 @@ def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
 
 
 def deciles(values: npt.ArrayLike) -> list[float]:
-    """The 0%, 10%, ..., 100% quantiles of ``values`` (n,), NaN entries left out: 11 numbers."""
+    """Compute the 0%, 10%, ..., 100% quantiles of ``values`` (n,): 11 numbers. NaN is left out."""
     sample = np.asarray(values, dtype=np.float64)
     return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]

@@ -1,4 +1,4 @@
-"""NMI of a k-means clustering against the classes."""
+"""Normalised mutual information (NMI) between a k-means clustering and the classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ KMEANS_ITERATIONS = 25
 
 
 def kmeans_nmi(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """NMI in percent of k-means (k = the number of classes) on L2-normalised embeddings.
+    """Cluster the embeddings by k-means, k = the number of classes; return the NMI in percent.
 
     Args:
-        embeddings: (N, D) float32, any norm.
-        labels: (N,) integer classes.
+        embeddings: (N, D) float32, of any norm; they are L2-normalised first.
+        labels: (N,) class of each embedding.
     """
     import faiss
 
@@ -27,10 +27,10 @@ def kmeans_nmi(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64
         niter=KMEANS_ITERATIONS,
         seed=KMEANS_SEED,
         min_points_per_centroid=1,
-        max_points_per_centroid=len(points),  # the default subsamples to 256 a centroid
+        max_points_per_centroid=len(points),  # faiss would otherwise draw 256 points per centroid
     )
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # the order of its sums, and so the clusters, follow the threads
+    faiss.omp_set_num_threads(1)  # with more, the order of sums and so the clusters change
     try:
         kmeans.train(points)
         _, assignment = kmeans.index.search(points, 1)
@@ -42,7 +42,13 @@ def kmeans_nmi(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64
 def normalized_mutual_information(
     clusters: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
 ) -> float:
-    """2 I(A; B) / (H(A) + H(B)) in percent; 100 where both are one group."""
+    """Compute 2 I(A; B) / (H(A) + H(B)) in percent, in [0, 100].
+
+    It is 100 if both divisions consist of a single group, where the quotient is 0 / 0.
+
+    Args:
+        clusters, classes: (N,) group of each item in the two divisions A and B.
+    """
     _, a = np.unique(clusters, return_inverse=True)
     _, b = np.unique(classes, return_inverse=True)
     pairs, joint_counts = np.unique(a * (b.max() + 1) + b, return_counts=True)

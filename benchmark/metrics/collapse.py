@@ -1,7 +1,7 @@
-"""Indicators of a collapsed embedding space.
+"""Measures of a collapsed embedding space, in which all images have nearly the same embedding.
 
-A constant embedding scores an ERS near 45, above every published defense on CUB, so each row
-says whether its model still retrieves anything.
+A constant embedding has an ERS near 45, above every published defense on CUB. Each row of a table
+therefore says if its model has collapsed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 from dmlbench.common.lazy import torch
 
 MEAN_COSINE_LIMIT = 0.99
-CHANCE_MARGIN = 2.0  # points of R@1
+CHANCE_MARGIN = 2.0  # percentage points of R@1
 
 
 def mean_cosine(embeddings: torch.Tensor) -> float:
-    """Mean cosine similarity of all pairs of different rows of ``embeddings`` (N, D), N >= 2."""
+    """Compute the mean cosine similarity of all pairs of rows of ``embeddings`` (N, D), N >= 2.
+
+    A row is not paired with itself. The result lies in [-1, 1].
+    """
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     n = len(unit)
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1)))
 
 
 def effective_rank(embeddings: torch.Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values of (N, D), in [0, D].
+    """Compute the effective rank of ``embeddings`` (N, D), in [0, D].
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    It is exp(H(p)), where p are the singular values divided by their sum and H is the entropy
+    (Roy and Vetterli, "The effective rank", EUSIPCO 2007).
     """
     values = torch.linalg.svdvals(embeddings.double())
     if not values.any():
@@ -32,11 +36,23 @@ def effective_rank(embeddings: torch.Tensor) -> float:
 
 
 def chance_recall(labels: torch.Tensor) -> float:
-    """R@1 in percent of a random ranking of the other items, over queries that have a positive."""
+    """Compute the expected R@1, in percent, of a random ranking.
+
+    Queries whose class has no other member do not count.
+
+    Args:
+        labels: (N,) class of each item.
+    """
     sizes = torch.bincount(labels)[labels].double() - 1
     return float(100 * (sizes[sizes > 0] / (len(labels) - 1)).mean())
 
 
 def is_collapsed(recall_at_1: float, chance: float, cosine: float) -> bool:
-    """R@1 within 2 points of chance, or a mean cosine above 0.99."""
+    """Return True if R@1 is at most 2 points above chance, or the mean cosine above 0.99.
+
+    Args:
+        recall_at_1: R@1 on clean images, in percent.
+        chance: R@1 of a random ranking, in percent (``chance_recall``).
+        cosine: mean cosine similarity of all pairs (``mean_cosine``).
+    """
     return recall_at_1 <= chance + CHANCE_MARGIN or cosine > MEAN_COSINE_LIMIT

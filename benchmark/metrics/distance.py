@@ -1,8 +1,9 @@
-"""The three metrics of deep metric learning, over embeddings.
+"""The three distances of deep metric learning, between embeddings.
 
 ``N``: Euclidean distance of L2-normalised embeddings, in [0, 2]; ``C``: 1 - cosine, in [0, 2];
-``E``: Euclidean distance, not normalised. The embedding model normalises for N and C
-(``dmlbench.compute.embedding``), so here C reads unit vectors and N is computed like E.
+``E``: Euclidean distance, not normalised. For N and C the embedding model has
+already normalised its output (``dmlbench.compute.embedding``), so in this module C expects unit
+vectors and N is computed as E is.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def pairwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
-    """Distances (A, B) of every row of ``a`` (A, D) to every row of ``b`` (B, D).
+    """Compute the distances (A, B) of every row of ``a`` (A, D) to every row of ``b`` (B, D).
 
-    One matrix product. Squared distances cancel where they are small, so pass float64 where
-    the difference between close neighbours matters.
+    It takes one matrix product. Small distances lose precision, because large squares cancel:
+    pass float64 if the difference between close neighbours matters.
     """
     if metric == "C":
         return 1 - a @ b.T
@@ -28,9 +29,9 @@ def pairwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
 
 
 def rowwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
-    """Distances between ``a`` and ``b`` (..., D), broadcast over the leading dimensions.
+    """Compute the distances between ``a`` and ``b`` (..., D), with broadcasting; returns (...).
 
-    The norm of the difference, exact near zero; its gradient at zero is zero.
+    N and E are the norm of the difference, which is exact near zero. Its gradient at zero is zero.
     """
     if metric == "C":
         return 1 - (a * b).sum(-1)
@@ -39,7 +40,10 @@ def rowwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
 
 
 def rowwise_gradient(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
-    """Gradient of ``rowwise`` in ``a``, (..., D): -b for C, else the unit vector from b to a."""
+    """Compute the gradient of ``rowwise`` with respect to ``a``, (..., D).
+
+    It is -b for C, and else the unit vector from b to a (zero where a = b).
+    """
     if metric == "C":
         return -b + torch.zeros_like(a)
     difference = a - b

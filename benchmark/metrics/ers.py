@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-# column -> (a, b) of its term a + b x
+# column -> (a, b): a column with the value x contributes the term a + b x
 TERMS = {
     "CA+": (0, 2),
     "CA-": (100, -1),
@@ -24,16 +24,16 @@ ERS_COLUMNS = tuple(TERMS)
 
 
 def ers(columns: Mapping[str, float]) -> float:
-    """The mean of the ten ``terms``, each 0..100; higher is more robust.
+    """Compute ERS: the mean of the ten ``terms``, in [0, 100]; higher is more robust.
 
-    Args and errors are those of ``terms``.
+    Arguments and errors are those of ``terms``.
     """
     found = terms(columns)
     return sum(found.values()) / len(found)
 
 
 def terms(columns: Mapping[str, float]) -> dict[str, float]:
-    """The ten terms of ERS by the column that each comes from, 0..100; higher is more robust.
+    """Compute the ten terms of ERS, column -> term in [0, 100]; higher is more robust.
 
     2 CA+, 100 - CA-, 2 QA+, 100 - QA-, 100 (1 - TMA), 50 (2 - ES:D), ES:R, LTM, GTM, GTT
 
@@ -43,7 +43,7 @@ def terms(columns: Mapping[str, float]) -> dict[str, float]:
 
     Raises:
         KeyError: a column is missing.
-        ValueError: ES:D is above 2, which metric N cannot give.
+        ValueError: ES:D is above 2, which is impossible for metric N.
     """
     if columns["ES:D"] > 2:
         raise ValueError(f"ERS is defined for metric N, where ES:D <= 2; got {columns['ES:D']}")
@@ -51,18 +51,19 @@ def terms(columns: Mapping[str, float]) -> dict[str, float]:
 
 
 def shares(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
-    """What each query brings to ERS, (Q,): their mean is the ERS of the columns' means.
+    """Compute the ERS of each query, (Q,). Their mean is the ERS of the means of the columns.
 
     Args:
-        outcomes: the ten columns, (Q,) each. NaN where a query has no outcome: in all of them, if
-            it was not attacked; in those of R@1, if its class has no other member. The other
-            queries of a column then weigh as much more.
+        outcomes: column -> (Q,) outcome of each query, for the ten columns. NaN means that the
+            query has no outcome: it was not attacked (NaN in all columns), or no other image has
+            its class (NaN in the columns of R@1). In a column with NaN the other queries get a
+            larger weight, so that the mean of the column stays the same.
 
     Returns:
-        NaN for the queries without any outcome.
+        (Q,) float64; NaN for a query that has no outcome in any column.
     """
     lines = [a + b * np.asarray(outcomes[name], np.float64) for name, (a, b) in TERMS.items()]
-    found = np.stack(lines)  # (10, Q)
+    found = np.stack(lines)  # (10, Q): the ten terms of each query
     known = ~np.isnan(found)
     queries = known.any(axis=0)
     weight = queries.sum() / known.sum(axis=1, keepdims=True)

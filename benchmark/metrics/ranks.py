@@ -1,29 +1,30 @@
-"""Percentile ranks with half ties."""
+"""Percentile ranks, in which half of the tied items count."""
 
 from __future__ import annotations
 
 from dmlbench.common.lazy import torch
 
-TIE = 1e-6  # relative to the embeddings' scale: closer distances float32 cannot tell apart
+TIE = 1e-6  # relative to the largest norm: float32 cannot resolve smaller differences
 
 
 def tie_tolerance(embeddings: torch.Tensor) -> float:
-    """Distances among ``embeddings`` (N, D) that differ by less than this count as tied.
+    """Compute the difference below which two distances between ``embeddings`` (N, D) are tied.
 
-    A collapsed model's embeddings agree to the last bits only, and so do duplicate images'.
+    Two equal embeddings can differ in their last bits, as those of a collapsed model or of
+    duplicate images do.
     """
     return TIE * float(torch.linalg.vector_norm(embeddings, dim=1).max().clamp(min=TIE))
 
 
 def percentile_rank(closer: torch.Tensor, tied: torch.Tensor, others: int) -> torch.Tensor:
-    """100 * (closer + tied / 2) / others, in [0, 100], float64.
+    """Compute 100 * (closer + tied / 2) / others, in [0, 100], float64.
 
-    Half of the ties count, because a collapsed model (one embedding for every image) would
-    otherwise be given rank 0 for free.
+    Half of the ties count. Otherwise a collapsed model, which has the same embedding for every
+    image, would always get the rank 0.
 
     Args:
-        closer: how many other items are strictly closer than the item ranked.
-        tied: how many other items are as far (to within ``tie_tolerance``).
+        closer: number of other items that are strictly closer than the ranked item.
+        tied: number of other items at the same distance (to within ``tie_tolerance``).
         others: the number of other items, at least 1.
 
     >>> percentile_rank(torch.tensor(1), torch.tensor(2), 10).item()

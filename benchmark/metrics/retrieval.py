@@ -1,15 +1,16 @@
-"""R@K, mAP, mAP@R and mAP@10 with leave-one-out by index and half ties, in blocks.
+"""R@K, mAP, mAP@R and mAP@10. A query is left out of its own ranking, and ties count half.
 
-For the j-th closest item of a query's own class,
+The j-th closest item of the class of the query has the rank
 
-    rank_j = j + (other-class items closer) + (other-class items as far) / 2
+    rank_j = j + (other-class items that are closer) + (other-class items as far away) / 2
 
-and then R@K = [rank_1 <= K], AP = mean_j j / rank_j, AP@R = (1/R) sum_{rank_j <= R} j / rank_j
-with R = the number of same-class others (Musgrave et al., ECCV 2020), and
-AP@10 = (1/min(R, 10)) sum_{rank_j <= 10} j / rank_j.
+and from the ranks follow R@K = [rank_1 <= K], AP = mean_j j / rank_j,
+AP@R = (1/R) sum_{rank_j <= R} j / rank_j with R = the number of other items of the
+class (Musgrave et al., ECCV 2020), and AP@10 = (1/min(R, 10)) sum_{rank_j <= 10} j / rank_j.
 
-Never an N x N matrix: a block of queries at a time, and within it no sort of the gallery. The
-same-class distances (few) are sorted, and each other-class item falls into its place among them.
+Queries are processed in blocks, so there is never an N x N matrix, and the gallery is never sorted:
+only the few distances to the class of the query are, and a binary search then finds the place of
+each other-class item among them.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 from dmlbench.metrics.ranks import TIE, tie_tolerance
 
-BLOCK_CELLS = 8_000_000  # distances held at once: 32 MB in float32
+BLOCK_CELLS = 8_000_000  # distances in memory at a time: 32 MB in float32
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per-query retrieval metrics, in percent.
+    """Retrieval metrics of each query, in percent.
 
     Attributes:
         scores: name (``R@1``, ``mAP``, ...) -> (Q,) float64; NaN where ``valid`` is False.
         valid: (Q,) bool; False for a query whose class has no other member in the gallery.
-            Such a query has no R@K or AP and is left out of the means.
+            Such a query has no R@K and no AP, and means leave it out.
     """
 
     scores: dict[str, torch.Tensor]
@@ -45,15 +46,15 @@ def retrieval(
     metric: Metric,
     recalls: tuple[int, ...] = (1, 2),
 ) -> Retrieval:
-    """Retrieval metrics of ``queries`` against ``gallery``.
+    """Rank the gallery for each query and compute the retrieval metrics.
 
     Args:
         queries: (Q, D) embeddings, clean or adversarial.
-        index: (Q,) position of each query in the gallery; that entry is left out.
+        index: (Q,) position of each query in the gallery; this entry is left out of its ranking.
         gallery: (N, D) clean embeddings.
         labels: (N,) integer labels of the gallery.
         metric: N, E or C.
-        recalls: the K of R@K.
+        recalls: the values of K in R@K.
     """
     names = [*(f"R@{k}" for k in recalls), "mAP", "mAP@R", "mAP@10"]
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -68,7 +69,13 @@ def retrieval(
 
 
 def class_members(labels: torch.Tensor) -> torch.Tensor:
-    """(largest label + 1, largest class size) gallery positions of each class, padded with -1."""
+    """List the gallery positions of each class: (largest label + 1, largest class size) int64.
+
+    Rows of smaller classes are padded with -1.
+
+    Args:
+        labels: (N,) class of each gallery item.
+    """
     count = int(labels.max()) + 1
     sizes = torch.bincount(labels, minlength=count)
     order = torch.argsort(labels, stable=True)
@@ -87,9 +94,10 @@ def _same_class_ranks(
     members: torch.Tensor,
     metric: Metric,
 ) -> torch.Tensor:
-    """(B, P) float64 ranks of the same-class items, closest first, padded with inf.
+    """Compute the ranks (B, P) float64 of the same-class items, closest first, padded with inf.
 
-    Squared distances rank alike, and rounding is of one size all over their range.
+    Squared distances give the same order as distances, and their rounding error has the same size
+    everywhere, so one tolerance fits.
     """
     distance = pairwise(queries, gallery, metric)
     if metric != "C":
@@ -101,10 +109,10 @@ def _same_class_ranks(
     absent = (same < 0) | (same == index[:, None])
     positive = distance.gather(1, same.clamp(min=0)).masked_fill_(absent, torch.inf)
     positive = positive.sort(dim=1).values.contiguous()
-    # Only other-class items can push a positive down: park the rest behind every positive.
+    # Only other-class items can worsen the rank of a positive: move the others behind all of them.
     distance.masked_fill_(labels[None, :] == labels[index][:, None], torch.inf)
     ahead = torch.zeros(positive.shape, dtype=torch.float64, device=gallery.device)
-    for side, right in ((-tie, False), (tie, True)):  # before a place on one side only: a tie
+    for side, right in ((-tie, False), (tie, True)):  # a tie counts on one side of two: half
         place = torch.searchsorted(positive, distance + side, right=right)
         ahead += _histogram(place, positive.shape[1]).cumsum(1) / 2
     j = torch.arange(1, positive.shape[1] + 1, device=gallery.device)
@@ -112,7 +120,7 @@ def _same_class_ranks(
 
 
 def _histogram(place: torch.Tensor, bins: int) -> torch.Tensor:
-    """(B, bins) float64 counts of the values 0..bins-1 in each row of ``place`` (B, N)."""
+    """Count the values 0..bins-1 in each row of ``place`` (B, N): (B, bins) float64."""
     rows = torch.arange(len(place), device=place.device)[:, None] * (bins + 1)
     counts = torch.bincount((place + rows).flatten(), minlength=len(place) * (bins + 1))
     return counts.view(len(place), bins + 1)[:, :bins].double()

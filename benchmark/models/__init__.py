@@ -1,1 +1,1 @@
-"""Networks: one family a file. They import no torch before they are built."""
+"""The networks, one file for each family. torch is imported only when a network is built."""

@@ -1,4 +1,4 @@
-"""What a registered network says of itself, and networks from any ``module:factory``."""
+"""The base class of networks, and networks that a user gives as ``module:factory``."""
 
 from __future__ import annotations
 
@@ -29,56 +29,63 @@ MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbo
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Component, abc.ABC):
-    """A network and the metric its embeddings are compared with.
+    """A network, and the metric that compares its embeddings.
 
-    A subclass writes ``backbone``; images in [0, 1] come in, raw embeddings (B, D) go out.
+    A subclass must define ``backbone``, which maps images to raw embeddings.
     """
 
-    metric: Metric = parameter("N", "distance: N (normalised Euclidean), E or C", choices=METRICS)
+    metric: Metric = parameter(
+        "N", "distance: N (normalised Euclidean), E (Euclidean), C (cosine)", choices=METRICS
+    )
 
     @abc.abstractmethod
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """A freshly initialised network for images (B, channels, size, size).
+        """Build a network with random weights that maps (B, channels, size, size) to (B, D).
+
+        Its input is normalised by ``normalisation``; without one it lies in [0, 1].
 
         Raises:
-            UserError: it cannot take images of that shape.
+            UserError: the network cannot take images of this shape.
         """
 
     def initialise(self, backbone: nn.Module) -> None:
-        """Give a new backbone the weights that training starts from, if not random ones.
+        """Load the weights that training starts from; by default the random ones stay.
 
         Raises:
-            UserError: they cannot be had, or are another network's.
+            UserError: the weights are not available, or do not fit the network.
         """
         return None
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each input channel; empty for none."""
+        """Return the mean and the standard deviation of each input channel; empty for none."""
         return (), ()
 
     @property
     def freezes_batch_norm(self) -> bool:
-        """Whether the statistics of batch norm stay as they are in training."""
+        """True if training leaves the statistics of batch norm as they are."""
         return False
 
     @property
     def steady(self) -> bool:
-        """Whether a batch has the same embeddings in training as in evaluation: it has no dropout
-        and no stochastic depth, and freezes batch norm.
+        """True if a batch has the same embeddings in train mode as in eval mode.
+
+        This holds for a network without dropout, stochastic depth and trained batch norm
+        statistics. Some defenses then need one forward pass less.
         """
         return False
 
     def build(self, channels: int, size: int, *, initial: bool = False) -> EmbeddingModel:
-        """The backbone with input normalisation before and the metric's geometry after it.
+        """Build the whole embedding model: normalisation, backbone, unit length for N and C.
 
         Args:
-            channels: of an image.
-            size: height and width of an image.
-            initial: load the weights that training starts from; weights from a checkpoint would
-                replace them.
+            channels: number of channels of an image.
+            size: height and width of an image, in pixels.
+            initial: load the weights that training starts from. Not needed if the weights of a
+                checkpoint are loaded afterwards.
 
         Raises:
-            UserError: it cannot be built, or does not embed two images of that shape.
+            UserError: the network cannot be built, has no parameters to train, or fails to embed
+                two images of this shape.
         """
         import torch
 
@@ -97,7 +104,7 @@ class Model(Component, abc.ABC):
                 model(torch.zeros(2, channels, size, size))
         except UserError:
             raise
-        except Exception as error:  # whatever a network of the user's own raises
+        except Exception as error:  # the code of a user may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             shape = f"{channels}x{size}x{size}"
             raise UserError(
@@ -107,7 +114,7 @@ class Model(Component, abc.ABC):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the function that its weights compute (JSON types)."""
+        """All facts that decide what the network computes from given weights (JSON types)."""
         return {
             "name": self.card.name,
             "version": self.card.version,
@@ -116,16 +123,21 @@ class Model(Component, abc.ABC):
 
     @property
     def training_facts(self) -> dict[str, Any]:
-        """What besides decides the weights that training ends with (JSON types)."""
+        """Further facts that decide the weights after training (JSON types): the initial weights."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactoryModel(Model):
-    """Any callable ``module:factory`` that returns an ``nn.Module``.
+    """A network of the user, built by a callable ``module:factory`` that returns an ``nn.Module``.
 
-    ``pkg.nets:make:width=32,metric=C`` calls ``pkg.nets.make(width=32)``. Values are Python
-    literals, else strings. The module must map images in [0, 1] to (B, D) embeddings.
+    ``pkg.nets:make:width=32,metric=C`` calls ``pkg.nets.make(width=32)``. A value that is a Python
+    literal is passed as such, any other as a string. The network must map images in [0, 1] to
+    embeddings (B, D).
+
+    Attributes:
+        path: ``module:factory``.
+        arguments: (name, value) of each argument of the factory.
     """
 
     path: str
@@ -133,18 +145,18 @@ class FactoryModel(Model):
 
     @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every factory
-        """A card made on the spot."""
+        """The card of this network; the name is the path of its factory."""
         return Card(name=self.path, summary="a network of your own")
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The arguments, and a digest of the source that holds the factory."""
+        """The facts of every model, the arguments, and the SHA-256 of the factory's source file."""
         source = inspect.getsourcefile(self._factory())
         digest = file_sha256(Path(source)) if source else None
         return super().facts | {"arguments": dict(self.arguments), "source": digest}
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """What the factory returns; UserError if it cannot be found or called."""
+        """Call the factory; UserError if it is not found, cannot be called or returns no Module."""
         from torch import nn
 
         network = self._factory()(**dict(self.arguments))
@@ -155,7 +167,7 @@ class FactoryModel(Model):
     def _factory(self) -> Callable[..., object]:
         module, _, name = self.path.partition(":")
         if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))  # a script of the user's own, as python -m has it
+            sys.path.append(str(Path.cwd()))  # so that a file of the user is found
         try:
             factory: Callable[..., object] = getattr(importlib.import_module(module), name)
             inspect.signature(factory).bind(**dict(self.arguments))
@@ -165,7 +177,11 @@ class FactoryModel(Model):
 
 
 def parse_model(text: str) -> Model:
-    """A registered model's spec, or ``module:factory`` with optional ``:key=value,...``."""
+    """Build a model from a spec, or from ``module:factory`` or ``module:factory:key=value,...``.
+
+    Raises:
+        UserError: the text describes no model; the message says why.
+    """
     name, colon, rest = text.strip().partition(":")
     head, _, tail = rest.partition(":")
     if not colon or "=" in head or name in MODELS.names():
@@ -178,7 +194,7 @@ def parse_model(text: str) -> Model:
 
 
 def canonical_model(model: Model) -> str:
-    """The spelling that ``parse_model`` reads back to ``model``."""
+    """Write ``model`` as the text that ``parse_model`` reads back to it."""
     if not isinstance(model, FactoryModel):
         return spec.canonical(model)
     pairs = [] if model.metric == "N" else [f"metric={model.metric}"]

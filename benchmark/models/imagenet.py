@@ -1,8 +1,8 @@
-"""The networks of the 224x224 experiments, by torchvision, and any other that timm has.
+"""Networks for 224x224 images: those of torchvision that papers use, and all of timm.
 
-The classifier is replaced by one fully connected layer to the embedding, the input is normalised
-as in ImageNet's training, and the statistics of batch norm stay as they are in training too (Roth
-et al., ICML 2020); its scales and shifts are trained.
+A fully connected layer to the embedding replaces the classifier, and the input is normalised as it
+was when the published weights were trained on ImageNet. Training leaves the statistics of batch
+norm as they are (Roth et al., ICML 2020), but does change its scales and shifts.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ PRETRAINED, NONE = "imagenet", "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(Model, abc.ABC):
-    """A classifier whose last layer is replaced."""
+    """A published classifier, whose last layer is replaced by one to the embedding."""
 
     dim: int = parameter(512, "embedding dimension", at_least=1)
     weights: str = parameter(
-        PRETRAINED, "what training starts from: imagenet (downloaded), none, or a file"
+        PRETRAINED, "initial weights: imagenet (downloaded), none (random), or a file"
     )
-    freeze_bn: bool = parameter(True, "leave the statistics of batch norm as they are")
+    freeze_bn: bool = parameter(True, "leave the statistics of batch norm as they are in training")
 
     @property
     def freezes_batch_norm(self) -> bool:
-        """As the user said."""
+        """The parameter ``freeze_bn``."""
         return self.freeze_bn
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Without what only training depends on."""
+        """The facts of every model, without those parameters that matter in training only."""
         facts = super().facts
         only_training = ("weights", "freeze_bn")
         facts["values"] = {k: v for k, v in facts["values"].items() if k not in only_training}
@@ -55,7 +55,7 @@ class Pretrained(Model, abc.ABC):
 
     @property
     def training_facts(self) -> dict[str, Any]:
-        """The weights by their published name or their content, and batch norm."""
+        """The initial weights (their published name or the SHA-256 of the file), ``freeze_bn``."""
         weights = self.weights
         if weights == PRETRAINED:
             weights = self.published
@@ -66,26 +66,29 @@ class Pretrained(Model, abc.ABC):
     @property
     @abc.abstractmethod
     def published(self) -> str:
-        """The name of the weights that ``imagenet`` means."""
+        """The full name of the weights that ``weights=imagenet`` loads."""
 
     @property
     @abc.abstractmethod
     def head(self) -> str:
-        """The layer that is replaced."""
+        """The attribute name of the layer that is replaced."""
 
     @abc.abstractmethod
     def download(self) -> Mapping[str, torch.Tensor]:
-        """The published weights. Raises what the library raises where it cannot have them."""
+        """Download the published weights; raises whatever the library raises if it fails."""
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """ImageNet's mean and standard deviation."""
+        """Return the mean and the standard deviation of the channels of ImageNet."""
         return MEAN, STD
 
     def initialise(self, backbone: nn.Module) -> None:
-        """Load the weights; those of the replaced layer only from a model of dmlbench's.
+        """Load the weights that ``weights`` names.
+
+        The replaced layer gets weights only from a checkpoint of dmlbench in which it has the same
+        size; otherwise it stays random.
 
         Raises:
-            UserError: they cannot be had, or are another network's.
+            UserError: the weights are not available, or do not fit the network.
         """
         from dmlbench.storage.weights import load_state, read_state
 
@@ -94,9 +97,9 @@ class Pretrained(Model, abc.ABC):
             return
         if self.weights == PRETRAINED:
             try:
-                with redirect_stdout(sys.stderr):  # the hub tells its progress
+                with redirect_stdout(sys.stderr):  # the hub prints its progress
                     state = self.download()
-            except Exception as error:  # the network's, the hub's, a wrong hash
+            except Exception as error:  # no connection, an error of the hub, a wrong hash
                 reason = " ".join(str(error).split())[:200]
                 random = canonical_model(replace(self, weights=NONE))
                 raise UserError(
@@ -123,7 +126,7 @@ class Pretrained(Model, abc.ABC):
 
     @property
     def by_hand(self) -> str:
-        """How the published weights get to a machine that has no network."""
+        """Advice, in an error message, for a machine without an internet connection."""
         return "fetch them on a machine that has a network"
 
     def _is_head(self, key: str) -> bool:
@@ -145,36 +148,36 @@ class Pretrained(Model, abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionModel(Pretrained, abc.ABC):
-    """A builder of torchvision.models, and the weights that ``pretrained=True`` used to mean."""
+    """A network of torchvision.models; its published weights are ``IMAGENET1K_V1``."""
 
-    features: ClassVar[int]  # that go into the replaced layer
-    drops: ClassVar[bool] = False  # layers at random, in training
+    features: ClassVar[int]  # number of inputs of the replaced layer
+    drops: ClassVar[bool] = False  # True: training skips layers at random (stochastic depth)
 
     @property
     def steady(self) -> bool:
-        """With frozen batch norm; dropout is in the replaced layer alone."""
+        """True with frozen batch norm: dropout occurs only in the layer that is replaced."""
         return self.freeze_bn and not self.drops
 
     @property
     def published(self) -> str:
-        """``ResNet18_Weights.IMAGENET1K_V1``."""
+        """The name of the weights in torchvision, e.g. ``ResNet18_Weights.IMAGENET1K_V1``."""
         return str(self._entry)
 
     @property
     def by_hand(self) -> str:
-        """Where torch.hub looks."""
+        """The file and the folder in which torch.hub looks for it."""
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         return f"put {self._entry.url.rpartition('/')[2]} into {folder}"
 
     def download(self) -> Mapping[str, torch.Tensor]:
-        """By torch.hub, once, the hash checked."""
+        """Download the weights by torch.hub, unless it has the file, and check their hash."""
         state: Mapping[str, torch.Tensor] = self._entry.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
         return state
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """Random weights."""
+        """Build the network with random weights; UserError if the images are not RGB."""
         import torchvision.models
 
         self._check_channels(channels)
@@ -192,7 +195,7 @@ class TorchvisionModel(Pretrained, abc.ABC):
 @MODELS.register
 @dataclass(frozen=True, kw_only=True)
 class ResNet18(TorchvisionModel):
-    """The papers' network."""
+    """ResNet with 18 layers: the network of the papers for 224x224 images."""
 
     card = Card("resnet18", "ResNet-18 of torchvision, FC dim", RESNET)
     head = "fc"
@@ -202,7 +205,7 @@ class ResNet18(TorchvisionModel):
 @MODELS.register
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(TorchvisionModel):
-    """Fifty layers."""
+    """ResNet with 50 layers."""
 
     card = Card("resnet50", "ResNet-50 of torchvision, FC dim", RESNET)
     head = "fc"
@@ -212,7 +215,7 @@ class ResNet50(TorchvisionModel):
 @MODELS.register
 @dataclass(frozen=True, kw_only=True)
 class MnasNet(TorchvisionModel):
-    """MnasNet of depth multiplier 1."""
+    """MnasNet with the depth multiplier 1."""
 
     card = Card("mnasnet1_0", "MnasNet-1.0 of torchvision, FC dim", MNASNET)
     head = "classifier"
@@ -222,7 +225,7 @@ class MnasNet(TorchvisionModel):
 @MODELS.register
 @dataclass(frozen=True, kw_only=True)
 class SwinT(TorchvisionModel):
-    """The tiny Swin transformer."""
+    """Swin transformer of the size "tiny"."""
 
     card = Card("swin_t", "Swin-T of torchvision, FC dim", SWIN)
     head = "head"
@@ -233,29 +236,29 @@ class SwinT(TorchvisionModel):
 @MODELS.register
 @dataclass(frozen=True, kw_only=True)
 class TimmModel(Pretrained):
-    """Any classifier of the timm library, normalised as its published weights want it."""
+    """Any classifier of the timm library, with the input normalisation of its weights."""
 
     card = Card("timm", "any network of the timm library (pip install 'dmlbench[timm]')", TIMM)
 
-    name: str = parameter("resnet18", "timm's name of it, with a tag or without")
+    name: str = parameter("resnet18", "name of the network in timm, with or without a tag")
 
     @property
     def published(self) -> str:
-        """``resnet18.a1_in1k``."""
+        """The name and the tag of the weights in timm, e.g. ``resnet18.a1_in1k``."""
         known = self._config
         return f"{known.architecture}.{known.tag}"
 
     @property
     def head(self) -> str:
-        """As timm says."""
+        """The name of the classifier layer, from timm's configuration of the network."""
         return str(self._config.classifier)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """As timm says."""
+        """Return the mean and the standard deviation in timm's configuration of the weights."""
         return self._config.mean, self._config.std
 
     def download(self) -> Mapping[str, torch.Tensor]:
-        """By timm, from the hub it uses."""
+        """Download the weights by timm."""
         state: Mapping[str, torch.Tensor] = (
             self._library()
             .create_model(self.name, pretrained=True, num_classes=self.dim)
@@ -264,7 +267,11 @@ class TimmModel(Pretrained):
         return state
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """Random weights."""
+        """Build the network with random weights.
+
+        Raises:
+            UserError: the images are not RGB, or timm is missing or has no such network.
+        """
         self._check_channels(channels)
         network: nn.Module = self._library().create_model(self.name, num_classes=self.dim)
         network.register_load_state_dict_pre_hook(_renamed_by_timm)  # type: ignore[no-untyped-call]
@@ -288,7 +295,10 @@ class TimmModel(Pretrained):
 def _renamed_by_timm(
     network: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: object
 ) -> None:
-    """Weights as an older timm named them (RobRank's Swin), renamed by the timm that is here."""
+    """Rename weights that were saved by an older timm, such as the Swin of RobRank.
+
+    It is a hook that runs before ``load_state_dict`` and changes ``state`` in place.
+    """
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     bare = {key.removeprefix(prefix): value for key, value in state.items()}
     if convert is None or bare.keys() == network.state_dict().keys():

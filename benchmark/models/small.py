@@ -1,4 +1,4 @@
-"""The networks of the 28x28 experiments."""
+"""The networks for 28x28 images."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class C2F2(Model):
 
     @property
     def steady(self) -> bool:
-        """Plain layers."""
+        """True: no layer behaves differently in training."""
         return True
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """Same padding, so any size from 4 pixels up."""
+        """Build the network; UserError if the images are smaller than 4x4 pixels."""
         if size < 4:
             raise UserError(f"model c2f2 needs images of at least 4x4 pixels, got {size}x{size}")
         nn = torch.nn
@@ -60,11 +60,14 @@ class LeNet(Model):
 
     @property
     def steady(self) -> bool:
-        """Plain layers."""
+        """True: no layer behaves differently in training."""
         return True
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """No padding: 28 pixels leave a 4x4 map, and 16 are the least."""
+        """Build the network; UserError if the images are smaller than 16x16 pixels.
+
+        Convolutions are not padded: of 28x28 pixels a 4x4 map remains.
+        """
         if size < 16:
             raise UserError(f"model lenet needs images of at least 16x16 pixels, got {size}x{size}")
         nn = torch.nn

@@ -1,4 +1,4 @@
-"""SPC-2 batches: which images make a batch, and how their pixels come to the device."""
+"""SPC-2 batches (two images per class): the choice of images, and their way to the device."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from torch.utils.data import DataLoader, Dataset
 
 Index = npt.NDArray[np.int64]
 
-RESIDENT_BYTES = 2 * 2**30  # images up to this size are held on the device
-MOST_WORKERS = 4  # processes that read ahead; they copy decoded pixels, so few keep up
+RESIDENT_BYTES = 2 * 2**30  # arrays up to this size stay in the memory of the device
+MOST_WORKERS = 4  # processes that read ahead; they only copy decoded pixels, so a few suffice
 
 
 def anchors(labels: Index) -> Index:
-    """Positions of the images that have a partner in their class."""
+    """Return the positions of images whose class has at least one other image."""
     _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return np.flatnonzero(sizes[inverse] > 1)
 
 
 def pair_batches(labels: Index, pairs: int, draws: np.random.Generator) -> list[Index]:
-    """SPC-2 batches of an epoch: (2 * pairs,) positions, anchor and positive in turn.
+    """Draw the batches of an epoch, (2 * pairs,) positions each: anchor, positive, anchor, ...
 
-    Every image with a partner is the anchor once, in random order; its positive is drawn
-    uniformly from the rest of its class. The last batch may be smaller.
+    Each image whose class has another one is the anchor once, in random order. Its positive is
+    drawn uniformly from the rest of its class. The last batch may be smaller.
+
+    Args:
+        labels: (N,) class of each image.
+        pairs: number of pairs in a batch.
+        draws: the source of random numbers.
     """
     order = draws.permutation(anchors(labels))
     by_class = np.argsort(labels, kind="stable")
@@ -47,7 +52,7 @@ def pair_batches(labels: Index, pairs: int, draws: np.random.Generator) -> list[
 
 @dataclass(frozen=True)
 class Rows(Dataset[torch.Tensor]):
-    """A uint8 image array, mapped or in memory, read a batch at a time."""
+    """A uint8 image array in memory or on disk (memory-mapped), read one batch at a time."""
 
     images: npt.NDArray[np.uint8]
 
@@ -59,11 +64,13 @@ class Rows(Dataset[torch.Tensor]):
 
 
 class Pixels:
-    """Batches of uint8 images on a device: from its memory, or read ahead by worker processes.
+    """Brings batches of uint8 images to a device.
+
+    Small arrays are copied to the device once; worker processes read ahead from larger ones.
 
     Args:
         images: (N, C, H, W) uint8.
-        device: where the batches are wanted.
+        device: the device of the batches.
     """
 
     def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
@@ -71,11 +78,11 @@ class Pixels:
         self._resident: torch.Tensor | None = None
         if images.nbytes <= RESIDENT_BYTES:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of read-only memory: nothing writes to it
+                warnings.simplefilter("ignore")  # read-only memory: nothing writes to it
                 self._resident = torch.from_numpy(images).to(device)
 
     def batches(self, positions: Sequence[Index]) -> Iterator[torch.Tensor]:
-        """(B, C, H, W) uint8 on the device for each of the (B,) ``positions``."""
+        """Yield (B, C, H, W) uint8 on the device for each element (B,) of ``positions``."""
         if self._resident is not None:
             for index in positions:
                 yield self._resident[torch.from_numpy(index).to(self._device)]

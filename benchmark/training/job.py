@@ -1,4 +1,4 @@
-"""A training: all that decides the weights of a model, and its row in tables. Imports no torch."""
+"""The complete description of one training run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.defenses.base import Defense
 from dmlbench.models.base import Model, canonical_model
 
-TRAINING_VERSION = 1  # raised when the engine changes what it computes
+TRAINING_VERSION = 1  # is raised when a change of the trainer changes the weights
 
 
 @dataclass(frozen=True)
 class Training:
-    """All that decides the weights of a model, resolved.
+    """All that decides the weights of a model.
 
     Attributes:
-        dataset: canonical spec of the data set (for people; the digest decides).
-        digest: content digest of the data.
+        dataset: canonical spec of the data set. It is for people; only the digest is hashed.
+        digest: digest of the content of the data.
         model: the network.
-        defense: how it is trained, no field ``auto``.
-        recipe: for how long.
-        seed: of initialisation, batches and mining.
-        spelling: the defense as a user would write it (for people; the fields decide).
-        recipe_changes: where ``recipe`` differs from the data set's own (for people).
+        defense: the method of training; no field is ``auto``.
+        recipe: the training hyper-parameters.
+        seed: of the initial weights, the batches and the mining of triplets.
+        spelling: the defense as a user would write it. It is for people; the fields are hashed.
+        recipe_changes: values of ``recipe`` that differ from the data set's card, for people.
     """
 
     dataset: str
@@ -41,7 +41,7 @@ class Training:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """JSON-able identity facts."""
+        """The facts (JSON types) whose hash is the identity of the training run."""
         return {
             "kind": "training",
             "training_version": TRAINING_VERSION,
@@ -56,11 +56,15 @@ class Training:
 
     @cached_property
     def id(self) -> str:
-        """Identity of the training run."""
+        """The identity of the training run: 16 hex digits."""
         return identity(self.facts)
 
     def about(self, precision: str) -> dict[str, Any]:
-        """The row of the model in tables, before any suite (``analysis.records.MODEL``)."""
+        """Describe the model in a row of a table; the columns of the attack are still empty.
+
+        Args:
+            precision: number format of the network in the evaluation.
+        """
         return {
             "dataset": self.dataset,
             "model": canonical_model(self.model),

@@ -1,10 +1,10 @@
-"""The log of a training run: JSON lines, and TensorBoard where it is asked for.
+"""The log of a training run: JSON lines, and event files of TensorBoard on request.
 
-    log.jsonl     a line a step (epoch, step, loss, hardness, spread, images_per_second) and one an
-                  epoch (its means, passes_saved, R@1 where it was validated)
-    tensorboard/  the same numbers against the step
+    log.jsonl     one line for each step (epoch, step, loss, hardness, spread, images_per_second)
+                  and one for each epoch (means, passes_saved, and R@1 if it was measured)
+    tensorboard/  the same numbers by step
 
-Both lie in the model's folder.
+Both lie in the folder of the model.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ Numbers = Mapping[str, float | None]
 
 
 class TrainingLog:
-    """Goes on after the epochs that are finished; lines of an epoch that was cut off are dropped.
+    """Writes the log, and continues it when an interrupted training is resumed.
+
+    Lines of an epoch that was interrupted are removed.
 
     Args:
-        folder: of the model; None writes nothing.
-        epochs: how many are finished.
-        steps: in an epoch.
+        folder: the folder of the model; None: write nothing.
+        epochs: number of epochs that are finished.
+        steps: number of steps in an epoch.
         tensorboard: write event files too.
 
     Raises:
-        UserError: TensorBoard is wanted and not installed, or the log cannot be written.
+        UserError: TensorBoard is requested but not installed, or the log cannot be written.
     """
 
     def __init__(self, folder: Path | None, epochs: int, steps: int, tensorboard: bool) -> None:
@@ -51,11 +53,11 @@ class TrainingLog:
             self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=epochs * steps + 1)
 
     def step(self, total: int, epoch: int, step: int, found: Numbers) -> None:
-        """What a step gave; ``total`` counts steps from the beginning."""
+        """Write the numbers of a step; ``total`` is its number in the whole training."""
         self._write("step", total, {"epoch": epoch, "step": step}, found)
 
     def epoch(self, total: int, epoch: int, found: Numbers) -> None:
-        """What an epoch gave."""
+        """Write the means of an epoch; ``total`` is the number of steps up to its end."""
         self._write("epoch", total, {"epoch": epoch}, found)
 
     def _write(self, kind: str, total: int, when: Mapping[str, int], found: Numbers) -> None:
@@ -72,7 +74,7 @@ class TrainingLog:
                     self._writer.add_scalar(f"{kind}/{name}", value, total)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the event files."""
         if self._writer is not None:
             self._writer.close()
 
@@ -82,7 +84,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _epoch(line: str) -> float:
-    """The epoch of a line; infinity for one that a kill has torn."""
+    """Return the epoch of a line; infinity for one that a killed process left incomplete."""
     try:
         return float(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,9 @@
-"""Train a model with a defense: seeded, resumable an epoch at a time, stopped when it diverges.
+"""Train a model with a defense.
 
-Every random number of an epoch comes from (seed, epoch), so a run that was interrupted and one
-that was not end with the same weights. Under ``torchrun`` the batch is shared out among the
-processes (``dmlbench.compute.distributed``).
+The training is seeded, can be resumed after every epoch, and stops if it diverges. All random
+numbers of an epoch derive from (seed, epoch). An interrupted and resumed training therefore gives
+the same weights as one without interruption. Under ``torchrun`` the processes divide each batch
+(``dmlbench.compute.distributed``).
 """
 
 from __future__ import annotations
@@ -45,12 +46,19 @@ from dmlbench.training.log import TrainingLog
 History = list[dict[str, float | None]]
 
 STATE = "state.pt"
-COMPANION_RATE = 100  # proxies learn so much faster than the network (Kim et al., CVPR 2020)
+COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR 2020)
 
 
 @dataclass
 class Epoch:
-    """What the steps of an epoch were like; a batch without a triplet has no loss."""
+    """Numbers of the steps of an epoch; a batch without a triplet adds no loss and no hardness.
+
+    Attributes:
+        losses, hardnesses: of each step that had a triplet.
+        spreads: mean cosine similarity in the batch, of each step.
+        passes: forward and backward passes of images by the adversary.
+        full_passes: the same if every image had taken all steps (no active set).
+    """
 
     losses: list[float] = field(default_factory=list)
     hardnesses: list[float] = field(default_factory=list)
@@ -60,11 +68,11 @@ class Epoch:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """The number of steps."""
         return len(self.spreads)
 
     def last(self) -> dict[str, float | None]:
-        """The last loss and hardness that there were, and the last spread."""
+        """Return the most recent loss, hardness and spread; None without a triplet so far."""
         return {
             "loss": self.losses[-1] if self.losses else None,
             "hardness": self.hardnesses[-1] if self.hardnesses else None,
@@ -72,7 +80,7 @@ class Epoch:
         }
 
     def summary(self) -> dict[str, float | None]:
-        """Means over the steps, and the share of adversarial passes the active set saved."""
+        """Return the means over the steps, and the share of passes that the active set saved."""
         saved = 1 - self.passes / self.full_passes if self.full_passes else 0.0
         return {
             "loss": fmean(self.losses) if self.losses else None,
@@ -84,11 +92,12 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Watch:
-    """How a run is followed; changes no weight.
+    """Settings that show the progress of a training and do not change its weights.
 
     Attributes:
-        validate: measure R@1 on the test split every so many epochs, and after the last; 0: never.
-        tensorboard: write event files beside the JSON lines.
+        validate: number of epochs between two measurements of R@1 on the test split, which is also
+            measured after the last epoch; 0: never.
+        tensorboard: write event files of TensorBoard in addition to the JSON lines.
     """
 
     validate: int = 0
@@ -103,11 +112,14 @@ def train(
     reporter: Reporter,
     watch: Watch = Watch(),
 ) -> dict[str, Any]:
-    """Train into ``folder`` and return the manifest; from the last finished epoch if there is one.
+    """Train a model, save it in ``folder`` and return its manifest.
+
+    A training that was interrupted continues after its last finished epoch. If the folder already
+    holds the finished model, its manifest is returned at once.
 
     Raises:
         UserError: the batch is larger than the data, the folder cannot be written, ...
-        CellError: the loss stopped being finite; the message names the step and a remedy.
+        CellError: the training diverged; the message names the step and a remedy.
     """
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
@@ -150,7 +162,7 @@ def train(
         }
         manifest = None
         if among.leads:
-            # another run may have finished it meanwhile: then its weights stand
+            # another run may have finished the same model meanwhile: its weights are kept
             manifest = checkpoint.read_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
@@ -161,7 +173,12 @@ def train(
 
 @dataclass
 class _Run:
-    """The moving parts of one training run."""
+    """The state of a training run: model, optimiser, data.
+
+    Attributes:
+        state: tensors that the defense keeps from step to step, e.g. a moving average.
+        recall: the last measured R@1 in percent; None before the first measurement.
+    """
 
     training: Training
     data: RetrievalData
@@ -201,11 +218,14 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches; a last one that is smaller counts too."""
+        """The number of batches in an epoch, including a smaller last one."""
         return math.ceil(len(self.anchors) / self.training.recipe.pairs)
 
     def epoch(self, number: int, task: Bar, log: TrainingLog) -> dict[str, float | None]:
-        """One pass: every image that has a partner is the anchor once."""
+        """Train for one epoch and return its summary.
+
+        Each image whose class has another one is the anchor once.
+        """
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
@@ -247,7 +267,7 @@ class _Run:
         seen: Epoch,
         where: str,
     ) -> None:
-        """One weight update.
+        """Update the weights once.
 
         Raises:
             CellError: the loss or a gradient is not finite; the message names the step.
@@ -277,14 +297,14 @@ class _Run:
 
     @torch.no_grad()
     def embeddings(self, images: torch.Tensor) -> torch.Tensor:
-        """(2B, D) of a batch in eval mode, each process its share."""
+        """Embed a batch of 2B images in eval mode, divided among the processes: (2B, D)."""
         own = self.world.share(len(images))
         with frozen(self.model):
             return self.world.gather(embed(self.model, images[own]), len(images))
 
     @torch.no_grad()
     def check(self, index: Index, where: str) -> None:
-        """CellError if the step that was the last has left a network that gives no embeddings."""
+        """Raise CellError if the last step has left a network without finite embeddings."""
         (raw,) = self.pixels.batches([index])
         self.model.eval()
         e = embed(self.model, self.data.evaluation_pixels(raw))
@@ -294,7 +314,7 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """R@1 on the clean test split, in percent; None where no query has a match."""
+        """Measure R@1 on the clean test split, in percent; None if every class has one image only."""
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
@@ -308,7 +328,7 @@ class _Run:
         return float(found.scores["R@1"].nanmean()) if bool(found.valid.any()) else None
 
     def _dim(self) -> int:
-        """D of the embeddings."""
+        """Return the embedding dimension D."""
         probe = torch.zeros(2, self.data.channels, self.data.size, self.data.size)
         self.model.eval()
         with torch.no_grad():
@@ -321,7 +341,7 @@ class _Run:
         )
 
     def save(self, folder: Path, history: History, seconds: float) -> None:
-        """The state after an epoch: its SHA-256 in hex, a newline, the archive."""
+        """Write the state after an epoch: the SHA-256 in hex, a newline, and what torch.save gives."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -340,7 +360,12 @@ class _Run:
         write_atomically(folder / STATE, digest.encode() + b"\n" + content)
 
     def resume(self, folder: Path) -> tuple[History, float]:
-        """Load the last finished epoch; ([], 0) where there is none or it is damaged."""
+        """Load the state after the last finished epoch.
+
+        Returns:
+            The summaries of the finished epochs, and the seconds that they took; ([], 0.0) if there
+            is no state, or if it is damaged or belongs to another training.
+        """
         try:
             digest, _, content = (folder / STATE).read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -363,12 +388,12 @@ class _Run:
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
+    """Return the parameters that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def _note(found: Mapping[str, float | None]) -> str:
-    """How it goes, on a line of progress."""
+    """Write the numbers of a step or an epoch for people, on one line."""
     forms = {
         "loss": "loss {:.3f}",
         "hardness": "H {:.3f}",
