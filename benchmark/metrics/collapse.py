@@ -12,11 +12,14 @@ MEAN_COSINE_LIMIT = 0.99
 CHANCE_MARGIN = 2.0  # points of R@1
 
 
-def mean_cosine(embeddings: torch.Tensor) -> float:
-    """Mean cosine similarity of all pairs of different rows of ``embeddings`` (N, D), N >= 2."""
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+def mean_cosine(embeddings: torch.Tensor) -> torch.Tensor:
+    """Mean cosine similarity of all pairs of different rows of ``embeddings`` (N, D), N >= 2.
+
+    A scalar in the precision of ``embeddings``: pass float64 where N is large.
+    """
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
     n = len(unit)
-    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
 
 
 def effective_rank(embeddings: torch.Tensor) -> float:
