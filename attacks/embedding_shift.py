@@ -22,18 +22,8 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, TMA
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import rowwise, rowwise_gradient
-from dmlbench.metrics.retrieval import retrieval
 
 NUDGE, PUBLISHED_NUDGE = 1e-7, 1e-7 - 1e-6
-
-
-def recall_at_1(e: torch.Tensor, index: torch.Tensor, gallery: Gallery) -> torch.Tensor:
-    """R@1 (B,) in percent of perturbed queries ``e`` (B, D), their own entries left out.
-
-    NaN where a query's class has no other member.
-    """
-    x, labels = gallery.embeddings, gallery.labels
-    return retrieval(e, index, x, labels, gallery.metric, recalls=(1,)).scores["R@1"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class ShiftGoal(RowWise):
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """Distance from the clean embedding, and R@1."""
         shift = rowwise(e, self.origin, self.gallery.metric)
-        return {"ES:D": shift.double(), "ES:R": recall_at_1(e, self.index, self.gallery)}
+        return {"ES:D": shift.double(), "ES:R": self.gallery.recall_at_1(e, self.index)}
 
 
 @ATTACKS.register

@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.embedding_shift import recall_at_1
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.query import CHUNK, QueryLoss
+from dmlbench.attacks.engine.query_loss import CHUNK, QueryLoss
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import LTM, ROBRANK
 from dmlbench.core.registry import Card
@@ -46,7 +45,7 @@ class MisrankGoal(RowWise):
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """R@1."""
-        return {"LTM": recall_at_1(e, self.index, self.gallery)}
+        return {"LTM": self.gallery.recall_at_1(e, self.index)}
 
     def _extremes(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B,) the farthest other-class item, the nearest same-class one, whether there is none."""
@@ -98,7 +97,7 @@ class TopOneGoal(RowWise):
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """R@1."""
-        return {"GTM": recall_at_1(e, self.index, self.gallery)}
+        return {"GTM": self.gallery.recall_at_1(e, self.index)}
 
 
 @ATTACKS.register
@@ -123,22 +122,12 @@ class GreedyTopOneMisranking(Attack):
 
 
 @dataclass(frozen=True)
-class TranslocationGoal(RowWise):
+class TranslocationGoal(QueryLoss):
     """GTT: the QA- loss, and whether the item is still in the top 4."""
-
-    loss: QueryLoss
-
-    def take(self, rows: torch.Tensor) -> TranslocationGoal:
-        """The same goal for the queries ``rows``."""
-        return TranslocationGoal(self.loss.take(rows))
-
-    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``QueryLoss``."""
-        return self.loss.value_and_grad(e, step)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """100 where fewer than 4 others are closer (ties half), else 0; own entry left out."""
-        ahead = self.loss.items_ahead(e)
+        ahead = self.items_ahead(e)
         return {"GTT": 100 * (ahead[:, 0] < RETAINED).double()}
 
 
@@ -153,4 +142,4 @@ class GreedyTopOneTranslocation(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
         """QA- on the top-1 item of the clean query."""
         top1 = gallery.nearest(1)[index].long()
-        return TranslocationGoal(QueryLoss(False, self.strict, gallery, index, top1))
+        return TranslocationGoal(False, self.strict, gallery, index, top1)

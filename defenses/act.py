@@ -18,11 +18,9 @@ from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
     AdversarialDefense,
-    Clean,
+    Batch,
     State,
-    Step,
-    hardness,
-    triplet_loss,
+    StepOutput,
 )
 from dmlbench.defenses.samplers import INITIAL
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
@@ -59,17 +57,13 @@ class AntiCollapseTriplet(AdversarialDefense):
         """``ACT[R]``."""
         return f"ACT[{INITIAL[self.sampler]}]"
 
-    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine on the clean batch, collapse positives onto negatives, take the loss."""
-        assert self.margin is not None
-        triplets = self.mine(self.sampler, clean, model.metric)
+        triplets = self.mine(self.sampler, batch, model.metric)
         if not len(triplets):
-            return Step.empty(clean)
-        images = clean.images[triplets.stack()]
+            return StepOutput.empty(batch)
+        images = batch.images[triplets.stack()]
         perturbed = self.perturb(model, images[:, 1:], CollapseObjective(model.metric))
-        hostile = torch.cat([images[:, :1], perturbed.images], dim=1)
-        e = model(hostile.flatten(0, 1))
-        h = hardness(e.view(len(triplets), 3, -1), model.metric)
-        loss = triplet_loss(h, self.margin)
-        passes = (perturbed.passes, perturbed.full_passes)
-        return Step(loss, h.detach().mean(), clean.spread, triplets.weight, *passes)
+        adversarial = torch.cat([images[:, :1], perturbed.images], dim=1)
+        e = model(adversarial.flatten(0, 1)).view(len(triplets), 3, -1)
+        return self.triplet_step(batch, triplets, e, model.metric, perturbed)

@@ -18,6 +18,7 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
+from dmlbench.metrics.collapse import mean_cosine
 from dmlbench.metrics.distance import Metric, rowwise
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ MARGIN = {"N": 0.2, "C": 0.2, "E": 1.0}  # RobRank's margins
 
 
 @dataclass
-class Step:
-    """What a training step is to do and what it was like.
+class StepOutput:
+    """The loss of a training step, and what is logged of it.
 
     Attributes:
         loss: scalar to back-propagate; None if the batch held no triplet.
-        hardness: mean d(a, p) - d(a, n) of the triplets the loss is taken on.
-        spread: mean pairwise cosine of the clean batch; near 1 in a collapse.
+        hardness: scalar, mean d(a, p) - d(a, n) of the triplets the loss is taken on.
+        mean_cosine: scalar, mean pairwise cosine of the clean batch; near 1 in a collapse.
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
         passes: adversarial forward-backward passes spent, counted a triplet.
         full_passes: what they would have been without the active set.
@@ -47,15 +48,15 @@ class Step:
 
     loss: torch.Tensor | None
     hardness: torch.Tensor
-    spread: torch.Tensor
+    mean_cosine: torch.Tensor
     weight: float
     passes: int = 0
     full_passes: int = 0
 
     @classmethod
-    def empty(cls, clean: Clean) -> Step:
-        """The step of a batch that holds a single class, and so no triplet."""
-        return cls(None, torch.tensor(torch.nan), clean.spread, 1 / clean.world.size)
+    def empty(cls, batch: Batch) -> StepOutput:
+        """The step of a batch that holds a single class, and so no triplet: nothing is learned."""
+        return cls(None, torch.tensor(torch.nan), batch.mean_cosine, 1 / batch.world.size)
 
 
 State = dict[str, "torch.Tensor"]
@@ -64,8 +65,8 @@ mean over the step's triplets: several processes take the mean of theirs."""
 
 
 @dataclass(frozen=True)
-class Clean:
-    """A batch as the defense sees it.
+class Batch:
+    """A batch of clean images, as a defense gets it.
 
     Attributes:
         images: (2B, C, H, W) in [0, 1]; anchors at even positions, their positives after them.
@@ -92,9 +93,9 @@ class Clean:
         return self.embed()
 
     @property
-    def spread(self) -> torch.Tensor:
-        """Mean pairwise cosine of ``embeddings``."""
-        return spread(self.embeddings)
+    def mean_cosine(self) -> torch.Tensor:
+        """Mean pairwise cosine of ``embeddings``, a scalar; near 1 in a collapse."""
+        return mean_cosine(self.embeddings)
 
     @property
     def share(self) -> slice:
@@ -125,7 +126,7 @@ class Defense(Component, abc.ABC):
         """Its name in the papers' notation, e.g. ``HM[S,g_LGA]&ICS``."""
 
     @abc.abstractmethod
-    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """The loss of one batch. The model comes, and is left, in train mode."""
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
@@ -142,25 +143,53 @@ class Defense(Component, abc.ABC):
         return None
 
     def mine(
-        self, sampler: str, clean: Clean, metric: Metric, embeddings: torch.Tensor | None = None
+        self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
     ) -> Triplets:
         """The triplets of ``mine_whole`` that are for this process to work on."""
-        return self.mine_whole(sampler, clean, metric, embeddings).share(clean.world)
+        return self.mine_whole(sampler, batch, metric, embeddings).share(batch.world)
 
     def mine_whole(
-        self, sampler: str, clean: Clean, metric: Metric, embeddings: torch.Tensor | None = None
+        self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
     ) -> Triplets:
         """One triplet a pair of the batch, by the named sampler; the same in all processes.
 
         Args:
             sampler: a name in ``SAMPLERS``.
-            clean: the batch.
+            batch: the batch; one that holds a single class has no triplet.
             metric: N, E or C.
             embeddings: (2B, D) what distances are taken of; the clean embeddings by default.
         """
-        e = clean.embeddings if embeddings is None else embeddings
+        e = batch.embeddings if embeddings is None else embeddings
         margin = self.margin or MARGIN[metric]
-        return sample(sampler, e, clean.labels, metric, margin, clean.generator)
+        found = sample(sampler, e, batch.labels, metric, margin, batch.generator)
+        return dataclasses.replace(found, weight=1 / batch.world.size)
+
+    def triplet_step(
+        self,
+        batch: Batch,
+        triplets: Triplets,
+        e: torch.Tensor,
+        metric: Metric,
+        perturbed: Perturbed | None = None,
+        loss: torch.Tensor | None = None,
+    ) -> StepOutput:
+        """The end of a step: the triplet loss on ``e``, with what is logged.
+
+        Args:
+            batch: the batch.
+            triplets: by ``mine`` or ``mine_whole``; where there are none, the step learns nothing.
+            e: (T, 3, D) embeddings of their anchors, positives and negatives, with gradient.
+            metric: N, E or C.
+            perturbed: what PGD made of the triplets; None where nothing was perturbed.
+            loss: a scalar to descend in place of the triplet loss.
+        """
+        if not len(triplets):
+            return StepOutput.empty(batch)
+        h = hardness(e, metric)
+        if loss is None:
+            loss = triplet_loss(h, self.margin or MARGIN[metric])
+        passes = (perturbed.passes, perturbed.full_passes) if perturbed else (0, 0)
+        return StepOutput(loss, h.detach().mean(), batch.mean_cosine, triplets.weight, *passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +236,6 @@ class AdversarialDefense(Defense):
 
         with frozen(model):
             return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)
-
-
-def spread(e: torch.Tensor) -> torch.Tensor:
-    """Mean pairwise cosine of embeddings (n, D), a scalar; near 1 in a collapse."""
-    unit = torch.nn.functional.normalize(e, dim=1)
-    n = len(unit)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

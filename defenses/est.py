@@ -18,11 +18,9 @@ from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
     AdversarialDefense,
-    Clean,
+    Batch,
     State,
-    Step,
-    hardness,
-    triplet_loss,
+    StepOutput,
 )
 from dmlbench.defenses.samplers import INITIAL
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
@@ -60,16 +58,10 @@ class EmbeddingShiftedTriplet(AdversarialDefense):
         """``EST[R]``."""
         return f"EST[{INITIAL[self.sampler]}]"
 
-    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Shift the batch, mine on what it became, take the triplet loss there."""
-        assert self.margin is not None
-        objective = ShiftObjective(model.metric, clean.embeddings[clean.share, None])
-        perturbed = self.perturb(model, clean.images[clean.share, None], objective)
-        e = clean.gather(model(perturbed.images[:, 0]))
-        triplets = self.mine(self.sampler, clean, model.metric, e.detach())
-        if not len(triplets):
-            return Step.empty(clean)
-        h = hardness(e[triplets.stack()], model.metric)
-        loss = triplet_loss(h, self.margin)
-        passes = (perturbed.passes, perturbed.full_passes)
-        return Step(loss, h.detach().mean(), clean.spread, triplets.weight, *passes)
+        objective = ShiftObjective(model.metric, batch.embeddings[batch.share, None])
+        perturbed = self.perturb(model, batch.images[batch.share, None], objective)
+        e = batch.gather(model(perturbed.images[:, 0]))
+        triplets = self.mine(self.sampler, batch, model.metric, e.detach())
+        return self.triplet_step(batch, triplets, e[triplets.stack()], model.metric, perturbed)

@@ -24,9 +24,9 @@ from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
     AdversarialDefense,
-    Clean,
+    Batch,
     State,
-    Step,
+    StepOutput,
     hardness,
     triplet_loss,
 )
@@ -131,41 +131,38 @@ class HardnessManipulation(AdversarialDefense):
         u = (self.u or filled.margin) if self.eased else None
         return dataclasses.replace(filled, u=u, ics=ics)
 
-    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Sample, manipulate the hardness, take the triplet loss (and ICS) on the result."""
-        assert self.margin is not None
         metric = model.metric
-        triplets = self.mine(self.source, clean, metric)
+        triplets = self.mine(self.source, batch, metric)
         if not len(triplets):
-            return Step.empty(clean)
-        passes = full_passes = 0
+            return StepOutput.empty(batch)
+        perturbed = None
         if self.identical:  # what ``none`` computes, to the bit
-            e = clean.gather(model(clean.images[clean.share]))[triplets.stack()]
+            e = batch.gather(model(batch.images[batch.share]))[triplets.stack()]
         else:
-            goal = self.hardness_goal(clean, state, metric).expand(len(triplets))
-            images = clean.images[triplets.stack()]
+            goal = self.hardness_goal(batch, state, metric).expand(len(triplets))
+            images = batch.images[triplets.stack()]
             perturbed = self.perturb(model, images, HardnessObjective(metric, goal))
-            passes, full_passes = perturbed.passes, perturbed.full_passes
             e = model(perturbed.images.flatten(0, 1)).view(len(triplets), 3, -1)
-        h = hardness(e, metric)
-        loss = triplet_loss(h, self.margin)
-        state["previous_loss"] = loss.detach()
+        step = self.triplet_step(batch, triplets, e, metric, perturbed)
+        assert step.loss is not None
+        state["previous_loss"] = step.loss.detach()
         if self.ics:
-            loss = loss + self.ics * self.structure_loss(model, clean, triplets, e)
-        weight = triplets.weight
-        return Step(loss, h.detach().mean(), clean.spread, weight, passes, full_passes)
+            step.loss = step.loss + self.ics * self.structure_loss(model, batch, triplets, e)
+        return step
 
-    def hardness_goal(self, clean: Clean, state: State, metric: Metric) -> torch.Tensor:
+    def hardness_goal(self, batch: Batch, state: State, metric: Metric) -> torch.Tensor:
         """H_D: a scalar, or (T,) for another sampler's triplets with the same anchors."""
         assert self.margin is not None
         if self.destination == "constant":
-            return clean.embeddings.new_tensor(self.level)
+            return batch.embeddings.new_tensor(self.level)
         if self.destination in GRADUAL:
-            ease = self.ease(state, clean.embeddings)
+            ease = self.ease(state, batch.embeddings)
             return -self.margin * ease ** POWER[self.destination]
-        triplets = self.mine(self.destination, clean, metric)
-        goal = hardness(clean.embeddings[triplets.stack()], metric)
-        return goal + self.xi * (1 - self.ease(state, clean.embeddings)) if self.xi else goal
+        triplets = self.mine(self.destination, batch, metric)
+        goal = hardness(batch.embeddings[triplets.stack()], metric)
+        return goal + self.xi * (1 - self.ease(state, batch.embeddings)) if self.xi else goal
 
     def ease(self, state: State, like: torch.Tensor) -> torch.Tensor:
         """L = min(u, previous step's adversarial loss) / u, 1 before the first (HM, Gradual
@@ -177,13 +174,13 @@ class HardnessManipulation(AdversarialDefense):
         return state["previous_loss"].to(like).clamp(max=self.u) / self.u
 
     def structure_loss(
-        self, model: EmbeddingModel, clean: Clean, triplets: Triplets, adversarial: torch.Tensor
+        self, model: EmbeddingModel, batch: Batch, triplets: Triplets, adversarial: torch.Tensor
     ) -> torch.Tensor:
         """ICS (HM, Intra-Class Structure): triplet(a, a~, p), a and p clean; margin 0 in the paper.
 
         It keeps the adversarial anchor closer to its own clean image than the positive is.
         """
-        e = model(clean.images[torch.cat([triplets.anchor, triplets.positive])])
+        e = model(batch.images[torch.cat([triplets.anchor, triplets.positive])])
         a, p = e.chunk(2)
         d_adversarial = rowwise(a, adversarial[:, 0], model.metric)
         h = d_adversarial - rowwise(a, p, model.metric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from dmlbench.common.errors import UserError
@@ -12,13 +12,10 @@ from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
-    Clean,
+    Batch,
     Defense,
     State,
-    Step,
-    hardness,
-    spread,
-    triplet_loss,
+    StepOutput,
 )
 from dmlbench.defenses.losses import LOSSES, build
 from dmlbench.defenses.samplers import INITIAL
@@ -71,23 +68,19 @@ class NoDefense(Defense):
         """The loss, where it is not the triplet loss; proxy-anchor's proxies learn."""
         return None if self.loss == TRIPLET else build(self.loss, classes, dim, metric)
 
-    def step(self, model: EmbeddingModel, clean: Clean, state: State) -> Step:
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Forward the batch, mine its embeddings, and take the loss on them.
 
         A network that embeds otherwise in training is mined in eval mode, by a pass of its own.
         """
-        e = clean.gather(model(clean.images[clean.share]))
-        known = e.detach() if model.steady else clean.embeddings
-        whole = self.mine_whole(self.sampler, clean, model.metric, known)
-        if not len(whole):
-            return Step.empty(clean)
-        if clean.companion is None:
-            assert self.margin is not None
-            triplets = whole.share(clean.world)
-            h = hardness(e[triplets.stack()], model.metric)
-            loss, weight = triplet_loss(h, self.margin), triplets.weight
-        else:  # no mean over triplets: every process takes the loss on the whole batch
-            h, weight = hardness(e[whole.stack()], model.metric), 1 / clean.world.size
-            mined = (whole.stack().unbind(1),) if self.loss == MARGIN_LOSS else ()
-            loss = clean.companion(e, clean.labels, *mined)
-        return Step(loss, h.detach().mean(), spread(known), weight)
+        e = batch.gather(model(batch.images[batch.share]))
+        if model.steady:
+            batch = replace(batch, embed=e.detach)
+        whole = self.mine_whole(self.sampler, batch, model.metric)
+        if batch.companion is None or not len(whole):
+            triplets = whole.share(batch.world)
+            return self.triplet_step(batch, triplets, e[triplets.stack()], model.metric)
+        # no mean over triplets: every process takes the loss on the whole batch
+        mined = (whole.stack().unbind(1),) if self.loss == MARGIN_LOSS else ()
+        loss = batch.companion(e, batch.labels, *mined)
+        return self.triplet_step(batch, whole, e[whole.stack()], model.metric, loss=loss)

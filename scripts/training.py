@@ -38,7 +38,7 @@ from dmlbench.compute.embedding import place as on_device
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base
-from dmlbench.defenses.base import DEFENSES, Clean, Defense
+from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from dmlbench.models.small import C2F2
 from dmlbench.training.batches import pair_batches
 from scripts.peer import import_robrank
@@ -68,14 +68,14 @@ class Worker:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - begun
 
-    def step(self, defense: Defense) -> base.Step:
+    def step(self, defense: Defense) -> base.StepOutput:
         """One weight update, and back to the weights before."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
         generator = torch.Generator(self.device).manual_seed(0)
         embeddings = partial(embedded, model, self.images)
-        clean = Clean(self.images, self.labels, embeddings, generator, World())
-        step = defense.step(model, clean, {})
+        batch = Batch(self.images, self.labels, embeddings, generator, World())
+        step = defense.step(model, batch, {})
         assert step.loss is not None
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -151,8 +151,8 @@ def prepare(pairs: int, device: torch.device) -> Worker:
     for batch in batches[:30]:
         images, labels = batch_of(train, batch, device)
         generator = torch.Generator(device).manual_seed(0)
-        clean = Clean(images, labels, partial(embedded, model, images), generator, World())
-        step = none.step(model, clean, {})
+        batch = Batch(images, labels, partial(embedded, model, images), generator, World())
+        step = none.step(model, batch, {})
         assert step.loss is not None
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench.attacks import embedding_shift, misranking, query
+from dmlbench.attacks import embedding_shift, misranking
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
-from dmlbench.attacks.embedding_shift import recall_at_1
+from dmlbench.attacks.engine import query_loss
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.query import SemanticsPreservingGoal
 from dmlbench.common.errors import CellError
@@ -81,13 +81,13 @@ def compare(
 def test_query_attacks_equal_their_definition(
     name: str, m: int, metric: str, suite: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "CHUNK", 17)  # the gallery spans several chunks
+    monkeypatch.setattr(query_loss, "CHUNK", 17)  # the gallery spans several chunks
     g, index = make_gallery(metric, dtype), torch.tensor([3, 0, 59, 17])
     goal: Any = resolved(name, suite, m=m).goal(g, index, seed=2)
     e = g.embeddings[index] + 0.3 * torch.randn(4, 6, dtype=dtype)
     rank = goal.outcome(e)[name.upper()]
     for row, own in enumerate(index.tolist()):
-        candidates = goal.loss.candidates[row].tolist()
+        candidates = goal.candidates[row].tolist()
         assert own not in candidates
         x = e[row].clone().requires_grad_()
         expected = slow_qa(x, own, candidates, g, name == "qa+", suite)
@@ -109,7 +109,7 @@ def test_semantics_preserving_attacks_add_a_weighted_term(name: str, metric: str
     e = g.embeddings[index] + 0.3 * torch.randn(2, 6, dtype=torch.float64)
     outcome = goal.outcome(e)
     for row, own in enumerate(index.tolist()):
-        candidates = goal.loss.candidates[row].tolist()
+        candidates = goal.candidates[row].tolist()
         kept = goal.semantics.candidates[row].tolist()
         d = [distance(g.embeddings[own], x, metric).item() for x in g.embeddings]
         order = sorted((n for n in range(N) if n != own), key=lambda n: d[n])
@@ -193,12 +193,12 @@ def test_gtt_pushes_the_top1_out_of_the_top4(metric: str, suite: str) -> None:
     for own in range(N):
         clean = [distance(g.embeddings[own], x, metric).item() for x in g.embeddings]
         top1 = min((n for n in range(N) if n != own), key=lambda n: clean[n])
-        assert goal.loss.candidates[own].tolist() == [top1]
+        assert goal.candidates[own].tolist() == [top1]
         after = [distance(e[own], x, metric).item() for x in g.embeddings]
         top4 = sorted((n for n in range(N) if n != own), key=lambda n: after[n])[:4]
         assert outcome[own].item() == 100 * (top1 in top4)
     x = e[5].clone().requires_grad_()
-    expected = slow_qa(x, 5, goal.loss.candidates[5].tolist(), g, up=False, suite=suite)
+    expected = slow_qa(x, 5, goal.candidates[5].tolist(), g, up=False, suite=suite)
     compare(goal, e, 5, expected, x, 1e-12)
 
 
@@ -211,7 +211,7 @@ def test_es_and_tma_equal_their_definition(metric: str) -> None:
     compare(shift, e, 1, -distance(x, g.embeddings[0], metric), x, 1e-12)
     found = shift.outcome(e)
     assert found["ES:D"][1].item() == pytest.approx(distance(e[1], g.embeddings[0], metric).item())
-    assert torch.equal(found["ES:R"], recall_at_1(e, index, g))
+    assert torch.equal(found["ES:R"], g.recall_at_1(e, index))
     _, gradient = shift.value_and_grad(g.embeddings[index], 0)
     assert gradient.abs().min() > 0  # the nudge of the first step
     mismatch: Any = resolved("tma", "strict").goal(g, index, seed=0)

@@ -13,7 +13,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat, TrainingThreat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import DEFENSES, Clean, Defense
+from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from dmlbench.models.small import C2F2
 
 THREAT = Threat(eps=0.2, alpha=0.05, steps=8, sp_scale=0)
@@ -115,9 +115,9 @@ def test_a_defense_gives_a_loss_and_leaves_the_model_as_it_was(
         embeddings = embed(network, images)
     network.train()
     before = [p.clone() for p in network.parameters()]
-    clean = Clean(images, labels, lambda: embeddings, torch.Generator().manual_seed(0), World())
+    batch = Batch(images, labels, lambda: embeddings, torch.Generator().manual_seed(0), World())
     defense = cls().resolve(TrainingThreat(eps=0.1, eta=2), "N")
-    step = defense.step(network, clean, {})
+    step = defense.step(network, batch, {})
     assert step.loss is not None
     assert step.loss.ndim == 0
     assert step.loss.requires_grad

@@ -20,7 +20,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.act import AntiCollapseTriplet
-from dmlbench.defenses.base import Clean, Defense, State, Step, hardness
+from dmlbench.defenses.base import Batch, Defense, State, StepOutput, hardness
 from dmlbench.defenses.est import EmbeddingShiftedTriplet
 from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.losses import LOSSES
@@ -40,7 +40,7 @@ def model() -> EmbeddingModel:
     return C2F2(dim=8).build(1, 8).train()
 
 
-def make_clean(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Clean:
+def make_batch(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Batch:
     images = torch.from_numpy(data.train.images[::5]).float() / 255
     labels = torch.from_numpy(data.train.labels[::5])
     pairs = labels.bincount().min() // 2 * 2
@@ -49,14 +49,14 @@ def make_clean(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Cle
         embeddings = embed(model.eval(), images[keep])
     model.train()
     generator = torch.Generator().manual_seed(seed)
-    return Clean(images[keep], labels[keep], lambda: embeddings, generator, World())
+    return Batch(images[keep], labels[keep], lambda: embeddings, generator, World())
 
 
-def mined(defense: Defense, sampler: str, clean: Clean) -> Triplets:
+def mined(defense: Defense, sampler: str, batch: Batch) -> Triplets:
     """The triplets that a step with this generator state will draw first."""
-    state = clean.generator.get_state()
-    triplets = defense.mine(sampler, clean, "N")
-    clean.generator.set_state(state)
+    state = batch.generator.get_state()
+    triplets = defense.mine(sampler, batch, "N")
+    batch.generator.set_state(state)
     return triplets
 
 
@@ -80,13 +80,13 @@ def slow_perturb(
 
 
 def slow_hm_loss(
-    model: EmbeddingModel, clean: Clean, t: Triplets, x: torch.Tensor, ics: float
+    model: EmbeddingModel, batch: Batch, t: Triplets, x: torch.Tensor, ics: float
 ) -> torch.Tensor:
     network = copy.deepcopy(model).train()
     a, p, n = (network(x[:, i]) for i in range(3))
     loss = ((a - p).norm(dim=1) - (a - n).norm(dim=1) + GAMMA).clamp(min=0).mean()
     if ics:
-        a0, p0 = network(clean.images[t.anchor]), network(clean.images[t.positive])
+        a0, p0 = network(batch.images[t.anchor]), network(batch.images[t.positive])
         inner = (a0 - a).norm(dim=1) - (a0 - p0).norm(dim=1)
         loss = loss + ics * inner.clamp(min=0).mean()
     loss.backward()
@@ -94,7 +94,7 @@ def slow_hm_loss(
     return loss.detach()
 
 
-def flat_gradient(model: EmbeddingModel, step: Step) -> torch.Tensor:
+def flat_gradient(model: EmbeddingModel, step: StepOutput) -> torch.Tensor:
     assert step.loss is not None
     return torch.cat([g.flatten() for g in torch.autograd.grad(step.loss, model.parameters())])
 
@@ -108,24 +108,24 @@ def test_a_step_of_hm_equals_the_equations(
         return
     defense = HardnessManipulation(source=source, destination=destination, ics=ics)
     defense = defense.resolve(THREAT, "N")
-    clean = make_clean(model, tiny)
+    batch = make_batch(model, tiny)
     state = {"previous_loss": torch.tensor(0.07)}
-    t = mined(defense, source, clean)
-    before = clean.generator.get_state()
+    t = mined(defense, source, batch)
+    before = batch.generator.get_state()
     if destination == "lga":
         h_d = torch.full((len(t),), -GAMMA * min(0.07, GAMMA) / GAMMA)
     else:
-        defense.mine(source, clean, "N")  # the source is drawn first
-        d = defense.mine(destination, clean, "N")
-        e = clean.embeddings
+        defense.mine(source, batch, "N")  # the source is drawn first
+        d = defense.mine(destination, batch, "N")
+        e = batch.embeddings
         h_d = (e[d.anchor] - e[d.positive]).norm(dim=1) - (e[d.anchor] - e[d.negative]).norm(dim=1)
-    clean.generator.set_state(before)
-    images = clean.images[t.stack()]
+    batch.generator.set_state(before)
+    images = batch.images[t.stack()]
     expected = slow_perturb(model, images, h_d, defense)
     found = defense.perturb(model, images, HardnessObjective("N", h_d))
     assert torch.equal(found.images, expected)  # to the bit, though triplets left the batch
-    step = defense.step(model, clean, state)
-    slow = slow_hm_loss(model, clean, t, expected, ics)
+    step = defense.step(model, batch, state)
+    slow = slow_hm_loss(model, batch, t, expected, ics)
     assert step.loss is not None
     assert step.loss.item() == pytest.approx(slow.item(), rel=1e-5)
     gradient = flat_gradient(model, step)
@@ -138,9 +138,9 @@ def test_a_step_of_hm_equals_the_equations(
 
 
 def test_the_active_set_of_hm_saves_passes(model: EmbeddingModel, tiny: RetrievalData) -> None:
-    clean = make_clean(model, tiny)
+    batch = make_batch(model, tiny)
     defense = HardnessManipulation(destination="lga", eta=16).resolve(THREAT, "N")
-    images = clean.images[mined(defense, "softhard", clean).stack()]
+    images = batch.images[mined(defense, "softhard", batch).stack()]
 
     def to(level: float) -> Perturbed:
         goal = HardnessObjective("N", torch.full((len(images),), level))
@@ -189,20 +189,20 @@ def test_destinations_that_need_no_triplets(
 ) -> None:
     defense = HardnessManipulation(**fields).resolve(THREAT, "N")
     state: State = {} if previous is None else {"previous_loss": torch.tensor(previous)}
-    goal = defense.hardness_goal(make_clean(model, tiny), state, "N")
+    goal = defense.hardness_goal(make_batch(model, tiny), state, "N")
     assert goal.item() == pytest.approx(expected)
 
 
 def test_g_b_raises_a_samplers_hardness_as_the_loss_falls(
     model: EmbeddingModel, tiny: RetrievalData
 ) -> None:
-    clean = make_clean(model, tiny)
+    batch = make_batch(model, tiny)
     plain = HardnessManipulation(destination="semihard").resolve(THREAT, "N")
     raised = HardnessManipulation(destination="semihard", xi=0.1).resolve(THREAT, "N")
     found = []
     for defense in (plain, raised):
-        clean.generator.manual_seed(5)
-        found.append(defense.hardness_goal(clean, {"previous_loss": torch.tensor(0.05)}, "N"))
+        batch.generator.manual_seed(5)
+        found.append(defense.hardness_goal(batch, {"previous_loss": torch.tensor(0.05)}, "N"))
     torch.testing.assert_close(found[1], found[0] + 0.1 * (1 - 0.05 / GAMMA))
     assert raised.label == "HM[S,g_B(M)]&ICS"
 
@@ -226,18 +226,18 @@ def slow_pgd(
 def test_a_step_of_est_equals_the_equations(
     model: EmbeddingModel, tiny: RetrievalData, sampler: str
 ) -> None:
-    clean = make_clean(model, tiny)
+    batch = make_batch(model, tiny)
 
     def shift(e: list[torch.Tensor], step: int) -> torch.Tensor:
-        origin = clean.embeddings + (1e-7 if step == 0 else 0)
+        origin = batch.embeddings + (1e-7 if step == 0 else 0)
         return -(e[0] - origin).norm(dim=1).sum()
 
-    x = slow_pgd(model, clean.images[:, None], shift)[:, 0]
-    step = EmbeddingShiftedTriplet(sampler=sampler).resolve(THREAT, "N").step(model, clean, {})
+    x = slow_pgd(model, batch.images[:, None], shift)[:, 0]
+    step = EmbeddingShiftedTriplet(sampler=sampler).resolve(THREAT, "N").step(model, batch, {})
     network = copy.deepcopy(model).train()
     e = network(x)
-    clean.generator.manual_seed(0)
-    t = sample(sampler, e.detach(), clean.labels, "N", GAMMA, clean.generator)
+    batch.generator.manual_seed(0)
+    t = sample(sampler, e.detach(), batch.labels, "N", GAMMA, batch.generator)
     h = (e[t.anchor] - e[t.positive]).norm(dim=1) - (e[t.anchor] - e[t.negative]).norm(dim=1)
     expected = (h + GAMMA).clamp(min=0).mean()
     reference = torch.cat(
@@ -252,14 +252,14 @@ def test_a_step_of_est_equals_the_equations(
 def test_a_step_of_act_equals_the_equations(
     model: EmbeddingModel, tiny: RetrievalData, sampler: str
 ) -> None:
-    clean = make_clean(model, tiny)
+    batch = make_batch(model, tiny)
     defense = AntiCollapseTriplet(sampler=sampler).resolve(THREAT, "N")
-    t = mined(defense, sampler, clean)
-    images = clean.images[torch.stack([t.positive, t.negative], 1)]
+    t = mined(defense, sampler, batch)
+    images = batch.images[torch.stack([t.positive, t.negative], 1)]
     x = slow_pgd(model, images, lambda e, _: (e[0] - e[1]).norm(dim=1).mean())
-    step = defense.step(model, clean, {})
+    step = defense.step(model, batch, {})
     network = copy.deepcopy(model).train()
-    a, p, n = network(clean.images[t.anchor]), network(x[:, 0]), network(x[:, 1])
+    a, p, n = network(batch.images[t.anchor]), network(x[:, 0]), network(x[:, 1])
     h = (a - p).norm(dim=1) - (a - n).norm(dim=1)
     expected = (h + GAMMA).clamp(min=0).mean()
     reference = torch.cat(
@@ -276,11 +276,11 @@ def test_hm_records_the_adversarial_loss_without_ics(
 ) -> None:
     with_ics: State = {}
     without: State = {}
-    HardnessManipulation(ics=5).resolve(THREAT, "N").step(model, make_clean(model, tiny), with_ics)
+    HardnessManipulation(ics=5).resolve(THREAT, "N").step(model, make_batch(model, tiny), with_ics)
     step = (
         HardnessManipulation(ics=0)
         .resolve(THREAT, "N")
-        .step(model, make_clean(model, tiny), without)
+        .step(model, make_batch(model, tiny), without)
     )
     assert with_ics["previous_loss"] == without["previous_loss"] == step.loss
 
@@ -291,8 +291,8 @@ def test_hm_to_its_own_source_is_plain_training(
 ) -> None:
     same = HardnessManipulation(source=sampler, destination=sampler, ics=0).resolve(THREAT, "N")
     plain = NoDefense(sampler=sampler).resolve(THREAT, "N")
-    a = same.step(model, make_clean(model, tiny), {})
-    b = plain.step(model, make_clean(model, tiny), {})
+    a = same.step(model, make_batch(model, tiny), {})
+    b = plain.step(model, make_batch(model, tiny), {})
     assert a.loss is not None
     assert b.loss is not None
     assert torch.equal(a.loss, b.loss)
@@ -308,9 +308,9 @@ def test_hm_to_its_own_source_is_plain_training(
 def test_a_batch_of_one_class_is_no_step(
     model: EmbeddingModel, tiny: RetrievalData, defense: Defense
 ) -> None:
-    clean = make_clean(model, tiny)
-    images, labels, embeddings = clean.images[:2], clean.labels[:2], clean.embeddings[:2]
-    lone = Clean(images, labels, lambda: embeddings, torch.Generator(), World())
+    batch = make_batch(model, tiny)
+    images, labels, embeddings = batch.images[:2], batch.labels[:2], batch.embeddings[:2]
+    lone = Batch(images, labels, lambda: embeddings, torch.Generator(), World())
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
@@ -323,17 +323,17 @@ def test_none_takes_a_pass_in_eval_mode_where_training_embeds_otherwise(
     network = torch.nn.Sequential(*layers[: 1 if steady else 2], layers[2], torch.nn.LazyLinear(6))
     model = EmbeddingModel(network, "N", steady=steady)
     model(torch.rand(2, 1, 8, 8))
-    clean = make_clean(model, tiny)
-    known, asked = clean.embeddings, []
-    clean = dataclasses.replace(clean, embed=lambda: asked.append(1) or known)
-    step = NoDefense(sampler="hardest").resolve(THREAT, "N").step(model, clean, {})
+    batch = make_batch(model, tiny)
+    known, asked = batch.embeddings, []
+    batch = dataclasses.replace(batch, embed=lambda: asked.append(1) or known)
+    step = NoDefense(sampler="hardest").resolve(THREAT, "N").step(model, batch, {})
     assert bool(asked) == (not steady)
-    triplets = sample("hardest", known, clean.labels, "N", GAMMA, torch.Generator()).stack()
-    expected = (hardness(model(clean.images)[triplets], "N") + GAMMA).relu().mean()
+    triplets = sample("hardest", known, batch.labels, "N", GAMMA, torch.Generator()).stack()
+    expected = (hardness(model(batch.images)[triplets], "N") + GAMMA).relu().mean()
     torch.testing.assert_close(step.loss, expected)
     e = torch.nn.functional.normalize(known, dim=1)
     cosines = (e @ e.T)[~torch.eye(len(e), dtype=torch.bool)]
-    torch.testing.assert_close(step.spread, cosines.mean())
+    torch.testing.assert_close(step.mean_cosine, cosines.mean())
 
 
 def test_labels_are_the_papers() -> None:
@@ -426,21 +426,21 @@ def slow_proxy_anchor(e: torch.Tensor, labels: torch.Tensor, proxies: torch.Tens
 def test_other_losses_are_their_papers(tiny: RetrievalData, loss: str, metric: Metric) -> None:
     torch.manual_seed(1)
     network = C2F2(dim=8, metric=metric).build(1, 8).train()
-    clean = make_clean(network, tiny)
+    batch = make_batch(network, tiny)
     defense = NoDefense(loss=loss).resolve(THREAT, metric)
     companion = defense.companion(5, 8, metric)
     assert companion is not None
     with torch.no_grad():
-        e = network(clean.images).double()
-    drawn = mined(defense, "random", clean)
-    step = defense.step(network, dataclasses.replace(clean, companion=companion), {})
+        e = network(batch.images).double()
+    drawn = mined(defense, "random", batch)
+    step = defense.step(network, dataclasses.replace(batch, companion=companion), {})
     assert step.loss is not None
     if loss == "contrastive":
-        expected = slow_contrastive(e, clean.labels)
+        expected = slow_contrastive(e, batch.labels)
     elif loss == "multi-similarity":
-        expected = slow_multi_similarity(e, clean.labels)
+        expected = slow_multi_similarity(e, batch.labels)
     elif loss == "proxy-anchor":
-        expected = slow_proxy_anchor(e, clean.labels, companion.proxies.detach().double())
+        expected = slow_proxy_anchor(e, batch.labels, companion.proxies.detach().double())
     elif loss == "margin":  # Wu et al., ICCV 2017: alpha = 0.2, beta = 1.2
         terms = []
         for a, p, n in drawn.stack().tolist():
@@ -448,7 +448,7 @@ def test_other_losses_are_their_papers(tiny: RetrievalData, loss: str, metric: M
             terms += [max(0, 1.2 - float((e[a] - e[n]).norm()) + 0.2)]
         expected = sum(terms) / sum(t > 0 for t in terms)
     else:  # Sohn, NeurIPS 2016: softmax of an anchor's positive among other classes' positives
-        pairs = [(clean.labels == y).nonzero()[:2, 0] for y in clean.labels.unique()]
+        pairs = [(batch.labels == y).nonzero()[:2, 0] for y in batch.labels.unique()]
         a, p = (e[torch.stack(pairs)[:, side]] for side in (0, 1))
         expected = float(-(a @ p.T).log_softmax(dim=1).diagonal().mean())
     assert step.loss.item() == pytest.approx(expected, rel=1e-4)

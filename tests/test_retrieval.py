@@ -173,7 +173,7 @@ def test_collapse_indicators_equal_their_definition() -> None:
     pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
     cosine = torch.nn.functional.cosine_similarity
     expected = np.mean([cosine(e[i], e[j], dim=0).item() for i, j in pairs])
-    assert mean_cosine(e) == pytest.approx(expected)
+    assert float(mean_cosine(e)) == pytest.approx(expected)
     share = np.linalg.svd(e.numpy(), compute_uv=False)
     share = share / share.sum()
     assert effective_rank(e) == pytest.approx(np.exp(-sum(share * np.log(share))))

@@ -35,7 +35,7 @@ before = peak()
 RETRIEVAL = """
 found = retrieval(x, index, x, labels, "N")
 means = {name: bootstrap_mean(values.numpy()).value for name, values in found.scores.items()}
-means |= {"cosine": mean_cosine(x), "effective rank": effective_rank(x)}
+means |= {"cosine": float(mean_cosine(x.double())), "effective rank": effective_rank(x)}
 """
 QUERY_ATTACKS = """
 batch, means = index[:1024], {}

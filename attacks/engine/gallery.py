@@ -8,6 +8,7 @@ from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 from dmlbench.metrics.ranks import tie_tolerance
+from dmlbench.metrics.retrieval import retrieval
 
 BLOCK_CELLS = 16_000_000  # distances held at once: 128 MB in float64, 264 rows of SOP
 PART = 8192  # items made float64 at once
@@ -58,6 +59,14 @@ class Gallery:
         parts = torch.split(self.embeddings, PART)
         wide = queries.double()
         return torch.cat([pairwise(wide, part.double(), self.metric) for part in parts], dim=1)
+
+    def recall_at_1(self, e: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """R@1 (B,), 0 or 100, of queries with embeddings ``e`` (B, D), their own entries left out.
+
+        NaN where a query's class has no other member.
+        """
+        x, labels = self.embeddings, self.labels
+        return retrieval(e, index, x, labels, self.metric, recalls=(1,)).scores["R@1"]
 
     def nearest(self, count: int) -> torch.Tensor:
         """(N, count) int32 positions of each item's nearest others, closest first. Kept.

@@ -45,12 +45,17 @@ RowWiseT = TypeVar("RowWiseT", bound="RowWise")
 
 @dataclass(frozen=True)
 class RowWise:
-    """Mixin of objectives whose tensor fields have one row a sample."""
+    """Mixin of objectives whose fields that are tensors, or row-wise, have one row a sample."""
 
     def take(self: RowWiseT, rows: torch.Tensor) -> RowWiseT:
         """The same objective for the samples ``rows`` only."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        kept = {k: v[rows] for k, v in fields.items() if isinstance(v, torch.Tensor)}
+        kept: dict[str, torch.Tensor | RowWise] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                kept[field.name] = value[rows]
+            elif isinstance(value, RowWise):
+                kept[field.name] = value.take(rows)
         return dataclasses.replace(self, **kept)
 
 

@@ -97,7 +97,7 @@ class Evaluation:
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
         nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
         metrics["NMI"] = Estimate(nmi, None, None, len(labels))
-        chance, cosine = chance_recall(labels), mean_cosine(e)
+        chance, cosine = chance_recall(labels), float(mean_cosine(e.double()))
         findings = {
             "queries_left_out": int((~found.valid).sum()),
             "chance R@1": chance,

@@ -12,14 +12,15 @@ MEAN_COSINE_LIMIT = 0.99
 CHANCE_MARGIN = 2.0  # percentage points of R@1
 
 
-def mean_cosine(embeddings: torch.Tensor) -> float:
+def mean_cosine(embeddings: torch.Tensor) -> torch.Tensor:
     """Compute the mean cosine similarity of all pairs of rows of ``embeddings`` (N, D), N >= 2.
 
-    A row is not paired with itself. The result lies in [-1, 1].
+    A row is not paired with itself. The result is a scalar in [-1, 1], in the precision of
+    ``embeddings``: pass float64 where N is large.
     """
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
     n = len(unit)
-    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
 
 
 def effective_rank(embeddings: torch.Tensor) -> float:

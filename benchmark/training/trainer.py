@@ -34,7 +34,7 @@ from dmlbench.compute.embedding import embed, frozen, place
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import Clean, State
+from dmlbench.defenses.base import Batch, State
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
@@ -274,13 +274,13 @@ class _Run:
         """
         labels = self.labels[torch.from_numpy(index)].to(self.device)
         embeddings = partial(self.embeddings, images)
-        clean = Clean(images, labels, embeddings, mining, self.world, self.companion)
+        batch = Batch(images, labels, embeddings, mining, self.world, self.companion)
         try:
-            result = self.training.defense.step(self.model, clean, self.state)
+            result = self.training.defense.step(self.model, batch, self.state)
         except CellError as error:
             raise self._diverged(where, str(error)) from None
         self.state = {k: self.world.mean(v, result.weight) for k, v in self.state.items()}
-        seen.spreads.append(float(result.spread))
+        seen.spreads.append(float(result.mean_cosine))
         seen.passes += result.passes
         seen.full_passes += result.full_passes
         if result.loss is None:

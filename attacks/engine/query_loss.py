@@ -1,0 +1,131 @@
+"""The loss of QA+ and QA-, and the ranks that it moves.
+
+With c a chosen candidate, x the other gallery items and q~ the perturbed query,
+
+    QA+:  L = mean_c mean_x max(0, d(q~, c) - d(q~, x))
+    QA-:  L = mean_c mean_x max(0, d(q~, x) - d(q~, c))          (AdvRank, query attack)
+
+Only sums over x enter: of active items, and of active items weighted by 1 / d. So a step is two
+matrix products with the gallery, a chunk of it at a time, and no graph.
+
+``strict`` leaves the query's own entry and the candidate itself out by index and counts ties
+half. ``ers``, as the published code, keeps both and counts strictly closer items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.common.lazy import torch
+from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
+from dmlbench.metrics.ranks import percentile_rank
+
+CHUNK = 1024  # gallery items at once: memory is B x CHUNK whatever the gallery's size
+
+
+@dataclass(frozen=True)
+class QueryLoss(RowWise):
+    """QA+ or QA- of a batch of queries on m candidates each.
+
+    Attributes:
+        up: QA+ or QA-.
+        strict: leave own entries out by index, count ties half.
+        gallery: what the candidates are ranked among.
+        index: (B,) the queries' own positions.
+        candidates: (B, m) positions of the candidates.
+    """
+
+    up: bool
+    strict: bool
+    gallery: Gallery
+    index: torch.Tensor
+    candidates: torch.Tensor
+
+    @property
+    def others(self) -> int:
+        """The number of items a candidate is ranked among."""
+        return len(self.gallery) - 2 if self.strict else len(self.gallery)
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D); at a tie the hinge counts as active."""
+        sign = 1 if self.up else -1
+        x, metric = self.gallery.embeddings, self.gallery.metric
+        chosen = x[self.candidates]
+        a = rowwise(e[:, None], chosen, metric)
+        loss, pull = torch.zeros_like(a[:, 0]), torch.zeros_like(e)
+        active_items = torch.zeros_like(a)  # K: active items a candidate
+        weight = torch.zeros_like(a[:, 0])  # sum of active / d over candidates and items
+        for first, items in self._chunks():
+            b = pairwise(e, items, metric)
+            count = torch.zeros_like(b)  # candidates for which an item is active
+            for m in range(a.shape[1]):
+                gap = a[:, m : m + 1] - b if self.up else b - a[:, m : m + 1]
+                self._leave_out(gap, first, self.candidates[:, m])
+                self._leave_out(gap, first, self.index)
+                active = gap >= 0
+                loss += gap.clamp_(min=0).sum(1)
+                active_items[:, m] += active.sum(1)
+                count += active
+            if metric == "C":
+                v = count
+            else:
+                v = torch.where(b > 0, count / b, 0)
+                weight += v.sum(1)
+            pull += v @ items
+        if not self.strict:  # the own entry, by its difference: products cancel where it starts
+            entry = x[self.index]
+            gap = sign * (a - rowwise(e, entry, metric)[:, None])
+            loss += gap.clamp(min=0).sum(1)
+            active_items += gap >= 0
+            toward = -(gap >= 0).sum(1, keepdim=True) * rowwise_gradient(e, entry, metric)
+        else:
+            toward = torch.zeros_like(e)
+        # d L / d e = sign / (n m) * (sum_c K_c dA_c/de - sum_x count_x dB_x/de)
+        toward = toward + (
+            active_items[..., None] * rowwise_gradient(e[:, None], chosen, metric)
+        ).sum(1)
+        gradient = toward + pull if metric == "C" else toward - (weight[:, None] * e - pull)
+        scale = self.others * a.shape[1]
+        stopped = active_items.sum(1, keepdim=True) == 0
+        return loss / scale, (sign * gradient / scale).masked_fill(stopped, 0)
+
+    def rank(self, e: torch.Tensor) -> torch.Tensor:
+        """(B,) percentile rank of the candidates in the queries' lists, mean over the m."""
+        ahead = self.items_ahead(e, own=not self.strict)
+        return percentile_rank(ahead, torch.zeros_like(ahead), self.others).mean(1)
+
+    def items_ahead(self, e: torch.Tensor, own: bool = False) -> torch.Tensor:
+        """(B, m) how many items are closer than each candidate, ties half (in ``ers`` not at all).
+
+        Args:
+            e: (B, D) embeddings of the queries.
+            own: count the query's own entry too.
+        """
+        e = e.double()
+        metric, tie = self.gallery.metric, self.gallery.tie
+        a = rowwise(e[:, None], self.gallery.embeddings[self.candidates].double(), metric)
+        ahead = torch.zeros_like(a)
+        for first, items in self._chunks():
+            b = pairwise(e, items.double(), metric)
+            for m in range(a.shape[1]):
+                gap = a[:, m : m + 1] - b
+                self._leave_out(gap, first, self.candidates[:, m])
+                if not own:
+                    self._leave_out(gap, first, self.index)
+                if self.strict:
+                    ahead[:, m] += ((gap > tie).double() + (gap >= -tie).double()).sum(1) / 2
+                else:
+                    ahead[:, m] += (gap > 0).sum(1)
+        return ahead
+
+    def _chunks(self) -> list[tuple[int, torch.Tensor]]:
+        parts = torch.split(self.gallery.embeddings, CHUNK)
+        return [(i * CHUNK, part) for i, part in enumerate(parts)]
+
+    def _leave_out(self, gap: torch.Tensor, first: int, position: torch.Tensor) -> None:
+        """Make the items at ``position`` (B,) inactive in ``gap`` (B, chunk)."""
+        inside = (position >= first) & (position < first + gap.shape[1])
+        column = (position - first).clamp(0, gap.shape[1] - 1)[:, None]
+        gap.scatter_(1, column, gap.gather(1, column).masked_fill(inside[:, None], -torch.inf))
