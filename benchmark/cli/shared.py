@@ -87,8 +87,9 @@ def open_session(
     from rich.console import Console
 
     from dmlbench.analysis.csv_files import read_folder
+    from dmlbench.common.console_progress import reporter_for
     from dmlbench.common.files import check_writable
-    from dmlbench.common.progress import QuietReporter, reporter_for
+    from dmlbench.common.progress import QuietReporter
     from dmlbench.compute.device import Compute, launched, leads, local_device
     from dmlbench.storage.store import Store
     from dmlbench.sweep.session import Session
