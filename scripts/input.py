@@ -23,12 +23,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dmlbench.compute.device import Compute
+from dmlbench.compute.device import Compute, processors
 from dmlbench.compute.embedding import embed, frozen
 from dmlbench.compute.embedding import place as on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.datasets.files.decoding import processors
 from dmlbench.datasets.folder import Folder
 from dmlbench.models.base import parse_model
 from scripts.overhead import bare_step, clock

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from dmlbench.attacks.base import ATTACKS, Gallery
-from dmlbench.common.progress import PlainReporter
+from dmlbench.common.console_progress import PlainReporter
 from dmlbench.compute.device import Compute
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import Fashion

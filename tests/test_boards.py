@@ -18,6 +18,10 @@ from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy, wide
 from dmlbench.analysis.seeds import over_seeds
 from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.core.protocol import TrainingThreat
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.defenses.losses import LOSSES
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
 from dmlbench.report.entries import measured, published
@@ -154,6 +158,22 @@ def test_metrics_other_than_n_have_no_score_and_compete_with_none() -> None:
     assert column(board, "Rank") == ["1", "–"]
     assert column(board, "Loss") == ["triplet-N", "triplet-C"]
     assert "**50.0**" not in markdown.render(board)
+
+
+def test_the_loss_is_the_one_that_the_model_was_trained_with() -> None:
+    """As each defense writes itself down when it is trained, and for weights from elsewhere."""
+    threat, expected = TrainingThreat(eps=0.1, eta=2, alpha=0.1), {}
+    for text, loss in [
+        ("none", "triplet-N"),
+        ("none:sampler=semihard", "triplet-N"),
+        *((f"none:loss={name}", f"{name}-N") for name in LOSSES),
+        ("hm:source=random,ics=0.5", "triplet-N"),
+    ]:
+        expected[spec.canonical(spec.parse(text, DEFENSES).resolve(threat, "N"))] = loss
+    expected[""] = "unknown-N"
+    cells = [c for resolved in expected for c in model(label=f"of {resolved}", resolved=resolved)]
+    entries = measured(tidy(cells))
+    assert {e.label.removeprefix("of "): e.loss for e in entries} == expected
 
 
 def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:

@@ -63,7 +63,7 @@ def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bo
     """Read every file of a data set and hold it against the official figures."""
     from rich.console import Console
 
-    from dmlbench.common.progress import reporter_for
+    from dmlbench.common.console_progress import reporter_for
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.datasets.files.cache import Cache
@@ -91,7 +91,7 @@ def download(dataset: str, data_root: Path | None) -> None:
     """
     from rich.console import Console
 
-    from dmlbench.common.progress import reporter_for
+    from dmlbench.common.console_progress import reporter_for
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dmlbench.cli.text import aligned
+from dmlbench.cli.console import aligned
 from dmlbench.common.progress import duration
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.plan import UNTRAINED

@@ -1,27 +1,125 @@
-"""``dmlbench list``: what is registered."""
+"""``dmlbench list``: every registered attack, defense, data set and network. Imports no torch."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dmlbench.cli.options import options
 
+if TYPE_CHECKING:
+    from dmlbench.core.registry import Component, Registry
+
+KINDS = ("attacks", "defenses", "datasets", "models")
+
 
 @click.command("list")
-@click.argument(
-    "kind", required=False, type=click.Choice(["attacks", "defenses", "datasets", "models"])
-)
+@click.argument("kind", required=False, type=click.Choice(KINDS))
 @options("json")
 def list_(kind: str | None, as_json: bool) -> None:
     """Show every registered attack, defense, data set and model with its parameters."""
-    from dmlbench.cli.catalog import describe, registries
-    from dmlbench.cli.console import print_listing
-
-    chosen = {name: r for name, r in registries().items() if kind in (None, name)}
-    described = {name: [describe(cls) for cls in registry] for name, registry in chosen.items()}
+    described = {
+        name: [describe(cls) for cls in registry]
+        for name, registry in _registries().items()
+        if kind in (None, name)
+    }
     if as_json:
         click.echo(json.dumps(described, indent=1))
         return
-    print_listing(described)
+    for name, entries in described.items():
+        click.secho(name, bold=True)
+        _print_kind(entries)
+        click.echo()
+
+
+def _registries() -> dict[str, Registry[Any]]:
+    """The registry of each of ``KINDS``."""
+    from dmlbench.attacks.base import ATTACKS
+    from dmlbench.datasets.base import DATASETS
+    from dmlbench.defenses.base import DEFENSES
+    from dmlbench.models.base import MODELS
+
+    registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, DATASETS, MODELS)
+    return dict(zip(KINDS, registries, strict=True))
+
+
+def describe(cls: type[Component]) -> dict[str, Any]:
+    """A registered class as JSON types.
+
+    Keys: ``name``, ``summary``, ``version``, ``paper`` and ``parameters``; an attack also has
+    ``columns``, a data set its network, training recipe and threat models.
+    """
+    from dmlbench.attacks.base import Attack
+    from dmlbench.core import spec
+    from dmlbench.datasets.base import DatasetCard
+
+    card = cls.card
+    described: dict[str, Any] = {
+        "name": card.name,
+        "summary": card.summary,
+        "version": card.version,
+        "paper": card.paper
+        and {key: getattr(card.paper, key) for key in ("short", "title", "url", "bibtex")},
+        "parameters": [
+            {"name": p.name, "default": p.show(p.default), "domain": p.domain, "help": p.help}
+            for p in spec.parameters(cls)
+        ],
+    }
+    if issubclass(cls, Attack):
+        described["columns"] = [
+            {"name": c.name, "unit": c.unit, "better": c.better} for c in cls.columns
+        ]
+    if isinstance(card, DatasetCard):
+        described |= {
+            "model": card.model,
+            "recipe": spec.values(card.recipe),
+            "threat": vars(card.threat),
+            "training_threat": vars(card.training_threat),
+            "note": card.note,
+        }
+    return described
+
+
+def _print_kind(entries: list[dict[str, Any]]) -> None:
+    """Print what ``describe`` gave; parameters that all entries share come once, at the end."""
+    first, *others = [entry["parameters"] for entry in entries]
+    shared = [p for p in first if all(p in one for one in others)] if others else []
+    for entry in entries:
+        click.echo(f"  {click.style(entry['name'], fg='cyan')}  {entry['summary']}")
+        if "columns" in entry:
+            click.echo(f"      reports {', '.join(map(_column, entry['columns']))}")
+        if entry["paper"]:
+            click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
+        if "recipe" in entry:
+            _print_protocol(entry)
+        for p in entry["parameters"]:
+            if p not in shared:
+                _print_parameter(p)
+    if shared:
+        click.echo(f"  {click.style('all of them', fg='cyan')}")
+        for p in shared:
+            _print_parameter(p)
+
+
+def _column(column: dict[str, str]) -> str:
+    unit = f" in {column['unit']}" if column["unit"] else ""
+    return f"{column['name']}{unit} ({column['better']} is better)"
+
+
+def _print_protocol(entry: dict[str, Any]) -> None:
+    recipe = ", ".join(
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+        for key, value in entry["recipe"].items()
+    )
+    threat = entry["threat"]
+    click.echo(f"      trains {entry['model']}: {recipe}")
+    click.echo(
+        f"      attacked with eps {threat['eps'] * 255:g}/255, {threat['steps']} steps of "
+        f"{threat['alpha'] * 255:g}/255, suite {threat['suite']}"
+    )
+
+
+def _print_parameter(p: dict[str, Any]) -> None:
+    click.echo(f"      {p['name']}={p['default']}  {p['help']} ({p['domain']})")

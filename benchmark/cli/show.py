@@ -67,7 +67,7 @@ def show(
 
 def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
     from dmlbench.analysis.pivot import column, pivot
-    from dmlbench.cli.text import aligned
+    from dmlbench.cli.console import aligned
 
     sides = [side.split(",") for side in layout.split(":")]
     if len(sides) != 2:

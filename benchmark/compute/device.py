@@ -98,6 +98,13 @@ class Compute:
             torch.backends.cudnn.deterministic = deterministic
 
 
+def processors() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def launched() -> bool:
     """Return True if ``torchrun`` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

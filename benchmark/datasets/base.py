@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required=("load",))
 
 
-HOME = Path.home() / ".cache" / "dmlbench"
-"""Where data sets are looked for, and downloaded to, if the user names no folder."""
-
-
 @dataclass(frozen=True)
 class Figures:
     """How many images and classes a split has."""
@@ -194,19 +190,12 @@ class Dataset(Component, abc.ABC):
         return None
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """Bring the files to ``data_root`` (or ``HOME``) and return their folder.
+        """Bring the files to ``data_root`` (or ``places.HOME``) and return their folder.
 
         Raises:
             UserError: no host serves them, or what it serves is not what it should be.
         """
         raise UserError(f"{self.card.name} cannot be downloaded: {self.protocol.source}")
-
-
-def existing(data_root: Path | None) -> Path:
-    """The folder that the user named, else ``HOME``; UserError if a named one is not there."""
-    if data_root is not None and not data_root.is_dir():
-        raise UserError(f"--data-root {data_root} is not a folder")
-    return data_root or HOME
 
 
 def stratified(split: Split, size: int, seed: int) -> Split:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import sys
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,14 +13,13 @@ from dmlbench.core.papers import CIFAR
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
-    HOME,
     Dataset,
     DatasetCard,
     Figures,
     RetrievalData,
     Split,
-    existing,
 )
+from dmlbench.datasets.files.places import HOME, existing, torchvision_download
 
 if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
@@ -52,7 +49,7 @@ class Cifar(Dataset, abc.ABC):
         """From ``data_root``, else a download into it. The files are checked by MD5."""
         import torchvision.datasets
 
-        folder = self.locate(data_root) or self._fetch(existing(data_root))
+        folder = self.locate(data_root) or self._fetch(data_root)
         reader = getattr(torchvision.datasets, self.torchvision)
         try:
             parts = [reader(str(folder.parent), train=train) for train in (True, False)]
@@ -71,20 +68,11 @@ class Cifar(Dataset, abc.ABC):
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
         """By torchvision."""
-        return self._fetch(data_root or HOME)
+        return self._fetch(data_root)
 
-    def _fetch(self, root: Path) -> Path:
-        import torchvision.datasets
-
-        try:
-            with redirect_stdout(sys.stderr):  # torchvision tells its progress
-                getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{self.card.name} is not in {root} and cannot be downloaded ({reason}): "
-                f"{self.protocol.source}"
-            ) from None
+    def _fetch(self, data_root: Path | None) -> Path:
+        root = data_root or HOME
+        torchvision_download(self.torchvision, self.card.name, root, self.protocol.source)
         return root / self.folder
 
 

@@ -20,7 +20,7 @@ from dmlbench.datasets.base import (
     Split,
     stratified,
 )
-from dmlbench.datasets.idx import THREAT, IdxDataset
+from dmlbench.datasets.mnist import THREAT, IdxDataset
 
 if TYPE_CHECKING:
     from dmlbench.datasets.files.cache import Cache

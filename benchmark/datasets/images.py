@@ -15,8 +15,9 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
-from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split, existing
+from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
+from dmlbench.datasets.files.places import existing
 
 CROP = 224
 NEEDED = "retrieval needs two or more classes, of two or more images"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.datasets.base import Dataset, Figures, existing
+from dmlbench.datasets.base import Dataset, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
 from dmlbench.datasets.files.decoding import Seen, read_files
+from dmlbench.datasets.files.places import existing
 from dmlbench.datasets.images import ImageDataset, Listing
 
 

@@ -10,7 +10,6 @@ from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
 
 ARROW = {"higher": "↑", "lower": "↓", "": ""}
-SPELT = {"higher": "higher is better", "lower": "lower is better"}
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         suite=about["suite"],
         model=about["model"],
         distance=about["distance"],
-        loss=f"{'triplet' if about['resolved'] else 'unknown'}-{about['distance']}",
+        loss=f"{_loss(about['resolved'])}-{about['distance']}",
         label=about["label"],
         defense=about["defense"],
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
@@ -182,10 +182,18 @@ def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def parameters(record: Record) -> dict[str, str]:
-    """The parameters of the record's attack: ``{"eps": "77/255", "steps": "32", ...}``."""
-    pairs = record["attack_resolved"].partition(":")[2].split(",")
+def parameters(spec: str) -> dict[str, str]:
+    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
+    pairs = spec.partition(":")[2].split(",")
     return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
+
+
+def _loss(defense: str) -> str:
+    """The loss of a resolved defense: its parameter ``loss``, else the triplet loss.
+
+    Weights from elsewhere have no defense, and so an unknown loss.
+    """
+    return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
 def _threat(records: Mapping[str, Sequence[Record]]) -> str:
@@ -193,7 +201,7 @@ def _threat(records: Mapping[str, Sequence[Record]]) -> str:
     plain = [
         r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
     ]
-    for known in map(parameters, plain):
+    for known in (parameters(r["attack_resolved"]) for r in plain):
         if {"eps", "alpha", "steps"} <= known.keys():
             return f"eps {known['eps']}, {known['steps']} steps of {known['alpha']}"
     return ""

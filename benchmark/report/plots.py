@@ -227,8 +227,8 @@ def _sweeps(
     for heading, records in entry.records.items():
         name, _, variant = heading.partition(" (")
         changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
-        here = parameters(records[0])
-        usual = parameters(entry.records.get(name, records)[0])
+        here = parameters(records[0]["attack_resolved"])
+        usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
         # what nobody changed must be as usual: a single step has another alpha (FGSM)
         same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
         text = here.get(key)

@@ -96,7 +96,8 @@ def open_session(
     """
     from rich.console import Console
 
-    from dmlbench.common.progress import QuietReporter, reporter_for
+    from dmlbench.common.console_progress import reporter_for
+    from dmlbench.common.progress import QuietReporter
 
     if launched() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")

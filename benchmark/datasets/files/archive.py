@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable
-from dmlbench.datasets.base import HOME
+from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter

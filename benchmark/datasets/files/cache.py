@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, write_atomically
 from dmlbench.common.lazy import np
-from dmlbench.datasets.base import HOME
 from dmlbench.datasets.files.decoding import DECODER_VERSION, IMAGE_BYTES, SIDE, Seen, read_files
+from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.lazy import np
+from dmlbench.compute.device import processors
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -114,13 +115,6 @@ def _results(jobs: Sequence[Job]) -> Iterator[list[Seen]]:
         yield from pool.map(read_chunk, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _serve() -> None:

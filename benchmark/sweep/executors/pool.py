@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from dmlbench.common import progress
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.compute.device import processors
 from dmlbench.sweep.executors.base import Ending
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
@@ -77,7 +78,7 @@ class Pool:
         self.workers = workers
         self._limit = limit
         self._reporter = session.reporter
-        threads = session.compute.threads or max(1, _cores() // workers)
+        threads = session.compute.threads or max(1, processors() // workers)
         compute = replace(session.compute, threads=threads)
         self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
         self._crew: list[_Process] = []
@@ -274,11 +275,6 @@ def _own_device(device: str, number: int) -> str:
 
     count = torch.cuda.device_count()
     return f"cuda:{number % count}" if device in ("auto", "cuda") and count else device
-
-
-def _cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cause(process: SpawnProcess) -> str:
