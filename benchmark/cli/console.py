@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from dmlbench.report.board import BoardCell
-    from dmlbench.storage.store import Cell
+    from dmlbench.storage.cell import Cell
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
 

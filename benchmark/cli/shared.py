@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dmlbench.core.protocol import Recipe
     from dmlbench.core.registry import Component, Registry
     from dmlbench.datasets.base import Dataset
-    from dmlbench.storage.store import Cell, Store
+    from dmlbench.storage.cell import Cell
+    from dmlbench.storage.store import Store
     from dmlbench.sweep.session import Session
     from dmlbench.sweep.status import Known
 
@@ -129,14 +130,14 @@ def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: boo
     tidy, wide = session.store.export()
     board = render_board(session.store.root, session.dataset.card.name, leaderboards)
     if as_json:
-        click.echo(json.dumps(cells, indent=1))
+        click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
     else:
         print_table(cells)
         click.echo(
             f"CSV:   {tidy} (a row a metric), {wide} (a row a model)\nBoard: {board}"
             "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
         )
-    if any(cell["status"] != "ok" for cell in cells):
+    if not all(cell.ok for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
 
 
@@ -146,7 +147,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
 
     store = Store(results)
     warn_of_damage(store)
-    cells = [c for c in store.cells() if dataset in (None, c["about"]["dataset"])]
+    cells = [c for c in store.cells() if dataset in (None, c.about.dataset)]
     if not cells:
         raise UserError(
             f"no results{f' of {dataset}' if dataset else ''} in {results}: "

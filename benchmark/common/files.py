@@ -75,9 +75,14 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """``value`` as indented JSON and a newline; ValueError if a number in it is not finite."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    return f"{text}\n".encode()
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""A training: all that decides the weights of a model, and its row in tables. Imports no torch."""
+"""A training: all that decides the weights of a model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
 from dmlbench.defenses.base import Defense
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import Model
 
 TRAINING_VERSION = 1  # raised when the engine changes what it computes
 
@@ -58,20 +58,3 @@ class Training:
     def id(self) -> str:
         """Identity of the training run."""
         return identity(self.facts)
-
-    def about(self, precision: str) -> dict[str, Any]:
-        """The row of the model in tables, before any suite (``analysis.records.MODEL``)."""
-        return {
-            "dataset": self.dataset,
-            "model": canonical_model(self.model),
-            "distance": self.model.metric,
-            "recipe": self.recipe_changes,
-            "defense": self.spelling,
-            "label": self.defense.label,
-            "resolved": spec.canonical(self.defense),
-            "training_cost": self.defense.training_cost,
-            "seed": self.seed,
-            "precision": precision,
-            "suite": "",
-            "queries": "",
-        }

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -145,7 +146,7 @@ def train(
             "history": history,
             "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
-            "provenance": provenance(device),
+            "provenance": msgspec.to_builtins(provenance(device)),
         }
         manifest = None
         if among.leads:
