@@ -47,8 +47,8 @@ class Findings:
 
     def weights(self, defense: str) -> str:
         """SHA-256 of its checkpoint."""
-        cell = next(c for c in self.store.cells() if c["about"]["defense"] == defense)
-        return str(cell["facts"]["checkpoint"])
+        cell = next(c for c in self.store.cells() if c.about.defense == defense)
+        return str(cell.facts["checkpoint"])
 
 
 Fact = Callable[[Findings], tuple[bool, str]]

@@ -22,15 +22,19 @@ from unittest.mock import patch
 
 import click
 import numpy as np
+from msgspec.structs import replace
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import file_sha256
+from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
+from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
 from dmlbench.sweep.tasks import Combine, Measure, Task
@@ -86,23 +90,16 @@ def invent(store: Store, models: int) -> int:
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
         weights = plan.trained_weights(training, manifest, store, "fp32")
         for task in plan.cells(weights, attacks):
-            store.put(_row(task), dict.fromkeys(task.cell["columns"], np.ones(1)))
+            store.put(_row(task), dict.fromkeys(task.cell.columns, np.ones(1)))
             count += 1
     return count
 
 
-def _row(task: Measure | Combine) -> dict[str, Any]:
-    one = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 1000}
-    made: dict[str, Any] = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: none"}
+def _row(task: Measure | Combine) -> Cell:
+    one = Estimate(1.0, 0.0, 2.0, 1000)
+    made = replace(provenance(None), device="cpu: none")
     findings = {"clean": {}, "collapsed": False}
-    return task.cell | {
-        "status": "ok",
-        "metrics": dict.fromkeys(task.cell["columns"], one),
-        "findings": findings,
-        "started": 0.0,
-        "seconds": 1.0,
-        "provenance": made,
-    }
+    return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, made)
 
 
 def shares_in_attack(folder: Path) -> list[str]:

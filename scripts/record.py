@@ -22,8 +22,8 @@ def save(path: Path | None, rows: Sequence[Mapping[str, Any]], device: torch.dev
     if path is None:
         return
     made = provenance(device)
-    common = {key: made[key] for key in ("device", "threads", "git")}
-    common["torch"] = made["libraries"].get("torch", torch.__version__)
+    common = {"device": made.device, "threads": made.threads, "git": made.git}
+    common["torch"] = made.libraries.get("torch", torch.__version__)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
         writer.writeheader()

@@ -148,8 +148,8 @@ def prepare(pairs: int, device: torch.device) -> Worker:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     none = spec.parse("none", DEFENSES).resolve(FashionMini.card.training_threat, "N")
     batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
-    for batch in batches[:30]:
-        images, labels = batch_of(train, batch, device)
+    for index in batches[:30]:
+        images, labels = batch_of(train, index, device)
         generator = torch.Generator(device).manual_seed(0)
         batch = Batch(images, labels, partial(embedded, model, images), generator, World())
         step = none.step(model, batch, {})

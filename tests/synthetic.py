@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from dmlbench.analysis.records import TIDY_COLUMNS, tidy
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
-from tests.test_store import cell
+from dmlbench.storage.cell import Cell, ColumnInfo
+from tests.test_store import cell, failing
 
 LOWER = ("CA-", "QA-", "TMA", "ES:D")
 FULL = dict(zip(ERS_COLUMNS, (10, 40, 12, 38, 0.5, 1.0, 20, 18, 22, 5), strict=True))
 
 
-def model(
-    values: dict[str, float] = FULL, collapsed: bool = False, **about: Any
-) -> list[dict[str, Any]]:
+def model(values: dict[str, float] = FULL, collapsed: bool = False, **about: Any) -> list[Cell]:
     """The cells of a model: benign R@1 and R@2, and each of ``values`` as an attack's metric."""
     benign = cell("R@1", 80, **_named(about) | {"suite": "", "attack": ""})
-    benign["columns"]["R@2"] = benign["columns"]["R@1"]
-    benign["metrics"]["R@2"] = {"value": 88.0, "low": 86.5, "high": 89.25, "n": 40}
-    benign["findings"] = {"collapsed": collapsed, "mean_cosine": 0.25, "effective_rank": 30.5}
+    benign.columns["R@2"] = benign.columns["R@1"]
+    benign.metrics["R@2"] = Estimate(88.0, 86.5, 89.25, 40)
+    benign.findings.update({"collapsed": collapsed, "mean_cosine": 0.25, "effective_rank": 30.5})
     return [benign, *(attacked(name, value, **about) for name, value in values.items())]
 
 
 def attacked(
     name: str, value: float, changed: str = "", deciles: Iterable[float] = (), **about: Any
-) -> dict[str, Any]:
+) -> Cell:
     """The cell of one attack's metric; ``changed`` is what leaves the protocol, ``eps=4/255``."""
     attack = name.lower().partition(":")[0]
     keys = {"eps": "77/255", "alpha": "3/255", "steps": "32"}
@@ -37,12 +37,10 @@ def attacked(
     resolved = f"{attack}:{','.join(f'{key}={text}' for key, text in keys.items())}"
     one = cell(name, value, **_named(about), attack_resolved=resolved)
     width = 0.01 if name in ("TMA", "ES:D") else min(1.0, value, 100 - value)
-    one["metrics"][name] = {"value": value, "low": value - width, "high": value + width, "n": 40}
-    one["columns"][name] = {
-        "unit": "" if name in ("TMA", "ES:D") else "%",
-        "better": "lower" if name in LOWER else "higher",
-    }
-    one["findings"] = {"clean": {name: 50.0}, "deciles": {name: list(deciles)}}
+    one.metrics[name] = Estimate(value, value - width, value + width, 40)
+    unit = "" if name in ("TMA", "ES:D") else "%"
+    one.columns[name] = ColumnInfo(unit, "lower" if name in LOWER else "higher")
+    one.findings.update({"clean": {name: 50.0}, "deciles": {name: list(deciles)}})
     return one
 
 
@@ -51,12 +49,12 @@ def _named(about: dict[str, Any]) -> dict[str, Any]:
     return {"defense": about["label"]} | about if "label" in about else about
 
 
-def failed(name: str, error: str, **about: Any) -> dict[str, Any]:
+def failed(name: str, error: str, **about: Any) -> Cell:
     """The cell of an attack that ended in an error."""
-    return attacked(name, 1, **about) | {"status": "failed", "error": error, "metrics": {}}
+    return failing(attacked(name, 1, **about), error)
 
 
-def write(path: Path, cells: Iterable[dict[str, Any]]) -> Path:
+def write(path: Path, cells: Iterable[Cell]) -> Path:
     """The tidy CSV of the cells."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -66,7 +64,7 @@ def write(path: Path, cells: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def many(count: int) -> list[dict[str, Any]]:
+def many(count: int) -> list[Cell]:
     """``count`` models with every column of the papers, no two alike."""
     found = []
     for place in range(count):

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import stdev
 
 import pytest
+from msgspec.structs import replace
 
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy, wide
@@ -27,7 +28,7 @@ from dmlbench.report.board import Board, tables
 from dmlbench.report.entries import measured, published
 from dmlbench.report.render import boards
 from tests.synthetic import FULL, attacked, failed, many, model, write
-from tests.test_store import cell
+from tests.test_store import cell, with_facts
 
 PAPER = {  # HM, Table 6: the rows by their printed ERS, best first
     "cub": [
@@ -142,7 +143,7 @@ def test_collapsed_failed_and_missing_are_shown_and_not_ranked() -> None:
 
 def test_a_training_that_failed_is_a_line_of_each_suite() -> None:
     training = failed("", "CellError: diverged", label="diverged", suite="")
-    training["about"]["attack"], training["columns"] = "", {}
+    training = replace(training, about=replace(training.about, attack=""), columns={})
     board = one_board(*model(), *model(suite="ers")[1:], training)
     assert [len(table.lines) for table in board.tables] == [2, 2]
     assert column(board, "CA+") == ["10.0", "failed"]
@@ -381,8 +382,7 @@ def test_a_thousand_rows_render_in_two_seconds(tmp_path: Path) -> None:
 
 def test_of_weights_trained_again_the_last_to_be_measured_count() -> None:
     old, new = cell("CA+", 10), cell("CA+", 30)
-    new["facts"] = old["facts"] | {"checkpoint": "other"}
-    new["started"] = old["started"] + 60
+    new = replace(with_facts(new, checkpoint="other"), started=old.started + 60)
     (entry,) = measured(tidy([new, old]))
     assert (entry.numbers["CA+"].text, entry.seeds) == ("30.0", (0,))
     assert entry.numbers["CA+"].range == "[29.0, 31.0]"

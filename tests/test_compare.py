@@ -11,14 +11,17 @@ import pytest
 from dmlbench.analysis.compare import compare, find
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
+from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
+from tests.test_store import MADE
 
 N = 300
 
 
 def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: Any) -> None:
     """A measured CA+ cell of ``defense`` with these outcomes."""
-    about = {
+    about: dict[str, Any] = {
         "dataset": "tiny",
         "model": "c2f2",
         "distance": "N",
@@ -36,17 +39,10 @@ def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: 
     } | other
     weights = f"{defense}{seed}{other.get('model', '')}"
     facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
-    cell = {
-        "id": identity(facts),
-        "facts": facts,
-        "about": about,
-        "status": "ok",
-        "columns": {
-            "CA+": {"unit": "%", "better": "higher"},
-            "NMI": {"unit": "%", "better": "higher"},
-        },
-        "metrics": {},
-    }
+    columns = {name: ColumnInfo("%", "higher") for name in ("CA+", "NMI")}
+    planned = PlannedCell(id=identity(facts), facts=facts, about=About(**about), columns=columns)
+    metrics = dict.fromkeys(columns, Estimate(50.0, None, None, N))
+    cell = planned.measured(metrics, {}, 0.0, 1.0, MADE)
     store.put(cell, {"CA+": values, "CA+ clean": values + 1})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scipy.stats import t as students_t
 
 from dmlbench.analysis.pivot import chosen, column, condition, pivot
-from dmlbench.analysis.records import order, wide
+from dmlbench.analysis.records import wide
 from dmlbench.analysis.seeds import over_seeds, spread
-from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.dry_run import lines, preview, summary
 from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
@@ -29,9 +31,11 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
+from dmlbench.storage.cell import Cell, ExceptionInfo
 from dmlbench.storage.merge import merge
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
@@ -43,7 +47,7 @@ from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import Known, PlannedModel
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.training.job import Training
-from tests.test_store import cell
+from tests.test_store import MADE, cell, failing, with_facts
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
@@ -57,13 +61,13 @@ def trainings(seeds: Any = (0,), defenses: Any = ("none", "est", "hm")) -> list[
     return plan.plan(FashionMini(), "d" * 64, network, chosen, list(seeds), CARD.recipe)
 
 
-def row(task: Any, ok: bool = True, seconds: float = 2.0) -> dict[str, Any]:
+def row(task: Any, ok: bool = True, seconds: float = 2.0) -> Cell:
     """A stored row of a planned cell."""
-    made = {"dmlbench": "0", "git": None, "libraries": {}, "device": "cpu: x"}
-    metrics = {name: {"value": 1.0, "low": 0, "high": 2, "n": 4} for name in task.cell["columns"]}
-    found = {"status": "ok", "metrics": metrics} if ok else {"status": "failed", "error": "boom"}
-    return task.cell | found | {"findings": {}, "started": 0.0, "seconds": seconds,
-                                "provenance": made}  # fmt: skip
+    if not ok:
+        return failing(task.cell)
+    made = replace(MADE, device="cpu: x")
+    metrics = dict.fromkeys(task.cell.columns, Estimate(1.0, 0.0, 2.0, 4))
+    return task.cell.measured(metrics, {}, 0.0, seconds, made)
 
 
 class Fake:
@@ -86,7 +90,7 @@ class Fake:
 
     def wait(self) -> list[Ending]:
         task = self.queue.pop()
-        name = f"{task.cell['about']['attack'] or task.cell['facts']['kind']}"
+        name = task.cell.about.attack or task.cell.facts["kind"]
         self.did.append(name)
         if name in self.lost:
             return [Ending(task, 3.0, "its worker died")]
@@ -174,9 +178,9 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     assert did == []
     assert same == rows
     assert "nothing to do" in again.summary
-    (tmp_path / "cells" / f"{rows[1]['id']}.parquet").unlink()  # its outcomes are gone
+    (tmp_path / "cells" / f"{rows[1].id}.parquet").unlink()  # its outcomes are gone
     assert ran(store, found)[2] == ["ca+"]
-    store.remove(rows[5]["id"])
+    store.remove(rows[5].id)
     assert ran(store, found)[2] == ["worst case"]
 
 
@@ -184,10 +188,10 @@ def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
         one = plan.trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
-        one.about["distance"] = distance
+        one = dataclasses.replace(one, about=replace(one.about, distance=distance))
         tasks = plan.measures(one, attacks)
         return {
-            t.cell["about"]["attack"]: [column for _, column in t.sources]
+            t.cell.about.attack: [column for _, column in t.sources]
             for t in plan.combines(one, tasks)
         }
 
@@ -217,15 +221,14 @@ def test_policies(tmp_path: Path) -> None:
     assert ran(store, found, "always")[2] == []
     entries, _ = assessed(store, found)
     older = entries[0].cells[1][0].cell  # ca+ of the first model, by an older definition
-    store.remove(older["id"])
-    facts = older["facts"] | {"attack_version": 0}
-    old = row(entries[0].cells[1][0]) | plan.new_cell(facts, older["about"], older["columns"])
+    store.remove(older.id)
+    old = with_facts(row(entries[0].cells[1][0]), attack_version=0)
     store.put(old, {"x": np.zeros(4)})
     statuses = [s for _, s in assessed(store, found)[0][0].cells]
     assert statuses == ["done", "stale", "done", "done", "done", "done"]
     _, rows, did = ran(store, found, "always")
     assert did == []
-    assert old["id"] in [r["id"] for r in rows]
+    assert old.id in [r.id for r in rows]
     assert ran(store, found)[2] == ["ca+"]
 
 
@@ -246,26 +249,26 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
     store, found = Store(tmp_path), trainings(defenses=("none",))
     matrix, rows, _ = ran(store, found, bad=("training",))
     assert (matrix.failed, matrix.left.total()) == (6, 0)
-    assert [r["facts"]["kind"] for r in rows] == ["training"]
+    assert [r.facts["kind"] for r in rows] == ["training"]
     matrix, rows, did = ran(store, found, "only-missing")
     assert (did, matrix.failed, len(rows)) == ([], 6, 1)
-    store.remove(rows[0]["id"])
+    store.remove(rows[0].id)
     assert len(ran(store, found)[1]) == 6
 
 
 def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
     _, rows, _ = ran(Store(tmp_path), trainings(defenses=("none",)), lost=("ca+",))
-    (failed,) = [r for r in rows if r["status"] == "failed"]
-    assert failed["error"] == "its worker died"
-    assert failed["seconds"] == pytest.approx(3, abs=0.5)
-    assert failed["exception"] == {"type": CellError.__name__, "traceback": None}
+    (failed,) = [r for r in rows if not r.ok]
+    assert failed.error == "its worker died"
+    assert failed.seconds == pytest.approx(3, abs=0.5)
+    assert failed.exception == ExceptionInfo(CellError.__name__, None)
 
 
 def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     matrix, rows, _ = ran(store, found)
     fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
-    assert store.cells() == sorted(rows, key=order)
+    assert store.cells() == sorted(rows, key=lambda one: one.order)
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
@@ -306,7 +309,7 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
 
 def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
     none, est, other = (
-        Train(training, new_cell(training.facts, {}, {}))
+        Train(training, new_cell(training.facts, cell().about, {}))
         for training in (*trainings(defenses=("none", "est:eta=8")), *trainings((1,), ("none",)))
     )
     times = Durations("cpu: x", [], Store(tmp_path))
@@ -344,25 +347,25 @@ def test_a_resolved_config_is_named_by_its_content(tmp_path: Path) -> None:
     assert yaml.safe_load(first.read_text())["recipe"] == {"epochs": 2}
 
 
-def filled(root: Path, *cells: dict[str, Any]) -> Store:
+def filled(root: Path, *cells: Cell) -> Store:
     store = Store(root)
     for one in cells:
-        store.put(one, {name: np.arange(4.0) for name in one["metrics"]})
+        store.put(one, {name: np.arange(4.0) for name in one.metrics})
     return store
 
 
 def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) -> None:
     same, more = cell("CA+"), cell("CA-")
-    failed = more | {"status": "failed", "error": "boom", "metrics": {}}
+    failed = failing(more)
     target = filled(tmp_path / "a", same, failed)
-    source = filled(tmp_path / "b", same | {"seconds": 9.0}, more, cell("TMA"))
+    source = filled(tmp_path / "b", replace(same, seconds=9.0), more, cell("TMA"))
     merged = merge(source, target, pytest.fail)
     assert merged.cells == 2
-    assert [c["status"] for c in target.cells()] == ["ok"] * 3
-    found = target.get(same["id"])
+    assert [c.status for c in target.cells()] == ["ok"] * 3
+    found = target.get(same.id)
     assert found is not None
-    assert found["seconds"] == 1.0
-    assert target.outcomes(more["id"])["CA-"].tolist() == [0, 1, 2, 3]
+    assert found.seconds == 1.0
+    assert target.outcomes(more.id)["CA-"].tolist() == [0, 1, 2, 3]
     assert merge(source, target, pytest.fail).cells == 0
     with pytest.raises(UserError, match="holds no results"):
         merge(Store(tmp_path / "nowhere"), target, pytest.fail)
@@ -383,11 +386,11 @@ def test_merging_models(tmp_path: Path) -> None:
     manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}
     checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
     ran(other, found)  # measured again, of the other weights
-    before = {c["id"] for c in two.cells()}
+    before = {c.id for c in two.cells()}
     merge(other, two, said.append)
     assert len(said) == 1
     assert "other weights" in said[0]
-    assert {c["id"] for c in two.cells()} == before
+    assert {c.id for c in two.cells()} == before
 
 
 def test_mean_deviation_and_interval_over_seeds() -> None:
@@ -407,7 +410,7 @@ def test_filters_and_pivots() -> None:
     cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
     assert len(chosen(cells, [condition("metric=CA*"), condition("seed=1")])) == 2
     (one,) = chosen(cells, [("metric", "CA-"), ("seed", "0")])
-    assert list(one["metrics"]) == list(one["columns"]) == ["CA-"]
+    assert list(one.metrics) == list(one.columns) == ["CA-"]
     assert chosen(cells, [("label", "HM[S,g_LGA]*")]) == cells
     table = pivot(cells, ["label"], ["metric"])
     (line,) = table.values()
@@ -421,3 +424,11 @@ def test_filters_and_pivots() -> None:
         column("metrics")
     with pytest.raises(UserError, match="key=value"):
         condition("CA+")
+
+
+def test_a_column_that_no_board_can_rank_is_refused_before_any_work() -> None:
+    class Odd(ATTACKS.get("ca+")):  # type: ignore[misc]
+        columns = (Column("CA+", "%", "sideways"),)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"attack ca\+: its column CA\+ is wrong.*sideways"):
+        plan.planned_attacks([Odd()], CARD.threat)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dmlbench.analysis.records import tidy
 from dmlbench.report import style
@@ -27,14 +28,13 @@ def table() -> Table:
     for label, cost, share in (("N/A[R]", 1, 0.2), ("ACT[R]", 9, 0.9), ("HM[S,<g>$_2]", 33, 1.0)):
         about = {"label": label, "training_cost": cost}
         values = {name: value * share for name, value in FULL.items()}
-        cells += [c for c in model(values, **about) if c["about"]["attack"] != "ca+"]
+        cells += [c for c in model(values, **about) if c.about.attack != "ca+"]
         cells.append(attacked("CA+", 10 * share, deciles=range(0, 101, 10), **about))
         for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8", "w=5"):
             cells.append(attacked("CA+", 30 * share, changed=changed, **about))
         fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
-        resolved = fgsm["about"]["attack_resolved"].replace("alpha=3/255", "alpha=77/255")
-        fgsm["about"]["attack_resolved"] = resolved
-        cells.append(fgsm)
+        resolved = fgsm.about.attack_resolved.replace("alpha=3/255", "alpha=77/255")
+        cells.append(replace(fgsm, about=replace(fgsm.about, attack_resolved=resolved)))
     # the reader gives numbers where a record of cells has their text
     records = [
         r | {"deciles": tuple(map(float, r.get("deciles", "").split()))} for r in tidy(cells)

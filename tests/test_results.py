@@ -31,5 +31,5 @@ def test_a_number_changed_by_hand_is_found() -> None:
 def test_the_findings_of_a_results_folder(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for one in model():
-        store.put(one, {name: np.zeros(4) for name in one["metrics"]})
+        store.put(one, {name: np.zeros(4) for name in one.metrics})
     assert Findings(tmp_path).ers("hm") == pytest.approx(ers(FULL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,16 +20,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dmlbench.analysis.records import headings, wide
-from dmlbench.common.errors import UserError
+from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import check_writable, write_atomically
 from dmlbench.common.hashing import derived_seed, identity
-from dmlbench.compute.provenance import without_folders
+from dmlbench.compute.provenance import Provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
+from dmlbench.storage.cell import About, Cell, ColumnInfo, ExceptionInfo, PlannedCell, implausible
 from dmlbench.storage.store import Store
 
 JSON = st.recursive(
@@ -55,15 +58,27 @@ def test_seeds_differ_by_purpose() -> None:
     assert 0 <= derived_seed("x") < 2**63
 
 
+MADE = Provenance(
+    dmlbench="0",
+    git=None,
+    python="3",
+    platform="Linux",
+    libraries={"torch": "2"},
+    device="cpu",
+    threads=1,
+    argv=[],
+)
+
+
 def cell(
     metric: str = "CA+",
     value: float = 12.5,
     versions: dict[str, int] | None = None,
     **about: Any,
-) -> dict[str, Any]:
+) -> Cell:
     facts = {"kind": "attack", "checkpoint": "c0ffee", "about": about, "metric": metric}
     facts |= versions or {}
-    subject = {
+    subject: dict[str, Any] = {
         "dataset": "tiny",
         "model": "c2f2",
         "distance": "N",
@@ -79,57 +94,136 @@ def cell(
         "suite": "strict",
         "attack": metric.lower().partition(":")[0],
     }
-    made = {"dmlbench": "0", "git": None, "libraries": {"torch": "2"}, "device": "cpu"}
-    return {
-        "id": identity(facts),
-        "facts": facts,
-        "about": subject | about,
-        "status": "ok",
-        "findings": {},
-        "columns": {metric: {"unit": "%", "better": "higher"}},
-        "metrics": {metric: {"value": value, "low": value - 1, "high": value + 1, "n": 40}},
-        "started": 0.0,
-        "seconds": 1.0,
-        "provenance": made,
-    }
+    planned = PlannedCell(
+        id=identity(facts),
+        facts=facts,
+        about=About(**subject | about),
+        columns={metric: ColumnInfo("%", "higher")},
+    )
+    return planned.measured({metric: Estimate(value, value - 1, value + 1, 40)}, {}, 0.0, 1.0, MADE)
+
+
+def failing(one: PlannedCell, error: str = "boom") -> Cell:
+    """The cell, failed."""
+    return one.failed(error, ExceptionInfo("RuntimeError", None), 0.0, 1.0, MADE)
+
+
+def with_facts(one: Cell, **facts: Any) -> Cell:
+    """A cell that is told from ``one`` by these facts."""
+    facts = one.facts | facts
+    return replace(one, id=identity(facts), facts=facts)
 
 
 def test_cells_come_back_by_identity(tmp_path: Path) -> None:
     store, one = Store(tmp_path), cell()
-    assert store.get(one["id"]) is None
+    assert store.get(one.id) is None
     store.put(one)
-    assert store.done(one["id"]) is None  # its outcomes are not there
+    assert store.done(one.id) is None  # its outcomes are not there
     store.put(one, {"CA+": np.arange(40.0)})
-    assert store.outcomes(one["id"])["CA+"].tolist() == list(range(40))
-    found = store.done(one["id"])
+    assert store.outcomes(one.id)["CA+"].tolist() == list(range(40))
+    found = store.done(one.id)
     assert found is not None
-    assert found["metrics"] == one["metrics"]
-    failed = cell("CA-") | {"status": "failed", "error": "boom", "metrics": {}}
+    assert found.metrics == one.metrics
+    failed = failing(cell("CA-"))
     store.put(failed)
-    assert store.done(failed["id"]) is None  # never cached as done
-    assert store.get(failed["id"]) is not None
+    assert store.done(failed.id) is None  # never cached as done
+    assert store.get(failed.id) is not None
     assert len(store.cells()) == 2
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "edited", "renamed", "binary", "schema"])
+STORED = """\
+{
+ "id": "07ac328c158faf46",
+ "facts": {
+  "kind": "attack",
+  "checkpoint": "c0ffee",
+  "about": {},
+  "metric": "CA+"
+ },
+ "about": {
+  "attack": "ca+",
+  "attack_resolved": "",
+  "dataset": "tiny",
+  "model": "c2f2",
+  "distance": "N",
+  "recipe": "",
+  "defense": "hm",
+  "label": "HM[S,g_LGA]&ICS",
+  "resolved": "hm:eta=8",
+  "training_cost": 9,
+  "seed": 0,
+  "precision": "fp32",
+  "suite": "strict",
+  "queries": ""
+ },
+ "columns": {
+  "CA+": {
+   "unit": "%",
+   "better": "higher"
+  }
+ },
+ "status": "failed",
+ "error": "bœm",
+ "exception": {
+  "type": "RuntimeError",
+  "traceback": null
+ },
+ "metrics": {},
+ "findings": {},
+ "started": 0.0,
+ "seconds": 1.0,
+ "provenance": {
+  "dmlbench": "0",
+  "git": null,
+  "python": "3",
+  "platform": "Linux",
+  "libraries": {
+   "torch": "2"
+  },
+  "device": "cpu",
+  "threads": 1,
+  "argv": []
+ },
+ "schema": 3,
+ "outcomes": null
+}
+"""
+
+DAMAGE = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "list": lambda text: "[]",
+    "edited": lambda text: text.replace("c0ffee", "c0ffff"),
+    "binary": lambda text: "\udcff\udcfe\0",
+    "schema": lambda text: text.replace('"schema": 3', '"schema": 0'),
+    "no schema": lambda text: text.replace('"schema": 3,', ""),
+    "unknown key": lambda text: text.replace('"schema": 3', '"schema": 3, "mood": 1'),
+    "unknown key within": lambda text: text.replace('"n": 40', '"n": 40, "mood": 1'),
+    "no queries": lambda text: text.replace('"queries": ""\n', "").replace('"strict",', '"strict"'),
+    "status": lambda text: text.replace('"ok"', '"good"'),
+    "type": lambda text: text.replace('"seed": 0', '"seed": "0"'),
+    "negative n": lambda text: text.replace('"n": 40', '"n": -40'),
+    "more than all": lambda text: text.replace("12.5", "250.0").replace("13.5", "251.0"),
+    "outside its interval": lambda text: text.replace('"low": 11.5', '"low": 12.75'),
+    "half an interval": lambda text: text.replace('"low": 11.5', '"low": null'),
+    "direction": lambda text: text.replace("higher", "sideways"),
+    "no number": lambda text: text.replace('"value": 12.5', '"value": NaN'),
+}
+
+
+@pytest.mark.parametrize("how", [*DAMAGE, "renamed"])
 def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
     store, one = Store(tmp_path), cell()
     store.put(one)
-    path = tmp_path / "cells" / f"{one['id']}.json"
+    path = tmp_path / "cells" / f"{one.id}.json"
     text = path.read_text()
     if how == "renamed":
         path = path.rename(path.with_name("0123456789abcdef.json"))
     else:
-        path.write_bytes(
-            {
-                "truncated": text[: len(text) // 2].encode(),
-                "empty": b"",
-                "edited": text.replace("c0ffee", "c0ffff").encode(),
-                "binary": b"\xff\xfe\x00",
-                "schema": text.replace('"schema": 3', '"schema": 0').encode(),
-            }[how]
-        )
-    assert store.done(one["id"]) is None
+        damaged = DAMAGE[how](text)
+        assert damaged != text
+        path.write_bytes(damaged.encode(errors="surrogateescape"))
+    assert store.done(one.id) is None
     assert store.cells() == []
     assert store.read() == ([], [path])
     (tmp_path / ".old.json.x.tmp").touch()
@@ -141,17 +235,67 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
     assert [p.name for p in tmp_path.glob(".*.tmp")] == [".new.json.x.tmp"]
 
 
+def test_a_cell_is_stored_as_schema_3_always_was(tmp_path: Path) -> None:
+    """Older versions read it, and what they wrote is read: the text is theirs to the byte."""
+    store, one = Store(tmp_path), failing(cell(), "bœm")
+    store.put(one)
+    text = (tmp_path / "cells" / f"{one.id}.json").read_text(encoding="utf-8")
+    assert text == STORED
+    assert store.get("07ac328c158faf46") == one
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(text.replace('"schema": 3', '"schema": 4, "mood": "new"'))
+    with pytest.raises(UserError, match=r"schema 4.*update dmlbench"):
+        store.read()
+
+
+@pytest.mark.parametrize(
+    ("metric", "estimate", "problem"),
+    [
+        ("CA+", Estimate(250.0, 249.0, 251.0, 40), "CA\\+ is 250; it is within 0 and 100"),
+        ("CA+", Estimate(-0.01, -0.01, 0.0, 40), "within 0 and 100"),
+        ("CA+", Estimate(math.nan, None, None, 40), "not JSON compliant"),
+        ("CA+", Estimate(5.0, 6.0, 7.0, 40), "not within its interval"),
+        ("CA+", Estimate(5.0, 4.0, 7.0, -1), "Expected `int` >= 0"),
+        ("CA-", Estimate(5.0, 4.0, 7.0, 40), r"needs the metrics CA\+, got CA-"),
+    ],
+)
+def test_a_number_that_cannot_be_is_not_stored(
+    tmp_path: Path, metric: str, estimate: Estimate, problem: str
+) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(CellError, match=problem):
+        store.put(replace(cell(), metrics={metric: estimate}), {"CA+": np.arange(40.0)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "distance", "value", "fine"),
+    [
+        ("ES:D", "N", 2.00005, True),
+        ("ES:D", "N", 2.1, False),
+        ("ES:D", "E", 2.1, True),
+        ("TMA", "E", -1.0, True),
+        ("TMA", "C", -1.1, False),
+        ("own", "N", -7.0, True),
+    ],
+)
+def test_bounds_of_what_is_no_percentage(
+    metric: str, distance: str, value: float, fine: bool
+) -> None:
+    assert (implausible(metric, "", distance, Estimate(value, None, None, 1)) == "") is fine
+
+
 def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -> None:
-    old = {"schema": 1, **cell()}
-    failed = {"schema": 1, **cell("CA-"), "status": "failed", "error": "boom", "metrics": {}}
-    del old["about"]["queries"], failed["about"]["queries"]
+    now = [cell(), failing(cell("CA-"))]
+    old, failed = ({**one.as_json(), "schema": 1} for one in now)
     (tmp_path / "cells").mkdir()
     for one in (old, failed):
+        del one["outcomes"], one["about"]["queries"]
+        one.pop("exception", None)
         (tmp_path / "cells" / f"{one['id']}.json").write_text(json.dumps(one))
     store = Store(tmp_path)
-    upgraded = store.get(old["id"])
-    about = {**old["about"], "queries": ""}
-    assert upgraded == old | {"schema": 3, "outcomes": None, "about": about}
+    assert store.get(old["id"]) == now[0]
+    assert store.get(failed["id"]) == replace(now[1], exception=ExceptionInfo(None, None))
     assert len(store.cells()) == 2
     store.export()
     assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
@@ -165,13 +309,13 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
 def test_damaged_outcomes_are_said_and_put_aside(tmp_path: Path) -> None:
     store, one = Store(tmp_path), cell()
     store.put(one, {"CA+": np.arange(40.0)})
-    path = tmp_path / "cells" / f"{one['id']}.parquet"
+    path = tmp_path / "cells" / f"{one.id}.parquet"
     content = bytearray(path.read_bytes())
     content[50] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged and was moved"):
-        store.outcomes(one["id"])
-    assert store.get(one["id"]) is None
+        store.outcomes(one.id)
+    assert store.get(one.id) is None
     assert len(list(store.quarantine.iterdir())) == 2
 
 
@@ -192,7 +336,7 @@ def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path
 
 def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.put(cell() | {"status": "failed", "error": 'a "quoted", odd\nerror', "metrics": {}})
+    store.put(failing(cell(), 'a "quoted", odd\nerror'))
     tidy, _ = store.export()
     with tidy.open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -218,7 +362,7 @@ def test_the_interval_of_ers_is_that_of_a_cell_drawn_from_the_same_columns() -> 
     values = dict(zip(ERS_COLUMNS, (10, 40, 10, 40, 0.5, 1, 20, 20, 20, 5), strict=True))
     cells = [cell(name, value) for name, value in values.items()]
     drawn = cell("ERS", 32.5, attack="ERS")
-    drawn["metrics"]["ERS"] |= {"low": 31, "high": 34}
+    drawn = replace(drawn, metrics={"ERS": Estimate(32.5, 31, 34, 40)})
     (row,) = wide([*cells, drawn])
     assert row.estimates["ERS"] == Estimate(32.5, 31, 34, 40)
     assert headings([row])[-1] == "ERS"
@@ -226,7 +370,7 @@ def test_the_interval_of_ers_is_that_of_a_cell_drawn_from_the_same_columns() -> 
     (row,) = wide([*cells, drawn])
     assert row.estimates["ERS"] == Estimate(34.5, None, None, 40)
     assert "ERS" not in row.records
-    broken = drawn | {"status": "failed", "error": "no disk", "metrics": {}}
+    broken = failing(drawn, "no disk")
     (row,) = wide([*cells, broken])
     assert (row.estimates["ERS"].value, row.failed) == (34.5, {})
     (row,) = wide([drawn])
@@ -252,16 +396,13 @@ def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
 def test_cells_of_replaced_weights_do_not_stand(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for value, checkpoint_ in ((1, "old"), (2, "new")):
-        one = cell("CA+", value)
-        one["facts"] |= {"training": "t", "checkpoint": checkpoint_}
-        one["id"] = identity(one["facts"])
-        store.put(one)
+        store.put(with_facts(cell("CA+", value), training="t", checkpoint=checkpoint_))
     assert len(store.cells()) == 2  # the model is not here: both may stand
     folder = store.model_folder("t")
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"sha256": "new"}')
     (standing,) = store.cells()
-    assert standing["metrics"]["CA+"]["value"] == 2
+    assert standing.metrics["CA+"].value == 2
 
 
 def test_variants_have_headings_of_their_own() -> None:
@@ -396,10 +537,10 @@ def test_what_was_measured_on_other_data_is_another_row() -> None:
     """The images of a folder may change, and its spelling stays."""
     before = [cell("R@1", 80, suite="", attack=""), cell("TMA", 0.5, attack="tma")]
     after = [cell("R@1", 70, suite="", attack=""), cell("ES:D", 0.9, attack="es")]
-    for cells, data in ((before, "a"), (after, "b")):
-        for one in cells:
-            one["facts"] = one["facts"] | {"data": data}
-    found = [{name: e.value for name, e in row.estimates.items()} for row in wide(before + after)]
+    cells = [with_facts(one, data="a") for one in before]
+    cells += [with_facts(one, data="b") for one in after]
+    found = [{name: e.value for name, e in row.estimates.items()} for row in wide(cells)]
+    found.sort(key=lambda values: -values["R@1"])
     assert found == [{"R@1": 80, "TMA": 0.5}, {"R@1": 70, "ES:D": 0.9}]
 
 

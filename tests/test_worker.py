@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.errors import UserError
 from dmlbench.compute.device import Compute
@@ -17,6 +19,7 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
@@ -75,17 +78,18 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     task = entry(session).train
     assert task is not None
     Worker(session).do(task)
-    row = session.store.get(task.cell["id"])
+    row = session.store.get(task.cell.id)
     assert row is not None
     for word in words:
-        assert word in row["error"]
-    assert "\n" not in row["error"]
-    assert "broken" in row["exception"]["traceback"]
+        assert word in row.error
+    assert "\n" not in row.error
+    assert row.exception is not None
+    assert "broken" in str(row.exception.traceback)
     assert entry(session).trained == "failed"
     monkeypatch.undo()
     worker = Worker(session)
     worker.do(task)  # again, and it works: the row is gone
-    assert session.store.get(task.cell["id"]) is None
+    assert session.store.get(task.cell.id) is None
     assert entry(session).trained == "done"
 
 
@@ -101,5 +105,30 @@ def test_weights_replaced_while_a_run_lasts_are_not_measured(session: Session) -
     weights.write_bytes(safetensors.torch.save(C2F2(dim=8).build(1, 8).state_dict()))
     with pytest.raises(UserError, match="replaced during the run"):
         worker.do(attacked)
-    assert session.store.get(attacked.cell["id"]) is None
-    assert session.store.get(benign.cell["id"]) is not None
+    assert session.store.get(attacked.cell.id) is None
+    assert session.store.get(benign.cell.id) is not None
+
+
+@pytest.mark.parametrize("value", [250.0, math.nan, math.inf])
+def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
+    session: Session, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    worker, first = Worker(session), entry(session)
+    assert first.train is not None
+    worker.do(first.train)
+    benign, attacked, *_ = [task for task, _ in entry(session).cells]
+    worker.do(benign)
+    monkeypatch.setattr(
+        "dmlbench.evaluation.evaluator.bootstrap_mean", lambda _: Estimate(value, None, None, 40)
+    )
+    worker.do(attacked)
+    row = session.store.get(attacked.cell.id)
+    assert row is not None
+    assert not row.ok
+    assert row.error.startswith("it was measured, but cannot be right: ")
+    assert ("CA+ is 250; it is within 0 and 100" in row.error) is (value == 250)
+    tidy, _ = session.store.export()
+    assert {r["status"] for r in read_tidy(tidy)} == {"ok", "failed"}
+    monkeypatch.undo()
+    worker.do(attacked)
+    assert session.store.done(attacked.cell.id) is not None

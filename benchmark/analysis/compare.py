@@ -17,8 +17,9 @@ import numpy.typing as npt
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
+from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.store import Store
 
 CONFIGURATION = ("dataset", "model", "recipe", "resolved")
 
@@ -86,16 +87,16 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     cells = [
         c
         for c in stored
-        if (c["facts"].get("checkpoint") == digest if digest else name in _names(c))
-        and dataset in (None, c["about"]["dataset"])
-        and store.done(c["id"]) is not None
+        if (c.facts.get("checkpoint") == digest if digest else name in _names(c))
+        and dataset in (None, c.about.dataset)
+        and store.done(c.id) is not None
     ]
     if not cells:
-        known = sorted({c["about"]["defense"] for c in stored})
+        known = sorted({c.about.defense for c in stored})
         hint = f"; measured there: {', '.join(known)}" if known else ""
         raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
-    weights = {(c["about"]["seed"], c["facts"]["checkpoint"]) for c in cells}
-    found = {tuple(c["about"][key] for key in CONFIGURATION) for c in cells}
+    weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
+    found = {tuple(getattr(c.about, key) for key in CONFIGURATION) for c in cells}
     if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
@@ -157,25 +158,25 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
 
     The seed is that of an attack's targets, which is the training's where a run has trained.
     """
-    data = next((c["facts"]["data"] for c in side.cells if "data" in c["facts"]), "")
+    data = next((c.facts["data"] for c in side.cells if "data" in c.facts), "")
     found: dict[_Key, dict[int, _Measured]] = {}
     for cell in side.cells:
-        about, outcomes = cell["about"], side.store.outcomes(cell["id"])
-        seed = cell["facts"].get("seed", about["seed"])
-        for name, column in cell["columns"].items():
+        about, outcomes = cell.about, side.store.outcomes(cell.id)
+        seed = cell.facts.get("seed", about.seed)
+        for name, column in cell.columns.items():
             if name in outcomes:
-                attack = about["attack_resolved"] or about["attack"]
-                subset, precision = about["queries"], about["precision"]
-                key = _Key(about["suite"], subset, attack, name, precision, data)
+                attack = about.attack_resolved or about.attack
+                subset, precision = about.queries, about.precision
+                key = _Key(about.suite, subset, attack, name, precision, data)
                 values = outcomes[name].to_numpy(dtype=np.float64)
-                measured = _Measured(about["attack"], column["better"], values)
+                measured = _Measured(about.attack, column.better, values)
                 found.setdefault(key, {})[seed] = measured
     return found
 
 
 def _names(cell: Cell) -> set[str]:
-    about = cell["about"]
-    return {about["defense"], about["label"], about["resolved"], cell["facts"].get("training", "")}
+    about = cell.about
+    return {about.defense, about.label, about.resolved, cell.facts.get("training", "")}
 
 
 def _digest(path: Path) -> str:

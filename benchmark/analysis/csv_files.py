@@ -12,11 +12,11 @@ from typing import Any
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import SUITES
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
+from dmlbench.storage.cell import implausible
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
-BOUNDS = {("ES:D", "N"): (0, 2), **{("TMA", metric): (-1, 1) for metric in METRICS}}
-SLACK = 1e-4  # float32 embeddings have unit length to about 1e-7
 
 
 def read_folder(folder: Path) -> list[Record]:
@@ -70,20 +70,16 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
 
 
 def _nonsense(record: Record) -> str:
-    """What cannot be in a record whose cells each can; empty if it is fine."""
-    name, value, low, high = (record[key] for key in ("metric", "value", "low", "high"))
+    """Why a record whose cells each are fine cannot be; empty if it can."""
     if record["status"] != "ok":
-        return "" if value is None else "a failed cell has a value"
-    if not name or value is None or record["n"] is None or not record["better"]:
+        return "" if record["value"] is None else "a failed cell has a value"
+    name, estimate = (
+        record["metric"],
+        Estimate(*(record[key] for key in ("value", "low", "high", "n"))),
+    )
+    if not name or estimate.value is None or estimate.n is None or not record["better"]:
         return "a cell that is ok needs metric, value, n and better"
-    if (low is None) != (high is None) or (
-        low is not None and not low - SLACK <= value <= high + SLACK
-    ):
-        return f"value {value:g} is not within its interval [{low}, {high}]"
-    bounds = (0, 100) if record["unit"] == "%" else BOUNDS.get((name, record["distance"]))
-    if bounds and not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
-        return f"{name} is {value:g}; it is within {bounds[0]} and {bounds[1]}"
-    return ""
+    return implausible(name, record["unit"], record["distance"], estimate)
 
 
 def _text(text: str) -> str:

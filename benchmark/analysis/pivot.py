@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Cell, tidy
+from msgspec.structs import replace
+
+from dmlbench.analysis.records import ROW, TIDY_COLUMNS, tidy
 from dmlbench.analysis.seeds import Spread, spread
 from dmlbench.common.errors import UserError
+from dmlbench.storage.cell import Cell
 
 Conditions = Sequence[tuple[str, str]]
 _IDENTIFYING = (*ROW, "attack_resolved", "metric")
@@ -41,13 +44,13 @@ def chosen(cells: Iterable[Cell], conditions: Conditions) -> list[Cell]:
     found = []
     for cell in cells:
         records = [r for r in tidy([cell]) if _meets(r, conditions)]
-        names = {record["metric"] for record in records if "metric" in record}
-        if cell["status"] == "ok":
-            keep = {
-                key: {n: v for n, v in cell[key].items() if n in names}
-                for key in ("metrics", "columns")
-            }
-            cell = cell | keep
+        names = {record["metric"] for record in records}
+        if cell.ok:
+            cell = replace(
+                cell,
+                metrics={name: cell.metrics[name] for name in cell.metrics if name in names},
+                columns={name: cell.columns[name] for name in cell.columns if name in names},
+            )
         if records:
             found.append(cell)
     return found

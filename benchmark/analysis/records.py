@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec.structs import asdict
+
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.storage.cell import ORDER, Cell
 
-Cell = dict[str, Any]
 Record = dict[str, Any]
 
 BENIGN = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI")
@@ -62,29 +64,6 @@ TIDY_COLUMNS = (
     "seconds",
 )
 
-ORDER = (
-    "dataset",
-    "model",
-    "recipe",
-    "training_cost",
-    "defense",
-    "seed",
-    "suite",
-    "queries",
-    "attack",
-)
-
-
-def order(cell: Cell) -> tuple[Any, ...]:
-    """Sort key: ``ORDER``, then versions and identity."""
-    return (*(cell["about"][key] for key in ORDER), versions(cell), cell["id"])
-
-
-def versions(cell: Cell) -> tuple[int, ...]:
-    """The versions of the definitions that a cell was measured with; newer ones compare greater."""
-    facts = cell["facts"]
-    return tuple(facts.get(key, 0) for key in ("measure_version", "attack_version"))
-
 
 def tidy(cells: Iterable[Cell]) -> list[Record]:
     """A record of ``TIDY_COLUMNS`` for each cell and metric; one of a failed cell has no value.
@@ -93,14 +72,16 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
     """
     records = []
     for cell in cells:
-        about, found = cell["about"], cell["findings"]
-        common = {key: about[key] for key in (*ROW, "attack", "attack_resolved")}
+        found = cell.findings
+        common = {key: getattr(cell.about, key) for key in (*ROW, "attack", "attack_resolved")}
         common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
-        for name, direction in cell["columns"].items() or [("", {})]:
-            record = common | {"metric": name} | direction
-            if cell["status"] == "ok":
+        if not cell.columns:
+            records.append(common | {"metric": ""})
+        for name, column in cell.columns.items():
+            record = common | {"metric": name} | asdict(column)
+            if cell.ok:
                 shares = found.get("deciles", {}).get(name, ())
-                record |= cell["metrics"][name]
+                record |= asdict(cell.metrics[name])
                 record |= {"clean": found.get("clean", {}).get(name, "")}
                 record |= {"deciles": " ".join(map(repr, shares))}
             records.append(record)
@@ -109,20 +90,20 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
 
 def _origin(cell: Cell) -> Record:
     """What became of a cell, and what produced it."""
-    made = cell["provenance"]
+    made = cell.provenance
     return {
-        "status": cell["status"],
-        "error": cell.get("error", ""),
-        "cell": cell["id"],
-        "versions": ".".join(map(str, versions(cell))),
-        "data": cell["facts"].get("data", ""),
-        "checkpoint_sha256": cell["facts"].get("checkpoint", ""),
-        "dmlbench": made["dmlbench"],
-        "git": made["git"] or "",
-        "torch": made["libraries"].get("torch", ""),
-        "device": made["device"],
-        "started": datetime.fromtimestamp(cell["started"], UTC).isoformat(timespec="seconds"),
-        "seconds": round(cell["seconds"], 2),
+        "status": cell.status,
+        "error": cell.error,
+        "cell": cell.id,
+        "versions": ".".join(map(str, cell.versions)),
+        "data": cell.facts.get("data", ""),
+        "checkpoint_sha256": cell.facts.get("checkpoint", ""),
+        "dmlbench": made.dmlbench,
+        "git": made.git or "",
+        "torch": made.libraries.get("torch", ""),
+        "device": made.device,
+        "started": datetime.fromtimestamp(cell.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(cell.seconds, 2),
     }
 
 

@@ -71,7 +71,7 @@ def load_results(source: str | Path = "results") -> Report:
     if path.is_file():
         return Report(tuple(read_tidy(path)))
     cells = Store(path).cells() if path.is_dir() else []
-    stored = {cell["id"] for cell in cells}
+    stored = {cell.id for cell in cells}
     others = [record for record in read_folder(path) if record["cell"] not in stored]
     if not cells and not others:
         raise UserError(

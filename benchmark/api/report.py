@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from dmlbench.analysis.records import TIDY_COLUMNS, Record, rows, tidy
 from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.cell import Cell
+from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ class Report:
     def of(cls, cells: Iterable[Cell], store: Store) -> Report:
         """The report of ``cells`` that lie in ``store``, with their outcomes."""
         cells = list(cells)
-        done = [cell["id"] for cell in cells if cell["status"] == "ok"]
+        done = [cell.id for cell in cells if cell.ok]
         return cls(tuple(tidy(cells)), {one: store.outcomes(one) for one in done})
 
     def __getitem__(self, name: str) -> Estimate:

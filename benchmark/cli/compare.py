@@ -30,7 +30,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     A and B are defenses as 'run' was given them (or as tables show them), checkpoints, or folders
     under results/models. Nothing is trained or attacked.
     """
-    from dataclasses import asdict
+    from msgspec import to_builtins
 
     from dmlbench.analysis import compare
     from dmlbench.storage.store import Store
@@ -39,10 +39,10 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     sides = [compare.find(name, store, dataset) for name in (a, b)]
     found = compare.compare(*sides)
     if as_json:
-        records = [asdict(one) | {"favours": one.favours} for one in found]
+        records = [to_builtins(one) | {"favours": one.favours} for one in found]
         click.echo(json.dumps(records, indent=1))
         return
-    _print(found, *(side.cells[0]["about"]["label"] for side in sides))
+    _print(found, *(side.cells[0].about.label for side in sides))
 
 
 def _print(found: list[Difference], a: str, b: str) -> None:

@@ -69,18 +69,18 @@ def _counts(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -> dict[str, Any]:
-    about, facts = task.cell["about"], task.cell["facts"]
+    about, facts = task.cell.about, task.cell.facts
     training = isinstance(task, Train)
     identified = not training and facts.get("checkpoint") != UNTRAINED
     return {
-        "defense": about["defense"],
-        "label": about["label"],
-        "seed": about["seed"],
-        "suite": about["suite"],
-        "task": "training" if training else about["attack"] or "benign",
+        "defense": about.defense,
+        "label": about.label,
+        "seed": about.seed,
+        "suite": about.suite,
+        "task": "training" if training else about.attack or "benign",
         "status": status,
         "runs": runs,
         "seconds": times.seconds(times.kind(task)),
         "training": task.model,
-        "cell": task.cell["id"] if identified else None,
+        "cell": task.cell.id if identified else None,
     }

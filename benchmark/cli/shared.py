@@ -12,7 +12,8 @@ import click
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
 if TYPE_CHECKING:
-    from dmlbench.storage.store import Cell, Store
+    from dmlbench.storage.cell import Cell
+    from dmlbench.storage.store import Store
 
 
 def check_outputs(results: Path, leaderboards: Path) -> None:
@@ -41,7 +42,7 @@ def finish(
 
     board = render_board(results, dataset, leaderboards)
     if as_json:
-        click.echo(json.dumps(cells, indent=1))
+        click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
     else:
         print_tables(tidy(cells))
         click.echo(
@@ -49,7 +50,7 @@ def finish(
             f"model)\nBoard: {board}"
             "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
         )
-    if any(cell["status"] != "ok" for cell in cells):
+    if not all(cell.ok for cell in cells):
         sys.exit(EXIT_FAILED_CELLS)
 
 
@@ -59,7 +60,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
 
     store = Store(results)
     warn_of_damage(store)
-    cells = [c for c in store.cells() if dataset in (None, c["about"]["dataset"])]
+    cells = [c for c in store.cells() if dataset in (None, c.about.dataset)]
     if not cells:
         raise UserError(
             f"no results{f' of {dataset}' if dataset else ''} in {results}: "

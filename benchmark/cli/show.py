@@ -15,7 +15,7 @@ from dmlbench.common.errors import UserError
 
 if TYPE_CHECKING:
     from dmlbench.analysis.seeds import Spread
-    from dmlbench.storage.store import Cell
+    from dmlbench.storage.cell import Cell
 
 
 @click.command(
@@ -60,7 +60,7 @@ def show(
     if layout is not None:
         _print_pivot(cells, layout, as_json)
     elif as_json:
-        click.echo(json.dumps(cells, indent=1))
+        click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
     else:
         print_tables(tidy(cells))
 

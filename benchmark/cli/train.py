@@ -59,7 +59,6 @@ def train(
     trained = parse_recipe(chosen, recipe)
     with open_session(chosen, **places, torchrun=True) as s:
         from dmlbench.sweep.plan import plan
-        from dmlbench.sweep.tasks import Train
         from dmlbench.sweep.worker import explained
         from dmlbench.training import trainer
 
@@ -72,7 +71,7 @@ def train(
             except UserError:
                 raise
             except Exception as error:  # whatever a network or plugin raises
-                problem = explained(error, Train(training, {}))
+                problem = explained(error, training)
                 if launched():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True

@@ -79,8 +79,13 @@ def remove_abandoned(folder: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Turn ``value`` into indented JSON and a newline; ValueError if a number is not finite."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    return f"{text}\n".encode()
 
 
 def _umask() -> int:

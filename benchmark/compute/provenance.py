@@ -9,7 +9,8 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 import dmlbench
 from dmlbench.common.lazy import torch
@@ -17,22 +18,46 @@ from dmlbench.common.lazy import torch
 LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
-def provenance(device: torch.device | None) -> dict[str, Any]:
-    """Collect facts that explain a number but are not part of its identity (JSON types).
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Facts that explain a number but are not part of its identity.
+
+    Attributes:
+        dmlbench: version of this package.
+        git: commit of the checkout, see ``git_revision``.
+        python: version.
+        platform: operating system and architecture.
+        libraries: name -> version of the installed ones of ``LIBRARIES``.
+        device: name of the processor; empty where nothing was computed.
+        threads: CPU threads of PyTorch; None where nothing was computed.
+        argv: the arguments of the command line.
+    """
+
+    dmlbench: str
+    git: str | None
+    python: str
+    platform: str
+    libraries: dict[str, str]
+    device: str
+    threads: int | None
+    argv: list[str]
+
+
+def provenance(device: torch.device | None) -> Provenance:
+    """The provenance of what this process computes.
 
     Args:
         device: the device of the computation; None if this process has computed nothing.
     """
-    return {
-        "dmlbench": dmlbench.__version__,
-        "git": git_revision(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": _versions(),
-        "device": "" if device is None else device_name(device),
-        "threads": None if device is None else torch.get_num_threads(),
-        "argv": [without_folders(argument) for argument in sys.argv[1:]],
-    }
+    return Provenance(
+        dmlbench=dmlbench.__version__,
+        git=git_revision(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        libraries=_versions(),
+        device="" if device is None else device_name(device),
+        threads=None if device is None else torch.get_num_threads(),
+        argv=[without_folders(argument) for argument in sys.argv[1:]],
+    )
 
 
 def without_folders(argument: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -12,8 +13,7 @@ LEVEL = 0.95
 SEED = 20220304  # part of the protocol: the same outcomes have the same interval everywhere
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A number of a table.
 
     Attributes:
@@ -25,7 +25,7 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
-    n: int
+    n: Annotated[int, msgspec.Meta(ge=0)]
 
 
 def bootstrap_mean(values: npt.ArrayLike) -> Estimate:

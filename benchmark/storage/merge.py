@@ -48,10 +48,10 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
                 f"of {target.root} stand, and the cells of the others are left behind"
             )
     for cell in source.whole(cells):
-        known = target.get(cell["id"])
-        better = known is None or (known["status"] == "failed" and cell["status"] == "ok")
-        if better and cell["facts"].get("checkpoint") not in other:
-            target.put(cell, source.outcomes(cell["id"]) if cell["status"] == "ok" else None)
+        known = target.get(cell.id)
+        better = known is None or (cell.ok and not known.ok)
+        if better and cell.facts.get("checkpoint") not in other:
+            target.put(cell, source.outcomes(cell.id) if cell.ok else None)
             merged.cells += 1
     return merged
 

@@ -23,18 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from dmlbench.analysis import records, seeds
-from dmlbench.common.errors import UserError
-from dmlbench.common.files import remove_abandoned, write_atomically, write_json
-from dmlbench.common.hashing import identity
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.files import remove_abandoned, write_atomically
+from dmlbench.storage.cell import Cell, decode, encode
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dmlbench.evaluation.evaluator import Outcomes
-
-CELL_SCHEMA = 3
-Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,27 @@ class Store:
         return self.root / "models" / training_id
 
     def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
-        """Write a cell under its identity, its outcomes first: the cell says that it is whole."""
-        digest = None
+        """Write a cell under its identity, its outcomes first: the cell says that it is whole.
+
+        Raises:
+            CellError: no measurement gives such a cell (250%); nothing is written.
+        """
+        table, digest = b"", None
         if outcomes is not None:
             import pandas as pd
 
             buffer = io.BytesIO()
             pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
-            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-            write_atomically(self._path(cell["id"], "parquet"), buffer.getvalue())
-        write_json(self._path(cell["id"]), {**cell, "schema": CELL_SCHEMA, "outcomes": digest})
+            table = buffer.getvalue()
+            digest = hashlib.sha256(table).hexdigest()
+        path = self._path(cell.id)
+        try:
+            content = encode(msgspec.structs.replace(cell, outcomes=digest), path)
+        except ValueError as error:
+            raise CellError(f"it was measured, but cannot be right: {error}") from None
+        if outcomes is not None:
+            write_atomically(self._path(cell.id, "parquet"), table)
+        write_atomically(path, content)
 
     def get(self, cell_id: str) -> Cell | None:
         """The cell of that identity, or None if there is none that can be trusted."""
@@ -70,7 +80,7 @@ class Store:
     def done(self, cell_id: str) -> Cell | None:
         """The cell of that identity if it has succeeded and its outcomes are there."""
         cell = self.get(cell_id)
-        whole = cell is not None and cell["status"] == "ok"
+        whole = cell is not None and cell.ok
         return cell if whole and self._path(cell_id, "parquet").is_file() else None
 
     def remove(self, cell_id: str) -> None:
@@ -87,7 +97,7 @@ class Store:
 
         path, cell = self._path(cell_id, "parquet"), self.get(cell_id)
         content = path.read_bytes()
-        known = cell and cell["outcomes"]
+        known = None if cell is None else cell.outcomes
         if known and hashlib.sha256(content).hexdigest() != known:
             self._quarantine(self._path(cell_id))
             raise UserError(
@@ -110,7 +120,7 @@ class Store:
     def whole(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those that have failed or whose outcomes are there; the others count as not done."""
         outcomes = {path.stem for path in (self.root / "cells").glob("*.parquet")}
-        return [cell for cell in cells if cell["status"] == "failed" or cell["id"] in outcomes]
+        return [cell for cell in cells if not cell.ok or cell.id in outcomes]
 
     def repair(self, damaged: Iterable[Path]) -> None:
         """Move damaged cells to ``quarantine/`` and remove what killed writers have left."""
@@ -119,7 +129,7 @@ class Store:
         remove_abandoned(self.root)
 
     def cells(self) -> list[Cell]:
-        """Every cell that stands, sorted by what it is about (``records.order``).
+        """Every cell that stands, sorted by what it is about (``Cell.order``).
 
         A cell of weights that have been replaced since (its training run is here, with another
         checkpoint) does not stand.
@@ -129,10 +139,9 @@ class Store:
         current = [
             cell
             for cell in found
-            if standing.get(cell["facts"].get("training"))
-            in (None, cell["facts"].get("checkpoint"))
+            if standing.get(cell.facts.get("training", "")) in (None, cell.facts.get("checkpoint"))
         ]
-        return sorted(current, key=records.order)
+        return sorted(current, key=lambda cell: cell.order)
 
     def export(self) -> tuple[Path, Path]:
         """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
@@ -189,7 +198,7 @@ class Store:
 
 
 def _trainings(cells: Iterable[Cell]) -> set[str]:
-    return {t for cell in cells if isinstance(t := cell["facts"].get("training"), str)}
+    return {t for cell in cells if isinstance(t := cell.facts.get("training"), str)}
 
 
 def _read(path: Path) -> Cell | None:
@@ -199,39 +208,9 @@ def _read(path: Path) -> Cell | None:
         UserError: a newer version wrote it.
     """
     try:
-        cell: Cell = json.loads(path.read_bytes())
-        schema = cell["schema"]
-        if identity(cell["facts"]) != cell["id"] or cell["id"] != path.stem:
-            return None
-        if cell["status"] not in ("ok", "failed"):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
+        return decode(path.read_bytes(), path)
+    except (OSError, ValueError):
         return None
-    if not isinstance(schema, int) or schema < 1:
-        return None
-    if schema > CELL_SCHEMA:
-        raise UserError(
-            f"{path} has schema {schema}, this version reads up to {CELL_SCHEMA}: update dmlbench"
-        )
-    for since in _MIGRATIONS[schema - 1 :]:
-        cell = since(cell)
-    return cell
-
-
-def _since_1(cell: Cell) -> Cell:
-    """Schema 2 added the digest of the outcomes, and the exception of a failed cell."""
-    added: Cell = {"schema": 2, "outcomes": None}
-    if cell["status"] == "failed":
-        added["exception"] = {"type": None, "traceback": None}
-    return cell | added
-
-
-def _since_2(cell: Cell) -> Cell:
-    """Schema 3 added the choice of queries; before, all were attacked."""
-    return cell | {"schema": 3, "about": {**cell["about"], "queries": ""}}
-
-
-_MIGRATIONS = (_since_1, _since_2)
 
 
 def _csv(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> bytes:

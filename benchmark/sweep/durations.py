@@ -13,7 +13,8 @@ from typing import Any
 from dmlbench.common.hashing import identity
 from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name, processor_name
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.cell import Cell
+from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
 _KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
@@ -48,8 +49,8 @@ class Durations:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
         for row in cells:
-            if row["status"] == "ok" and row["provenance"]["device"] == device:
-                self.add(_cell(row["facts"]), row["seconds"])
+            if row.ok and row.provenance.device == device:
+                self.add(_cell(row.facts), row.seconds)
         for path in (store.root / "models").glob("*/manifest.json"):
             made = _manifest(path)
             if made is not None and made["provenance"]["device"] == device:
@@ -60,7 +61,7 @@ class Durations:
         if isinstance(task, Train):
             training = task.training
             return _training(training.facts, training.defense.training_cost)
-        return _cell(task.cell["facts"])
+        return _cell(task.cell.facts)
 
     def seconds(self, kind: Kind) -> float | None:
         """The median of the past rows of ``kind``, else what its passes took in like ones.

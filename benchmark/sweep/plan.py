@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import ValidationError, convert, structs
+
 from dmlbench.analysis.records import BENIGN, ERS, WORST
-from dmlbench.attacks.base import Attack
+from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
@@ -22,14 +24,15 @@ from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import Model, canonical_model, parse_model
+from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.checkpoint import read_manifest
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
 from dmlbench.training.job import Training
 
 MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
 
-PERCENT = {"unit": "%", "better": "higher"}
+PERCENT = ColumnInfo("%", "higher")
 WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
 RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # of the clean images, and of theirs
 UNTRAINED = "untrained"  # in the place of a checkpoint's digest
@@ -109,9 +112,17 @@ def planned_attacks(
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.canonical(attack),
         }
-        columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
+        columns = {column.name: _info(attack, column) for column in attack.columns}
         found.append(PlannedAttack(attack, queries, facts, about, columns))
     return found
+
+
+def _info(attack: Attack, column: Column) -> ColumnInfo:
+    try:
+        return convert({"unit": column.unit, "better": column.better}, ColumnInfo)
+    except ValidationError as error:  # of a plugin
+        name = f"attack {attack.card.name}: its column {column.name}"
+        raise UserError(f"{name} is wrong: {error}") from None
 
 
 def trained_weights(
@@ -126,7 +137,18 @@ def trained_weights(
     }
     folder = store.model_folder(training.id)
     path = folder / (manifest["checkpoint"] if manifest else "")
-    return Weights(training.model, path, facts, training.about(precision), training.seed)
+    about = _about(
+        training.dataset,
+        training.model,
+        training.spelling,
+        training.defense.label,
+        precision,
+        training.seed,
+        recipe=training.recipe_changes,
+        resolved=spec.canonical(training.defense),
+        training_cost=training.defense.training_cost,
+    )
+    return Weights(training.model, path, facts, about, training.seed)
 
 
 def checkpoint_weights(
@@ -167,13 +189,16 @@ def checkpoint_weights(
     if known:
         facts["training"] = known["training_id"]
     name = label or known.get("label") or weights.stem
-    about = _about_weights(
-        dataset, network, precision, label or known.get("defense", name), name
-    ) | {
-        "resolved": known.get("resolved", ""),
-        "training_cost": known.get("training_cost", 0),
-        "seed": known["training"]["seed"] if known else seed,
-    }
+    about = _about(
+        spec.canonical(dataset),
+        network,
+        label or known.get("defense", name),
+        name,
+        precision,
+        known["training"]["seed"] if known else seed,
+        resolved=known.get("resolved", ""),
+        training_cost=known.get("training_cost", 0),
+    )
     return Weights(network, weights, facts, about, seed)
 
 
@@ -189,28 +214,39 @@ def memory_weights(
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
     _check_seeds([seed])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about_weights(dataset, model, precision, label, label) | {"seed": seed}
+    about = _about(spec.canonical(dataset), model, label, label, precision, seed)
     return Weights(model, None, facts, about, seed)
 
 
-def _about_weights(
-    dataset: Dataset, model: Model, precision: str, defense: str, label: str
-) -> dict[str, Any]:
-    """The row of weights that were not trained here."""
-    return {
-        "dataset": spec.canonical(dataset),
-        "model": canonical_model(model),
-        "distance": model.metric,
-        "recipe": "",
-        "defense": defense,
-        "label": label,
-        "resolved": "",
-        "training_cost": 0,
-        "seed": 0,
-        "precision": precision,
-        "suite": "",
-        "queries": "",
-    }
+def _about(
+    dataset: str,
+    model: Model,
+    defense: str,
+    label: str,
+    precision: str,
+    seed: int,
+    *,
+    recipe: str = "",
+    resolved: str = "",
+    training_cost: int = 0,
+) -> About:
+    """The row of a model in tables; what an attack adds to it is still empty."""
+    return About(
+        dataset=dataset,
+        model=canonical_model(model),
+        distance=model.metric,
+        recipe=recipe,
+        defense=defense,
+        label=label,
+        resolved=resolved,
+        training_cost=training_cost,
+        seed=seed,
+        precision=precision,
+        suite="",
+        queries="",
+        attack="",
+        attack_resolved="",
+    )
 
 
 def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:
@@ -221,13 +257,13 @@ def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:
 
 def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure]:
     """The benign cell of the weights and one for each attack."""
-    precision = weights.about["precision"]
+    precision = weights.about.precision
     common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
     benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
     tasks = [Measure(weights, benign, None, None)]
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": weights.seed}
-        cell = new_cell(facts, weights.about | one.about, one.columns)
+        cell = new_cell(facts, structs.replace(weights.about, **one.about), one.columns)
         tasks.append(Measure(weights, cell, one.attack, one.queries))
     return tasks
 
@@ -242,27 +278,27 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
     made_by = {k: v for k, v in weights.facts.items() if k in ("checkpoint", "training", "data")}
 
-    def draw(attack: str, score: str, cells: Sequence[Cell], columns: Iterable[str]) -> None:
-        sources = tuple((c["id"], n) for c in cells for n in c["columns"] if n in columns)
+    def draw(attack: str, score: str, cells: Sequence[PlannedCell], columns: Iterable[str]) -> None:
+        sources = tuple((c.id, n) for c in cells for n in c.columns if n in columns)
         kind, ids = attack.partition(":")[0], [cell_id for cell_id, _ in sources]
-        about = cells[-1]["about"] | {"attack": attack, "attack_resolved": ""}
+        about = structs.replace(cells[-1].about, attack=attack, attack_resolved="")
         cell = new_cell({"kind": kind, "cells": ids, **made_by}, about, {score: PERCENT})
         found.append(Combine(weights, cell, sources))
 
-    for suite in dict.fromkeys(cell["about"]["suite"] for cell in attacked):
-        same = {c["about"]["attack"]: c for c in attacked if c["about"]["suite"] == suite}
+    for suite in dict.fromkeys(cell.about.suite for cell in attacked):
+        same = {c.about.attack: c for c in attacked if c.about.suite == suite}
         if same.keys() >= set(WORST_OF):
             plain = [benign, *(same[name] for name in WORST_OF)]
             draw("worst case", WORST, plain, RECALLS)
             if restarted := _restarted(same):
                 name = f"worst case:{' '.join(restarted)}"
                 draw(name, WORST, [*plain, *restarted.values()], RECALLS)
-        if weights.about["distance"] == "N" and same.keys() >= set(ERS_ATTACKS):
+        if weights.about.distance == "N" and same.keys() >= set(ERS_ATTACKS):
             draw(ERS, ERS, [same[name] for name in ERS_ATTACKS], ERS_COLUMNS)
     return found
 
 
-def _restarted(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+def _restarted(cells: Mapping[str, PlannedCell]) -> dict[str, PlannedCell]:
     """``es:restarts=5`` -> cell: of ES, LTM and GTM those that differ in that alone.
 
     Of one attack that with the most starts: they are the first starts of more, and some.

@@ -21,7 +21,7 @@ from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.models.base import canonical_model
-from dmlbench.storage.store import Cell
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, likely_device
 from dmlbench.sweep.executors.base import Executor

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from dmlbench.common.errors import CellError
 from dmlbench.common.progress import Tally, duration
 from dmlbench.storage import checkpoint
-from dmlbench.storage.store import Cell
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep.durations import Durations, Kind
 from dmlbench.sweep.executors.base import Ending, Executor
 from dmlbench.sweep.plan import cells, trained_weights
@@ -133,8 +133,8 @@ class Scheduler:
         if name is None:
             return False
         task = self.models[name].ready.popleft()
-        self.running[task.cell["id"]] = self.times.kind(task), Stopwatch()
-        if self.resume != "never" and self.session.store.done(task.cell["id"]):
+        self.running[task.cell.id] = self.times.kind(task), Stopwatch()
+        if self.resume != "never" and self.session.store.done(task.cell.id):
             self._close(task)  # another run in this folder has done it since it was planned
         else:
             self.executor.start(task)
@@ -152,15 +152,15 @@ class Scheduler:
     def _close(self, task: Task) -> None:
         model = self.models[task.model]
         model.open -= 1
-        del self.running[task.cell["id"]]
+        del self.running[task.cell.id]
         self.ended += 1
         self.left[self.times.kind(task)] -= 1
-        row = self.session.store.get(task.cell["id"])
+        row = self.session.store.get(task.cell.id)
         if row is not None:
-            self.known.cells[row["id"]] = row
+            self.known.cells[row.id] = row
         if isinstance(task, Train):
             self._trained(task, model, failed=row is not None)
-        elif row is not None and row["status"] == "ok":
+        elif row is not None and row.ok:
             self.done += 1
         else:
             self.failed += 1
@@ -174,7 +174,7 @@ class Scheduler:
         if failed:
             self._give_up([t for t, want in zip(model.tasks, wanted, strict=True) if want])
             return
-        self.known.cells.pop(task.cell["id"], None)
+        self.known.cells.pop(task.cell.id, None)
         manifest = checkpoint.read_manifest(store.model_folder(training.id), training.facts)
         weights = trained_weights(task.training, manifest, store, self.session.compute.precision)
         planned = cells(weights, self.attacks)
@@ -190,7 +190,7 @@ class Scheduler:
         waiting, model.waiting = model.waiting, []
         for task in waiting:
             rows = [self.known.cells.get(cell_id) for cell_id, _ in task.sources]
-            if all(row is not None and row["status"] == "ok" for row in rows):
+            if all(row is not None and row.ok for row in rows):
                 model.ready.append(task)
                 model.open += 1
             else:
@@ -202,7 +202,7 @@ class Scheduler:
         self.left.subtract(self.times.kind(task) for task in tasks)
 
     def _rows(self, entry: PlannedModel) -> list[Cell]:
-        if entry.train is not None and (row := self.known.cells.get(entry.train.cell["id"])):
+        if entry.train is not None and (row := self.known.cells.get(entry.train.cell.id)):
             return [row]
         agenda = entry.agenda(self.resume)
         tasks = self.models[agenda[0].model].tasks if agenda else [t for t, _ in entry.cells]

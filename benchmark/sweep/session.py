@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,8 @@ from dmlbench.compute.device import Compute, launched, leads, local_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.cell import ExceptionInfo, PlannedCell
+from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.evaluator import Measurement
@@ -127,39 +128,30 @@ class Stopwatch:
         return cls(time.time() - seconds, time.monotonic() - seconds)
 
 
-def succeed(session: Session, cell: Cell, found: Measurement, watch: Stopwatch) -> None:
-    """Store what a cell has found."""
-    result = {
-        "status": "ok",
-        "metrics": {name: asdict(estimate) for name, estimate in found.metrics.items()},
-        "findings": found.findings,
-        "started": watch.started,
-        "seconds": watch.seconds,
-        "provenance": provenance(session.compute.torch_device()),
-    }
-    session.store.put(cell | result, found.outcomes)
+def succeed(session: Session, cell: PlannedCell, found: Measurement, watch: Stopwatch) -> None:
+    """Store what a cell has found.
+
+    Raises:
+        CellError: it is out of bounds.
+    """
+    made = provenance(session.compute.torch_device())
+    done = cell.measured(found.metrics, found.findings, watch.started, watch.seconds, made)
+    session.store.put(done, found.outcomes)
 
 
-def fail(session: Session, cell: Cell, title: str, error: BaseException, watch: Stopwatch) -> None:
+def fail(
+    session: Session, cell: PlannedCell, title: str, error: BaseException, watch: Stopwatch
+) -> None:
     """Say that a cell has failed, and store it unless a number of it is there already.
 
     An error without a traceback is of a process that is gone.
     """
     kind = "" if isinstance(error, UserError | CellError) else f"{type(error).__name__}: "
     gone = error.__traceback__ is None
-    result = {
-        "status": "failed",
-        "error": f"{kind}{error}",
-        "exception": {
-            "type": type(error).__name__,
-            "traceback": None if gone else "".join(traceback.format_exception(error)),
-        },
-        "metrics": {},
-        "findings": {},
-        "started": watch.started,
-        "seconds": watch.seconds,
-        "provenance": provenance(None if gone else session.compute.torch_device()),
-    }
-    session.reporter.warn(f"{title} failed: {result['error']}")
-    if session.store.done(cell["id"]) is None:
-        session.store.put(cell | result)
+    trace = None if gone else "".join(traceback.format_exception(error))
+    made = provenance(None if gone else session.compute.torch_device())
+    raised = ExceptionInfo(type(error).__name__, trace)
+    failed = cell.failed(f"{kind}{error}", raised, watch.started, watch.seconds, made)
+    session.reporter.warn(f"{title} failed: {failed.error}")
+    if session.store.done(cell.id) is None:
+        session.store.put(failed)

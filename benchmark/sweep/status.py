@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
+from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import read_manifest
-from dmlbench.storage.store import Cell, Store
+from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
 from dmlbench.training.job import Training
@@ -26,21 +27,21 @@ class Known:
     """The cells of a store by identity, and by what they were before their definition changed."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
-        self.cells = {cell["id"]: cell for cell in cells}
-        self._stale = {_lasting(c): c for c in self.cells.values() if c["status"] == "ok"}
+        self.cells = {cell.id: cell for cell in cells}
+        self._stale = {_lasting(c): c for c in self.cells.values() if c.ok}
 
-    def find(self, cell: Cell) -> Cell | None:
+    def find(self, cell: PlannedCell) -> Cell | None:
         """The row of a planned cell, a stale one if there is no other."""
-        return self.cells.get(cell["id"]) or self._stale.get(_lasting(cell))
+        return self.cells.get(cell.id) or self._stale.get(_lasting(cell))
 
-    def status(self, cell: Cell) -> str:
+    def status(self, cell: PlannedCell) -> str:
         """done, failed, stale (of replaced weights or an older definition) or to do."""
         found = self.find(cell)
         if found is None:
             return TO_DO
-        if found["id"] != cell["id"]:
+        if found.id != cell.id:
             return STALE
-        return DONE if found["status"] == "ok" else FAILED
+        return DONE if found.ok else FAILED
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def assess(
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = planned_model(weights, attacks, known)
-    if manifest is None and train.cell["id"] in known.cells:
+    if manifest is None and train.cell.id in known.cells:
         failed = tuple((task, FAILED) for task, _ in measured.cells)  # they share its fate
         return PlannedModel(train, FAILED, failed)
     return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
@@ -97,5 +98,5 @@ def planned_model(weights: Weights, attacks: Sequence[PlannedAttack], known: Kno
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 
-def _lasting(cell: Cell) -> str:
-    return identity({k: v for k, v in cell["facts"].items() if k not in _MUTABLE})
+def _lasting(cell: PlannedCell) -> str:
+    return identity({k: v for k, v in cell.facts.items() if k not in _MUTABLE})

@@ -9,7 +9,7 @@ from typing import Any
 from dmlbench.attacks.base import Attack
 from dmlbench.common.hashing import identity
 from dmlbench.models.base import Model
-from dmlbench.storage.store import Cell
+from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.training.job import Training
 
 
@@ -28,7 +28,7 @@ class Weights:
     model: Model
     path: Path | None
     facts: dict[str, Any]
-    about: dict[str, Any]
+    about: About
     seed: int
 
     @property
@@ -50,8 +50,8 @@ class PlannedAttack:
     attack: Attack
     queries: int | None
     facts: dict[str, Any]
-    about: dict[str, Any]
-    columns: dict[str, Any]
+    about: dict[str, str]
+    columns: dict[str, ColumnInfo]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Train:
     """
 
     training: Training
-    cell: Cell
+    cell: PlannedCell
     afresh: bool = False
 
     @property
@@ -74,7 +74,7 @@ class Train:
     @property
     def title(self) -> str:
         """For people."""
-        return f"training {self.cell['about']['label']} (seed {self.cell['about']['seed']})"
+        return f"training {self.cell.about.label} (seed {self.cell.about.seed})"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Measure:
     """The task of measuring weights, clean or under an attack: one cell."""
 
     weights: Weights
-    cell: Cell
+    cell: PlannedCell
     attack: Attack | None
     queries: int | None
 
@@ -109,7 +109,7 @@ class Combine:
     """
 
     weights: Weights
-    cell: Cell
+    cell: PlannedCell
     sources: tuple[tuple[str, str], ...]
 
     @property
@@ -127,12 +127,11 @@ CellTask = Measure | Combine  # a task that makes a cell
 Task = Train | CellTask
 
 
-def new_cell(facts: dict[str, Any], about: dict[str, Any], columns: dict[str, Any]) -> Cell:
+def new_cell(facts: dict[str, Any], about: About, columns: dict[str, ColumnInfo]) -> PlannedCell:
     """A cell before it is measured."""
-    named = {"attack": "", "attack_resolved": ""} | about
-    return {"id": identity(facts), "facts": facts, "about": named, "columns": columns}
+    return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)
 
 
-def _title(cell: Cell) -> str:
-    about = cell["about"]
-    return f"{about['attack'] or 'benign'} on {about['label']} (seed {about['seed']})"
+def _title(cell: PlannedCell) -> str:
+    about = cell.about
+    return f"{about.attack or 'benign'} on {about.label} (seed {about.seed})"

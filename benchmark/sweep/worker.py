@@ -17,6 +17,7 @@ from dmlbench.metrics.ers import shares
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
+from dmlbench.training.job import Training
 from dmlbench.training.trainer import train
 
 
@@ -49,7 +50,8 @@ class Worker:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin raises fails its cell only
-            fail(self.session, task.cell, task.title, explained(error, task), watch)
+            training = task.training if isinstance(task, Train) else None
+            fail(self.session, task.cell, task.title, explained(error, training), watch)
 
     def close(self) -> None:
         """Let go of the model in memory."""
@@ -85,7 +87,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         if checkpoint.read_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
-        session.store.remove(task.cell["id"])  # the row of an earlier failure
+        session.store.remove(task.cell.id)  # the row of an earlier failure
 
     def _measure(self, task: Measure) -> Measurement:
         measured = self.evaluation(task.weights)
@@ -96,18 +98,18 @@ class Worker:
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes
         found = [(column, outcomes(cell_id)[column].to_numpy()) for cell_id, column in task.sources]
-        (name,) = task.cell["columns"]
+        (name,) = task.cell.columns
         values = shares(dict(found)) if name == ERS else np.min([x for _, x in found], axis=0)
         return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 
-def explained(error: BaseException, task: Task) -> BaseException:
-    """An error with its remedy where it is the memory that was short."""
+def explained(error: BaseException, training: Training | None) -> BaseException:
+    """The error, or one with a remedy if memory was short, in a training or elsewhere (None)."""
     out = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU
         return error
-    if isinstance(task, Train):
-        pairs = task.training.recipe.pairs
+    if training is not None:
+        pairs = training.recipe.pairs
         remedy = f"a smaller batch than {pairs} pairs (--recipe pairs={max(2, pairs // 2)})"
     else:
         remedy = "a smaller --batch-size"

@@ -10,7 +10,7 @@ from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
 from dmlbench.defenses.base import Defense
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import Model
 
 TRAINING_VERSION = 1  # is raised when a change of the trainer changes the weights
 
@@ -58,24 +58,3 @@ class Training:
     def id(self) -> str:
         """The identity of the training run: 16 hex digits."""
         return identity(self.facts)
-
-    def about(self, precision: str) -> dict[str, Any]:
-        """Describe the model in a row of a table; the columns of the attack are still empty.
-
-        Args:
-            precision: number format of the network in the evaluation.
-        """
-        return {
-            "dataset": self.dataset,
-            "model": canonical_model(self.model),
-            "distance": self.model.metric,
-            "recipe": self.recipe_changes,
-            "defense": self.spelling,
-            "label": self.defense.label,
-            "resolved": spec.canonical(self.defense),
-            "training_cost": self.defense.training_cost,
-            "seed": self.seed,
-            "precision": precision,
-            "suite": "",
-            "queries": "",
-        }

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -158,7 +159,7 @@ def train(
             "history": history,
             "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
-            "provenance": provenance(device),
+            "provenance": msgspec.to_builtins(provenance(device)),
         }
         manifest = None
         if among.leads:
@@ -314,7 +315,7 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Measure R@1 on the clean test split, in percent; None if every class has one image only."""
+        """Measure R@1 on the clean test split in percent; None if every class has one image."""
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
@@ -341,7 +342,7 @@ class _Run:
         )
 
     def save(self, folder: Path, history: History, seconds: float) -> None:
-        """Write the state after an epoch: the SHA-256 in hex, a newline, and what torch.save gives."""
+        """Write the state after an epoch: the SHA-256 in hex, a newline, the file of torch.save."""
         buffer = io.BytesIO()
         torch.save(
             {

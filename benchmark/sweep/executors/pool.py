@@ -154,7 +154,7 @@ class Pool:
         worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
         successor = self._replace(worker)
         how = _cause(worker.process)
-        victim = worker.name if task is None else task.cell["id"]
+        victim = worker.name if task is None else task.cell.id
         self._deaths[victim] += 1
         often = self._deaths[victim] >= TRIES
         if task is None:

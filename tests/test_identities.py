@@ -1,0 +1,90 @@
+"""Identities stay what they were: stored cells and models are found by them alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.cli.shared import parse_all, parse_attacks, parse_recipe
+from dmlbench.common.hashing import identity
+from dmlbench.core import spec
+from dmlbench.core.protocol import ERS_ATTACKS
+from dmlbench.datasets.base import DATASETS
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.models.base import parse_model
+from dmlbench.storage import checkpoint
+from dmlbench.storage.store import Store
+from dmlbench.sweep import plan
+from dmlbench.sweep.tasks import Combine
+
+RESULTS = Path(__file__).parent.parent / "results"
+MANIFESTS = sorted((RESULTS / "fashion" / "manifests").glob("*.json"))
+FIXED = """
+de33e4c3daa6410b 1b9982266cc5520a 1db05f9583bf7ce5 ba7f37390cc9e3f4 aa85849f36b159a2
+8bfa445dca3e7215 783329c78b215c65 d91e10dfd812aa12 f7625224066ead26 e42db666e4d08d19
+a81f7f7830da25fb e302d5a4b56d100b 338c1cf8d08d5870 a716401b31f33826
+"""
+
+
+def test_planned_cells_have_the_ids_they_always_had() -> None:
+    card, hm = FashionMini().protocol, spec.parse("hm:eta=4", DEFENSES)
+    network = parse_model(card.model)
+    (training,) = plan.plan(FashionMini(), "d" * 64, network, [hm], [3], card.recipe)
+    names = (*ERS_ATTACKS, "es:restarts=5")
+    attacks = plan.planned_attacks([spec.parse(n, ATTACKS) for n in names], card.threat, 50)
+    weights = plan.trained_weights(training, None, Store(Path("nowhere")), "fp32")
+    assert training.id == "8513e4d7f733a83d"
+    assert [task.cell.id for task in plan.cells(weights, attacks, 3)] == FIXED.split()
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_committed_manifests_name_their_training(path: Path) -> None:
+    manifest = json.loads(path.read_bytes())
+    assert identity(manifest["training"]) == manifest["training_id"] == path.stem
+
+
+@pytest.mark.parametrize("name", ["fashion", "fashion-4-epochs"])
+def test_a_plan_of_the_committed_sweep_finds_the_committed_rows(name: str) -> None:
+    """Every id of the CSV, with the same model, attack and column."""
+    asked = yaml.safe_load((RESULTS / f"{name}.yaml").read_text())
+    dataset = DATASETS.get(asked["dataset"])()
+    recipe = ",".join(f"{key}={value}" for key, value in asked["recipe"].items())
+    trainings = plan.plan(
+        dataset,
+        str(dataset.known_digest),
+        parse_model(dataset.protocol.model),
+        parse_all(tuple(asked["defense"]), DEFENSES),
+        [asked["seed"]],
+        parse_recipe(dataset, recipe),
+    )
+    chosen = parse_attacks(tuple(asked["attack"]), tuple(asked["suite"]))
+    attacks = plan.planned_attacks(chosen, dataset.protocol.threat, asked["queries"])
+    found: list[dict[str, Any]] = []
+    for training in trainings:
+        folder = RESULTS / "fashion" / "models" / training.id
+        manifest = checkpoint.read_manifest(folder, training.facts) if folder.is_dir() else None
+        assert manifest or not folder.is_dir()
+        manifest = json.loads((RESULTS / f"fashion/manifests/{training.id}.json").read_bytes())
+        weights = plan.trained_weights(training, manifest, Store(RESULTS / "fashion"), "fp32")
+        for task in plan.cells(weights, attacks, asked["seed"]):
+            cell = msgspec.to_builtins(task.cell)
+            if name == "fashion" and isinstance(task, Combine):  # drawn before 26b8599
+                cell["id"] = identity({k: v for k, v in cell["facts"].items() if k != "data"})
+            for metric, column in cell["columns"].items():
+                found.append({"cell": cell["id"], **cell["about"], "metric": metric, **column})
+    texts = [{key: str(value) for key, value in row.items()} for row in found]
+    with (RESULTS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        committed = [{key: row[key] for key in texts[0]} for row in csv.DictReader(file)]
+
+    def by_cell(row: dict[str, str]) -> tuple[str, str]:
+        return row["cell"], row["metric"]
+
+    assert sorted(texts, key=by_cell) == sorted(committed, key=by_cell)
