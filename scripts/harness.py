@@ -38,6 +38,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
 from dmlbench.sweep.tasks import Combine, Measure, Task
+from dmlbench.sweep.weights import trained_weights
 
 WEIGHTS_BYTES = 1_300_000
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -88,7 +89,7 @@ def invent(store: Store, models: int) -> int:
             "training": training.facts,
         }
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-        weights = plan.trained_weights(training, manifest, store, "fp32")
+        weights = trained_weights(training, manifest, store, "fp32")
         for task in plan.cells(weights, attacks):
             store.put(_row(task), dict.fromkeys(task.cell.columns, np.ones(1)))
             count += 1

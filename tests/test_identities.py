@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.cli.shared import parse_all, parse_attacks, parse_recipe
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
@@ -23,7 +22,9 @@ from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
+from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
 from dmlbench.sweep.tasks import Combine
+from dmlbench.sweep.weights import trained_weights
 
 RESULTS = Path(__file__).parent.parent / "results"
 MANIFESTS = sorted((RESULTS / "fashion" / "manifests").glob("*.json"))
@@ -40,9 +41,9 @@ def test_planned_cells_have_the_ids_they_always_had() -> None:
     (training,) = plan.plan(FashionMini(), "d" * 64, network, [hm], [3], card.recipe)
     names = (*ERS_ATTACKS, "es:restarts=5")
     attacks = plan.planned_attacks([spec.parse(n, ATTACKS) for n in names], card.threat, 50)
-    weights = plan.trained_weights(training, None, Store(Path("nowhere")), "fp32")
+    weights = trained_weights(training, None, Store(Path("nowhere")), "fp32")
     assert training.id == "8513e4d7f733a83d"
-    assert [task.cell.id for task in plan.cells(weights, attacks, 3)] == FIXED.split()
+    assert [task.cell.id for task in plan.cells(weights, attacks)] == FIXED.split()
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -73,8 +74,8 @@ def test_a_plan_of_the_committed_sweep_finds_the_committed_rows(name: str) -> No
         manifest = checkpoint.read_manifest(folder, training.facts) if folder.is_dir() else None
         assert manifest or not folder.is_dir()
         manifest = json.loads((RESULTS / f"fashion/manifests/{training.id}.json").read_bytes())
-        weights = plan.trained_weights(training, manifest, Store(RESULTS / "fashion"), "fp32")
-        for task in plan.cells(weights, attacks, asked["seed"]):
+        weights = trained_weights(training, manifest, Store(RESULTS / "fashion"), "fp32")
+        for task in plan.cells(weights, attacks):
             cell = msgspec.to_builtins(task.cell)
             if name == "fashion" and isinstance(task, Combine):  # drawn before 26b8599
                 cell["id"] = identity({k: v for k, v in cell["facts"].items() if k != "data"})

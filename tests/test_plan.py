@@ -46,6 +46,7 @@ from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import Known, PlannedModel
 from dmlbench.sweep.tasks import Task, Train, new_cell
+from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 from tests.test_store import MADE, cell, failing, with_facts
 from tests.test_training import Silent
@@ -187,7 +188,7 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
 def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
-        one = plan.trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
+        one = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
         one = dataclasses.replace(one, about=replace(one.about, distance=distance))
         tasks = plan.measures(one, attacks)
         return {

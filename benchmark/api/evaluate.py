@@ -20,6 +20,7 @@ from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import run
 from dmlbench.sweep.session import Session, open_session
 from dmlbench.sweep.tasks import Weights
+from dmlbench.sweep.weights import checkpoint_weights, memory_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +138,7 @@ def _weights(
     if isinstance(model, nn.Module):
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
-        return plan.memory_weights(*common, held, held.digest, name, seed, precision)
+        return memory_weights(*common, held, held.digest, name, seed, precision)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -146,7 +147,7 @@ def _weights(
     path = Path(model)
     if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
         parsed = parse_model(network) if network else None
-        return plan.checkpoint_weights(*common, parsed, path, label, seed, precision)
+        return checkpoint_weights(*common, parsed, path, label, seed, precision)
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
     parsed, data = parse_model(model), session.data
@@ -154,4 +155,4 @@ def _weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = parsed.build(data.channels, data.size, initial=True)
     held = module_model(built, name=canonical_model(parsed))
-    return plan.memory_weights(*common, held, held.digest, label or model, seed, precision)
+    return memory_weights(*common, held, held.digest, label or model, seed, precision)

@@ -71,9 +71,10 @@ def attack(
         from dmlbench.evaluation.pictures import draw_attacks
         from dmlbench.sweep import plan
         from dmlbench.sweep.run import run
+        from dmlbench.sweep.weights import checkpoint_weights
 
         session.check_queries(queries)
-        weights = plan.checkpoint_weights(
+        weights = checkpoint_weights(
             *(chosen, session.digest, network, checkpoint, label, seed, places["precision"])
         )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)

@@ -9,9 +9,9 @@ from typing import Any
 from dmlbench.cli.console import aligned
 from dmlbench.common.progress import duration
 from dmlbench.sweep.durations import Durations
-from dmlbench.sweep.plan import UNTRAINED
 from dmlbench.sweep.status import DONE, PlannedModel
 from dmlbench.sweep.tasks import CellTask, Train
+from dmlbench.sweep.weights import UNTRAINED
 
 CACHED = "cached"  # a model that is trained
 

@@ -9,25 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from msgspec import ValidationError, convert, structs
 
 from dmlbench.analysis.records import BENIGN, ERS, WORST
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.models.base import Model, canonical_model, parse_model
-from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
-from dmlbench.storage.checkpoint import read_manifest
-from dmlbench.storage.store import Store
+from dmlbench.models.base import Model
+from dmlbench.storage.cell import ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
+from dmlbench.sweep.weights import check_seeds
 from dmlbench.training.job import Training
 
 MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
@@ -35,7 +31,6 @@ MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
 PERCENT = ColumnInfo("%", "higher")
 WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
 RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # of the clean images, and of theirs
-UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
 def plan(
@@ -47,7 +42,7 @@ def plan(
     recipe: Recipe,
 ) -> list[Training]:
     """The models of a run: seeds within defenses, each configuration once."""
-    _check_seeds(seeds)
+    check_seeds(seeds)
     card = dataset.protocol
     name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
     trainings = []
@@ -63,12 +58,6 @@ def plan(
             )
             trainings.append(planned)
     return list({training.id: training for training in trainings}.values())
-
-
-def _check_seeds(seeds: Iterable[int]) -> None:
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UserError(f"seed must be at least 0 and a whole number, got {seed!r}")
 
 
 def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
@@ -123,130 +112,6 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
     except ValidationError as error:  # of a plugin
         name = f"attack {attack.card.name}: its column {column.name}"
         raise UserError(f"{name} is wrong: {error}") from None
-
-
-def trained_weights(
-    training: Training, manifest: Mapping[str, Any] | None, store: Store, precision: str
-) -> Weights:
-    """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
-    facts = {
-        "checkpoint": manifest["sha256"] if manifest else UNTRAINED,
-        "training": training.id,
-        "data": training.digest,
-        "model": training.model.facts,
-    }
-    folder = store.model_folder(training.id)
-    path = folder / (manifest["checkpoint"] if manifest else "")
-    about = _about(
-        training.dataset,
-        training.model,
-        training.spelling,
-        training.defense.label,
-        precision,
-        training.seed,
-        recipe=training.recipe_changes,
-        resolved=spec.canonical(training.defense),
-        training_cost=training.defense.training_cost,
-    )
-    return Weights(training.model, path, facts, about, training.seed)
-
-
-def checkpoint_weights(
-    dataset: Dataset,
-    digest: str,
-    model: Model | None,
-    path: Path,
-    label: str | None,
-    seed: int,
-    precision: str,
-) -> Weights:
-    """Weights from a file, or from a model's folder; a manifest beside them is made use of.
-
-    Args:
-        dataset: what they are measured on.
-        digest: content digest of the data.
-        model: the network; None: the manifest's, or else the data set's.
-        path: the file or folder.
-        label: name of the model in tables; None: the manifest's, or else the file's.
-        seed: decides the targets of attacks.
-        precision: of the network in evaluation.
-
-    Raises:
-        UserError: they are not there.
-    """
-    _check_seeds([seed])
-    known = read_manifest(path if path.is_dir() else path.parent) or {}
-    weights = path / known.get("checkpoint", "") if path.is_dir() else path
-    if path.is_dir() and not known:
-        raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
-    if not weights.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    sha256 = file_sha256(weights)
-    if known.get("sha256") != sha256:
-        known = {}
-    network = model or parse_model(known.get("model", dataset.protocol.model))
-    facts = {"checkpoint": sha256, "data": digest, "model": network.facts}
-    if known:
-        facts["training"] = known["training_id"]
-    name = label or known.get("label") or weights.stem
-    about = _about(
-        spec.canonical(dataset),
-        network,
-        label or known.get("defense", name),
-        name,
-        precision,
-        known["training"]["seed"] if known else seed,
-        resolved=known.get("resolved", ""),
-        training_cost=known.get("training_cost", 0),
-    )
-    return Weights(network, weights, facts, about, seed)
-
-
-def memory_weights(
-    dataset: Dataset,
-    digest: str,
-    model: Model,
-    checkpoint: str,
-    label: str,
-    seed: int,
-    precision: str,
-) -> Weights:
-    """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
-    _check_seeds([seed])
-    facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about(spec.canonical(dataset), model, label, label, precision, seed)
-    return Weights(model, None, facts, about, seed)
-
-
-def _about(
-    dataset: str,
-    model: Model,
-    defense: str,
-    label: str,
-    precision: str,
-    seed: int,
-    *,
-    recipe: str = "",
-    resolved: str = "",
-    training_cost: int = 0,
-) -> About:
-    """The row of a model in tables; what an attack adds to it is still empty."""
-    return About(
-        dataset=dataset,
-        model=canonical_model(model),
-        distance=model.metric,
-        recipe=recipe,
-        defense=defense,
-        label=label,
-        resolved=resolved,
-        training_cost=training_cost,
-        seed=seed,
-        precision=precision,
-        suite="",
-        queries="",
-        attack="",
-        attack_resolved="",
-    )
 
 
 def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:

@@ -12,10 +12,11 @@ from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.durations import Durations, Kind
 from dmlbench.sweep.executors.base import Ending, Executor
-from dmlbench.sweep.plan import cells, trained_weights
+from dmlbench.sweep.plan import cells
 from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Known, PlannedModel
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
+from dmlbench.sweep.weights import trained_weights
 
 
 @dataclass

@@ -9,8 +9,9 @@ from dmlbench.common.hashing import identity
 from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import read_manifest
 from dmlbench.storage.store import Store
-from dmlbench.sweep.plan import cells, trained_weights
+from dmlbench.sweep.plan import cells
 from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
+from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
