@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 LEVELS = (
     *("common", "core", "metrics", "storage", "compute", "datasets.files", "datasets", "models"),
     *("attacks.engine", "attacks.base", "attacks", "defenses", "training", "evaluation"),
-    *("analysis", "sweep", "report", "testing", "dmlbench", "cli", "__main__"),
+    *("analysis", "sweep", "report", "api", "testing", "dmlbench", "cli", "__main__"),
 )
 EXCEPTIONS = {  # (importing, imported): the reason why it is still there
     ("dmlbench.storage.store", "dmlbench.analysis.records"): "Store.export flattens cells",
