@@ -123,7 +123,7 @@ class Model(Component, abc.ABC):
 
     @property
     def training_facts(self) -> dict[str, Any]:
-        """Further facts that decide the weights after training (JSON types): the initial weights."""
+        """Facts that in addition decide the trained weights (JSON types), e.g. the initial ones."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""How long the tasks of a run will take, from what the same have taken before on such a device."""
+"""Estimates of the duration of tasks, from the durations of earlier ones on the same device."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precisi
 
 @dataclass(frozen=True)
 class Kind:
-    """What tasks that take equally long have in common.
+    """A class of tasks that take equally long.
 
     Attributes:
-        same: identity of what decides the time: not the seed, nor the weights that are attacked.
-        like: the same, whatever the defense or the attack.
-        passes: of a training step; 1 of a measured cell, 0 of one that is drawn from others.
+        same: hash of the facts that decide the duration. The seed and the attacked weights are not
+            among them.
+        like: the same hash without the defense or the attack.
+        passes: number of forward-backward passes in a training step; 1 for a measured cell, and 0
+            for one that is computed from other cells.
     """
 
     same: str
@@ -35,12 +37,12 @@ class Kind:
 
 
 class Durations:
-    """Seconds of trainings and cells.
+    """The durations of past trainings and measurements, and estimates from them.
 
     Args:
-        device: name of the processor; rows of others do not count.
-        cells: past rows.
-        store: where the manifests of trained models lie.
+        device: name of the device; durations on other devices are ignored.
+        cells: the stored cells.
+        store: its folder holds the manifests of trained models.
     """
 
     def __init__(self, device: str, cells: Iterable[Cell], store: Store) -> None:
@@ -56,16 +58,20 @@ class Durations:
                 self.add(_training(made["training"], made["training_cost"]), made["seconds"])
 
     def kind(self, task: Task) -> Kind:
-        """What decides the time of ``task``."""
+        """Return the class of ``task``."""
         if isinstance(task, Train):
             training = task.training
             return _training(training.facts, training.defense.training_cost)
         return _cell(task.cell["facts"])
 
     def seconds(self, kind: Kind) -> float | None:
-        """The median of the past rows of ``kind``, else what its passes took in like ones.
+        """Estimate the duration of a task, in seconds.
 
-        None if there are none.
+        It is the median of earlier tasks of this kind. If there are none, it is the median time of
+        a pass in tasks that differ in the defense or the attack alone, times the passes.
+
+        Returns:
+            None if there are no such tasks either.
         """
         if kind.same in self._seconds:
             return median(self._seconds[kind.same])
@@ -74,14 +80,14 @@ class Durations:
         return None if kind.passes else 0.0
 
     def add(self, kind: Kind, seconds: float) -> None:
-        """One more."""
+        """Take the duration of one more finished task into account."""
         self._seconds[kind.same].append(seconds)
         if kind.passes:
             self._per_pass[kind.like].append(seconds / kind.passes)
 
 
 def likely_device(compute: Compute) -> str:
-    """The name of the device that will be used, without importing torch where there is no GPU."""
+    """Return the name of the device of a run. torch is imported only if there may be a GPU."""
     nvidia = Path("/proc/driver/nvidia").exists()
     if compute.device == "cpu" or (compute.device == "auto" and not nvidia):
         return f"cpu: {processor_name()}"

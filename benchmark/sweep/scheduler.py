@@ -1,4 +1,7 @@
-"""The cross product: data set x model x defense x seed x attack, one idempotent run of it."""
+"""The scheduler: gives the tasks of a plan to an executor, and counts what is done.
+
+It can be repeated: tasks whose result is stored already are not done again.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,14 @@ from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
 @dataclass
 class _Model:
-    """A model of the plan while the run lasts.
+    """The progress of one model during a run.
 
     Attributes:
-        ready: tasks that can be begun.
-        waiting: worst cases, until what they are drawn from is measured.
-        open: tasks begun or ready.
+        entry: the model in the plan.
+        tasks: the tasks of all its cells.
+        ready: tasks that can start now.
+        waiting: combined scores whose cells are not all measured yet.
+        open: number of tasks that are ready or running.
     """
 
     entry: PlannedModel
@@ -35,7 +40,7 @@ class _Model:
     open: int = 0
 
     def add(self, tasks: Iterable[Task]) -> None:
-        """Tasks to do."""
+        """Add tasks that must be done."""
         for task in tasks:
             if isinstance(task, Combine):
                 self.waiting.append(task)
@@ -46,13 +51,19 @@ class _Model:
 
 @dataclass
 class Scheduler:
-    """One run over the entries of a plan.
+    """Runs the tasks of a plan.
 
     Attributes:
-        attacks: of the run.
-        known: the cells in the store; kept up to date.
-        times: how long tasks take; kept up to date.
-        resume: what to take from the store, a key of ``plan.TAKEN``.
+        entries: the models of the plan.
+        attacks: the attacks of the run.
+        session: settings that all tasks share.
+        executor: does the tasks.
+        known: the cells in the store; updated during the run.
+        times: durations of tasks; updated during the run.
+        resume: the policy for stored results, a key of ``status.TAKEN``.
+        total, done, failed: number of cells in the plan, with a result, and without one.
+        left: number of tasks of each kind that are not finished.
+        running: identity of a cell -> the kind of its task and the time since it began.
     """
 
     entries: Sequence[PlannedModel]
@@ -65,20 +76,23 @@ class Scheduler:
     done: int = 0
     failed: int = 0
     total: int = 0
-    ended: int = 0  # tasks of this run
+    ended: int = 0  # number of tasks that this run has finished
     watch: Stopwatch = field(default_factory=Stopwatch)
     models: dict[str, _Model] = field(default_factory=dict)
-    left: Counter[Kind] = field(default_factory=Counter)  # cells and trainings
-    running: dict[str, tuple[Kind, Stopwatch]] = field(default_factory=dict)  # by their cell
+    left: Counter[Kind] = field(default_factory=Counter)
+    running: dict[str, tuple[Kind, Stopwatch]] = field(default_factory=dict)
 
     def run(self) -> list[Cell]:
-        """Do what is left to do; the rows of all entries in their order, stored ones included.
+        """Do the tasks that are left.
 
-        A task that fails is a failed row and the run goes on.
+        If a task fails, its cell is stored as failed and the run continues.
+
+        Returns:
+            The cells of all entries, in their order, including those that were stored before.
 
         Raises:
-            UserError: no task can go on (a full disk, a corrupt checkpoint); what was finished
-                stays.
+            UserError: no task can succeed (a full disk, a corrupt checkpoint). Finished results
+                stay in the store.
         """
         for entry in self.entries:
             self._enter(entry)
@@ -93,7 +107,7 @@ class Scheduler:
 
     @property
     def summary(self) -> str:
-        """What the run came to, in a line."""
+        """The outcome of the run, on one line."""
         text = f"{self.done} of {self.total} cells done, {self.failed} failed"
         if not self.ended:
             return f"{text}; there was nothing to do"
@@ -109,7 +123,7 @@ class Scheduler:
             elif agenda:
                 self.left[self.times.kind(task)] += 1
             else:
-                self.failed += 1  # its model has failed, and is not tried again
+                self.failed += 1  # its training has failed and is not repeated
         if agenda:
             model = _Model(entry, [task for task, _ in entry.cells])
             model.add(agenda)
@@ -119,10 +133,10 @@ class Scheduler:
             self._release(model)
 
     def _start(self, held: str) -> bool:
-        """Give the next task to a worker that holds a model; False if there is none.
+        """Start the next task on the idle worker; return False if no task is ready.
 
-        Of that model, else a training, which other tasks wait for, else of the model with most
-        to do.
+        A task of the model ``held``, which the worker has in memory, comes first. Then come
+        trainings, because other tasks wait for them, and then the model with most tasks.
         """
 
         def rank(name: str) -> tuple[bool, bool, int]:
@@ -141,7 +155,7 @@ class Scheduler:
         return True
 
     def _end(self, ending: Ending) -> None:
-        """Take in what became of a task."""
+        """Record a task that has ended; if it left no cell, store a failed one."""
         if ending.problem is None:
             self.times.add(self.times.kind(ending.task), ending.seconds)
         else:
@@ -167,7 +181,7 @@ class Scheduler:
         self._release(model)
 
     def _trained(self, task: Train, model: _Model, failed: bool) -> None:
-        """Put a model's cells in line, now that its weights give them an identity."""
+        """Add the cells of a model after its training: its weights now give them an identity."""
         store, training = self.session.store, task.training
         statuses = [status for _, status in model.entry.cells]
         wanted = [status not in TAKEN[self.resume] for status in statuses]
@@ -184,7 +198,7 @@ class Scheduler:
                 model.add([cell])
 
     def _release(self, model: _Model) -> None:
-        """Put the worst cases in line when all that they are drawn from has ended."""
+        """Make the combined scores of a model ready once all its measurements have ended."""
         if model.open:
             return
         waiting, model.waiting = model.waiting, []
@@ -197,7 +211,7 @@ class Scheduler:
                 self._give_up([task])
 
     def _give_up(self, tasks: Sequence[CellTask]) -> None:
-        """Count cells that cannot be measured since what they need has failed."""
+        """Count cells as failed because a task that they need has failed."""
         self.failed += len(tasks)
         self.left.subtract(self.times.kind(task) for task in tasks)
 
@@ -213,7 +227,7 @@ class Scheduler:
         self.session.reporter.tally(Tally(*counts, self._seconds_left()))
 
     def _seconds_left(self) -> float | None:
-        """From past rows; None while there is nothing like a task that is left."""
+        """Estimate the time until the end; None if there is no estimate for one of the tasks."""
         left = 0.0
         for kind, count in self.left.items():
             seconds = self.times.seconds(kind) if count > 0 else 0.0

@@ -1,4 +1,4 @@
-"""What of a plan is there, and what a policy of ``--resume`` makes of it. Imports no torch."""
+"""The status of planned cells in the store, and the policies of ``--resume``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, 
 from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
-TAKEN = {  # what each policy of --resume takes from the store
+TAKEN = {  # policy of --resume -> statuses of cells that are taken from the store, not redone
     "retry-failed": (DONE,),
     "only-missing": (DONE, FAILED),
     "always": (DONE, FAILED, STALE),
     "never": (),
 }
-_MUTABLE = ("checkpoint", "measure_version", "attack_version")  # what makes a cell stale
+_MUTABLE = (
+    "checkpoint",
+    "measure_version",
+    "attack_version",
+)  # facts that may change while a cell stays the same measurement
 
 
 class Known:
-    """The cells of a store by identity, and by what they were before their definition changed."""
+    """The cells of a store: found by identity, or as an older version of the same measurement."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         self.cells = {cell["id"]: cell for cell in cells}
         self._stale = {_lasting(c): c for c in self.cells.values() if c["status"] == "ok"}
 
     def find(self, cell: Cell) -> Cell | None:
-        """The row of a planned cell, a stale one if there is no other."""
+        """Return the stored cell for a planned one; a stale one if there is no other."""
         return self.cells.get(cell["id"]) or self._stale.get(_lasting(cell))
 
     def status(self, cell: Cell) -> str:
-        """done, failed, stale (of replaced weights or an older definition) or to do."""
+        """Return the status of a planned cell; stale: of older weights or an older version."""
         found = self.find(cell)
         if found is None:
             return TO_DO
@@ -45,12 +49,13 @@ class Known:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model of the plan: its training and its cells, with what the store knows of each.
+    """A model of the plan: its training and its cells, each with its status in the store.
 
     Attributes:
-        train: None for weights from elsewhere.
-        trained: status of the training.
-        cells: tasks and their status; of an untrained model they have no identity yet.
+        train: the task of training; None if the weights are not trained by this run.
+        trained: the status of the training.
+        cells: the task and the status of each cell. As long as the model is not trained, the
+            identities are provisional.
     """
 
     train: Train | None
@@ -58,7 +63,10 @@ class PlannedModel:
     cells: tuple[tuple[CellTask, str], ...]
 
     def agenda(self, resume: str) -> tuple[Task, ...]:
-        """What can be begun with under that policy: the training, or what is not measured."""
+        """List the tasks that can start at once under the policy ``resume``.
+
+        These are the training, or else the cells that must be measured.
+        """
         wanted = tuple(task for task, status in self.cells if status not in TAKEN[resume])
         if not wanted or self.train is None:
             return wanted
@@ -69,24 +77,24 @@ class PlannedModel:
         return () if self.trained in TAKEN[resume] else (self.train,)
 
     def does(self, status: str, resume: str) -> bool:
-        """Whether a run under that policy does the cells of a status."""
+        """Return True if a run with the policy ``resume`` measures the cells with this status."""
         return status not in TAKEN[resume] and bool(self.agenda(resume))
 
 
 def assess(
     training: Training, attacks: Sequence[PlannedAttack], store: Store, known: Known, precision: str
 ) -> PlannedModel:
-    """A training with its status and of each cell.
+    """Find the status of a training and of each cell of its model.
 
     Raises:
-        UserError: its weights are there but are not what their manifest says.
+        UserError: the stored weights do not agree with their manifest.
     """
     manifest = read_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = planned_model(weights, attacks, training.seed, known)
     if manifest is None and train.cell["id"] in known.cells:
-        failed = tuple((task, FAILED) for task, _ in measured.cells)  # they share its fate
+        failed = tuple((task, FAILED) for task, _ in measured.cells)  # they cannot be measured
         return PlannedModel(train, FAILED, failed)
     return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
 
@@ -94,7 +102,7 @@ def assess(
 def planned_model(
     weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: Known
 ) -> PlannedModel:
-    """Weights that are there, with the status of each cell."""
+    """Find the status of each cell of weights that exist."""
     tasks = cells(weights, attacks, seed)
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 

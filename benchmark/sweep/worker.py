@@ -1,4 +1,4 @@
-"""What one process does of a run: train a model, measure a cell, store what came of it."""
+"""The worker of a run: trains models, measures cells and stores the results, in one process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dmlbench.training.trainer import train
 
 
 class Worker:
-    """Does tasks one after another; the model measured last stays in memory with its gallery.
+    """Does tasks one after another. The last measured model stays in memory, with its gallery.
 
     Raises:
-        UserError: the device is not there.
+        UserError: this machine does not have the device.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,10 +34,10 @@ class Worker:
         self._measured: tuple[str, Evaluation] | None = None
 
     def do(self, task: Task) -> None:
-        """Train or measure and store the row; a task that fails is a failed row.
+        """Do a task and store its result. If it fails, its cell is stored as failed.
 
         Raises:
-            UserError: what no other task would survive either: a full disk, a corrupt checkpoint.
+            UserError: other tasks would fail too (a full disk, a corrupt checkpoint).
         """
         watch = Stopwatch()
         try:
@@ -48,19 +48,19 @@ class Worker:
                 succeed(self.session, task.cell, found, watch)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a plugin raises fails its cell only
+        except (Exception, SystemExit) as error:  # an error of a plugin fails only its cell
             fail(self.session, task.cell, task.title, explained(error, task), watch)
 
     def close(self) -> None:
-        """Let go of the model in memory."""
+        """Remove the model from memory."""
         self._measured = None
         self._open.close()
 
     def evaluation(self, weights: Weights) -> Evaluation:
-        """The weights on their device, with the gallery of the measurements before.
+        """Load the weights and embed the gallery, unless the last task has done so.
 
         Raises:
-            UserError: they do not fit the network, or have been replaced.
+            UserError: the weights do not fit the network, or the file was replaced.
         """
         digest = weights.facts["checkpoint"]
         if self._measured is None or self._measured[0] != digest:
@@ -77,7 +77,7 @@ class Worker:
         return self._measured[1]
 
     def _train(self, task: Train) -> None:
-        self.close()  # training needs its memory
+        self.close()  # training needs the memory
         session, training = self.session, task.training
         folder = session.store.model_folder(training.id)
         if task.afresh:
@@ -101,7 +101,7 @@ class Worker:
 
 
 def explained(error: BaseException, task: Task) -> BaseException:
-    """An error with its remedy where it is the memory that was short."""
+    """Add advice to an error if memory ran out; return any other error as it is."""
     out = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU
         return error

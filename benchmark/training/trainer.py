@@ -56,8 +56,8 @@ class Epoch:
     Attributes:
         losses, hardnesses: of each step that had a triplet.
         spreads: mean cosine similarity in the batch, of each step.
-        passes: forward and backward passes of images by the adversary.
-        full_passes: the same if every image had taken all steps (no active set).
+        passes: forward-backward passes of the adversary in total, counted per triplet.
+        full_passes: their number if the active set had left out none.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -313,7 +313,7 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Measure R@1 on the clean test split, in percent; None if every class has one image only."""
+        """Measure R@1 on the clean test split, in percent; None if no class has two images."""
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
@@ -340,7 +340,7 @@ class _Run:
         )
 
     def save(self, folder: Path, history: History, seconds: float) -> None:
-        """Write the state after an epoch: the SHA-256 in hex, a newline, and what torch.save gives."""
+        """Write the state after an epoch: its SHA-256 in hex, a newline, then the state itself."""
         buffer = io.BytesIO()
         torch.save(
             {

@@ -1,4 +1,8 @@
-"""Worker processes on this machine: GPUs in turn, threads divided, a hung or dead one replaced."""
+"""The executor that uses several worker processes on this machine.
+
+GPUs are assigned to the workers in turn, and CPU threads are divided among them. A worker that
+hangs or dies is replaced.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,15 @@ from dmlbench.sweep.executors.base import Ending
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
-TRIES = 3  # of a task whose worker dies
+TRIES = 3  # attempts at a task whose worker dies
 STOPS = (signal.SIGINT, signal.SIGTERM)
-REPORT_SECONDS = 0.2  # between two reports of a worker's progress
-POLL_SECONDS = 1.0  # between two looks at the clock
+REPORT_SECONDS = 0.2  # at least, between two progress messages of a worker
+POLL_SECONDS = 1.0  # between two checks of the time limit
 
 
 @dataclass(eq=False)
 class _Process:
-    """A process and what it is doing."""
+    """A worker process, and the task that it is doing."""
 
     number: int
     process: SpawnProcess
@@ -44,17 +48,17 @@ class _Process:
 
     @property
     def name(self) -> str:
-        """For the count of its deaths."""
+        """The name under which deaths without a task are counted."""
         return f"worker {self.number}"
 
     def begin(self, task: Task) -> None:
-        """Hand it a task."""
+        """Send the worker a task."""
         self.task, self.model, self.watch = task, task.model, Stopwatch()
-        with contextlib.suppress(OSError):  # it has just died: the next look at it says so
+        with contextlib.suppress(OSError):  # the worker has just died: ``wait`` will notice
             self.connection.send(task)
 
     def drop_bar(self) -> None:
-        """End a bar whose task has not."""
+        """Remove the bar of a task that has not finished."""
         bar, self.bar = self.bar, None
         if bar is not None:
             with contextlib.suppress(CellError):
@@ -64,13 +68,13 @@ class _Process:
 class Pool:
     """The executor of ``workers`` processes.
 
-    Args:
-        session: of the run.
-        workers: processes.
-        limit: seconds that a task may take; None: as long as it likes.
+    A task whose worker dies is repeated by another worker, at most three times in all. If the main
+    process dies, its workers end too.
 
-    A task whose worker dies is done again by another, three times in all. A worker whose driver
-    dies ends too.
+    Args:
+        session: settings of the run.
+        workers: number of processes.
+        limit: time limit of a task in seconds; None: no limit.
     """
 
     def __init__(self, session: Session, workers: int, limit: float | None) -> None:
@@ -92,18 +96,18 @@ class Pool:
             self._dismiss(worker)
 
     def idle(self) -> str | None:
-        """The model of a worker that has nothing to do; one that starts counts too."""
+        """Return the model of an idle worker; one that is still starting counts as idle."""
         free = self._free()
         return None if free is None else free.model
 
     def start(self, task: Task) -> None:
-        """Give it to that worker."""
+        """Give the task to the idle worker."""
         worker = self._free()
         assert worker is not None
         worker.begin(task)
 
     def wait(self) -> list[Ending]:
-        """What ended within a second."""
+        """Wait for messages for at most a second; return the tasks that have ended."""
         endings = []
         by_connection = {worker.connection: worker for worker in self._crew}
         for connection in wait(list(by_connection), POLL_SECONDS):
@@ -123,7 +127,7 @@ class Pool:
         return endings
 
     def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[Ending]:
-        """Act on what a worker says."""
+        """Handle one message of a worker; return its task if that has ended."""
         kind, content = message
         if kind == "refused":
             raise UserError(content)
@@ -148,9 +152,9 @@ class Pool:
         return []
 
     def _bury(self, worker: _Process) -> list[Ending]:
-        """Replace a worker that died; its task is tried again, or given up."""
+        """Replace a worker that has died; repeat its task, or give the task up."""
         task, seconds = worker.task, worker.watch.seconds
-        worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
+        worker.process.join(POLL_SECONDS)  # before ``kill``, so that its own exit code is seen
         successor = self._replace(worker)
         how = _cause(worker.process)
         victim = worker.name if task is None else task.cell["id"]
@@ -193,14 +197,14 @@ class Pool:
 
 
 class _Messenger(progress.Reporter):
-    """The reporter of a worker: its driver's, at the other end of a pipe."""
+    """The reporter of a worker: it sends everything to the reporter of the main process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[progress.Bar]:
-        """A bar of the driver's."""
+        """Show a bar in the main process."""
         send = self._connection.send
 
         class Remote:
@@ -220,17 +224,17 @@ class _Messenger(progress.Reporter):
         send(("end", None))
 
     def say(self, message: str) -> None:
-        """A line of the driver's."""
+        """Print a line in the main process."""
         self._connection.send(("say", message))
 
     def warn(self, message: str) -> None:
-        """A warning of the driver's."""
+        """Print a warning in the main process."""
         self._connection.send(("warn", message))
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A signal waits: a process that is half begun would end with a traceback."""
+    """Delay signals: one that hits a process while it starts would give a traceback."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -239,8 +243,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
-    """The life of a worker: do the tasks that come until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    """Run in a worker process: do the tasks that arrive until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_die_with_driver, daemon=True).start()
     messenger = _Messenger(connection)
@@ -258,7 +262,7 @@ def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     except UserError as error:
         connection.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the driver is gone
+        return  # the main process has ended
 
 
 def _die_with_driver() -> None:
@@ -269,7 +273,7 @@ def _die_with_driver() -> None:
 
 
 def _own_device(device: str, number: int) -> str:
-    """The worker's GPU, in turn, where the user named none in particular."""
+    """Return the device of worker ``number``: GPUs in turn, unless the user named a certain one."""
     import torch
 
     count = torch.cuda.device_count()
@@ -277,7 +281,7 @@ def _own_device(device: str, number: int) -> str:
 
 
 def _cores() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

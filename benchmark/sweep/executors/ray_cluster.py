@@ -1,4 +1,7 @@
-"""Tasks on a Ray cluster: one that is there, else one made on this machine for the run."""
+"""The executor that uses a Ray cluster.
+
+If no cluster is running, one is started on this machine for the time of the run.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ from dmlbench.sweep.tasks import Task
 if TYPE_CHECKING:
     from dmlbench.sweep.worker import Worker
 
-RETRIES = 2  # of a task whose worker dies
+RETRIES = 2  # further attempts at a task whose worker dies
 POLL_SECONDS = 1.0
 
 
 class RayCluster:
-    """The executor of a Ray cluster; the results folder must be shared by its machines.
+    """The executor of a Ray cluster. Its machines must share the results folder.
 
     Args:
-        session: of the run.
-        workers: tasks at once; None: as many as the cluster has room for.
-        gpus: GPUs that a task takes, a fraction lets tasks share one; None: one if there are any
-            and the device is not the CPU.
-        limit: seconds that a task may take, the start of its worker included; None: no limit.
+        session: settings of the run.
+        workers: number of tasks at the same time; None: as many as the cluster has room for.
+        gpus: number of GPUs for each task; with a fraction several tasks share a GPU. None: one,
+            if the cluster has GPUs and the device is not the CPU.
+        limit: time limit of a task in seconds, including the start of its worker; None: no limit.
 
     Raises:
         UserError: Ray is not installed.
@@ -59,7 +62,7 @@ class RayCluster:
         quiet = {"log_to_driver": False, "logging_level": "error"}
         try:
             ray.init(address="auto", **quiet)
-        except ConnectionError:  # there is none yet
+        except ConnectionError:  # no cluster is running
             room = self._asked and self._asked * cpus
             ray.init(num_cpus=room, include_dashboard=False, **quiet)
         has = ray.cluster_resources()
@@ -90,15 +93,15 @@ class RayCluster:
         self._ray.shutdown()
 
     def idle(self) -> str | None:
-        """No model in particular while there is room: Ray chooses the worker."""
+        """Return "" as long as there is room, because Ray chooses the worker; else None."""
         return "" if len(self._running) < self.workers else None
 
     def start(self, task: Task) -> None:
-        """Submit it."""
+        """Submit the task to Ray."""
         self._running[self._do.remote(self._facts, task)] = task, Stopwatch()
 
     def wait(self) -> list[Ending]:
-        """What ended within a second."""
+        """Wait for at most a second; return the tasks that have ended."""
         endings = []
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
@@ -115,7 +118,11 @@ class RayCluster:
         return endings
 
     def _problem(self, reference: Any) -> str | None:
-        """Pass on what a task said; why it left no row, if it did not."""
+        """Print the warnings of a task; return the reason if it has stored nothing, else None.
+
+        Raises:
+            UserError: the task has found that the others would fail too.
+        """
         try:
             refused, said = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
@@ -129,14 +136,14 @@ class RayCluster:
 
 
 class _Notes(progress.Reporter):
-    """The reporter of a task on a cluster: warnings come back with it, progress does not."""
+    """The reporter of a task on a cluster: it collects warnings and shows no progress."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[progress.Bar]:
-        """A bar nobody sees."""
+        """Show no bar."""
 
         class Unseen:
             def advance(self, amount: int, note: str = "") -> None: ...
@@ -144,18 +151,24 @@ class _Notes(progress.Reporter):
         yield Unseen()
 
     def say(self, message: str) -> None:
-        """Not passed on."""
+        """Do nothing."""
 
     def warn(self, message: str) -> None:
-        """A warning of the driver's, when the task has ended."""
+        """Keep a warning, which the main process prints when the task has ended."""
         self.said.append(message)
 
 
-_workers: dict[tuple[Any, ...], tuple[Worker, _Notes]] = {}  # of this Ray worker: data stay loaded
+_workers: dict[
+    tuple[Any, ...], tuple[Worker, _Notes]
+] = {}  # kept between the tasks of this process, with data
 
 
 def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
-    """Do a task in a worker of Ray; why the run cannot go on (or None), and what was said."""
+    """Do a task in a process of Ray.
+
+    Returns:
+        The reason why the run cannot continue, or None; and the warnings.
+    """
     from dmlbench.sweep.worker import Worker
 
     try:
