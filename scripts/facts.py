@@ -1,7 +1,8 @@
-"""Do the papers' findings hold on fashion-mini? ``python -m scripts.facts [--results DIR]``
+"""Check findings of the papers on fashion-mini: ``python -m scripts.facts [--results DIR]``.
 
-It trains and attacks what it needs through the command line (some ten minutes on two cores; what
-is stored is not done again), and prints each finding with its numbers. Exit code 1 if one fails.
+The script trains and attacks the models by the command line, which takes about ten minutes on two
+cores; stored results are used again. It prints each finding with its numbers. The exit code is 1
+if a finding does not hold.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ RUNS = (
 
 
 class Findings:
-    """What was measured, by defense as it is spelt."""
+    """The results in a folder, by the spec of the defense."""
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
         self.rows = {row.about["defense"]: row for row in wide(self.store.cells())}
 
     def row(self, defense: str) -> Row:
-        """Everything measured of it."""
+        """Return all results of a defense."""
         return self.rows[defense]
 
     def ers(self, defense: str) -> float:
-        """Its Empirical Robustness Score."""
+        """Return the Empirical Robustness Score of a defense."""
         return self.row(defense).estimates["ERS"].value
 
     def difference(self, a: str, b: str, metric: str) -> Difference:
-        """B - a, paired."""
+        """Return the difference b - a of a metric, paired by query."""
         found = compare(find(a, self.store, None), find(b, self.store, None))
         return next(one for one in found if one.metric == metric)
 
     def weights(self, defense: str) -> str:
-        """SHA-256 of its checkpoint."""
+        """Return the SHA-256 of the checkpoint of a defense."""
         cell = next(c for c in self.store.cells() if c["about"]["defense"] == defense)
         return str(cell["facts"]["checkpoint"])
 
@@ -102,7 +103,7 @@ FACTS: tuple[Fact, ...] = (
 @click.command()
 @click.option("--results", type=click.Path(path_type=Path), default="results", show_default=True)
 def main(results: Path) -> None:
-    """Train, attack, and hold the numbers against the findings."""
+    """Train, attack, and compare the numbers with the findings of the papers."""
     for defenses, attacks in RUNS:
         chosen = [part for name in defenses for part in ("--defense", name)]
         places = ["--results", str(results), "--leaderboards", str(results)]

@@ -1,11 +1,12 @@
-"""What the harness itself costs: ``python -m scripts.harness [--work]``.
+"""Measure the time that the harness itself takes: ``python -m scripts.harness [--work]``.
 
-- planning: a run of 10,000 cells, 1,000 models that are not trained, in an empty folder;
-- resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), from the command to
-  the end of its exports and board, and what of it is Python's start-up;
-- an attack cell (``--work``): its wall time against the time inside the attack, on fashion-mini.
+- start-up: the shortest command; the others include it;
+- planning: a run of 10,000 cells, of 1,000 models that are not trained, in an empty folder;
+- resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), including exports and
+  board;
+- attack cells (``--work``): the share of the attack itself in the time of a cell, on fashion-mini.
 
-Rows and weights are invented in a temporary folder. Durations are never asserted in a test.
+Cells and weights are invented, in a temporary folder. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
-    """Wall and CPU time of a command of dmlbench."""
+    """Run a command of dmlbench; return its wall time and its CPU time in seconds."""
     begun, before = time.perf_counter(), os.times()
     command = [sys.executable, "-m", "dmlbench", *arguments]
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, env=ENVIRONMENT)
@@ -50,21 +51,21 @@ def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
 
 
 def least(*arguments: str, cwd: Path) -> str:
-    """The shortest of three, in words."""
+    """Run a command three times; return the shortest wall and CPU time as text."""
     runs = [seconds(*arguments, cwd=cwd) for _ in range(3)]
     wall, cpu = (min(times) for times in zip(*runs, strict=True))
     return f"{wall:.2f} s ({cpu:.2f} s of CPU)"
 
 
 def arguments(models: int) -> list[str]:
-    """A run of that many models (half of them undefended) and ten cells each."""
+    """Return the arguments of a run: that many models, half undefended, with ten cells each."""
     seeds = [word for seed in range(models // 2) for word in ("--seed", str(seed))]
     attacks = [word for name in ERS_ATTACKS[:-1] for word in ("--attack", name)]
     return ["run", "--defense", "hm", *attacks, *seeds]
 
 
 def invent(store: Store, models: int) -> int:
-    """Every row and model of that run; returns how many cells there are."""
+    """Write invented results for all cells and models of this run; return the number of cells."""
     dataset, card = FashionMini(), FashionMini().protocol
     defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
     trainings = plan.plan(
@@ -106,7 +107,7 @@ def _row(task: Measure | Combine) -> dict[str, Any]:
 
 
 def shares_in_attack(folder: Path) -> list[str]:
-    """For three attacks, the share of the cell's wall time that the attack itself takes."""
+    """Measure, for three attacks, the share of the attack in the wall time of its cell."""
     from dmlbench.attacks.base import Attack
     from dmlbench.cli.main import main as dmlbench
     from dmlbench.sweep.worker import Worker

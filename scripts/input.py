@@ -1,11 +1,14 @@
-"""How fast images reach the network: ``python -m scripts.input [options]``, from the checkout.
+"""Measure how fast images are loaded: ``python -m scripts.input [options]``.
 
-- cache: dmlbench's way, rows of the memory-mapped cache, cut and flipped on the device;
-- ImageFolder: torchvision's, DataLoader workers that decode, resize, cut and flip each image;
-- network: the forward pass that evaluation needs, and the step that an attack takes 32 times.
+Run it in the root of the repository. It compares
 
-Batches in turn in one run, median of the ratios: it survives a noisy machine. Without ``--root`` a
-folder of pictures the size of CUB's (500 x 375) is made. Durations are never asserted in a test.
+- cache: the way of dmlbench: rows of the memory-mapped cache, cropped and flipped on the device;
+- ImageFolder: the way of torchvision: DataLoader workers decode, resize, crop and flip each image;
+- network: the forward pass of an evaluation, and the step that an attack takes 32 times.
+
+The three alternate in one run, and the median of the ratios is reported, which a noisy machine
+hardly changes. Without ``--root`` a folder of pictures of the size in CUB (500 x 375) is created.
+No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ from tests import trees
 def main(
     root: Path | None, device: str, model: str, batch: int, repeats: int, workers: int
 ) -> None:
-    """Print images a second, and ratios."""
+    """Print images per second, and ratios."""
     with tempfile.TemporaryDirectory() as folder, Compute(device).applied() as place:
         root = root or trees.folder(Path(folder) / "set", 10, 40, size=(500, 375))
         cache = Cache(Path(folder) / "cache")
@@ -62,7 +65,7 @@ def main(
 
 
 def cached(data: RetrievalData, batch: int, place: torch.device) -> Iterator[torch.Tensor]:
-    """Training batches from the cache, without end."""
+    """Yield training batches from the cache, endlessly."""
     draws, generator = np.random.default_rng(0), torch.Generator(place).manual_seed(0)
     while True:
         index = draws.integers(0, len(data.train), batch)
@@ -72,7 +75,7 @@ def cached(data: RetrievalData, batch: int, place: torch.device) -> Iterator[tor
 def image_folder(
     root: Path, batch: int, workers: int, place: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Training batches as the published code reads them, without end."""
+    """Yield training batches as the published code loads them, endlessly."""
     steps = [
         transforms.Resize((256, 256)),
         transforms.RandomCrop((224, 224)),
@@ -102,8 +105,10 @@ def compare(
     repeats: int,
     place: torch.device,
 ) -> None:
-    """Time each in turn. The loader's workers rest while others run: its queue is emptied first,
-    so that what is timed is what it delivers, not what it had in stock.
+    """Time the three alternately, and print the results.
+
+    The workers of the loader prefetch batches while the others are timed. These batches are taken
+    out first, so that only newly loaded ones are timed.
     """
     images = next(ours)
     for _ in range(4):

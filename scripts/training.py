@@ -1,16 +1,18 @@
-"""What a training step costs: ``python -m scripts.training [options]``.
+"""Measure the time of a training step: ``python -m scripts.training [options]``.
 
-For each defense and eta, on a batch of fashion-mini at weights that have learned a little:
+The weights have been trained for 30 steps, and the batch is one of fashion-mini. For each defense
+and eta the columns are
 
-- step: seconds of one weight update, mining included;
-- full, active: step / (eta bare inner passes + one bare outer pass), without and with the active
-  set. A bare inner pass is forward and gradient in the images, an outer one forward and gradient
-  in the parameters, of as many images as the defense takes;
-- saved: inner passes that the active set left out;
-- with ``--robrank FOLDER`` (one that holds its package ``robrank``, of a clone of
-  github.com/cdluminate/robrank): its seconds for the same step of the same weights and images.
+- step s: seconds of one weight update, including mining;
+- full, active: this time, without and with the active set, divided by that of the bare passes: eta
+  inner ones (forward, gradient in the images) and one outer one (forward, gradient in the
+  parameters), each of as many images as the defense uses;
+- saved: share of the inner passes that the active set left out;
+- RobRank s: seconds of RobRank for the same step with the same weights and images. It needs
+  ``--robrank FOLDER``, a folder that contains the package ``robrank`` of a clone of
+  github.com/cdluminate/robrank.
 
-All are timed in turn in one run, medians over the repeats. Durations are never asserted in a test.
+All alternate in one run; medians over the repeats are printed. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ RATE = 1e-4
 
 @dataclass
 class Worker:
-    """A model and a batch, and the clock."""
+    """A model and a batch, with methods that are timed."""
 
     model: EmbeddingModel
     images: torch.Tensor
@@ -59,7 +61,7 @@ class Worker:
     device: torch.device
 
     def clock(self, work: Callable[[], object]) -> float:
-        """Seconds of one call, the device's queue included."""
+        """Time one call in seconds, until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         begun = time.perf_counter()
@@ -69,7 +71,7 @@ class Worker:
         return time.perf_counter() - begun
 
     def step(self, defense: Defense) -> base.Step:
-        """One weight update, and back to the weights before."""
+        """Update the weights of a copy of the model once."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
         generator = torch.Generator(self.device).manual_seed(0)
@@ -82,14 +84,14 @@ class Worker:
         return step
 
     def inner(self, count: int) -> None:
-        """Forward and gradient in the images of ``count`` images."""
+        """Do one bare inner pass: forward and gradient in the images, for ``count`` images."""
         x = self._some(count).requires_grad_()
         with frozen(self.model):
             e = self.model(x)
             torch.autograd.grad(e, x, torch.ones_like(e))
 
     def outer(self, count: int) -> None:
-        """Forward and gradient in the parameters of ``count`` images."""
+        """Do one bare outer pass: forward and gradient in the parameters, for ``count`` images."""
         self.model.train()
         e = self.model(self._some(count))
         torch.autograd.grad(e, list(self.model.parameters()), torch.ones_like(e))
@@ -116,7 +118,7 @@ def main(
     robrank: Path | None,
     path: Path | None,
 ) -> None:
-    """Print a row a defense and eta."""
+    """Print a row for each defense and eta."""
     with Compute(device, threads=threads).applied() as place:
         bench = prepare(pairs, place)
         click.echo(f"{place}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
@@ -128,7 +130,7 @@ def main(
         for name in NAMES:
             for eta in etas if name != "none" else (0,):
                 text = name if name == "none" else f"{name}:eta={eta}"
-                text += ",ics=0" if name == "hm" else ""  # its ICS needs an older torch
+                text += ",ics=0" if name == "hm" else ""  # ICS in RobRank needs an older torch
                 threat = FashionMini.card.training_threat
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
                 peer = peer_step(robrank, name, defense, bench) if robrank else None
@@ -141,7 +143,7 @@ def main(
 
 
 def prepare(pairs: int, device: torch.device) -> Worker:
-    """A C2F2 after 30 plain steps, and a batch."""
+    """Train a C2F2 for 30 steps without defense, and take a batch."""
     torch.manual_seed(0)
     train = FashionMini().load(None).train
     model = on_device(C2F2().build(1, 28), device)
@@ -161,13 +163,13 @@ def prepare(pairs: int, device: torch.device) -> Worker:
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    """Clean embeddings as the engine takes them, in one process."""
+    """Embed clean images as the trainer does in one process."""
     with frozen(model), torch.no_grad():
         return embed(model, images)
 
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels at the positions ``batch``."""
+    """Return images in [0, 1] and labels at the positions ``batch``."""
     images = torch.from_numpy(train.images[batch]).to(device).float().div_(255)
     return images, torch.from_numpy(train.labels[batch]).to(device)
 
@@ -180,14 +182,14 @@ def row(
     repeats: int,
     peer: Callable[[], object] | None,
 ) -> dict[str, str]:
-    """What was measured."""
+    """Time one defense; return column -> value as text."""
     pairs = len(bench.images) // 2
     group = GROUP[name]
     inner = len(bench.images) if name == "est" else group * pairs
     outer = {"none": 2, "est": 2, "act": 3, "hm": 3}[name] * pairs
     whole = partial(pgd.PGD, active_set=False)
     times: dict[str, list[float]] = {"full": [], "active": [], "bare": [], "peer": []}
-    step = bench.step(defense)  # warm
+    step = bench.step(defense)  # warm-up
     for _ in range(repeats):
         bare = bench.clock(lambda: bench.outer(outer))
         if eta:
@@ -219,13 +221,13 @@ def row(
 def peer_step(
     folder: Path, name: str, defense: Defense, bench: Worker
 ) -> Callable[[], object] | None:
-    """RobRank's step for the same defense, weights and batch."""
+    """Build a function that does RobRank's step for the same defense, weights and batch."""
     import_robrank(folder)
     from robrank.defenses import amd, est, pnp  # type: ignore[import-not-found]
     from robrank.losses import ptripletN  # type: ignore[import-not-found]
 
     class Peer(torch.nn.Module):
-        """As much of a LightningModule as its steps read."""
+        """The parts of a LightningModule that the steps of RobRank use."""
 
         dataset, metric, loss, wantsgrad = "fashion", "N", "ptripletN", False
 
@@ -244,7 +246,7 @@ def peer_step(
             return embeddings
 
         def log(self, *_: object) -> None:
-            """Nowhere."""
+            """Do nothing."""
 
     def step() -> None:
         peer = Peer()
@@ -253,7 +255,7 @@ def peer_step(
         if name == "none":
             loss = peer.lossfunc(peer(bench.images), bench.labels)
         elif name == "hm":
-            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA reads no destination
+            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA ignores desth
             loss = amd.hm_training_step(peer, batch, 0, hm="L2", gradual=True, **kinds)
         else:
             loss = {"est": est.est_training_step, "act": pnp.pnp_training_step}[name](

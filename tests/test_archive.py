@@ -1,4 +1,4 @@
-"""Downloads from a host that cuts, forgets, lies and hides paths in its archives."""
+"""Downloads from a faulty or hostile server: interrupted, missing, altered, with unsafe paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images: whole or not there, whatever happens while it is made."""
+"""The cache of decoded images is complete or absent, even if its creation is interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded passes: the padding and copying around them here, the recording itself on a GPU."""
+"""CUDA graphs: padding and copying are tested on any machine, the recording only on a GPU."""
 
 from __future__ import annotations
 

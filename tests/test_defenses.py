@@ -1,4 +1,4 @@
-"""One step of each defense against a slow twin written from the paper's equations."""
+"""One step of each defense equals a slow version that follows the equations of the paper."""
 
 from __future__ import annotations
 

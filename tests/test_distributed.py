@@ -1,4 +1,4 @@
-"""Several processes train the model that one would."""
+"""Training in several processes gives the same model as in one process."""
 
 from __future__ import annotations
 

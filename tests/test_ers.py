@@ -1,4 +1,4 @@
-"""The ERS formula against every complete published row."""
+"""The ERS formula gives the published score for every complete published row."""
 
 from __future__ import annotations
 

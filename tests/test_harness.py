@@ -1,4 +1,4 @@
-"""A sweep that is killed, shared, starved and fooled: nothing lost, everything said.
+"""Runs that are killed, divided, short of disk space or misled by the clock lose no results.
 
 Real processes and real faults. The tests of minutes are marked slow; a few short ones are not.
 """

@@ -1,4 +1,4 @@
-"""Planning: which cells a run has, what the policies take, who does what, and how long it takes."""
+"""The plan of a run, the policies of --resume, the scheduler, and estimates of durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots: drawn from a table, the same bytes again, and they say what they show."""
+"""Plots: the same bytes for the same table, and labels that describe the data."""
 
 from __future__ import annotations
 

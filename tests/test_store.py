@@ -1,4 +1,4 @@
-"""Checkpoints and cells on disk: whole, verified, and found again by identity."""
+"""Checkpoints and cells on disk: complete, verified, and found by identity."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) 
 
 
 class Evil:
-    """What a malicious pickle would do on loading."""
+    """Stand for the harmful code in a malicious pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch pwned",)

@@ -1,4 +1,4 @@
-"""The training engine: seeded, resumable to the bit, honest when it goes wrong."""
+"""The trainer: seeds, exact resumption, and clear errors if a training diverges."""
 
 from __future__ import annotations
 

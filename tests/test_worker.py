@@ -1,4 +1,4 @@
-"""What becomes of a task that goes wrong within a process."""
+"""A task that fails inside a worker is stored as failed, with advice."""
 
 from __future__ import annotations
 
