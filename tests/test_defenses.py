@@ -286,7 +286,7 @@ def test_hm_records_the_adversarial_loss_without_ics(
 
 
 @pytest.mark.parametrize("sampler", ["random", "semihard", "softhard", "distance", "hardest"])
-def test_hm_to_its_own_source_is_plain_training(
+def test_hm_with_its_source_as_destination_is_plain_training(
     model: EmbeddingModel, tiny: RetrievalData, sampler: str
 ) -> None:
     same = HardnessManipulation(source=sampler, destination=sampler, ics=0).resolve(THREAT, "N")
@@ -315,7 +315,7 @@ def test_a_batch_of_one_class_is_no_step(
 
 
 @pytest.mark.parametrize("steady", [True, False])
-def test_none_takes_a_pass_in_eval_mode_where_training_embeds_otherwise(
+def test_none_mines_in_eval_mode_if_training_embeds_differently(
     tiny: RetrievalData, steady: bool
 ) -> None:
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
 
 
 @given(st.integers(0, 300), st.integers(1, 9))
-def test_shares_make_up_the_whole(n: int, size: int) -> None:
+def test_the_shares_of_all_processes_cover_every_item(n: int, size: int) -> None:
     worlds = [World(rank, size) for rank in range(size)]
     assert sum(w.weight(n) for w in worlds) == pytest.approx(1)
     if n >= size:
@@ -44,7 +44,7 @@ def test_shares_make_up_the_whole(n: int, size: int) -> None:
         )
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_one_process_alone_exchanges_nothing() -> None:
     x = torch.rand(3, 2, requires_grad=True)
     assert World().gather(x, 3) is x
     assert World().mean(x, 1.0) is x

@@ -180,7 +180,7 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     assert ran(store, found)[2] == ["worst case"]
 
 
-def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
+def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
         one = plan.trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
@@ -233,7 +233,7 @@ def test_the_policies_are_those_of_the_command_line() -> None:
     assert tuple(status.TAKEN) == RESUME
 
 
-def test_never_trains_again(tmp_path: Path) -> None:
+def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found)
     entries, _ = assessed(store, found)
@@ -304,7 +304,7 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
     )
 
 
-def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
+def test_a_duration_is_estimated_from_the_passes_of_other_defenses(tmp_path: Path) -> None:
     none, est, other = (
         Train(training, new_cell(training.facts, {}, {}))
         for training in (*trainings(defenses=("none", "est:eta=8")), *trainings((1,), ("none",)))

@@ -249,7 +249,7 @@ def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
     assert {n: e.value for n, e in ers_row.estimates.items()} == {"R@1": 80, "CA+": 2}
 
 
-def test_cells_of_replaced_weights_do_not_stand(tmp_path: Path) -> None:
+def test_cells_of_replaced_weights_are_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for value, checkpoint_ in ((1, "old"), (2, "new")):
         one = cell("CA+", value)
