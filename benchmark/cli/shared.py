@@ -89,7 +89,7 @@ def open_session(
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.common.progress import QuietReporter, reporter_for
-    from dmlbench.compute.device import Compute, launched, leads, local_device
+    from dmlbench.compute.device import Compute, launched, is_main_process, local_device
     from dmlbench.storage.store import Store
     from dmlbench.sweep.session import Session
 
@@ -104,7 +104,7 @@ def open_session(
         if store.cells():
             store.export()
         read_folder(results)  # what is wrong with a CSV there is said now, not after the work
-    with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
+    with reporter_for(Console(stderr=True)) if is_main_process() else QuietReporter() as reporter:
         yield Session(dataset, data_root, cache, store, compute, reporter)
 
 

@@ -46,7 +46,7 @@ def train(
     A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
     its processes train one model: the recipe's batch is shared out among them.
     """
-    from dmlbench.compute.device import launched, leads
+    from dmlbench.compute.device import launched, is_main_process
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
@@ -80,7 +80,7 @@ def train(
                 s.reporter.warn(f"training {training.defense.label} failed: {problem}")
                 continue
             manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
-    if leads():
+    if is_main_process():
         _print(manifests, as_json)
     if failed:
         sys.exit(EXIT_FAILED_CELLS)

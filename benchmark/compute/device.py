@@ -107,6 +107,6 @@ def local_device(name: str) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Return True in the one process that reports progress and writes files for all."""
     return not launched() or os.environ["RANK"] == "0"

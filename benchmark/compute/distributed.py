@@ -37,7 +37,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """True in the process that writes files and reports progress."""
         return self.rank == 0
 

@@ -125,7 +125,7 @@ def train(
     compute.check()
     with compute.applied() as device:
         begun, clock, among = time.time(), time.monotonic(), world(device)
-        known = checkpoint.read_manifest(folder, training.facts) if among.leads else None
+        known = checkpoint.read_manifest(folder, training.facts) if among.is_main else None
         known = among.from_first(known)
         if known is not None:
             return known
@@ -136,12 +136,12 @@ def train(
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        log = TrainingLog(folder if among.leads else None, len(history), steps, watch.tensorboard)
+        log = TrainingLog(folder if among.is_main else None, len(history), steps, watch.tensorboard)
         with closing(log), reporter.task(name, total) as task:
             task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
-                if epoch + 1 < training.recipe.epochs and among.leads:
+                if epoch + 1 < training.recipe.epochs and among.is_main:
                     run.save(folder, history, before + time.monotonic() - clock)
         facts = {
             "training_id": training.id,
@@ -160,7 +160,7 @@ def train(
             "provenance": provenance(device),
         }
         manifest = None
-        if among.leads:
+        if among.is_main:
             # another run may have finished the same model meanwhile: its weights are kept
             manifest = checkpoint.read_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
