@@ -89,11 +89,11 @@ def open_session(
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.common.progress import QuietReporter, reporter_for
-    from dmlbench.compute.device import Compute, launched, is_main_process, local_device
+    from dmlbench.compute.device import Compute, under_torchrun, is_main_process, local_device
     from dmlbench.storage.store import Store
     from dmlbench.sweep.session import Session
 
-    if launched() and not torchrun:
+    if under_torchrun() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
     compute = Compute(local_device(device), batch_size, threads, precision)
     store = Store(results)

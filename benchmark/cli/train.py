@@ -46,7 +46,7 @@ def train(
     A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
     its processes train one model: the recipe's batch is shared out among them.
     """
-    from dmlbench.compute.device import launched, is_main_process
+    from dmlbench.compute.device import under_torchrun, is_main_process
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
@@ -74,7 +74,7 @@ def train(
                 raise
             except Exception as error:  # whatever a network or plugin raises
                 problem = explained(error, Train(training, {}))
-                if launched():  # the other processes wait for this one: torchrun ends them
+                if under_torchrun():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True
                 s.reporter.warn(f"training {training.defense.label} failed: {problem}")

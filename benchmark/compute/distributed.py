@@ -18,7 +18,7 @@ import torch.distributed
 from torch import nn
 
 from dmlbench.common.errors import UserError
-from dmlbench.compute.device import launched
+from dmlbench.compute.device import under_torchrun
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def world(device: torch.device) -> World:
 
     Without ``torchrun`` this is one process alone.
     """
-    if not launched():
+    if not under_torchrun():
         return World()
     if not torch.distributed.is_initialized():
         if device.type == "cuda":  # objects are exchanged by way of the current device
