@@ -107,7 +107,7 @@ class World:
         synchronised: ModuleT = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return synchronised
 
-    def begin_alike(self, modules: Sequence[nn.Module]) -> None:
+    def broadcast_weights(self, modules: Sequence[nn.Module]) -> None:
         """Copy the weights of the first process to all others."""
         if self.size > 1:
             for module in modules:

@@ -211,7 +211,7 @@ class _Run:
             self.companion.to(self.device)
             own = _learned(self.companion)
             groups += [{"params": own, "lr": recipe.lr * COMPANION_RATE}] if own else []
-        self.world.begin_alike([m for m in (self.model, self.companion) if m is not None])
+        self.world.broadcast_weights([m for m in (self.model, self.companion) if m is not None])
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
 
