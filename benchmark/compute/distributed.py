@@ -116,7 +116,7 @@ class World:
                     torch.distributed.broadcast(dense, 0)
                     value.copy_(dense)
 
-    def from_first(self, found: T) -> T:
+    def broadcast(self, found: T) -> T:
         """Return, in every process, the object ``found`` of the first process."""
         if self.size == 1:
             return found

@@ -126,7 +126,7 @@ def train(
     with compute.applied() as device:
         begun, clock, among = time.time(), time.monotonic(), world(device)
         known = checkpoint.read_manifest(folder, training.facts) if among.is_main else None
-        known = among.from_first(known)
+        known = among.broadcast(known)
         if known is not None:
             return known
         run = _Run(training, data, device, reporter, among, watch)
@@ -165,7 +165,7 @@ def train(
             manifest = checkpoint.read_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
-        manifest = among.from_first(manifest)
+        manifest = among.broadcast(manifest)
         assert manifest is not None
         return manifest
 
