@@ -124,7 +124,7 @@ class World:
         torch.distributed.broadcast_object_list(held, 0)
         return held[0]
 
-    def agree(self, number: int) -> bool:
+    def all_equal(self, number: int) -> bool:
         """Return True if ``number`` is the same in every process."""
         if self.size == 1:
             return True

@@ -131,7 +131,7 @@ def train(
             return known
         run = _Run(training, data, device, reporter, among, watch)
         history, before = run.resume(folder)
-        if not among.agree(len(history)):
+        if not among.all_equal(len(history)):
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
