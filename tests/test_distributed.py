@@ -53,9 +53,9 @@ def test_one_process_alone_exchanges_nothing() -> None:
 
 def test_batch_norms_need_a_gpu_in_several_processes() -> None:
     norm = torch.nn.BatchNorm2d(3)
-    assert World().synchronised(norm) is norm
+    assert World().synchronise_batch_norm(norm) is norm
     with pytest.raises(UserError, match="freeze them"):
-        World(0, 2).synchronised(norm)
+        World(0, 2).synchronise_batch_norm(norm)
 
 
 def test_two_processes_train_what_one_does(

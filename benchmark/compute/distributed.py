@@ -87,7 +87,7 @@ class World:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def synchronised(self, model: ModuleT) -> ModuleT:
+    def synchronise_batch_norm(self, model: ModuleT) -> ModuleT:
         """Make the batch norms of ``model`` use the statistics of the whole batch.
 
         Without this each would use those of the share of its process.
