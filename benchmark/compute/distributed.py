@@ -133,7 +133,7 @@ class World:
         return len(set(found)) == 1
 
 
-def world(device: torch.device) -> World:
+def connect(device: torch.device) -> World:
     """Connect, on the first call, and return the processes that ``torchrun`` started.
 
     Without ``torchrun`` this is one process alone.
@@ -152,8 +152,8 @@ class _Gather(torch.autograd.Function):
     """Join rows by summing zero-padded tensors: exact, and the shares may differ in size."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, among: World, n: int) -> torch.Tensor:
-        ctx.part = among.share(n)
+    def forward(ctx: Any, rows: torch.Tensor, world: World, n: int) -> torch.Tensor:
+        ctx.part = world.share(n)
         whole = rows.new_zeros(n, *rows.shape[1:])
         whole[ctx.part] = rows
         torch.distributed.all_reduce(whole)

@@ -29,7 +29,7 @@ from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
-from dmlbench.compute.distributed import World, world
+from dmlbench.compute.distributed import World, connect
 from dmlbench.compute.embedding import embed, frozen, place
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
@@ -124,24 +124,24 @@ def train(
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
     with compute.applied() as device:
-        begun, clock, among = time.time(), time.monotonic(), world(device)
-        known = checkpoint.read_manifest(folder, training.facts) if among.is_main else None
-        known = among.broadcast(known)
+        begun, clock, world = time.time(), time.monotonic(), connect(device)
+        known = checkpoint.read_manifest(folder, training.facts) if world.is_main else None
+        known = world.broadcast(known)
         if known is not None:
             return known
-        run = _Run(training, data, device, reporter, among, watch)
+        run = _Run(training, data, device, reporter, world, watch)
         history, before = run.resume(folder)
-        if not among.all_equal(len(history)):
+        if not world.all_equal(len(history)):
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        log = TrainingLog(folder if among.is_main else None, len(history), steps, watch.tensorboard)
+        log = TrainingLog(folder if world.is_main else None, len(history), steps, watch.tensorboard)
         with closing(log), reporter.task(name, total) as task:
             task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
-                if epoch + 1 < training.recipe.epochs and among.is_main:
+                if epoch + 1 < training.recipe.epochs and world.is_main:
                     run.save(folder, history, before + time.monotonic() - clock)
         facts = {
             "training_id": training.id,
@@ -153,19 +153,19 @@ def train(
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
             "parameters": sum(p.numel() for p in run.model.parameters()),
-            "processes": among.size,
+            "processes": world.size,
             "history": history,
             "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
             "provenance": provenance(device),
         }
         manifest = None
-        if among.is_main:
+        if world.is_main:
             # another run may have finished the same model meanwhile: its weights are kept
             manifest = checkpoint.read_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
-        manifest = among.broadcast(manifest)
+        manifest = world.broadcast(manifest)
         assert manifest is not None
         return manifest
 
