@@ -77,7 +77,7 @@ class NoDefense(Defense):
         A network that embeds otherwise in training is mined in eval mode, by a pass of its own.
         """
         e = clean.gather(model(clean.images[clean.share]))
-        known = e.detach() if model.steady else clean.embeddings
+        known = e.detach() if model.same_in_training else clean.embeddings
         whole = self.mine_whole(self.sampler, clean, model.metric, known)
         if not len(whole):
             return Step.empty(clean)

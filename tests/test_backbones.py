@@ -84,7 +84,7 @@ def test_a_steady_network_embeds_alike_in_training(name: str) -> None:
     images = torch.rand(4, 3, SIDE, SIDE)
     with torch.no_grad():
         alike = torch.equal(model.eval()(images), model.train()(images))
-    assert described.steady == model.steady == alike
+    assert described.same_in_training == model.same_in_training == alike
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -314,20 +314,22 @@ def test_a_batch_of_one_class_is_no_step(
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
-@pytest.mark.parametrize("steady", [True, False])
+@pytest.mark.parametrize("same_in_training", [True, False])
 def test_none_mines_in_eval_mode_if_training_embeds_differently(
-    tiny: RetrievalData, steady: bool
+    tiny: RetrievalData, same_in_training: bool
 ) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
-    network = torch.nn.Sequential(*layers[: 1 if steady else 2], layers[2], torch.nn.LazyLinear(6))
-    model = EmbeddingModel(network, "N", steady=steady)
+    network = torch.nn.Sequential(
+        *layers[: 1 if same_in_training else 2], layers[2], torch.nn.LazyLinear(6)
+    )
+    model = EmbeddingModel(network, "N", same_in_training=same_in_training)
     model(torch.rand(2, 1, 8, 8))
     clean = make_clean(model, tiny)
     known, asked = clean.embeddings, []
     clean = dataclasses.replace(clean, embed=lambda: asked.append(1) or known)
     step = NoDefense(sampler="hardest").resolve(THREAT, "N").step(model, clean, {})
-    assert bool(asked) == (not steady)
+    assert bool(asked) == (not same_in_training)
     triplets = sample("hardest", known, clean.labels, "N", GAMMA, torch.Generator()).stack()
     expected = (hardness(model(clean.images)[triplets], "N") + GAMMA).relu().mean()
     torch.testing.assert_close(step.loss, expected)

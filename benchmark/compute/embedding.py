@@ -25,7 +25,7 @@ class EmbeddingModel(nn.Module):
         metric: N, E or C.
         mean, std: of each input channel, for normalisation; empty for none.
         freeze_batch_norm: leave the statistics of batch norm as they are in training.
-        steady: True if a batch has the same embeddings in train mode as in eval mode.
+        same_in_training: True if a batch has the same embeddings in train mode as in eval mode.
     """
 
     mean: torch.Tensor
@@ -38,14 +38,14 @@ class EmbeddingModel(nn.Module):
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         freeze_batch_norm: bool = False,
-        steady: bool = False,
+        same_in_training: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
         self.reduced = False  # True: the backbone computes in bfloat16
         self.freeze_batch_norm = freeze_batch_norm
-        self.steady = steady
+        self.same_in_training = same_in_training
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 

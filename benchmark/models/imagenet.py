@@ -154,7 +154,7 @@ class TorchvisionModel(Pretrained, abc.ABC):
     drops: ClassVar[bool] = False  # True: training skips layers at random (stochastic depth)
 
     @property
-    def steady(self) -> bool:
+    def same_in_training(self) -> bool:
         """True with frozen batch norm: dropout occurs only in the layer that is replaced."""
         return self.freeze_bn and not self.drops
 
