@@ -194,6 +194,6 @@ def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
-    model.reduced = compute.precision == "bf16"
+    model.bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(place(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)
