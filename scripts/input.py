@@ -27,8 +27,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.decoding import processors

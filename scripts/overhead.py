@@ -27,8 +27,7 @@ import torch
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.datasets.idx import THREAT
 from dmlbench.models.base import parse_model
 from scripts.record import CSV, save

@@ -35,8 +35,7 @@ import torch
 from dmlbench.attacks.engine import pgd
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base

@@ -78,7 +78,7 @@ class EmbeddingModel(nn.Module):
         return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
 
 
-def place(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
+def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     """Move ``model`` to ``device``, in the memory layout that is fast there.
 
     On a CPU this is "channels last": a step takes a third less time for LeNet and a tenth less

@@ -18,7 +18,7 @@ from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, place
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.cuda_graphs import fastest
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
@@ -195,5 +195,5 @@ def evaluation(
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
     model.bfloat16 = compute.precision == "bf16"
-    with compute.applied() as device, frozen(place(model, device)):
+    with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)

@@ -30,7 +30,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
-from dmlbench.compute.embedding import embed, frozen, place
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData
@@ -199,7 +199,7 @@ class _Run:
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.bfloat16 = recipe.precision == "bf16"
-        self.model = self.world.synchronise_batch_norm(place(network, self.device))
+        self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
         self.pixels = Pixels(train.images, self.device)
