@@ -89,7 +89,7 @@ def open_session(
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.common.progress import QuietReporter, reporter_for
-    from dmlbench.compute.device import Compute, under_torchrun, is_main_process, local_device
+    from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
     from dmlbench.storage.store import Store
     from dmlbench.sweep.session import Session
 

@@ -46,7 +46,7 @@ def train(
     A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
     its processes train one model: the recipe's batch is shared out among them.
     """
-    from dmlbench.compute.device import under_torchrun, is_main_process
+    from dmlbench.compute.device import is_main_process, under_torchrun
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES

@@ -43,7 +43,7 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
-        self.bfloat16 = False  # True: the backbone computes in bfloat16
+        self.use_bfloat16 = False  # True: the backbone computes in bfloat16
         self.freeze_batch_norm = freeze_batch_norm
         self.same_in_training = same_in_training
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -66,7 +66,7 @@ class EmbeddingModel(nn.Module):
         """
         if self.mean.numel():
             images = (images - self.mean) / self.std
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             raw = self.backbone(images)
         shape = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
         if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
@@ -74,7 +74,7 @@ class EmbeddingModel(nn.Module):
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
                 f"embeddings, got {shape}"
             )
-        raw = raw.float() if self.bfloat16 else raw
+        raw = raw.float() if self.use_bfloat16 else raw
         return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
 
 

@@ -194,6 +194,6 @@ def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
-    model.bfloat16 = compute.precision == "bf16"
+    model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)

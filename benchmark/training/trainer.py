@@ -198,7 +198,7 @@ class _Run:
             )
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
-        network.bfloat16 = recipe.precision == "bf16"
+        network.use_bfloat16 = recipe.precision == "bf16"
         self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
