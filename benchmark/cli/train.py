@@ -64,7 +64,7 @@ def train(
         from dmlbench.sweep.worker import explained
         from dmlbench.training import trainer
 
-        watch = trainer.Watch(validate, tensorboard)
+        watch = trainer.Monitoring(validate, tensorboard)
         manifests, failed = [], False
         for training in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(training.id)

@@ -91,7 +91,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Monitoring:
     """Settings that show the progress of a training and do not change its weights.
 
     Attributes:
@@ -110,7 +110,7 @@ def train(
     folder: Path,
     compute: Compute,
     reporter: Reporter,
-    watch: Watch = Watch(),
+    watch: Monitoring = Monitoring(),
 ) -> dict[str, Any]:
     """Train a model, save it in ``folder`` and return its manifest.
 
@@ -184,7 +184,7 @@ class _Run:
     device: torch.device
     reporter: Reporter
     world: World
-    watch: Watch
+    watch: Monitoring
     state: State = field(default_factory=dict)
     recall: float | None = None
 
