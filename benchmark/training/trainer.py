@@ -129,7 +129,7 @@ def train(
         known = world.broadcast(known)
         if known is not None:
             return known
-        run = _Run(training, data, device, reporter, world, watch)
+        run = _TrainingRun(training, data, device, reporter, world, watch)
         history, before = run.resume(folder)
         if not world.all_equal(len(history)):
             raise UserError(f"the processes do not see the same files in {folder}")
@@ -171,7 +171,7 @@ def train(
 
 
 @dataclass
-class _Run:
+class _TrainingRun:
     """The state of a training run: model, optimiser, data.
 
     Attributes:
