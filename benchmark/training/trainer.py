@@ -50,7 +50,7 @@ COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR
 
 
 @dataclass
-class Epoch:
+class EpochStatistics:
     """Numbers of the steps of an epoch; a batch without a triplet adds no loss and no hardness.
 
     Attributes:
@@ -229,7 +229,7 @@ class _TrainingRun:
         torch.manual_seed(seed)
         draws = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        seen, count, warned, begun = Epoch(), 0, False, time.perf_counter()
+        seen, count, warned, begun = EpochStatistics(), 0, False, time.perf_counter()
         batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
@@ -263,7 +263,7 @@ class _TrainingRun:
         images: torch.Tensor,
         index: Index,
         mining: torch.Generator,
-        seen: Epoch,
+        seen: EpochStatistics,
         where: str,
     ) -> None:
         """Update the weights once.
