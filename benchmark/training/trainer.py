@@ -206,10 +206,10 @@ class _TrainingRun:
         self.companion = self.training.defense.companion(
             len(classes), self._dim(), self.model.metric
         )
-        groups: list[dict[str, Any]] = [{"params": _learned(self.model), "lr": recipe.lr}]
+        groups: list[dict[str, Any]] = [{"params": _trainable(self.model), "lr": recipe.lr}]
         if self.companion is not None:
             self.companion.to(self.device)
-            own = _learned(self.companion)
+            own = _trainable(self.companion)
             groups += [{"params": own, "lr": recipe.lr * COMPANION_RATE}] if own else []
         self.world.broadcast_weights([m for m in (self.model, self.companion) if m is not None])
         self.parameters = [p for group in groups for p in group["params"]]
@@ -386,7 +386,7 @@ class _TrainingRun:
         return history, float(saved["seconds"])
 
 
-def _learned(module: nn.Module) -> list[nn.Parameter]:
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]
 
