@@ -93,7 +93,7 @@ class Pixels:
             # forked workers share the mapped file; elsewhere they would each be sent a copy
             num_workers=min(MOST_WORKERS, os.cpu_count() or 1) if sys.platform == "linux" else 0,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator(),  # its seed is not drawn from the network's generator
             pin_memory=self._device.type == "cuda",
         )
@@ -101,5 +101,5 @@ class Pixels:
             yield batch.to(self._device, non_blocking=True)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
