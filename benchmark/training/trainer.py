@@ -227,10 +227,10 @@ class _TrainingRun:
         """
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
-        draws = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
         seen, count, warned, begun = EpochStatistics(), 0, False, time.perf_counter()
-        batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
+        batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, generator)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
             where = f"epoch {number + 1}, step {seen.steps + 1}"
