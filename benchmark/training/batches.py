@@ -63,7 +63,7 @@ class Rows(Dataset[torch.Tensor]):
         return torch.from_numpy(self.images[np.asarray(index)])
 
 
-class Pixels:
+class ImageBatches:
     """Brings batches of uint8 images to a device.
 
     Small arrays are copied to the device once; worker processes read ahead from larger ones.

@@ -39,7 +39,7 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
-from dmlbench.training.batches import Index, Pixels, anchors, pair_batches
+from dmlbench.training.batches import ImageBatches, Index, anchors, pair_batches
 from dmlbench.training.job import Training
 from dmlbench.training.log import TrainingLog
 
@@ -202,7 +202,7 @@ class _TrainingRun:
         self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
-        self.pixels = Pixels(train.images, self.device)
+        self.pixels = ImageBatches(train.images, self.device)
         self.companion = self.training.defense.companion(
             len(classes), self._dim(), self.model.metric
         )
@@ -317,7 +317,7 @@ class _TrainingRun:
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
-        for raw in Pixels(test.images, self.device).batches(rows):
+        for raw in ImageBatches(test.images, self.device).batches(rows):
             parts.append(embed(self.model, self.data.evaluation_pixels(raw)))
         self.model.train()
         e = torch.cat(parts)
