@@ -64,12 +64,14 @@ def train(
         from dmlbench.sweep.worker import explained
         from dmlbench.training import trainer
 
-        watch = trainer.Monitoring(validate, tensorboard)
+        monitoring = trainer.Monitoring(validate, tensorboard)
         manifests, failed = [], False
         for training in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(training.id)
             try:
-                manifest = trainer.train(training, s.data, folder, s.compute, s.reporter, watch)
+                manifest = trainer.train(
+                    training, s.data, folder, s.compute, s.reporter, monitoring
+                )
             except UserError:
                 raise
             except Exception as error:  # whatever a network or plugin raises

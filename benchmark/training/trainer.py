@@ -110,7 +110,7 @@ def train(
     folder: Path,
     compute: Compute,
     reporter: Reporter,
-    watch: Monitoring = Monitoring(),
+    monitoring: Monitoring = Monitoring(),
 ) -> dict[str, Any]:
     """Train a model, save it in ``folder`` and return its manifest.
 
@@ -129,14 +129,16 @@ def train(
         known = world.broadcast(known)
         if known is not None:
             return known
-        run = _TrainingRun(training, data, device, reporter, world, watch)
+        run = _TrainingRun(training, data, device, reporter, world, monitoring)
         history, before = run.resume(folder)
         if not world.all_equal(len(history)):
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        log = TrainingLog(folder if world.is_main else None, len(history), steps, watch.tensorboard)
+        log = TrainingLog(
+            folder if world.is_main else None, len(history), steps, monitoring.tensorboard
+        )
         with closing(log), reporter.task(name, total) as task:
             task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
@@ -184,7 +186,7 @@ class _TrainingRun:
     device: torch.device
     reporter: Reporter
     world: World
-    watch: Monitoring
+    monitoring: Monitoring
     state: State = field(default_factory=dict)
     recall: float | None = None
 
@@ -252,7 +254,7 @@ class _TrainingRun:
         self.check(batches[-1], where)
         summary = seen.summary()
         last = number + 1 == self.training.recipe.epochs
-        if self.watch.validate and (last or (number + 1) % self.watch.validate == 0):
+        if self.monitoring.validate and (last or (number + 1) % self.monitoring.validate == 0):
             self.recall = summary["R@1"] = self.validate()
             self.reporter.say(f"epoch {number + 1}: {_note(summary)}")
         log.epoch((number + 1) * len(batches), number + 1, summary)
