@@ -13,7 +13,7 @@ from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
 from dmlbench.metrics.bootstrap import bootstrap_mean
-from dmlbench.metrics.ers import shares
+from dmlbench.metrics.ers import ers_per_query
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
@@ -96,7 +96,9 @@ class Worker:
         outcomes = self.session.store.outcomes
         found = [(column, outcomes(cell_id)[column].to_numpy()) for cell_id, column in task.sources]
         (name,) = task.cell["columns"]
-        values = shares(dict(found)) if name == ERS else np.min([x for _, x in found], axis=0)
+        values = (
+            ers_per_query(dict(found)) if name == ERS else np.min([x for _, x in found], axis=0)
+        )
         return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 
