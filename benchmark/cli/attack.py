@@ -66,7 +66,7 @@ def attack(
     with open_session(chosen, **places) as session:
         from dmlbench.evaluation.pictures import draw_attacks
         from dmlbench.sweep import plan, status
-        from dmlbench.sweep.durations import Durations, likely_device
+        from dmlbench.sweep.durations import Durations, expected_device
         from dmlbench.sweep.executors.serial import Serial
         from dmlbench.sweep.scheduler import Scheduler
 
@@ -78,7 +78,7 @@ def attack(
         )
         planned = plan.planned_attacks(hostile, chosen.protocol.threat, queries)
         entry = status.planned_model(weights, planned, seed, known)
-        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
+        times = Durations(expected_device(session.compute), known.cells.values(), session.store)
         with Serial(session) as executor:
             matrix = Scheduler([entry], planned, session, executor, known, times, "retry-failed")
             cells = matrix.run()

@@ -137,7 +137,7 @@ def run(
     from dmlbench.defenses.base import DEFENSES
     from dmlbench.models.base import parse_model
     from dmlbench.sweep import plan, status
-    from dmlbench.sweep.durations import Durations, likely_device
+    from dmlbench.sweep.durations import Durations, expected_device
     from dmlbench.sweep.scheduler import Scheduler
 
     if ray_gpus is not None and executor != "ray":
@@ -155,7 +155,7 @@ def run(
         known = open_store(session, repair=not dry_run)
         precision = session.compute.precision
         entries = [status.assess(one, hostile, session.store, known, precision) for one in mine]
-        times = Durations(likely_device(session.compute), known.cells.values(), session.store)
+        times = Durations(expected_device(session.compute), known.cells.values(), session.store)
         if dry_run:
             _show(preview(entries, resume, times), workers or 1, times.device, as_json)
             return

@@ -86,7 +86,7 @@ class Durations:
             self._per_pass[kind.like].append(seconds / kind.passes)
 
 
-def likely_device(compute: Compute) -> str:
+def expected_device(compute: Compute) -> str:
     """Return the name of the device of a run. torch is imported only if there may be a GPU."""
     nvidia = Path("/proc/driver/nvidia").exists()
     if compute.device == "cpu" or (compute.device == "auto" and not nvidia):
