@@ -37,7 +37,7 @@ from dmlbench.storage.merge import merge
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import Known, PlannedModel
@@ -84,12 +84,12 @@ class Fake:
         self.queue.append(task)
         self.model = task.model
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         task = self.queue.pop()
         name = f"{task.cell['about']['attack'] or task.cell['facts']['kind']}"
         self.did.append(name)
         if name in self.lost:
-            return [Ending(task, 3.0, "its worker died")]
+            return [FinishedTask(task, 3.0, "its worker died")]
         if isinstance(task, Train) and name not in self.bad:
             folder = self.store.model_folder(task.model)
             folder.mkdir(parents=True)
@@ -110,7 +110,7 @@ class Fake:
             self.store.put(row(task, ok=False))
         else:
             self.store.put(row(task), {"x": np.zeros(4)})
-        return [Ending(task, 1.0)]
+        return [FinishedTask(task, 1.0)]
 
 
 def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], Known]:

@@ -14,7 +14,7 @@ from dmlbench.common.progress import Tally, duration
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Cell
 from dmlbench.sweep.durations import Durations, Kind
-from dmlbench.sweep.executors.base import Ending, Executor
+from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Known, PlannedModel
@@ -154,7 +154,7 @@ class Scheduler:
             self.executor.start(task)
         return True
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: FinishedTask) -> None:
         """Record a task that has ended; if it left no cell, store a failed one."""
         if ending.problem is None:
             self.times.add(self.times.kind(ending.task), ending.seconds)

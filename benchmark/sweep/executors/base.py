@@ -9,7 +9,7 @@ from dmlbench.sweep.tasks import Task
 
 
 @dataclass(frozen=True)
-class Ending:
+class FinishedTask:
     """A task that has ended.
 
     Attributes:
@@ -45,7 +45,7 @@ class Executor(Protocol):
         """Give a task to the worker that ``idle`` has described."""
         ...
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         """Wait a moment and return the tasks that have ended since the last call, if any.
 
         Raises:

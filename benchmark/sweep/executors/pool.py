@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from dmlbench.common import progress
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
@@ -106,7 +106,7 @@ class Pool:
         assert worker is not None
         worker.begin(task)
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         """Wait for messages for at most a second; return the tasks that have ended."""
         endings = []
         by_connection = {worker.connection: worker for worker in self._crew}
@@ -122,11 +122,11 @@ class Pool:
             taken = worker.watch.seconds
             if worker.task is not None and self._limit and worker.ready and taken > self._limit:
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(Ending(worker.task, taken, problem))
+                endings.append(FinishedTask(worker.task, taken, problem))
                 self._replace(worker)
         return endings
 
-    def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[Ending]:
+    def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[FinishedTask]:
         """Handle one message of a worker; return its task if that has ended."""
         kind, content = message
         if kind == "refused":
@@ -148,10 +148,10 @@ class Pool:
             task, worker.task = worker.task, None
             worker.drop_bar()
             assert task is not None
-            return [Ending(task, worker.watch.seconds)]
+            return [FinishedTask(task, worker.watch.seconds)]
         return []
 
-    def _bury(self, worker: _Process) -> list[Ending]:
+    def _bury(self, worker: _Process) -> list[FinishedTask]:
         """Replace a worker that has died; repeat its task, or give the task up."""
         task, seconds = worker.task, worker.watch.seconds
         worker.process.join(POLL_SECONDS)  # before ``kill``, so that its own exit code is seen
@@ -166,7 +166,7 @@ class Pool:
             return []
         if often:
             hint = "; if memory was short, use fewer --workers or a smaller --batch-size"
-            return [Ending(task, seconds, f"its worker died {TRIES} times ({how}){hint}")]
+            return [FinishedTask(task, seconds, f"its worker died {TRIES} times ({how}){hint}")]
         self._reporter.warn(f"{task.title}: its worker died ({how}); trying again")
         successor.begin(task)
         return []

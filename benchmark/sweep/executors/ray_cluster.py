@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import duration
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
@@ -100,21 +100,21 @@ class RayCluster:
         """Submit the task to Ray."""
         self._running[self._do.remote(self._facts, task)] = task, Stopwatch()
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         """Wait for at most a second; return the tasks that have ended."""
         endings = []
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
             task, watch = self._running.pop(reference)
             problem = self._problem(reference)
-            endings.append(Ending(task, watch.seconds, problem))
+            endings.append(FinishedTask(task, watch.seconds, problem))
             self._session.reporter.say(f"{task.title}: ended after {duration(watch.seconds)}")
         for reference, (task, watch) in list(self._running.items()):
             if self._limit and watch.seconds > self._limit:
                 self._ray.cancel(reference, force=True)
                 del self._running[reference]
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(Ending(task, watch.seconds, problem))
+                endings.append(FinishedTask(task, watch.seconds, problem))
         return endings
 
     def _problem(self, reference: Any) -> str | None:

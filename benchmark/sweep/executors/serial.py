@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
@@ -40,11 +40,11 @@ class Serial:
         """Accept a task, which ``wait`` will do."""
         self._task, self._model = task, task.model
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         """Do the accepted task."""
         task, self._task = self._task, None
         if task is None:
             return []
         watch = Stopwatch()
         self._worker.do(task)
-        return [Ending(task, watch.seconds)]
+        return [FinishedTask(task, watch.seconds)]
