@@ -100,8 +100,8 @@ class Scheduler:
         while any(model.open for model in self.models.values()):
             while (held := self.executor.idle()) is not None and self._start(held):
                 self._tell()
-            for ending in self.executor.wait() if self.running else ():
-                self._end(ending)
+            for finished in self.executor.wait() if self.running else ():
+                self._end(finished)
             self._tell()
         return [row for entry in self.entries for row in self._rows(entry)]
 
@@ -154,14 +154,14 @@ class Scheduler:
             self.executor.start(task)
         return True
 
-    def _end(self, ending: FinishedTask) -> None:
+    def _end(self, finished: FinishedTask) -> None:
         """Record a task that has ended; if it left no cell, store a failed one."""
-        if ending.problem is None:
-            self.times.add(self.times.kind(ending.task), ending.seconds)
+        if finished.problem is None:
+            self.times.add(self.times.kind(finished.task), finished.seconds)
         else:
-            task, gone = ending.task, CellError(ending.problem)
-            fail(self.session, task.cell, task.title, gone, Stopwatch.ended(ending.seconds))
-        self._close(ending.task)
+            task, gone = finished.task, CellError(finished.problem)
+            fail(self.session, task.cell, task.title, gone, Stopwatch.ended(finished.seconds))
+        self._close(finished.task)
 
     def _close(self, task: Task) -> None:
         model = self.models[task.model]

@@ -108,23 +108,23 @@ class Pool:
 
     def wait(self) -> list[FinishedTask]:
         """Wait for messages for at most a second; return the tasks that have ended."""
-        endings = []
+        finished = []
         by_connection = {worker.connection: worker for worker in self._crew}
         for connection in wait(list(by_connection), POLL_SECONDS):
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
-                endings += self._bury(worker)
+                finished += self._bury(worker)
             else:
-                endings += self._heed(worker, message)
+                finished += self._heed(worker, message)
         for worker in self._crew:
             taken = worker.watch.seconds
             if worker.task is not None and self._limit and worker.ready and taken > self._limit:
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(FinishedTask(worker.task, taken, problem))
+                finished.append(FinishedTask(worker.task, taken, problem))
                 self._replace(worker)
-        return endings
+        return finished
 
     def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[FinishedTask]:
         """Handle one message of a worker; return its task if that has ended."""

@@ -102,20 +102,20 @@ class RayCluster:
 
     def wait(self) -> list[FinishedTask]:
         """Wait for at most a second; return the tasks that have ended."""
-        endings = []
+        finished = []
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
             task, watch = self._running.pop(reference)
             problem = self._problem(reference)
-            endings.append(FinishedTask(task, watch.seconds, problem))
+            finished.append(FinishedTask(task, watch.seconds, problem))
             self._session.reporter.say(f"{task.title}: ended after {duration(watch.seconds)}")
         for reference, (task, watch) in list(self._running.items()):
             if self._limit and watch.seconds > self._limit:
                 self._ray.cancel(reference, force=True)
                 del self._running[reference]
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(FinishedTask(task, watch.seconds, problem))
-        return endings
+                finished.append(FinishedTask(task, watch.seconds, problem))
+        return finished
 
     def _problem(self, reference: Any) -> str | None:
         """Print the warnings of a task; return the reason if it has stored nothing, else None.
