@@ -24,15 +24,15 @@ class Kind:
     """A class of tasks that take equally long.
 
     Attributes:
-        same: hash of the facts that decide the duration. The seed and the attacked weights are not
+        exact: hash of the facts that decide the duration. The seed and the attacked weights are not
             among them.
-        like: the same hash without the defense or the attack.
+        family: the same hash without the defense or the attack.
         passes: number of forward-backward passes in a training step; 1 for a measured cell, and 0
             for one that is computed from other cells.
     """
 
-    same: str
-    like: str
+    exact: str
+    family: str
     passes: int
 
 
@@ -73,17 +73,17 @@ class Durations:
         Returns:
             None if there are no such tasks either.
         """
-        if kind.same in self._seconds:
-            return median(self._seconds[kind.same])
-        if kind.like in self._per_pass:
-            return median(self._per_pass[kind.like]) * kind.passes
+        if kind.exact in self._seconds:
+            return median(self._seconds[kind.exact])
+        if kind.family in self._per_pass:
+            return median(self._per_pass[kind.family]) * kind.passes
         return None if kind.passes else 0.0
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Take the duration of one more finished task into account."""
-        self._seconds[kind.same].append(seconds)
+        self._seconds[kind.exact].append(seconds)
         if kind.passes:
-            self._per_pass[kind.like].append(seconds / kind.passes)
+            self._per_pass[kind.family].append(seconds / kind.passes)
 
 
 def expected_device(compute: Compute) -> str:
@@ -95,15 +95,15 @@ def expected_device(compute: Compute) -> str:
 
 
 def _training(facts: dict[str, Any], passes: int) -> Kind:
-    same = {k: v for k, v in facts.items() if k != "seed"}
-    like = {k: v for k, v in same.items() if not k.startswith("defense")}
-    return Kind(identity(same), identity(like), passes)
+    exact = {k: v for k, v in facts.items() if k != "seed"}
+    family = {k: v for k, v in exact.items() if not k.startswith("defense")}
+    return Kind(identity(exact), identity(family), passes)
 
 
 def _cell(facts: dict[str, Any]) -> Kind:
-    same = {k: facts.get(k) for k in _KEEP}
-    like = {k: v for k, v in same.items() if not k.startswith("attack")}
-    return Kind(identity(same), identity(like), int(facts["kind"] in ("benign", "attack")))
+    exact = {k: facts.get(k) for k in _KEEP}
+    family = {k: v for k, v in exact.items() if not k.startswith("attack")}
+    return Kind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
