@@ -20,7 +20,7 @@ _KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precisi
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskKind:
     """A class of tasks that take equally long.
 
     Attributes:
@@ -57,14 +57,14 @@ class Durations:
             if made is not None and made["provenance"]["device"] == device:
                 self.add(_training(made["training"], made["training_cost"]), made["seconds"])
 
-    def kind(self, task: Task) -> Kind:
+    def kind(self, task: Task) -> TaskKind:
         """Return the class of ``task``."""
         if isinstance(task, Train):
             training = task.training
             return _training(training.facts, training.defense.training_cost)
         return _cell(task.cell["facts"])
 
-    def seconds(self, kind: Kind) -> float | None:
+    def seconds(self, kind: TaskKind) -> float | None:
         """Estimate the duration of a task, in seconds.
 
         It is the median of earlier tasks of this kind. If there are none, it is the median time of
@@ -79,7 +79,7 @@ class Durations:
             return median(self._per_pass[kind.family]) * kind.passes
         return None if kind.passes else 0.0
 
-    def add(self, kind: Kind, seconds: float) -> None:
+    def add(self, kind: TaskKind, seconds: float) -> None:
         """Take the duration of one more finished task into account."""
         self._seconds[kind.exact].append(seconds)
         if kind.passes:
@@ -94,16 +94,16 @@ def expected_device(compute: Compute) -> str:
     return device_name(compute.torch_device())
 
 
-def _training(facts: dict[str, Any], passes: int) -> Kind:
+def _training(facts: dict[str, Any], passes: int) -> TaskKind:
     exact = {k: v for k, v in facts.items() if k != "seed"}
     family = {k: v for k, v in exact.items() if not k.startswith("defense")}
-    return Kind(identity(exact), identity(family), passes)
+    return TaskKind(identity(exact), identity(family), passes)
 
 
-def _cell(facts: dict[str, Any]) -> Kind:
+def _cell(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _KEEP}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
-    return Kind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
+    return TaskKind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

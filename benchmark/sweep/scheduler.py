@@ -13,7 +13,7 @@ from dmlbench.common.errors import CellError
 from dmlbench.common.progress import Tally, duration
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Cell
-from dmlbench.sweep.durations import Durations, Kind
+from dmlbench.sweep.durations import Durations, TaskKind
 from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.session import Session, Stopwatch, fail
@@ -79,8 +79,8 @@ class Scheduler:
     ended: int = 0  # number of tasks that this run has finished
     watch: Stopwatch = field(default_factory=Stopwatch)
     models: dict[str, _Model] = field(default_factory=dict)
-    left: Counter[Kind] = field(default_factory=Counter)
-    running: dict[str, tuple[Kind, Stopwatch]] = field(default_factory=dict)
+    left: Counter[TaskKind] = field(default_factory=Counter)
+    running: dict[str, tuple[TaskKind, Stopwatch]] = field(default_factory=dict)
 
     def run(self) -> list[Cell]:
         """Do the tasks that are left.
