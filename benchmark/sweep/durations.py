@@ -16,7 +16,7 @@ from dmlbench.compute.provenance import device_name, processor_name
 from dmlbench.storage.store import Cell, Store
 from dmlbench.sweep.tasks import Task, Train
 
-_KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
+_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,21 @@ class Durations:
         self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
         for row in cells:
             if row["status"] == "ok" and row["provenance"]["device"] == device:
-                self.add(_cell(row["facts"]), row["seconds"])
+                self.add(_cell_kind(row["facts"]), row["seconds"])
         for path in (store.root / "models").glob("*/manifest.json"):
-            made = _manifest(path)
-            if made is not None and made["provenance"]["device"] == device:
-                self.add(_training(made["training"], made["training_cost"]), made["seconds"])
+            manifest = _read_manifest(path)
+            if manifest is not None and manifest["provenance"]["device"] == device:
+                self.add(
+                    _training_kind(manifest["training"], manifest["training_cost"]),
+                    manifest["seconds"],
+                )
 
     def kind(self, task: Task) -> TaskKind:
         """Return the class of ``task``."""
         if isinstance(task, Train):
             training = task.training
-            return _training(training.facts, training.defense.training_cost)
-        return _cell(task.cell["facts"])
+            return _training_kind(training.facts, training.defense.training_cost)
+        return _cell_kind(task.cell["facts"])
 
     def seconds(self, kind: TaskKind) -> float | None:
         """Estimate the duration of a task, in seconds.
@@ -94,22 +97,22 @@ def expected_device(compute: Compute) -> str:
     return device_name(compute.torch_device())
 
 
-def _training(facts: dict[str, Any], passes: int) -> TaskKind:
+def _training_kind(facts: dict[str, Any], passes: int) -> TaskKind:
     exact = {k: v for k, v in facts.items() if k != "seed"}
     family = {k: v for k, v in exact.items() if not k.startswith("defense")}
     return TaskKind(identity(exact), identity(family), passes)
 
 
-def _cell(facts: dict[str, Any]) -> TaskKind:
-    exact = {k: facts.get(k) for k in _KEEP}
+def _cell_kind(facts: dict[str, Any]) -> TaskKind:
+    exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
     return TaskKind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        made: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
         needed = {"training", "training_cost", "seconds", "provenance"}
-        return made if needed <= made.keys() else None
+        return manifest if needed <= manifest.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
