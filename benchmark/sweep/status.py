@@ -19,11 +19,8 @@ TAKEN = {  # policy of --resume -> statuses of cells that are taken from the sto
     "always": (DONE, FAILED, STALE),
     "never": (),
 }
-_MUTABLE = (
-    "checkpoint",
-    "measure_version",
-    "attack_version",
-)  # facts that may change while a cell stays the same measurement
+# facts that may change while a cell stays the same measurement
+_MUTABLE = ("checkpoint", "measure_version", "attack_version")
 
 
 class Known:
