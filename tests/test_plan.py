@@ -230,7 +230,7 @@ def test_policies(tmp_path: Path) -> None:
 
 
 def test_the_policies_are_those_of_the_command_line() -> None:
-    assert tuple(status.TAKEN) == RESUME
+    assert tuple(status.KEPT_STATUSES) == RESUME
 
 
 def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:

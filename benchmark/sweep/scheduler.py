@@ -17,7 +17,7 @@ from dmlbench.sweep.durations import Durations, TaskKind
 from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Known, PlannedModel
+from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, Known, PlannedModel
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
 
@@ -60,7 +60,7 @@ class Scheduler:
         executor: does the tasks.
         known: the cells in the store; updated during the run.
         times: durations of tasks; updated during the run.
-        resume: the policy for stored results, a key of ``status.TAKEN``.
+        resume: the policy for stored results, a key of ``status.KEPT_STATUSES``.
         total, done, failed: number of cells in the plan, with a result, and without one.
         left: number of tasks of each kind that are not finished.
         running: identity of a cell -> the kind of its task and the time since it began.
@@ -114,7 +114,7 @@ class Scheduler:
         return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
     def _enter(self, entry: PlannedModel) -> None:
-        agenda, taken = entry.agenda(self.resume), TAKEN[self.resume]
+        agenda, taken = entry.agenda(self.resume), KEPT_STATUSES[self.resume]
         self.total += len(entry.cells)
         for task, status in entry.cells:
             if status in taken:
@@ -184,7 +184,7 @@ class Scheduler:
         """Add the cells of a model after its training: its weights now give them an identity."""
         store, training = self.session.store, task.training
         statuses = [status for _, status in model.entry.cells]
-        wanted = [status not in TAKEN[self.resume] for status in statuses]
+        wanted = [status not in KEPT_STATUSES[self.resume] for status in statuses]
         if failed:
             self._give_up([t for t, want in zip(model.tasks, wanted, strict=True) if want])
             return

@@ -13,7 +13,7 @@ from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, 
 from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
-TAKEN = {  # policy of --resume -> statuses of cells that are taken from the store, not redone
+KEPT_STATUSES = {  # policy of --resume -> statuses of cells that are taken from the store, not redone
     "retry-failed": (DONE,),
     "only-missing": (DONE, FAILED),
     "always": (DONE, FAILED, STALE),
@@ -64,18 +64,18 @@ class PlannedModel:
 
         These are the training, or else the cells that must be measured.
         """
-        wanted = tuple(task for task, status in self.cells if status not in TAKEN[resume])
+        wanted = tuple(task for task, status in self.cells if status not in KEPT_STATUSES[resume])
         if not wanted or self.train is None:
             return wanted
         if resume == "never":
             return (replace(self.train, afresh=True),)
         if self.trained == DONE:
             return wanted
-        return () if self.trained in TAKEN[resume] else (self.train,)
+        return () if self.trained in KEPT_STATUSES[resume] else (self.train,)
 
     def does(self, status: str, resume: str) -> bool:
         """Return True if a run with the policy ``resume`` measures the cells with this status."""
-        return status not in TAKEN[resume] and bool(self.agenda(resume))
+        return status not in KEPT_STATUSES[resume] and bool(self.agenda(resume))
 
 
 def assess(
