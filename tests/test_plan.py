@@ -40,7 +40,7 @@ from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.training.job import Training
 from tests.test_store import cell
@@ -113,8 +113,8 @@ class Fake:
         return [FinishedTask(task, 1.0)]
 
 
-def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], Known]:
-    known = Known(store.whole(store.read()[0]))
+def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], StoredCells]:
+    known = StoredCells(store.whole(store.read()[0]))
     return [status.assess(job, PLANNED, store, known, "fp32") for job in found], known
 
 

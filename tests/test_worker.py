@@ -22,7 +22,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
 from dmlbench.sweep.session import Session
-from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.worker import Worker
 from tests.test_training import Silent
 
@@ -50,7 +50,7 @@ def entry(session: Session) -> PlannedModel:
     none = spec.parse("none", DEFENSES)
     recipe = Recipe(epochs=1, pairs=8)
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
-    known = Known(session.store.read()[0])
+    known = StoredCells(session.store.read()[0])
     return status.assess(job, PLANNED, session.store, known, "fp32")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dmlbench.datasets.base import Dataset
     from dmlbench.storage.store import Cell, Store
     from dmlbench.sweep.session import Session
-    from dmlbench.sweep.status import Known
+    from dmlbench.sweep.status import StoredCells
 
 C = TypeVar("C", bound="Component")
 
@@ -108,9 +108,9 @@ def open_session(
         yield Session(dataset, data_root, cache, store, compute, reporter)
 
 
-def open_store(session: Session, repair: bool = True) -> Known:
+def open_store(session: Session, repair: bool = True) -> StoredCells:
     """What is stored; damaged cells are moved out of the way, which is said."""
-    from dmlbench.sweep.status import Known
+    from dmlbench.sweep.status import StoredCells
 
     store = session.store
     cells, damaged = store.read()
@@ -119,7 +119,7 @@ def open_store(session: Session, repair: bool = True) -> Known:
         session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
     if repair:
         store.repair(damaged)
-    return Known(store.whole(cells))
+    return StoredCells(store.whole(cells))
 
 
 def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from dmlbench.sweep.durations import Durations, TaskKind
 from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, Known, PlannedModel
+from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, PlannedModel, StoredCells
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
 
@@ -70,7 +70,7 @@ class Scheduler:
     attacks: Sequence[PlannedAttack]
     session: Session
     executor: Executor
-    known: Known
+    known: StoredCells
     times: Durations
     resume: str
     done: int = 0

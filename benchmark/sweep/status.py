@@ -23,7 +23,7 @@ KEPT_STATUSES = {  # policy of --resume -> statuses of cells that are taken from
 _MUTABLE = ("checkpoint", "measure_version", "attack_version")
 
 
-class Known:
+class StoredCells:
     """The cells of a store: found by identity, or as an older version of the same measurement."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
@@ -79,7 +79,11 @@ class PlannedModel:
 
 
 def assess(
-    training: Training, attacks: Sequence[PlannedAttack], store: Store, known: Known, precision: str
+    training: Training,
+    attacks: Sequence[PlannedAttack],
+    store: Store,
+    known: StoredCells,
+    precision: str,
 ) -> PlannedModel:
     """Find the status of a training and of each cell of its model.
 
@@ -97,7 +101,7 @@ def assess(
 
 
 def planned_model(
-    weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: Known
+    weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: StoredCells
 ) -> PlannedModel:
     """Find the status of each cell of weights that exist."""
     tasks = cells(weights, attacks, seed)
