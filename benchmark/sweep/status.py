@@ -28,11 +28,13 @@ class StoredCells:
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         self.cells = {cell["id"]: cell for cell in cells}
-        self._stale = {_lasting(c): c for c in self.cells.values() if c["status"] == "ok"}
+        self._stale = {
+            _identity_of_measurement(c): c for c in self.cells.values() if c["status"] == "ok"
+        }
 
     def find(self, cell: Cell) -> Cell | None:
         """Return the stored cell for a planned one; a stale one if there is no other."""
-        return self.cells.get(cell["id"]) or self._stale.get(_lasting(cell))
+        return self.cells.get(cell["id"]) or self._stale.get(_identity_of_measurement(cell))
 
     def status(self, cell: Cell) -> str:
         """Return the status of a planned cell; stale: of older weights or an older version."""
@@ -108,5 +110,5 @@ def planned_model(
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 
-def _lasting(cell: Cell) -> str:
+def _identity_of_measurement(cell: Cell) -> str:
     return identity({k: v for k, v in cell["facts"].items() if k not in _MUTABLE})
