@@ -20,7 +20,7 @@ KEPT_STATUSES = {  # policy of --resume -> statuses of cells that are taken from
     "never": (),
 }
 # facts that may change while a cell stays the same measurement
-_MUTABLE = ("checkpoint", "measure_version", "attack_version")
+_VERSION_FACTS = ("checkpoint", "measure_version", "attack_version")
 
 
 class StoredCells:
@@ -111,4 +111,4 @@ def planned_model(
 
 
 def _identity_of_measurement(cell: Cell) -> str:
-    return identity({k: v for k, v in cell["facts"].items() if k not in _MUTABLE})
+    return identity({k: v for k, v in cell["facts"].items() if k not in _VERSION_FACTS})
