@@ -237,7 +237,7 @@ def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found)
     entries, _ = assessed(store, found)
-    (again,) = entries[0].agenda("never")
+    (again,) = entries[0].first_tasks("never")
     assert isinstance(again, Train)
     assert again.afresh
 

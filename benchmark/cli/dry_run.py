@@ -26,8 +26,8 @@ def preview(entries: Sequence[PlannedModel], resume: str, times: Durations) -> l
     """
     records = []
     for entry in entries:
-        agenda = entry.agenda(resume)
-        trains = bool(agenda) and isinstance(agenda[0], Train)
+        first_tasks = entry.first_tasks(resume)
+        trains = bool(first_tasks) and isinstance(first_tasks[0], Train)
         if entry.train is not None:
             status = CACHED if entry.trained == DONE else entry.trained
             records.append(_record(entry.train, status, trains, times))

@@ -160,7 +160,7 @@ def run(
             _show(preview(entries, resume, times), workers or 1, times.device, as_json)
             return
         doer = _executor(session, executor, workers, ray_gpus, cell_timeout)
-        idle = not any(entry.agenda(resume) for entry in entries)
+        idle = not any(entry.first_tasks(resume) for entry in entries)
         with nullcontext() if idle else doer:
             asked = _resolved(trainings, hostile, click.get_current_context().params)
             write_config(session.store.root / "runs", asked)

@@ -114,22 +114,22 @@ class Scheduler:
         return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
     def _enter(self, entry: PlannedModel) -> None:
-        agenda, taken = entry.agenda(self.resume), KEPT_STATUSES[self.resume]
+        first_tasks, taken = entry.first_tasks(self.resume), KEPT_STATUSES[self.resume]
         self.total += len(entry.cells)
         for task, status in entry.cells:
             if status in taken:
                 self.done += status in (DONE, STALE)
                 self.failed += status == FAILED
-            elif agenda:
+            elif first_tasks:
                 self.left[self.times.kind(task)] += 1
             else:
                 self.failed += 1  # its training has failed and is not repeated
-        if agenda:
+        if first_tasks:
             model = _Model(entry, [task for task, _ in entry.cells])
-            model.add(agenda)
-            self.models[agenda[0].model] = model
-            if isinstance(agenda[0], Train):
-                self.left[self.times.kind(agenda[0])] += 1
+            model.add(first_tasks)
+            self.models[first_tasks[0].model] = model
+            if isinstance(first_tasks[0], Train):
+                self.left[self.times.kind(first_tasks[0])] += 1
             self._release(model)
 
     def _start(self, held: str) -> bool:
@@ -218,8 +218,10 @@ class Scheduler:
     def _rows(self, entry: PlannedModel) -> list[Cell]:
         if entry.train is not None and (row := self.known.cells.get(entry.train.cell["id"])):
             return [row]
-        agenda = entry.agenda(self.resume)
-        tasks = self.models[agenda[0].model].tasks if agenda else [t for t, _ in entry.cells]
+        first_tasks = entry.first_tasks(self.resume)
+        tasks = (
+            self.models[first_tasks[0].model].tasks if first_tasks else [t for t, _ in entry.cells]
+        )
         return [row for task in tasks if (row := self.known.find(task.cell)) is not None]
 
     def _tell(self) -> None:

@@ -61,7 +61,7 @@ class PlannedModel:
     trained: str
     cells: tuple[tuple[CellTask, str], ...]
 
-    def agenda(self, resume: str) -> tuple[Task, ...]:
+    def first_tasks(self, resume: str) -> tuple[Task, ...]:
         """List the tasks that can start at once under the policy ``resume``.
 
         These are the training, or else the cells that must be measured.
@@ -77,7 +77,7 @@ class PlannedModel:
 
     def does(self, status: str, resume: str) -> bool:
         """Return True if a run with the policy ``resume`` measures the cells with this status."""
-        return status not in KEPT_STATUSES[resume] and bool(self.agenda(resume))
+        return status not in KEPT_STATUSES[resume] and bool(self.first_tasks(resume))
 
 
 def assess(
