@@ -115,7 +115,7 @@ class Fake:
 
 def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], StoredCells]:
     known = StoredCells(store.whole(store.read()[0]))
-    return [status.assess(job, PLANNED, store, known, "fp32") for job in found], known
+    return [status.plan_training(job, PLANNED, store, known, "fp32") for job in found], known
 
 
 def ran(
@@ -274,7 +274,7 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     ran(store, found)
     executor = Fake(store)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    trained = status.assess(found[0], PLANNED, store, known, "fp32")
+    trained = status.plan_training(found[0], PLANNED, store, known, "fp32")
     matrix = Scheduler(
         [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"
     )

@@ -51,7 +51,7 @@ def entry(session: Session) -> PlannedModel:
     recipe = Recipe(epochs=1, pairs=8)
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
     known = StoredCells(session.store.read()[0])
-    return status.assess(job, PLANNED, session.store, known, "fp32")
+    return status.plan_training(job, PLANNED, session.store, known, "fp32")
 
 
 @pytest.mark.parametrize(

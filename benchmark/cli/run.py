@@ -154,7 +154,9 @@ def run(
         mine = trainings if shard is None else plan.shard(trainings, *shard)
         known = open_store(session, repair=not dry_run)
         precision = session.compute.precision
-        entries = [status.assess(one, hostile, session.store, known, precision) for one in mine]
+        entries = [
+            status.plan_training(one, hostile, session.store, known, precision) for one in mine
+        ]
         times = Durations(expected_device(session.compute), known.cells.values(), session.store)
         if dry_run:
             _show(preview(entries, resume, times), workers or 1, times.device, as_json)

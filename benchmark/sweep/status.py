@@ -80,7 +80,7 @@ class PlannedModel:
         return status not in KEPT_STATUSES[resume] and bool(self.first_tasks(resume))
 
 
-def assess(
+def plan_training(
     training: Training,
     attacks: Sequence[PlannedAttack],
     store: Store,
