@@ -77,7 +77,7 @@ def attack(
             chosen, session.digest, network, checkpoint, label, seed, precision
         )
         planned = plan.planned_attacks(hostile, chosen.protocol.threat, queries)
-        entry = status.planned_model(weights, planned, seed, known)
+        entry = status.plan_weights(weights, planned, seed, known)
         times = Durations(expected_device(session.compute), known.cells.values(), session.store)
         with Serial(session) as executor:
             matrix = Scheduler([entry], planned, session, executor, known, times, "retry-failed")

@@ -95,14 +95,14 @@ def plan_training(
     manifest = read_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
-    measured = planned_model(weights, attacks, training.seed, known)
+    measured = plan_weights(weights, attacks, training.seed, known)
     if manifest is None and train.cell["id"] in known.cells:
         failed = tuple((task, FAILED) for task, _ in measured.cells)  # they cannot be measured
         return PlannedModel(train, FAILED, failed)
     return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
 
 
-def planned_model(
+def plan_weights(
     weights: Weights, attacks: Sequence[PlannedAttack], seed: int, known: StoredCells
 ) -> PlannedModel:
     """Find the status of each cell of weights that exist."""
