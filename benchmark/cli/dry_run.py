@@ -32,7 +32,7 @@ def preview(entries: Sequence[PlannedModel], resume: str, times: Durations) -> l
             status = CACHED if entry.trained == DONE else entry.trained
             records.append(_record(entry.train, status, trains, times))
         for task, status in entry.cells:
-            records.append(_record(task, status, entry.does(status, resume), times))
+            records.append(_record(task, status, entry.measures(status, resume), times))
     return records
 
 

@@ -75,7 +75,7 @@ class PlannedModel:
             return wanted
         return () if self.trained in KEPT_STATUSES[resume] else (self.train,)
 
-    def does(self, status: str, resume: str) -> bool:
+    def measures(self, status: str, resume: str) -> bool:
         """Return True if a run with the policy ``resume`` measures the cells with this status."""
         return status not in KEPT_STATUSES[resume] and bool(self.first_tasks(resume))
 
