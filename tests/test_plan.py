@@ -239,7 +239,7 @@ def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
     entries, _ = assessed(store, found)
     (again,) = entries[0].first_tasks("never")
     assert isinstance(again, Train)
-    assert again.afresh
+    assert again.retrain
 
 
 def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class PlannedModel:
         if not wanted or self.train is None:
             return wanted
         if resume == "never":
-            return (replace(self.train, afresh=True),)
+            return (replace(self.train, retrain=True),)
         if self.trained == DONE:
             return wanted
         return () if self.trained in KEPT_STATUSES[resume] else (self.train,)

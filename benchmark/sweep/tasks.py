@@ -59,12 +59,12 @@ class Train:
     Attributes:
         training: the training.
         cell: is stored, as failed, only if the training fails.
-        afresh: True: delete the stored model and train again.
+        retrain: True: delete the stored model and train again.
     """
 
     training: Training
     cell: Cell
-    afresh: bool = False
+    retrain: bool = False
 
     @property
     def model(self) -> str:

@@ -80,7 +80,7 @@ class Worker:
         self.close()  # training needs the memory
         session, training = self.session, task.training
         folder = session.store.model_folder(training.id)
-        if task.afresh:
+        if task.retrain:
             shutil.rmtree(folder, ignore_errors=True)
         if checkpoint.read_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
