@@ -13,7 +13,7 @@ from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, 
 from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
-KEPT_STATUSES = {  # policy of --resume -> statuses of cells that are taken from the store, not redone
+KEPT_STATUSES = {  # policy of --resume -> statuses of cells that a run keeps as they are
     "retry-failed": (DONE,),
     "only-missing": (DONE, FAILED),
     "always": (DONE, FAILED, STALE),
