@@ -39,7 +39,7 @@ from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.scheduler import Scheduler
-from dmlbench.sweep.session import Session, Stopwatch, fail
+from dmlbench.sweep.session import Session, Stopwatch, store_failure
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.training.job import Training
@@ -264,7 +264,7 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
 def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     matrix, rows, _ = ran(store, found)
-    fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
+    store_failure(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
     assert store.cells() == sorted(rows, key=order)
 
 

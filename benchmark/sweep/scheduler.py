@@ -16,7 +16,7 @@ from dmlbench.storage.store import Cell
 from dmlbench.sweep.durations import Durations, TaskKind
 from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells, trained_weights
-from dmlbench.sweep.session import Session, Stopwatch, fail
+from dmlbench.sweep.session import Session, Stopwatch, store_failure
 from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, PlannedModel, StoredCells
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
@@ -160,7 +160,9 @@ class Scheduler:
             self.times.add(self.times.kind(finished.task), finished.seconds)
         else:
             task, gone = finished.task, CellError(finished.problem)
-            fail(self.session, task.cell, task.title, gone, Stopwatch.ended(finished.seconds))
+            store_failure(
+                self.session, task.cell, task.title, gone, Stopwatch.ended(finished.seconds)
+            )
         self._close(finished.task)
 
     def _close(self, task: Task) -> None:

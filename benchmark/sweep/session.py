@@ -84,7 +84,7 @@ class Stopwatch:
         return cls(time.time() - seconds, time.monotonic() - seconds)
 
 
-def succeed(session: Session, cell: Cell, found: Measurement, watch: Stopwatch) -> None:
+def store_success(session: Session, cell: Cell, found: Measurement, watch: Stopwatch) -> None:
     """Store the result of a measured cell."""
     result = {
         "status": "ok",
@@ -97,7 +97,9 @@ def succeed(session: Session, cell: Cell, found: Measurement, watch: Stopwatch) 
     session.store.put(cell | result, found.outcomes)
 
 
-def fail(session: Session, cell: Cell, title: str, error: BaseException, watch: Stopwatch) -> None:
+def store_failure(
+    session: Session, cell: Cell, title: str, error: BaseException, watch: Stopwatch
+) -> None:
     """Warn that a cell has failed, and store it as failed unless a result is stored already.
 
     Args:

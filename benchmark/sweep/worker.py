@@ -15,7 +15,7 @@ from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.storage import checkpoint
-from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
+from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.trainer import train
 
@@ -45,11 +45,11 @@ class Worker:
                 self._train(task)
             else:
                 found = self._combine(task) if isinstance(task, Combine) else self._measure(task)
-                succeed(self.session, task.cell, found, watch)
+                store_success(self.session, task.cell, found, watch)
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # an error of a plugin fails only its cell
-            fail(self.session, task.cell, task.title, explained(error, task), watch)
+            store_failure(self.session, task.cell, task.title, explained(error, task), watch)
 
     def close(self) -> None:
         """Remove the model from memory."""
