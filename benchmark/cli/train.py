@@ -61,7 +61,7 @@ def train(
     ) as s:
         from dmlbench.sweep.plan import plan
         from dmlbench.sweep.tasks import Train
-        from dmlbench.sweep.worker import explained
+        from dmlbench.sweep.worker import with_advice
         from dmlbench.training import trainer
 
         monitoring = trainer.Monitoring(validate, tensorboard)
@@ -75,7 +75,7 @@ def train(
             except UserError:
                 raise
             except Exception as error:  # whatever a network or plugin raises
-                problem = explained(error, Train(training, {}))
+                problem = with_advice(error, Train(training, {}))
                 if under_torchrun():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True

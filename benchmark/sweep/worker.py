@@ -49,7 +49,7 @@ class Worker:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # an error of a plugin fails only its cell
-            store_failure(self.session, task.cell, task.title, explained(error, task), watch)
+            store_failure(self.session, task.cell, task.title, with_advice(error, task), watch)
 
     def close(self) -> None:
         """Remove the model from memory."""
@@ -102,7 +102,7 @@ class Worker:
         return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 
-def explained(error: BaseException, task: Task) -> BaseException:
+def with_advice(error: BaseException, task: Task) -> BaseException:
     """Add advice to an error if memory ran out; return any other error as it is."""
     out = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU
@@ -113,5 +113,5 @@ def explained(error: BaseException, task: Task) -> BaseException:
     else:
         remedy = "a smaller --batch-size"
     first = str(error).strip().partition("\n")[0]
-    explained = CellError(f"out of memory: use {remedy}, or another --device ({first})")
-    return explained.with_traceback(error.__traceback__)
+    short = CellError(f"out of memory: use {remedy}, or another --device ({first})")
+    return short.with_traceback(error.__traceback__)
