@@ -51,7 +51,7 @@ class RayCluster:
             ) from None
         self._ray = ray
         self._session = session
-        self._asked, self._gpus, self._limit = workers, gpus, limit
+        self._requested, self._gpus, self._limit = workers, gpus, limit
         self._running: dict[Any, tuple[Task, Stopwatch]] = {}
         self.workers = workers or 1
 
@@ -63,28 +63,30 @@ class RayCluster:
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError:  # no cluster is running
-            room = self._asked and self._asked * cpus
-            ray.init(num_cpus=room, include_dashboard=False, **quiet)
-        has = ray.cluster_resources()
+            capacity = self._requested and self._requested * cpus
+            ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
+        resources = ray.cluster_resources()
         gpus = self._gpus
         if gpus is None:
-            gpus = 1.0 if has.get("GPU") and session.compute.device != "cpu" else 0.0
-        room = int(has.get("CPU", 0) / cpus)
+            gpus = 1.0 if resources.get("GPU") and session.compute.device != "cpu" else 0.0
+        capacity = int(resources.get("CPU", 0) / cpus)
         if gpus:
-            room = min(room, int(has.get("GPU", 0) / gpus))
-        if not room:
+            capacity = min(capacity, int(resources.get("GPU", 0) / gpus))
+        if not capacity:
             raise UserError(
                 f"the Ray cluster has no room for a task of {cpus} CPUs and {gpus:g} GPUs: it has "
-                f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+                f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}"
             )
-        self.workers = min(self._asked or room, room)
+        self.workers = min(self._requested or capacity, capacity)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
         data_root = session.data_root and session.data_root.resolve()
         cache = session.cache and session.cache.resolve()
-        facts = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
-        self._facts = ray.put(facts)
-        self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+        settings = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
+        self._settings = ray.put(settings)
+        self._remote_task = ray.remote(_do_task).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +100,7 @@ class RayCluster:
 
     def start(self, task: Task) -> None:
         """Submit the task to Ray."""
-        self._running[self._do.remote(self._facts, task)] = task, Stopwatch()
+        self._running[self._remote_task.remote(self._settings, task)] = task, Stopwatch()
 
     def wait(self) -> list[FinishedTask]:
         """Wait for at most a second; return the tasks that have ended."""
@@ -124,22 +126,22 @@ class RayCluster:
             UserError: the task has found that the others would fail too.
         """
         try:
-            refused, said = self._ray.get(reference)
+            refused, warnings = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             return f"Ray gave it up after {RETRIES + 1} tries ({type(error).__name__}: {reason})"
-        for line in said:
+        for line in warnings:
             self._session.reporter.warn(line)
         if refused is not None:
             raise UserError(refused)
         return None
 
 
-class _Notes(progress.Reporter):
+class _WarningCollector(progress.Reporter):
     """The reporter of a task on a cluster: it collects warnings and shows no progress."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.warnings: list[str] = []
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[progress.Bar]:
@@ -155,15 +157,15 @@ class _Notes(progress.Reporter):
 
     def warn(self, message: str) -> None:
         """Keep a warning, which the main process prints when the task has ended."""
-        self.said.append(message)
+        self.warnings.append(message)
 
 
 _workers: dict[
-    tuple[Any, ...], tuple[Worker, _Notes]
+    tuple[Any, ...], tuple[Worker, _WarningCollector]
 ] = {}  # kept between the tasks of this process, with data
 
 
-def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
+def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
     """Do a task in a process of Ray.
 
     Returns:
@@ -172,15 +174,15 @@ def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
     from dmlbench.sweep.worker import Worker
 
     try:
-        if facts not in _workers:
-            dataset, data_root, cache, store, compute, argv = facts
+        if settings not in _workers:
+            dataset, data_root, cache, store, compute, argv = settings
             sys.argv = list(argv)  # for the provenance
-            notes = _Notes()
-            session = Session(dataset, data_root, cache, store, compute, notes)
-            _workers[facts] = Worker(session), notes
-        worker, notes = _workers[facts]
-        notes.said.clear()
+            reporter = _WarningCollector()
+            session = Session(dataset, data_root, cache, store, compute, reporter)
+            _workers[settings] = Worker(session), reporter
+        worker, reporter = _workers[settings]
+        reporter.warnings.clear()
         worker.do(task)
     except UserError as error:
         return str(error), []
-    return None, notes.said
+    return None, reporter.warnings
