@@ -22,7 +22,7 @@ from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 
 
 @dataclass
-class _Model:
+class _ModelProgress:
     """The progress of one model during a run.
 
     Attributes:
@@ -30,14 +30,14 @@ class _Model:
         tasks: the tasks of all its cells.
         ready: tasks that can start now.
         waiting: combined scores whose cells are not all measured yet.
-        open: number of tasks that are ready or running.
+        unfinished: number of tasks that are ready or running.
     """
 
     entry: PlannedModel
     tasks: list[CellTask]
     ready: deque[Task] = field(default_factory=deque)
     waiting: list[Combine] = field(default_factory=list)
-    open: int = 0
+    unfinished: int = 0
 
     def add(self, tasks: Iterable[Task]) -> None:
         """Add tasks that must be done."""
@@ -46,7 +46,7 @@ class _Model:
                 self.waiting.append(task)
             else:
                 self.ready.append(task)
-                self.open += 1
+                self.unfinished += 1
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Scheduler:
     total: int = 0
     ended: int = 0  # number of tasks that this run has finished
     watch: Stopwatch = field(default_factory=Stopwatch)
-    models: dict[str, _Model] = field(default_factory=dict)
+    models: dict[str, _ModelProgress] = field(default_factory=dict)
     left: Counter[TaskKind] = field(default_factory=Counter)
     running: dict[str, tuple[TaskKind, Stopwatch]] = field(default_factory=dict)
 
@@ -95,14 +95,14 @@ class Scheduler:
                 stay in the store.
         """
         for entry in self.entries:
-            self._enter(entry)
-        self._tell()
-        while any(model.open for model in self.models.values()):
-            while (held := self.executor.idle()) is not None and self._start(held):
-                self._tell()
+            self._add_entry(entry)
+        self._report()
+        while any(model.unfinished for model in self.models.values()):
+            while (idle_model := self.executor.idle()) is not None and self._start(idle_model):
+                self._report()
             for finished in self.executor.wait() if self.running else ():
-                self._end(finished)
-            self._tell()
+                self._record_end(finished)
+            self._report()
         return [row for entry in self.entries for row in self._rows(entry)]
 
     @property
@@ -113,11 +113,11 @@ class Scheduler:
             return f"{text}; there was nothing to do"
         return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
-    def _enter(self, entry: PlannedModel) -> None:
-        first_tasks, taken = entry.first_tasks(self.resume), KEPT_STATUSES[self.resume]
+    def _add_entry(self, entry: PlannedModel) -> None:
+        first_tasks, kept = entry.first_tasks(self.resume), KEPT_STATUSES[self.resume]
         self.total += len(entry.cells)
         for task, status in entry.cells:
-            if status in taken:
+            if status in kept:
                 self.done += status in (DONE, STALE)
                 self.failed += status == FAILED
             elif first_tasks:
@@ -125,23 +125,23 @@ class Scheduler:
             else:
                 self.failed += 1  # its training has failed and is not repeated
         if first_tasks:
-            model = _Model(entry, [task for task, _ in entry.cells])
+            model = _ModelProgress(entry, [task for task, _ in entry.cells])
             model.add(first_tasks)
             self.models[first_tasks[0].model] = model
             if isinstance(first_tasks[0], Train):
                 self.left[self.times.kind(first_tasks[0])] += 1
-            self._release(model)
+            self._start_combining(model)
 
-    def _start(self, held: str) -> bool:
+    def _start(self, idle_model: str) -> bool:
         """Start the next task on the idle worker; return False if no task is ready.
 
-        A task of the model ``held``, which the worker has in memory, comes first. Then come
+        A task of the model ``idle_model``, which the worker has in memory, comes first. Then come
         trainings, because other tasks wait for them, and then the model with most tasks.
         """
 
         def rank(name: str) -> tuple[bool, bool, int]:
             ready = self.models[name].ready
-            return name == held, isinstance(ready[0], Train), len(ready)
+            return name == idle_model, isinstance(ready[0], Train), len(ready)
 
         name = max((n for n, m in self.models.items() if m.ready), key=rank, default=None)
         if name is None:
@@ -149,25 +149,25 @@ class Scheduler:
         task = self.models[name].ready.popleft()
         self.running[task.cell["id"]] = self.times.kind(task), Stopwatch()
         if self.resume != "never" and self.session.store.done(task.cell["id"]):
-            self._close(task)  # another run in this folder has done it since it was planned
+            self._finish(task)  # another run in this folder has done it since it was planned
         else:
             self.executor.start(task)
         return True
 
-    def _end(self, finished: FinishedTask) -> None:
+    def _record_end(self, finished: FinishedTask) -> None:
         """Record a task that has ended; if it left no cell, store a failed one."""
         if finished.problem is None:
             self.times.add(self.times.kind(finished.task), finished.seconds)
         else:
-            task, gone = finished.task, CellError(finished.problem)
+            task, error = finished.task, CellError(finished.problem)
             store_failure(
-                self.session, task.cell, task.title, gone, Stopwatch.ended(finished.seconds)
+                self.session, task.cell, task.title, error, Stopwatch.ended(finished.seconds)
             )
-        self._close(finished.task)
+        self._finish(finished.task)
 
-    def _close(self, task: Task) -> None:
+    def _finish(self, task: Task) -> None:
         model = self.models[task.model]
-        model.open -= 1
+        model.unfinished -= 1
         del self.running[task.cell["id"]]
         self.ended += 1
         self.left[self.times.kind(task)] -= 1
@@ -175,14 +175,14 @@ class Scheduler:
         if row is not None:
             self.known.cells[row["id"]] = row
         if isinstance(task, Train):
-            self._trained(task, model, failed=row is not None)
+            self._add_trained_cells(task, model, failed=row is not None)
         elif row is not None and row["status"] == "ok":
             self.done += 1
         else:
             self.failed += 1
-        self._release(model)
+        self._start_combining(model)
 
-    def _trained(self, task: Train, model: _Model, failed: bool) -> None:
+    def _add_trained_cells(self, task: Train, model: _ModelProgress, failed: bool) -> None:
         """Add the cells of a model after its training: its weights now give them an identity."""
         store, training = self.session.store, task.training
         statuses = [status for _, status in model.entry.cells]
@@ -199,16 +199,16 @@ class Scheduler:
                 model.tasks[number] = cell
                 model.add([cell])
 
-    def _release(self, model: _Model) -> None:
+    def _start_combining(self, model: _ModelProgress) -> None:
         """Make the combined scores of a model ready once all its measurements have ended."""
-        if model.open:
+        if model.unfinished:
             return
         waiting, model.waiting = model.waiting, []
         for task in waiting:
             rows = [self.known.cells.get(cell_id) for cell_id, _ in task.sources]
             if all(row is not None and row["status"] == "ok" for row in rows):
                 model.ready.append(task)
-                model.open += 1
+                model.unfinished += 1
             else:
                 self._give_up([task])
 
@@ -226,7 +226,7 @@ class Scheduler:
         )
         return [row for task in tasks if (row := self.known.find(task.cell)) is not None]
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         counts = self.total, self.done, self.failed, len(self.running)
         self.session.reporter.tally(Tally(*counts, self._seconds_left()))
 
@@ -237,6 +237,8 @@ class Scheduler:
             seconds = self.times.seconds(kind) if count > 0 else 0.0
             if seconds is None:
                 return None
-            begun = [watch.seconds for other, watch in self.running.values() if other == kind]
-            left += seconds * count - sum(min(seconds, gone) for gone in begun)
+            elapsed_times = [
+                watch.seconds for other, watch in self.running.values() if other == kind
+            ]
+            left += seconds * count - sum(min(seconds, elapsed) for elapsed in elapsed_times)
         return left / self.executor.workers
