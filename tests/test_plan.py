@@ -124,9 +124,11 @@ def ran(
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    matrix = Scheduler(entries, PLANNED, session, executor, known, Durations("", [], store), resume)
-    matrix.session.reporter.tally = tell  # type: ignore[method-assign]
-    return matrix, matrix.run(), executor.did
+    scheduler = Scheduler(
+        entries, PLANNED, session, executor, known, Durations("", [], store), resume
+    )
+    scheduler.session.reporter.tally = tell  # type: ignore[method-assign]
+    return scheduler, scheduler.run(), executor.did
 
 
 def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
@@ -165,11 +167,11 @@ def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, see
 
 def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings()
-    matrix, rows, did = ran(store, found)
+    scheduler, rows, did = ran(store, found)
     one = ["training", "benign", "ca+", "es", "ltm", "gtm", "worst case"]
     assert did == one * 3  # model by model: one stays in memory
-    assert len(rows) == matrix.done == matrix.total == 18
-    assert matrix.left.total() == 0
+    assert len(rows) == scheduler.done == scheduler.total == 18
+    assert scheduler.left.total() == 0
     again, same, did = ran(store, found)
     assert did == []
     assert same == rows
@@ -209,8 +211,8 @@ def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
 
 def test_policies(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none", "hm"))
-    matrix, rows, _ = ran(store, found, bad=("es",))
-    assert (matrix.done, matrix.failed) == (8, 4)  # es, and the worst case that needs it
+    scheduler, rows, _ = ran(store, found, bad=("es",))
+    assert (scheduler.done, scheduler.failed) == (8, 4)  # es, and the worst case that needs it
     assert ran(store, found, "only-missing", bad=("es",))[2] == []
     assert ran(store, found, bad=("es",))[2] == ["es"] * 2
     assert ran(store, found)[2] == ["es", "worst case"] * 2
@@ -244,11 +246,11 @@ def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
 
 def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
-    matrix, rows, _ = ran(store, found, bad=("training",))
-    assert (matrix.failed, matrix.left.total()) == (6, 0)
+    scheduler, rows, _ = ran(store, found, bad=("training",))
+    assert (scheduler.failed, scheduler.left.total()) == (6, 0)
     assert [r["facts"]["kind"] for r in rows] == ["training"]
-    matrix, rows, did = ran(store, found, "only-missing")
-    assert (did, matrix.failed, len(rows)) == ([], 6, 1)
+    scheduler, rows, did = ran(store, found, "only-missing")
+    assert (did, scheduler.failed, len(rows)) == ([], 6, 1)
     store.remove(rows[0]["id"])
     assert len(ran(store, found)[1]) == 6
 
@@ -263,8 +265,10 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
 
 def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
-    matrix, rows, _ = ran(store, found)
-    store_failure(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
+    scheduler, rows, _ = ran(store, found)
+    store_failure(
+        scheduler.session, rows[1], "ca+", CellError("late"), Stopwatch()
+    )  # of a slower run
     assert store.cells() == sorted(rows, key=order)
 
 
@@ -275,11 +279,11 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     executor = Fake(store)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
     trained = status.plan_training(found[0], PLANNED, store, known, "fp32")
-    matrix = Scheduler(
+    scheduler = Scheduler(
         [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"
     )
     session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
-    assert len(matrix.run()) == 6
+    assert len(scheduler.run()) == 6
     assert executor.did == []
 
 
