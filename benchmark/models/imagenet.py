@@ -103,8 +103,9 @@ class Pretrained(Model, abc.ABC):
                 reason = " ".join(str(error).split())[:200]
                 random = canonical_model(replace(self, weights=NONE))
                 raise UserError(
-                    f"model {name}: {self.published} cannot be had ({reason}): {self.manual_download}, or "
-                    f"start from a file (weights=FILE) or at random ({random})"
+                    f"model {name}: {self.published} is not available ({reason}): "
+                    f"{self.manual_download}, or start from a file (weights=FILE) or from random "
+                    f"weights ({random})"
                 ) from None
         else:
             state = read_state(self._file())
