@@ -124,7 +124,7 @@ def train(
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
     with compute.applied() as device:
-        begun, clock, world = time.time(), time.monotonic(), connect(device)
+        started, start, world = time.time(), time.monotonic(), connect(device)
         known = checkpoint.read_manifest(folder, training.facts) if world.is_main else None
         known = world.broadcast(known)
         if known is not None:
@@ -144,7 +144,7 @@ def train(
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
                 if epoch + 1 < training.recipe.epochs and world.is_main:
-                    run.save(folder, history, before + time.monotonic() - clock)
+                    run.save(folder, history, before + time.monotonic() - start)
         facts = {
             "training_id": training.id,
             "training": training.facts,
@@ -157,8 +157,8 @@ def train(
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "processes": world.size,
             "history": history,
-            "seconds": round(before + time.monotonic() - clock, 3),
-            "started": begun,
+            "seconds": round(before + time.monotonic() - start, 3),
+            "started": started,
             "provenance": provenance(device),
         }
         manifest = None
@@ -231,32 +231,32 @@ class _TrainingRun:
         torch.manual_seed(seed)
         generator = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        seen, count, warned, begun = EpochStatistics(), 0, False, time.perf_counter()
+        statistics, count, warned, start = EpochStatistics(), 0, False, time.perf_counter()
         batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, generator)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
-            where = f"epoch {number + 1}, step {seen.steps + 1}"
-            self.step(self.data.training_pixels(raw, mining), index, mining, seen, where)
+            where = f"epoch {number + 1}, step {statistics.steps + 1}"
+            self.step(self.data.training_pixels(raw, mining), index, mining, statistics, where)
             count += len(index)
-            rate = count / (time.perf_counter() - begun)
-            found = {**seen.last(), "images_per_second": round(rate, 1)}
-            log.step(number * len(batches) + seen.steps, number + 1, seen.steps, found)
-            task.advance(1, _note(found | {"R@1": self.recall}))
-            if seen.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
+            rate = count / (time.perf_counter() - start)
+            found = {**statistics.last(), "images_per_second": round(rate, 1)}
+            log.step(number * len(batches) + statistics.steps, number + 1, statistics.steps, found)
+            task.advance(1, _progress_note(found | {"R@1": self.recall}))
+            if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
-                    f"{seen.spreads[-1]:.4f} in {where})"
+                    f"{statistics.spreads[-1]:.4f} in {where})"
                 )
-        seen.passes, seen.full_passes = self.world.sum(
-            torch.tensor([seen.passes, seen.full_passes], device=self.device)
+        statistics.passes, statistics.full_passes = self.world.sum(
+            torch.tensor([statistics.passes, statistics.full_passes], device=self.device)
         ).tolist()
         self.check(batches[-1], where)
-        summary = seen.summary()
+        summary = statistics.summary()
         last = number + 1 == self.training.recipe.epochs
         if self.monitoring.validate and (last or (number + 1) % self.monitoring.validate == 0):
             self.recall = summary["R@1"] = self.validate()
-            self.reporter.say(f"epoch {number + 1}: {_note(summary)}")
+            self.reporter.say(f"epoch {number + 1}: {_progress_note(summary)}")
         log.epoch((number + 1) * len(batches), number + 1, summary)
         return summary
 
@@ -265,7 +265,7 @@ class _TrainingRun:
         images: torch.Tensor,
         index: Index,
         mining: torch.Generator,
-        seen: EpochStatistics,
+        statistics: EpochStatistics,
         where: str,
     ) -> None:
         """Update the weights once.
@@ -281,9 +281,9 @@ class _TrainingRun:
         except CellError as error:
             raise self._diverged(where, str(error)) from None
         self.state = {k: self.world.mean(v, result.weight) for k, v in self.state.items()}
-        seen.spreads.append(float(result.spread))
-        seen.passes += result.passes
-        seen.full_passes += result.full_passes
+        statistics.spreads.append(float(result.spread))
+        statistics.passes += result.passes
+        statistics.full_passes += result.full_passes
         if result.loss is None:
             return
         loss = float(self.world.mean(result.loss.detach(), result.weight))
@@ -293,8 +293,8 @@ class _TrainingRun:
         (result.loss * result.weight).backward()  # type: ignore[no-untyped-call]
         self.world.sum_gradients(self.parameters)
         self.optimizer.step()
-        seen.losses.append(loss)
-        seen.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
+        statistics.losses.append(loss)
+        statistics.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
 
     @torch.no_grad()
     def embeddings(self, images: torch.Tensor) -> torch.Tensor:
@@ -393,7 +393,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _note(found: Mapping[str, float | None]) -> str:
+def _progress_note(found: Mapping[str, float | None]) -> str:
     """Write the numbers of a step or an epoch for people, on one line."""
     forms = {
         "loss": "loss {:.3f}",
