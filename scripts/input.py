@@ -39,40 +39,40 @@ from tests import trees
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path, exists=True), help="Class folders.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--model", default="resnet18:weights=none", show_default=True)
 @click.option("--batch", type=int, default=112, show_default=True)
 @click.option("--repeats", type=int, default=9, show_default=True)
 @click.option("--workers", type=int, default=processors(), show_default=True)
 def main(
-    root: Path | None, device: str, model: str, batch: int, repeats: int, workers: int
+    root: Path | None, device_name: str, model: str, batch: int, repeats: int, workers: int
 ) -> None:
     """Print images per second, and ratios."""
-    with tempfile.TemporaryDirectory() as folder, Compute(device).applied() as place:
+    with tempfile.TemporaryDirectory() as folder, Compute(device_name).applied() as device:
         root = root or trees.folder(Path(folder) / "set", 10, 40, size=(500, 375))
         cache = Cache(Path(folder) / "cache")
         loaded: list[RetrievalData] = []
-        seconds = clock(lambda: loaded.append(Folder(root=str(root)).load(None, cache)), place)
+        seconds = clock(lambda: loaded.append(Folder(root=str(root)).load(None, cache)), device)
         data = loaded[0]
         count = len(data.train) + len(data.test)
-        click.echo(f"{place}, {processors()} processors, batch {batch}")
+        click.echo(f"{device}, {processors()} processors, batch {batch}")
         click.echo(f"decoding once       {count / seconds:8.0f} images/s ({count} images)")
-        ours, theirs = cached(data, batch, place), image_folder(root, batch, workers, place)
-        network = on_device(parse_model(model).build(data.channels, data.size), place)
+        ours, theirs = cached(data, batch, device), image_folder(root, batch, workers, device)
+        network = on_device(parse_model(model).build(data.channels, data.size), device)
         with frozen(network):
-            compare(ours, theirs, network, batch, repeats, place)
+            compare(ours, theirs, network, batch, repeats, device)
 
 
-def cached(data: RetrievalData, batch: int, place: torch.device) -> Iterator[torch.Tensor]:
+def cached(data: RetrievalData, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
     """Yield training batches from the cache, endlessly."""
-    draws, generator = np.random.default_rng(0), torch.Generator(place).manual_seed(0)
+    draws, generator = np.random.default_rng(0), torch.Generator(device).manual_seed(0)
     while True:
         index = draws.integers(0, len(data.train), batch)
-        yield data.training_pixels(data.train.batch(index, place), generator)
+        yield data.training_pixels(data.train.batch(index, device), generator)
 
 
 def image_folder(
-    root: Path, batch: int, workers: int, place: torch.device
+    root: Path, batch: int, workers: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Yield training batches as the published code loads them, endlessly."""
     steps = [
@@ -89,11 +89,11 @@ def image_folder(
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=place.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     for _ in itertools.count():
         for images, _ in loader:
-            yield images.to(place)
+            yield images.to(device)
 
 
 def compare(
@@ -102,7 +102,7 @@ def compare(
     network: torch.nn.Module,
     batch: int,
     repeats: int,
-    place: torch.device,
+    device: torch.device,
 ) -> None:
     """Time the three alternately, and print the results.
 
@@ -118,13 +118,13 @@ def compare(
     with torch.no_grad():
         embed(network, images)
     for _ in range(repeats):
-        times["cache"].append(clock(lambda: next(ours), place))
+        times["cache"].append(clock(lambda: next(ours), device))
         for _ in range(6):
             next(theirs)
-        times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], place) / 4)
+        times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], device) / 4)
         with torch.no_grad():
-            times["network"].append(clock(lambda: embed(network, images), place))
-        times["step"].append(clock(lambda: bare_step(network, images), place))
+            times["network"].append(clock(lambda: embed(network, images), device))
+        times["step"].append(clock(lambda: bare_step(network, images), device))
     for name, seconds in times.items():
         click.echo(f"{name:19} {batch / statistics.median(seconds):8.0f} images/s")
 

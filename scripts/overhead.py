@@ -67,7 +67,7 @@ def resident(key: str) -> int:
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--batch", type=int, default=128, show_default=True)
 @click.option("--model", "spec", default="c2f2", show_default=True)
@@ -78,7 +78,7 @@ def resident(key: str) -> int:
 @click.option("--attack", "names", multiple=True, help="Default: every registered one.")
 @CSV
 def main(
-    device: str,
+    device_name: str,
     threads: int,
     batch: int,
     spec: str,
@@ -91,24 +91,24 @@ def main(
 ) -> None:
     """Print a row for each attack."""
     torch.manual_seed(0)
-    with Compute(device, threads=threads).applied() as place:
-        model = on_device(parse_model(spec).build(channels, side), place)
-        x = torch.nn.functional.normalize(torch.randn(size, DIM, device=place), dim=1)
-        labels = torch.arange(size, device=place) % 10
-        images = torch.rand(batch, channels, side, side, device=place)
-        index = torch.arange(batch, device=place)
-        click.echo(f"{spec}, {place}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
+    with Compute(device_name, threads=threads).applied() as device:
+        model = on_device(parse_model(spec).build(channels, side), device)
+        x = torch.nn.functional.normalize(torch.randn(size, DIM, device=device), dim=1)
+        labels = torch.arange(size, device=device) % 10
+        images = torch.rand(batch, channels, side, side, device=device)
+        index = torch.arange(batch, device=device)
+        click.echo(f"{spec}, {device}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
         click.echo(f"{'attack':8} {'overhead':>9} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
         with frozen(model):
             for _ in range(3):
                 bare_step(model, images)
-            bare_peak = peak_mib(lambda: bare_step(model, images), place)
+            bare_peak = peak_mib(lambda: bare_step(model, images), device)
             gallery = Gallery(x, labels, "N")
             common = {"model": spec, "size": side, "batch": batch, "gallery": size}
             rows = []
             for name in names or ATTACKS.names():
                 ratio, rate, ready, peak = measure(
-                    name, model, images, index, gallery, repeats, place
+                    name, model, images, index, gallery, repeats, device
                 )
                 found = {
                     "overhead": f"{ratio:.3f}",
@@ -118,7 +118,7 @@ def main(
                 }
                 click.echo("{:8} {:>9} {:>10} {:>7} {:>7}".format(name, *found.values()))
                 rows.append({"attack": name, **common, **found})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
 def bare_step(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,7 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
     compute = Compute("cpu", threads=threads)
     rows: list[dict[str, Any]] = []
     with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as bench:
-        index, place = bench.index[:queries], bench.device
+        index, device = bench.index[:queries], bench.device
         images, gallery = bench.images(index), bench.gallery
         known = (gallery.embeddings, gallery.labels)
         click.echo(f"{queries} queries, {threads} threads, torch {torch.__version__}")
@@ -131,9 +131,9 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
 
             for _ in range(1 if rows else 2):  # the first attack twice: the first time is a warm-up
                 model.requires_grad_(False)
-                seconds = clock(mine, place)
+                seconds = clock(mine, device)
                 model.requires_grad_(True)  # RobRank's steps fill the parameters' gradients too
-                longer = clock(other, place)
+                longer = clock(other, device)
             found, (moved, _, _, sums) = ours["all"], theirs["all"]
             same = ((moved - found.perturbed.images).abs() < 1e-6).float().mean()
             for column, outcomes in found.outcomes.items():
@@ -149,7 +149,7 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
                 }
                 click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*row.values()))
                 rows.append({**row, "queries": queries, "checkpoint": weights.name})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
 def robrank_attack(

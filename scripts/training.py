@@ -101,7 +101,7 @@ class Worker:
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--pairs", type=int, default=128, show_default=True)
 @click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
@@ -109,7 +109,7 @@ class Worker:
 @click.option("--robrank", type=click.Path(exists=True, path_type=Path))
 @CSV
 def main(
-    device: str,
+    device_name: str,
     threads: int,
     pairs: int,
     etas: tuple[int, ...],
@@ -118,9 +118,9 @@ def main(
     path: Path | None,
 ) -> None:
     """Print a row for each defense and eta."""
-    with Compute(device, threads=threads).applied() as place:
-        bench = prepare(pairs, place)
-        click.echo(f"{place}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
+    with Compute(device_name, threads=threads).applied() as device:
+        bench = prepare(pairs, device)
+        click.echo(f"{device}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
         click.echo(
             f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
             + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
@@ -138,7 +138,7 @@ def main(
                 values = zip(found.values(), widths, strict=False)
                 click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
                 rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
 def prepare(pairs: int, device: torch.device) -> Worker:
