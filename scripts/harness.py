@@ -121,10 +121,10 @@ def shares_in_attack(folder: Path) -> list[str]:
         inside.append(time.perf_counter() - begun)
         return found
 
-    def timed_do(bench: Worker, task: Task) -> None:
+    def timed_do(worker: Worker, task: Task) -> None:
         inside.clear()
         begun = time.perf_counter()
-        do(bench, task)
+        do(worker, task)
         whole = time.perf_counter() - begun
         if isinstance(task, Measure) and task.attack is not None:
             lines.append(f"{task.title}: {sum(inside) / whole:.1%} of {whole:.1f} s in the attack")

@@ -109,9 +109,9 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
     threat = replace(Fashion.card.threat, suite="ers")
     compute = Compute("cpu", threads=threads)
     rows: list[dict[str, Any]] = []
-    with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as bench:
-        index, device = bench.index[:queries], bench.device
-        images, gallery = bench.images(index), bench.gallery
+    with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as evaluated:
+        index, device = evaluated.index[:queries], evaluated.device
+        images, gallery = evaluated.images(index), evaluated.gallery
         known = (gallery.embeddings, gallery.labels)
         click.echo(f"{queries} queries, {threads} threads, torch {torch.__version__}")
         heads = ("column", "ours", "RobRank", "pixels", "ours q/s", "RobRank q/s", "ratio")

@@ -51,7 +51,7 @@ RATE = 1e-4
 
 
 @dataclass
-class Worker:
+class Workbench:
     """A model and a batch, with methods that are timed."""
 
     model: EmbeddingModel
@@ -119,7 +119,7 @@ def main(
 ) -> None:
     """Print a row for each defense and eta."""
     with Compute(device_name, threads=threads).applied() as device:
-        bench = prepare(pairs, device)
+        workbench = prepare(pairs, device)
         click.echo(f"{device}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
         click.echo(
             f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
@@ -132,8 +132,8 @@ def main(
                 text += ",ics=0" if name == "hm" else ""  # ICS in RobRank needs an older torch
                 threat = FashionMini.card.training_threat
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
-                peer = peer_step(robrank, name, defense, bench) if robrank else None
-                found = row(name, defense, eta, bench, repeats, peer)
+                peer = peer_step(robrank, name, defense, workbench) if robrank else None
+                found = row(name, defense, eta, workbench, repeats, peer)
                 widths = (8, 7, 8, 7, 11, 8)
                 values = zip(found.values(), widths, strict=False)
                 click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
@@ -141,7 +141,7 @@ def main(
         save(path, rows, device)
 
 
-def prepare(pairs: int, device: torch.device) -> Worker:
+def prepare(pairs: int, device: torch.device) -> Workbench:
     """Train a C2F2 for 30 steps without defense, and take a batch."""
     torch.manual_seed(0)
     train = FashionMini().load(None).train
@@ -158,7 +158,7 @@ def prepare(pairs: int, device: torch.device) -> Worker:
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Worker(model, *batch_of(train, batches[0], device), device)
+    return Workbench(model, *batch_of(train, batches[0], device), device)
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
@@ -177,28 +177,28 @@ def row(
     name: str,
     defense: Defense,
     eta: int,
-    bench: Worker,
+    workbench: Workbench,
     repeats: int,
     peer: Callable[[], object] | None,
 ) -> dict[str, str]:
     """Time one defense; return column -> value as text."""
-    pairs = len(bench.images) // 2
+    pairs = len(workbench.images) // 2
     group = GROUP[name]
-    inner = len(bench.images) if name == "est" else group * pairs
+    inner = len(workbench.images) if name == "est" else group * pairs
     outer = {"none": 2, "est": 2, "act": 3, "hm": 3}[name] * pairs
     whole = partial(pgd.PGD, active_set=False)
     times: dict[str, list[float]] = {"full": [], "active": [], "bare": [], "peer": []}
-    step = bench.step(defense)  # warm-up
+    step = workbench.step(defense)  # warm-up
     for _ in range(repeats):
-        bare = bench.clock(lambda: bench.outer(outer))
+        bare = workbench.clock(lambda: workbench.outer(outer))
         if eta:
-            bare += eta * bench.clock(lambda: bench.inner(inner))
+            bare += eta * workbench.clock(lambda: workbench.inner(inner))
         times["bare"].append(bare)
         with patch.object(base, "PGD", whole):
-            times["full"].append(bench.clock(lambda: bench.step(defense)))
-        times["active"].append(bench.clock(lambda: bench.step(defense)))
+            times["full"].append(workbench.clock(lambda: workbench.step(defense)))
+        times["active"].append(workbench.clock(lambda: workbench.step(defense)))
         if peer is not None:
-            times["peer"].append(bench.clock(peer))
+            times["peer"].append(workbench.clock(peer))
     median = {key: statistics.median(values) for key, values in times.items() if values}
     ratios = [
         statistics.median(t / b for t, b in zip(times[key], times["bare"], strict=True))
@@ -218,7 +218,7 @@ def row(
 
 
 def peer_step(
-    folder: Path, name: str, defense: Defense, bench: Worker
+    folder: Path, name: str, defense: Defense, workbench: Workbench
 ) -> Callable[[], object] | None:
     """Build a function that does RobRank's step for the same defense, weights and batch."""
     import_robrank(folder)
@@ -232,8 +232,8 @@ def peer_step(
 
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = copy.deepcopy(bench.model.backbone)
-            self.lossfunc, self.device = ptripletN(), bench.device
+            self.backbone = copy.deepcopy(workbench.model.backbone)
+            self.lossfunc, self.device = ptripletN(), workbench.device
             self.config = types.SimpleNamespace(
                 advtrain_eps=getattr(defense, "eps", 0),
                 advtrain_alpha=getattr(defense, "alpha", 0),
@@ -250,9 +250,9 @@ def peer_step(
     def step() -> None:
         peer = Peer()
         optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
-        batch = (bench.images, bench.labels)
+        batch = (workbench.images, workbench.labels)
         if name == "none":
-            loss = peer.lossfunc(peer(bench.images), bench.labels)
+            loss = peer.lossfunc(peer(workbench.images), workbench.labels)
         elif name == "hm":
             kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA ignores desth
             loss = amd.hm_training_step(peer, batch, 0, hm="L2", gradual=True, **kinds)
