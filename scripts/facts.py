@@ -18,11 +18,11 @@ from dmlbench.analysis.compare import Difference, compare, find
 from dmlbench.analysis.records import Row, wide
 from dmlbench.storage.store import Store
 
-STILL = "hm:destination=constant,ics=0"  # HM[S,0]: the level is 0 unless it is given
-SAME = ("none:sampler=semihard", "hm:source=semihard,destination=semihard,ics=0")  # HM[M,M]
+ZERO_HARDNESS = "hm:destination=constant,ics=0"  # HM[S,0]: the level is 0 unless it is given
+EQUAL_PAIR = ("none:sampler=semihard", "hm:source=semihard,destination=semihard,ics=0")  # HM[M,M]
 RUNS = (
     (("none", "est", "act", "hm"), ("--suite", "strict")),
-    (("hm:ics=0", STILL, *SAME), ("--attack", "es")),
+    (("hm:ics=0", ZERO_HARDNESS, *EQUAL_PAIR), ("--attack", "es")),
 )
 
 
@@ -65,28 +65,28 @@ def robustness_order(f: Findings) -> tuple[bool, str]:
 def recall_is_kept(f: Findings) -> tuple[bool, str]:
     """HM[S,g_LGA] keeps a higher R@1 than ACT[R] at the same eta (HM)."""
     one = f.difference("act", "hm:ics=0", "R@1")
-    return one.favours == "B", _said(one)
+    return one.favours == "B", _numbers(one)
 
 
 def ics_holds_embeddings(f: Findings) -> tuple[bool, str]:
     """ICS lowers ES:D (HM)."""
     one = f.difference("hm:ics=0", "hm", "ES:D")
-    return one.favours == "B", _said(one)
+    return one.favours == "B", _numbers(one)
 
 
 def too_hard_collapses(f: Findings) -> tuple[bool, str]:
     """HM[S,0] collapses, and the row says so (HM)."""
-    row = f.row(STILL)
+    row = f.row(ZERO_HARDNESS)
     return row.collapsed is True, f"R@1 {row.estimates['R@1'].value:.1f}, collapsed {row.collapsed}"
 
 
 def nothing_to_manipulate(f: Findings) -> tuple[bool, str]:
     """HM[M,M] is plain training on semihard triplets, to the bit of the weights (HM)."""
-    a, b = (f.weights(name) for name in SAME)
+    a, b = (f.weights(name) for name in EQUAL_PAIR)
     return a == b, f"SHA-256 {a[:12]} and {b[:12]}"
 
 
-def _said(one: Difference) -> str:
+def _numbers(one: Difference) -> str:
     d = one.difference
     return f"{one.a:.3f} -> {one.b:.3f}: {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], n {d.n}"
 

@@ -50,7 +50,7 @@ def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
     return time.perf_counter() - begun, cpu
 
 
-def least(*arguments: str, cwd: Path) -> str:
+def shortest_of_three(*arguments: str, cwd: Path) -> str:
     """Run a command three times; return the shortest wall and CPU time as text."""
     runs = [seconds(*arguments, cwd=cwd) for _ in range(3)]
     wall, cpu = (min(times) for times in zip(*runs, strict=True))
@@ -64,7 +64,7 @@ def arguments(models: int) -> list[str]:
     return ["run", "--defense", "hm", *attacks, *seeds]
 
 
-def invent(store: Store, models: int) -> int:
+def write_invented_results(store: Store, models: int) -> int:
     """Write invented results for all cells and models of this run; return the number of cells."""
     dataset, card = FashionMini(), FashionMini().protocol
     defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
@@ -106,7 +106,7 @@ def _row(task: Measure | Combine) -> dict[str, Any]:
     }
 
 
-def shares_in_attack(folder: Path) -> list[str]:
+def share_of_the_attack(folder: Path) -> list[str]:
     """Measure, for three attacks, the share of the attack in the wall time of its cell."""
     from dmlbench.attacks.base import Attack
     from dmlbench.cli.main import main as dmlbench
@@ -143,14 +143,14 @@ def main(work: bool) -> None:
     """Print the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        click.echo(f"start-up: {least('--version', cwd=folder)}; the others include it")
-        took = least(*arguments(1000), "--dry-run", "--json", cwd=folder)
+        click.echo(f"start-up: {shortest_of_three('--version', cwd=folder)}; the others include it")
+        took = shortest_of_three(*arguments(1000), "--dry-run", "--json", cwd=folder)
         click.echo(f"planning 10,000 cells: {took}")
-        cells = invent(Store(folder / "results"), 100)
-        took = least(*arguments(100), cwd=folder)
+        cells = write_invented_results(Store(folder / "results"), 100)
+        took = shortest_of_three(*arguments(100), cwd=folder)
         click.echo(f"resuming {cells} finished cells: {took}")
         if work:
-            click.echo("\n".join(shares_in_attack(folder)))
+            click.echo("\n".join(share_of_the_attack(folder)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from dmlbench.storage import checkpoint
 from scripts.overhead import clock
 from scripts.record import CSV, save
 
-THEIRS = {  # column of ERS -> its name in RobRank, and the factor from RobRank to ours
+ROBRANK_NAMES = {  # column of ERS -> its name in RobRank, and the factor from RobRank to ours
     **{name: (f"{name}:prank", 100) for name in ("CA+", "CA-", "QA+", "QA-")},
     "TMA": ("Cosine-SIM", 1),
     "ES:D": ("embshift", 1),
@@ -121,31 +121,31 @@ def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | N
             goal = attack.goal(gallery, index, seed=0)  # sorts neighbours, once as in a run
             ours, theirs = {}, {}
 
-            def mine() -> None:
+            def run_ours() -> None:
                 ours["all"] = attack.run(model, images, index, gallery, seed=0)  # noqa: B023
 
             peer = robrank_attack(advrank, name, threat, model, goal, gallery)
 
-            def other() -> None:
+            def run_robrank() -> None:
                 theirs["all"] = peer(images, gallery.labels[index], known)  # noqa: B023
 
             for _ in range(1 if rows else 2):  # the first attack twice: the first time is a warm-up
                 model.requires_grad_(False)
-                seconds = clock(mine, device)
+                our_seconds = clock(run_ours, device)
                 model.requires_grad_(True)  # RobRank's steps fill the parameters' gradients too
-                longer = clock(other, device)
+                robrank_seconds = clock(run_robrank, device)
             found, (moved, _, _, sums) = ours["all"], theirs["all"]
             same = ((moved - found.perturbed.images).abs() < 1e-6).float().mean()
             for column, outcomes in found.outcomes.items():
-                key, factor = THEIRS[column]
+                key, factor = ROBRANK_NAMES[column]
                 row = {
                     "column": column,
                     "ours": f"{outcomes.nanmean():.4f}",
                     "RobRank": f"{factor * float(sums[key]):.4f}",
                     "pixels equal": f"{same:.3f}",
-                    "ours queries/s": f"{queries / seconds:.1f}",
-                    "RobRank queries/s": f"{queries / longer:.2f}",
-                    "ratio": f"{longer / seconds:.1f}",
+                    "ours queries/s": f"{queries / our_seconds:.1f}",
+                    "RobRank queries/s": f"{queries / robrank_seconds:.2f}",
+                    "ratio": f"{robrank_seconds / our_seconds:.1f}",
                 }
                 click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*row.values()))
                 rows.append({**row, "queries": queries, "checkpoint": weights.name})
