@@ -1,7 +1,8 @@
-"""Where the packages lie. Everything else stands in pyproject.toml.
+"""Tell setuptools the folders of the packages; everything else is in pyproject.toml.
 
-``src/dmlbench`` is a link to ``benchmark/``, which holds links to ``attacks/`` and ``defenses/``.
-Where an archive was unpacked without links (pip does so with a .zip), the folders are mapped.
+``src/dmlbench`` is a link to ``benchmark/``, which contains links to ``attacks/`` and
+``defenses/``. Some copies of the source have no links: pip unpacks a .zip without them, and so
+does git on Windows. For these the packages are mapped to the folders.
 """
 
 from pathlib import Path

@@ -74,7 +74,7 @@ class NoDefense(Defense):
         A network that embeds otherwise in training is mined in eval mode, by a pass of its own.
         """
         e = batch.gather(model(batch.images[batch.share]))
-        if model.steady:
+        if model.same_in_training:
             batch = replace(batch, embed=e.detach)
         whole = self.mine_whole(self.sampler, batch, model.metric)
         if batch.companion is None or not len(whole):

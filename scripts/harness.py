@@ -1,11 +1,12 @@
-"""What the harness itself costs: ``python -m scripts.harness [--work]``.
+"""Measure the time that the harness itself takes: ``python -m scripts.harness [--work]``.
 
-- planning: a run of 10,000 cells, 1,000 models that are not trained, in an empty folder;
-- resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), from the command to
-  the end of its exports and board, and what of it is Python's start-up;
-- an attack cell (``--work``): its wall time against the time inside the attack, on fashion-mini.
+- start-up: the shortest command; the others include it;
+- planning: a run of 10,000 cells, of 1,000 models that are not trained, in an empty folder;
+- resuming: a finished run of 1,000 cells (100 models with weights of 1.3 MB), including exports and
+  board;
+- attack cells (``--work``): the share of the attack itself in the time of a cell, on fashion-mini.
 
-Rows and weights are invented in a temporary folder. Durations are never asserted in a test.
+Cells and weights are invented, in a temporary folder. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
-    """Wall and CPU time of a command of dmlbench."""
+    """Run a command of dmlbench; return its wall time and its CPU time in seconds."""
     begun, before = time.perf_counter(), os.times()
     command = [sys.executable, "-m", "dmlbench", *arguments]
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, env=ENVIRONMENT)
@@ -54,22 +55,22 @@ def seconds(*arguments: str, cwd: Path) -> tuple[float, float]:
     return time.perf_counter() - begun, cpu
 
 
-def least(*arguments: str, cwd: Path) -> str:
-    """The shortest of three, in words."""
+def shortest_of_three(*arguments: str, cwd: Path) -> str:
+    """Run a command three times; return the shortest wall and CPU time as text."""
     runs = [seconds(*arguments, cwd=cwd) for _ in range(3)]
     wall, cpu = (min(times) for times in zip(*runs, strict=True))
     return f"{wall:.2f} s ({cpu:.2f} s of CPU)"
 
 
 def arguments(models: int) -> list[str]:
-    """A run of that many models (half of them undefended) and ten cells each."""
+    """Return the arguments of a run: that many models, half undefended, with ten cells each."""
     seeds = [word for seed in range(models // 2) for word in ("--seed", str(seed))]
     attacks = [word for name in ERS_ATTACKS[:-1] for word in ("--attack", name)]
     return ["run", "--defense", "hm", *attacks, *seeds]
 
 
-def invent(store: Store, models: int) -> int:
-    """Every row and model of that run; returns how many cells there are."""
+def write_invented_results(store: Store, models: int) -> int:
+    """Write invented results for all cells and models of this run; return the number of cells."""
     dataset, card = FashionMini(), FashionMini().protocol
     defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
     trainings = plan.plan(
@@ -103,8 +104,8 @@ def _row(task: Measure | Combine) -> Cell:
     return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, made)
 
 
-def shares_in_attack(folder: Path) -> list[str]:
-    """For three attacks, the share of the cell's wall time that the attack itself takes."""
+def share_of_the_attack(folder: Path) -> list[str]:
+    """Measure, for three attacks, the share of the attack in the wall time of its cell."""
     from dmlbench.attacks.base import Attack
     from dmlbench.cli.main import main as dmlbench
     from dmlbench.sweep.worker import Worker
@@ -118,10 +119,10 @@ def shares_in_attack(folder: Path) -> list[str]:
         inside.append(time.perf_counter() - begun)
         return found
 
-    def timed_do(bench: Worker, task: Task) -> None:
+    def timed_do(worker: Worker, task: Task) -> None:
         inside.clear()
         begun = time.perf_counter()
-        do(bench, task)
+        do(worker, task)
         whole = time.perf_counter() - begun
         if isinstance(task, Measure) and task.attack is not None:
             lines.append(f"{task.title}: {sum(inside) / whole:.1%} of {whole:.1f} s in the attack")
@@ -140,14 +141,14 @@ def main(work: bool) -> None:
     """Print the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        click.echo(f"start-up: {least('--version', cwd=folder)}; the others include it")
-        took = least(*arguments(1000), "--dry-run", "--json", cwd=folder)
+        click.echo(f"start-up: {shortest_of_three('--version', cwd=folder)}; the others include it")
+        took = shortest_of_three(*arguments(1000), "--dry-run", "--json", cwd=folder)
         click.echo(f"planning 10,000 cells: {took}")
-        cells = invent(Store(folder / "results"), 100)
-        took = least(*arguments(100), cwd=folder)
+        cells = write_invented_results(Store(folder / "results"), 100)
+        took = shortest_of_three(*arguments(100), cwd=folder)
         click.echo(f"resuming {cells} finished cells: {took}")
         if work:
-            click.echo("\n".join(shares_in_attack(folder)))
+            click.echo("\n".join(share_of_the_attack(folder)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""How fast images reach the network: ``python -m scripts.input [options]``, from the checkout.
+"""Measure how fast images are loaded: ``python -m scripts.input [options]``.
 
-- cache: dmlbench's way, rows of the memory-mapped cache, cut and flipped on the device;
-- ImageFolder: torchvision's, DataLoader workers that decode, resize, cut and flip each image;
-- network: the forward pass that evaluation needs, and the step that an attack takes 32 times.
+Run it in the root of the repository. It compares
 
-Batches in turn in one run, median of the ratios: it survives a noisy machine. Without ``--root`` a
-folder of pictures the size of CUB's (500 x 375) is made. Durations are never asserted in a test.
+- cache: the way of dmlbench: rows of the memory-mapped cache, cropped and flipped on the device;
+- ImageFolder: the way of torchvision: DataLoader workers decode, resize, crop and flip each image;
+- network: the forward pass of an evaluation, and the step that an attack takes 32 times.
+
+The three alternate in one run, and the median of the ratios is reported, which a noisy machine
+hardly changes. Without ``--root`` a folder of pictures of the size in CUB (500 x 375) is created.
+No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -24,8 +27,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from dmlbench.compute.device import Compute, processors
-from dmlbench.compute.embedding import embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
@@ -36,42 +38,42 @@ from tests import trees
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path, exists=True), help="Class folders.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--model", default="resnet18:weights=none", show_default=True)
 @click.option("--batch", type=int, default=112, show_default=True)
 @click.option("--repeats", type=int, default=9, show_default=True)
 @click.option("--workers", type=int, default=processors(), show_default=True)
 def main(
-    root: Path | None, device: str, model: str, batch: int, repeats: int, workers: int
+    root: Path | None, device_name: str, model: str, batch: int, repeats: int, workers: int
 ) -> None:
-    """Print images a second, and ratios."""
-    with tempfile.TemporaryDirectory() as folder, Compute(device).applied() as place:
+    """Print images per second, and ratios."""
+    with tempfile.TemporaryDirectory() as folder, Compute(device_name).applied() as device:
         root = root or trees.folder(Path(folder) / "set", 10, 40, size=(500, 375))
         cache = Cache(Path(folder) / "cache")
         loaded: list[RetrievalData] = []
-        seconds = clock(lambda: loaded.append(Folder(root=str(root)).load(None, cache)), place)
+        seconds = clock(lambda: loaded.append(Folder(root=str(root)).load(None, cache)), device)
         data = loaded[0]
         count = len(data.train) + len(data.test)
-        click.echo(f"{place}, {processors()} processors, batch {batch}")
+        click.echo(f"{device}, {processors()} processors, batch {batch}")
         click.echo(f"decoding once       {count / seconds:8.0f} images/s ({count} images)")
-        ours, theirs = cached(data, batch, place), image_folder(root, batch, workers, place)
-        network = on_device(parse_model(model).build(data.channels, data.size), place)
+        ours, theirs = cached(data, batch, device), image_folder(root, batch, workers, device)
+        network = on_device(parse_model(model).build(data.channels, data.size), device)
         with frozen(network):
-            compare(ours, theirs, network, batch, repeats, place)
+            compare(ours, theirs, network, batch, repeats, device)
 
 
-def cached(data: RetrievalData, batch: int, place: torch.device) -> Iterator[torch.Tensor]:
-    """Training batches from the cache, without end."""
-    draws, generator = np.random.default_rng(0), torch.Generator(place).manual_seed(0)
+def cached(data: RetrievalData, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield training batches from the cache, endlessly."""
+    draws, generator = np.random.default_rng(0), torch.Generator(device).manual_seed(0)
     while True:
         index = draws.integers(0, len(data.train), batch)
-        yield data.training_pixels(data.train.batch(index, place), generator)
+        yield data.training_pixels(data.train.batch(index, device), generator)
 
 
 def image_folder(
-    root: Path, batch: int, workers: int, place: torch.device
+    root: Path, batch: int, workers: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Training batches as the published code reads them, without end."""
+    """Yield training batches as the published code loads them, endlessly."""
     steps = [
         transforms.Resize((256, 256)),
         transforms.RandomCrop((224, 224)),
@@ -86,11 +88,11 @@ def image_folder(
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=place.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     for _ in itertools.count():
         for images, _ in loader:
-            yield images.to(place)
+            yield images.to(device)
 
 
 def compare(
@@ -99,10 +101,12 @@ def compare(
     network: torch.nn.Module,
     batch: int,
     repeats: int,
-    place: torch.device,
+    device: torch.device,
 ) -> None:
-    """Time each in turn. The loader's workers rest while others run: its queue is emptied first,
-    so that what is timed is what it delivers, not what it had in stock.
+    """Time the three alternately, and print the results.
+
+    The workers of the loader prefetch batches while the others are timed. These batches are taken
+    out first, so that only newly loaded ones are timed.
     """
     images = next(ours)
     for _ in range(4):
@@ -113,13 +117,13 @@ def compare(
     with torch.no_grad():
         embed(network, images)
     for _ in range(repeats):
-        times["cache"].append(clock(lambda: next(ours), place))
+        times["cache"].append(clock(lambda: next(ours), device))
         for _ in range(6):
             next(theirs)
-        times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], place) / 4)
+        times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], device) / 4)
         with torch.no_grad():
-            times["network"].append(clock(lambda: embed(network, images), place))
-        times["step"].append(clock(lambda: bare_step(network, images), place))
+            times["network"].append(clock(lambda: embed(network, images), device))
+        times["step"].append(clock(lambda: bare_step(network, images), device))
     for name, seconds in times.items():
         click.echo(f"{name:19} {batch / statistics.median(seconds):8.0f} images/s")
 

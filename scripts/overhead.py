@@ -1,15 +1,16 @@
-"""What an attack costs beyond the network: ``python -m scripts.overhead [options]``.
+"""Measure the time of attacks beyond that of the network: ``python -m scripts.overhead [options]``.
 
-For each attack, on random images and embeddings (``--model resnet18 --channels 3 --size 224`` for
-those of the 224 px suite):
+Images and embeddings are random. For the setting with 224 px images use
+``--model resnet18 --channels 3 --size 224``. For each attack the columns are
 
-- overhead: one full PGD step / (bare forward + gradient in the input, parameters frozen), the two
-  in turn in one run, median of the ratios: it survives a noisy machine;
-- queries/s: at the protocol's 32 steps, from the median step;
-- set-up: the share of the attack that choosing targets and sorting adds to the 32 steps;
-- memory: peak of choosing targets and one step, beyond what the bare step takes.
+- overhead: the time of a full PGD step, divided by that of a bare one (forward pass and gradient in
+  the input, parameters frozen). The two alternate in one run, and the median of the ratios is
+  reported, which a noisy machine hardly changes;
+- queries/s: queries per second at 32 steps, from the median step;
+- set-up: share of the choice of targets, including sorting, in the time of the attack;
+- MiB: peak memory of the choice of targets and one step, beyond that of the bare step.
 
-Durations are never asserted in a test.
+No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ import torch
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.datasets.mnist import THREAT
 from dmlbench.models.base import parse_model
 from scripts.record import CSV, save
@@ -36,7 +36,7 @@ DIM = 512
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's queue included."""
+    """Time one call in seconds, until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begun = time.perf_counter()
@@ -47,27 +47,27 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_mib(work: Callable[[], object], device: torch.device) -> float:
-    """Most memory in MiB that ``work`` held beyond what was there, on the device it runs on."""
+    """Measure the peak memory of ``work`` on its device, in MiB, beyond what was in use before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current use
     before = resident("VmRSS")
     work()
     return (resident("VmHWM") - before) / 1024
 
 
 def resident(key: str) -> int:
-    """KiB from the kernel's account of this process."""
+    """Return an entry of /proc/self/status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--batch", type=int, default=128, show_default=True)
 @click.option("--model", "spec", default="c2f2", show_default=True)
@@ -78,7 +78,7 @@ def resident(key: str) -> int:
 @click.option("--attack", "names", multiple=True, help="Default: every registered one.")
 @CSV
 def main(
-    device: str,
+    device_name: str,
     threads: int,
     batch: int,
     spec: str,
@@ -89,26 +89,26 @@ def main(
     names: tuple[str, ...],
     path: Path | None,
 ) -> None:
-    """Print a row an attack."""
+    """Print a row for each attack."""
     torch.manual_seed(0)
-    with Compute(device, threads=threads).applied() as place:
-        model = on_device(parse_model(spec).build(channels, side), place)
-        x = torch.nn.functional.normalize(torch.randn(size, DIM, device=place), dim=1)
-        labels = torch.arange(size, device=place) % 10
-        images = torch.rand(batch, channels, side, side, device=place)
-        index = torch.arange(batch, device=place)
-        click.echo(f"{spec}, {place}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
+    with Compute(device_name, threads=threads).applied() as device:
+        model = on_device(parse_model(spec).build(channels, side), device)
+        x = torch.nn.functional.normalize(torch.randn(size, DIM, device=device), dim=1)
+        labels = torch.arange(size, device=device) % 10
+        images = torch.rand(batch, channels, side, side, device=device)
+        index = torch.arange(batch, device=device)
+        click.echo(f"{spec}, {device}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
         click.echo(f"{'attack':8} {'overhead':>9} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
         with frozen(model):
             for _ in range(3):
                 bare_step(model, images)
-            bare_peak = peak_mib(lambda: bare_step(model, images), place)
+            bare_peak = peak_mib(lambda: bare_step(model, images), device)
             gallery = Gallery(x, labels, "N")
             common = {"model": spec, "size": side, "batch": batch, "gallery": size}
             rows = []
             for name in names or ATTACKS.names():
                 ratio, rate, ready, peak = measure(
-                    name, model, images, index, gallery, repeats, place
+                    name, model, images, index, gallery, repeats, device
                 )
                 found = {
                     "overhead": f"{ratio:.3f}",
@@ -118,11 +118,11 @@ def main(
                 }
                 click.echo("{:8} {:>9} {:>10} {:>7} {:>7}".format(name, *found.values()))
                 rows.append({"attack": name, **common, **found})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
 def bare_step(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """A forward pass and the gradient in the input: the least a white-box step can cost."""
+    """Do a forward pass and the gradient in the input: the minimum of any white-box step."""
     x = images.clone().requires_grad_()
     e = embed(model, x)
     return torch.autograd.grad(e, x, torch.ones_like(e))[0]
@@ -137,9 +137,9 @@ def measure(
     repeats: int,
     device: torch.device,
 ) -> tuple[float, float, float, float]:
-    """Overhead ratio, queries a second at 32 steps, share of the set-up, peak memory in MiB."""
+    """Return overhead ratio, queries per second at 32 steps, set-up share, peak memory in MiB."""
     attack = ATTACKS.get(name)().resolve(THREAT)
-    attack.goal(gallery, index, seed=0)  # neighbours are found once and shared by a run
+    attack.goal(gallery, index, seed=0)  # neighbours are sorted once in a run, not timed
     ready = clock(lambda: attack.goal(gallery, index, seed=0), device)
     goal = attack.goal(gallery, index, seed=0)
     step = PGD(THREAT.eps, THREAT.alpha, 1, active_set=False)
@@ -162,7 +162,7 @@ def attacked(
     index: torch.Tensor,
     gallery: Gallery,
 ) -> None:
-    """Targets, one step and the outcome, in batches as the harness makes them."""
+    """Choose targets, take one step and compute the outcome, in batches as the harness does."""
     for rows in torch.split(index, attack.most_rows(gallery)):
         goal = attack.goal(gallery, rows, seed=0)
         found = step.run(lambda x: embed(model, x), images[rows], goal)

@@ -1,11 +1,11 @@
-"""The attacks beside RobRank's own: ``python -m scripts.peer FOLDER --checkpoint FILE``.
+"""Compare the attacks with those of RobRank: ``python -m scripts.peer FOLDER --checkpoint FILE``.
 
-FOLDER holds RobRank's package ``robrank``, of a clone of github.com/cdluminate/robrank (it needs
-tqdm, termcolor, ujson and pygments). Both attack the same queries of Fashion-MNIST, of the same
-C2F2, with the same targets, by the ``ers`` definitions; in turn, in one run. Printed are each
-column of both, the share of pixels that both left with the same value after all steps, and
-queries a second, targets and rankings included (RobRank is handed our targets, which costs it
-less than drawing its own).
+FOLDER contains RobRank's package ``robrank``, from a clone of github.com/cdluminate/robrank (it
+needs tqdm, termcolor, ujson and pygments). Both attack the same C2F2 with the same queries of
+Fashion-MNIST and the same targets, by the definitions of the suite ``ers``, alternately in one run.
+The script prints each column of both, the share of pixels that have the same value in both after
+all steps, and queries per second, including targets and rankings. RobRank gets our targets, which
+takes less time than drawing its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dmlbench.storage import checkpoint
 from scripts.overhead import clock
 from scripts.record import CSV, save
 
-THEIRS = {  # column of ERS -> what RobRank calls it, and the factor to ours
+ROBRANK_NAMES = {  # column of ERS -> its name in RobRank, and the factor from RobRank to ours
     **{name: (f"{name}:prank", 100) for name in ("CA+", "CA-", "QA+", "QA-")},
     "TMA": ("Cosine-SIM", 1),
     "ES:D": ("embshift", 1),
@@ -43,7 +43,7 @@ THEIRS = {  # column of ERS -> what RobRank calls it, and the factor to ours
 
 
 def import_robrank(folder: Path) -> Any:
-    """RobRank's module of attacks; its packages would import libraries that no attack needs."""
+    """Import RobRank's module of attacks without its packages, which need further libraries."""
     for package in ("robrank", "robrank.attacks", "robrank.models", "robrank.utils"):
         sys.modules[package] = types.ModuleType(package)
         sys.modules[package].__path__ = [str(folder.joinpath(*package.split(".")))]
@@ -55,7 +55,7 @@ def import_robrank(folder: Path) -> Any:
 
 
 class Backbone(torch.nn.Module):
-    """A model as RobRank's attacks call it: raw embeddings, the metric apart."""
+    """A model in the form that RobRank's attacks need: its output is not normalised."""
 
     dataset = "fashion"
 
@@ -64,12 +64,12 @@ class Backbone(torch.nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, D)."""
+        """Return the raw embeddings (B, D)."""
         return self.model.backbone(x)  # type: ignore[operator,no-any-return]
 
 
 def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
-    """What stands in for RobRank's choice of targets: that of ``goal``."""
+    """Make a function that gives RobRank the targets of ``goal``."""
 
     def choose(kind: str, *_: object, **__: object) -> Callable[..., Any]:
         def call(_: Any, __: Any, *own: Any) -> Any:
@@ -102,60 +102,60 @@ def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
 @click.option("--threads", type=int, default=1, show_default=True)
 @CSV
 def main(folder: Path, weights: Path, queries: int, threads: int, path: Path | None) -> None:
-    """Print a row a column of ERS."""
+    """Print a row for each column of ERS."""
     advrank = import_robrank(folder)
     data, model = Fashion().load(None), C2F2().build(1, 28)
     checkpoint.load_weights(weights, model)
     threat = replace(Fashion.card.threat, suite="ers")
     compute = Compute("cpu", threads=threads)
     rows: list[dict[str, Any]] = []
-    with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as bench:
-        index, place = bench.index[:queries], bench.device
-        images, gallery = bench.images(index), bench.gallery
+    with evaluation(model, data, compute, PlainReporter(Console(stderr=True))) as evaluated:
+        index, device = evaluated.index[:queries], evaluated.device
+        images, gallery = evaluated.images(index), evaluated.gallery
         known = (gallery.embeddings, gallery.labels)
         click.echo(f"{queries} queries, {threads} threads, torch {torch.__version__}")
         heads = ("column", "ours", "RobRank", "pixels", "ours q/s", "RobRank q/s", "ratio")
         click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*heads))
         for name in ERS_ATTACKS:
             attack = ATTACKS.get(name)().resolve(threat)
-            goal = attack.goal(gallery, index, seed=0)  # a run sorts neighbours once as well
+            goal = attack.goal(gallery, index, seed=0)  # sorts neighbours, once as in a run
             ours, theirs = {}, {}
 
-            def mine() -> None:
+            def run_ours() -> None:
                 ours["all"] = attack.run(model, images, index, gallery, seed=0)  # noqa: B023
 
             peer = robrank_attack(advrank, name, threat, model, goal, gallery)
 
-            def other() -> None:
+            def run_robrank() -> None:
                 theirs["all"] = peer(images, gallery.labels[index], known)  # noqa: B023
 
-            for _ in range(1 if rows else 2):  # the first attack twice, to be warm
+            for _ in range(1 if rows else 2):  # the first attack twice: the first time is a warm-up
                 model.requires_grad_(False)
-                seconds = clock(mine, place)
+                our_seconds = clock(run_ours, device)
                 model.requires_grad_(True)  # RobRank's steps fill the parameters' gradients too
-                longer = clock(other, place)
+                robrank_seconds = clock(run_robrank, device)
             found, (moved, _, _, sums) = ours["all"], theirs["all"]
             same = ((moved - found.perturbed.images).abs() < 1e-6).float().mean()
             for column, outcomes in found.outcomes.items():
-                key, factor = THEIRS[column]
+                key, factor = ROBRANK_NAMES[column]
                 row = {
                     "column": column,
                     "ours": f"{outcomes.nanmean():.4f}",
                     "RobRank": f"{factor * float(sums[key]):.4f}",
                     "pixels equal": f"{same:.3f}",
-                    "ours queries/s": f"{queries / seconds:.1f}",
-                    "RobRank queries/s": f"{queries / longer:.2f}",
-                    "ratio": f"{longer / seconds:.1f}",
+                    "ours queries/s": f"{queries / our_seconds:.1f}",
+                    "RobRank queries/s": f"{queries / robrank_seconds:.2f}",
+                    "ratio": f"{robrank_seconds / our_seconds:.1f}",
                 }
                 click.echo("{:8}{:>9}{:>9}{:>8}{:>10}{:>13}{:>7}".format(*row.values()))
                 rows.append({**row, "queries": queries, "checkpoint": weights.name})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
 def robrank_attack(
     advrank: Any, name: str, threat: Any, model: torch.nn.Module, goal: Any, gallery: Gallery
 ) -> Callable[..., Any]:
-    """RobRank's attack of that column, with the targets of ``goal``."""
+    """Build the attack ``name`` of RobRank, with the targets of ``goal``."""
     advrank.QCSelector = selector(goal, gallery.embeddings)
     kind, sign = name.upper(), None
     settings: dict[str, int] = {}

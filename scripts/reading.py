@@ -1,6 +1,6 @@
-"""Write the tables of results/README.md from its CSVs: ``python -m scripts.reading``.
+"""Write the tables of results/README.md from the CSVs: ``python -m scripts.reading``.
 
-Each stands under a comment that names it. A test holds the README against this.
+Each table follows a comment with its name. A test compares the README with this output.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Lines = Iterable[Sequence[str]]
 
 
 def markdown(heads: Sequence[str], lines: Lines) -> str:
-    """A table."""
+    """Write a table in Markdown."""
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def found(entries: Iterable[Entry], suite: str) -> dict[str, Entry]:
-    """Ours of a suite, by the defense's notation."""
+    """Return label of the defense -> its entry, for one suite."""
     chosen = [entry for entry in entries if entry.suite == suite]
     named = {entry.label: entry for entry in chosen}
     if len(named) < len(chosen):
-        raise ValueError("two entries of one label: the tables would show the last alone")
+        raise ValueError("two entries have the same label: the tables would show only the last")
     return named
 
 
 def text(entry: Entry, column: str) -> str:
-    """A number as the boards round it."""
+    """Round a number as the boards do; a dash if there is none."""
     return entry.numbers[column].text if column in entry.numbers else "–"
 
 
 def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
-    """What each defense is worth and what the suites make of it, by ERS, collapsed ones last."""
+    """Write the table of defenses in both suites, ordered by ERS, collapsed models last."""
     paper = {
         entry.label: text(entry, "ERS")
         for entry in published()
@@ -69,7 +69,11 @@ def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
 
 
 def epochs(*suites: dict[str, Entry]) -> str:
-    """What more epochs change; of each training its ``strict`` entries, then its ``ers``."""
+    """Write the table of the effect of more epochs.
+
+    Args:
+        suites: the entries ``strict`` and ``ers`` of the short training, then of the long one.
+    """
     shorter, ers, longer, longer_ers = suites
     once = ("R@1", "TMA", "ES:D", "ES:R", "ES:R (restarts=5)", "GTM")
     worst = ("Robust R@1", "Robust R@1 (es:restarts=5)")
@@ -83,7 +87,7 @@ def epochs(*suites: dict[str, Entry]) -> str:
 
 
 def documented(ers: dict[str, Entry]) -> str:
-    """Our ``ers`` columns beside those of RobRank's documentation: ours / theirs."""
+    """Write the table of our ``ers`` columns beside RobRank's documented ones: ours / theirs."""
     theirs = {
         entry.label: entry
         for entry in published()
@@ -99,7 +103,7 @@ def documented(ers: dict[str, Entry]) -> str:
 
 
 def table(path: Path, dropped: Sequence[str] = ()) -> str:
-    """A CSV of measured times, but for what its text says."""
+    """Write the table of a CSV without the columns ``dropped``, which the text mentions."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     heads = [name for name in rows[0] if name not in dropped]
@@ -107,7 +111,7 @@ def table(path: Path, dropped: Sequence[str] = ()) -> str:
 
 
 def blocks() -> dict[str, str]:
-    """Every table, by its name."""
+    """Return name -> table."""
     suites = [
         found(measured(read_tidy(RESULTS / name)), suite)
         for name in ("fashion.csv", "fashion-4-epochs.csv")
@@ -128,10 +132,10 @@ def blocks() -> dict[str, str]:
 
 
 def written(page: str) -> str:
-    """``page`` with its tables as they should be.
+    """Return ``page`` with all its tables written again.
 
     Raises:
-        ValueError: a table has no place in it.
+        ValueError: the comment of a table is missing, or there are two.
     """
     for name, made in blocks().items():
         marker = f"<!-- {name} -->\n"

@@ -1,4 +1,4 @@
-"""Measured rows as a CSV that says what measured them."""
+"""Write measured rows to a CSV that also names device, code and torch version."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import torch
 from dmlbench.compute.provenance import provenance
 
 CSV = click.option(
-    "--csv", "path", type=click.Path(path_type=Path, dir_okay=False), help="Also write it there."
+    "--csv",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the rows there.",
 )
 
 
 def save(path: Path | None, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Write ``rows``, each with the device, its threads, the code and the torch it ran on."""
+    """Write ``rows`` to ``path``, each with device, threads, git commit and torch version."""
     if path is None:
         return
     made = provenance(device)

@@ -1,16 +1,18 @@
-"""What a training step costs: ``python -m scripts.training [options]``.
+"""Measure the time of a training step: ``python -m scripts.training [options]``.
 
-For each defense and eta, on a batch of fashion-mini at weights that have learned a little:
+The weights have been trained for 30 steps, and the batch is one of fashion-mini. For each defense
+and eta the columns are
 
-- step: seconds of one weight update, mining included;
-- full, active: step / (eta bare inner passes + one bare outer pass), without and with the active
-  set. A bare inner pass is forward and gradient in the images, an outer one forward and gradient
-  in the parameters, of as many images as the defense takes;
-- saved: inner passes that the active set left out;
-- with ``--robrank FOLDER`` (one that holds its package ``robrank``, of a clone of
-  github.com/cdluminate/robrank): its seconds for the same step of the same weights and images.
+- step s: seconds of one weight update, including mining;
+- full, active: this time, without and with the active set, divided by that of the bare passes: eta
+  inner ones (forward, gradient in the images) and one outer one (forward, gradient in the
+  parameters), each of as many images as the defense uses;
+- saved: share of the inner passes that the active set left out;
+- RobRank s: seconds of RobRank for the same step with the same weights and images. It needs
+  ``--robrank FOLDER``, a folder that contains the package ``robrank`` of a clone of
+  github.com/cdluminate/robrank.
 
-All are timed in turn in one run, medians over the repeats. Durations are never asserted in a test.
+All alternate in one run; medians over the repeats are printed. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -33,8 +35,7 @@ import torch
 from dmlbench.attacks.engine import pgd
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
-from dmlbench.compute.embedding import place as on_device
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base
@@ -50,8 +51,8 @@ RATE = 1e-4
 
 
 @dataclass
-class Worker:
-    """A model and a batch, and the clock."""
+class Workbench:
+    """A model and a batch, with methods that are timed."""
 
     model: EmbeddingModel
     images: torch.Tensor
@@ -59,7 +60,7 @@ class Worker:
     device: torch.device
 
     def clock(self, work: Callable[[], object]) -> float:
-        """Seconds of one call, the device's queue included."""
+        """Time one call in seconds, until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         begun = time.perf_counter()
@@ -69,7 +70,7 @@ class Worker:
         return time.perf_counter() - begun
 
     def step(self, defense: Defense) -> base.StepOutput:
-        """One weight update, and back to the weights before."""
+        """Update the weights of a copy of the model once."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
         generator = torch.Generator(self.device).manual_seed(0)
@@ -82,14 +83,14 @@ class Worker:
         return step
 
     def inner(self, count: int) -> None:
-        """Forward and gradient in the images of ``count`` images."""
+        """Do one bare inner pass: forward and gradient in the images, for ``count`` images."""
         x = self._some(count).requires_grad_()
         with frozen(self.model):
             e = self.model(x)
             torch.autograd.grad(e, x, torch.ones_like(e))
 
     def outer(self, count: int) -> None:
-        """Forward and gradient in the parameters of ``count`` images."""
+        """Do one bare outer pass: forward and gradient in the parameters, for ``count`` images."""
         self.model.train()
         e = self.model(self._some(count))
         torch.autograd.grad(e, list(self.model.parameters()), torch.ones_like(e))
@@ -100,7 +101,7 @@ class Worker:
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--pairs", type=int, default=128, show_default=True)
 @click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
@@ -108,7 +109,7 @@ class Worker:
 @click.option("--robrank", type=click.Path(exists=True, path_type=Path))
 @CSV
 def main(
-    device: str,
+    device_name: str,
     threads: int,
     pairs: int,
     etas: tuple[int, ...],
@@ -116,10 +117,10 @@ def main(
     robrank: Path | None,
     path: Path | None,
 ) -> None:
-    """Print a row a defense and eta."""
-    with Compute(device, threads=threads).applied() as place:
-        bench = prepare(pairs, place)
-        click.echo(f"{place}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
+    """Print a row for each defense and eta."""
+    with Compute(device_name, threads=threads).applied() as device:
+        workbench = prepare(pairs, device)
+        click.echo(f"{device}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
         click.echo(
             f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
             + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
@@ -128,20 +129,20 @@ def main(
         for name in NAMES:
             for eta in etas if name != "none" else (0,):
                 text = name if name == "none" else f"{name}:eta={eta}"
-                text += ",ics=0" if name == "hm" else ""  # its ICS needs an older torch
+                text += ",ics=0" if name == "hm" else ""  # ICS in RobRank needs an older torch
                 threat = FashionMini.card.training_threat
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
-                peer = peer_step(robrank, name, defense, bench) if robrank else None
-                found = row(name, defense, eta, bench, repeats, peer)
+                peer = peer_step(robrank, name, defense, workbench) if robrank else None
+                found = row(name, defense, eta, workbench, repeats, peer)
                 widths = (8, 7, 8, 7, 11, 8)
                 values = zip(found.values(), widths, strict=False)
                 click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
                 rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
-        save(path, rows, place)
+        save(path, rows, device)
 
 
-def prepare(pairs: int, device: torch.device) -> Worker:
-    """A C2F2 after 30 plain steps, and a batch."""
+def prepare(pairs: int, device: torch.device) -> Workbench:
+    """Train a C2F2 for 30 steps without defense, and take a batch."""
     torch.manual_seed(0)
     train = FashionMini().load(None).train
     model = on_device(C2F2().build(1, 28), device)
@@ -157,17 +158,17 @@ def prepare(pairs: int, device: torch.device) -> Worker:
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Worker(model, *batch_of(train, batches[0], device), device)
+    return Workbench(model, *batch_of(train, batches[0], device), device)
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    """Clean embeddings as the engine takes them, in one process."""
+    """Embed clean images as the trainer does in one process."""
     with frozen(model), torch.no_grad():
         return embed(model, images)
 
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels at the positions ``batch``."""
+    """Return images in [0, 1] and labels at the positions ``batch``."""
     images = torch.from_numpy(train.images[batch]).to(device).float().div_(255)
     return images, torch.from_numpy(train.labels[batch]).to(device)
 
@@ -176,28 +177,28 @@ def row(
     name: str,
     defense: Defense,
     eta: int,
-    bench: Worker,
+    workbench: Workbench,
     repeats: int,
     peer: Callable[[], object] | None,
 ) -> dict[str, str]:
-    """What was measured."""
-    pairs = len(bench.images) // 2
+    """Time one defense; return column -> value as text."""
+    pairs = len(workbench.images) // 2
     group = GROUP[name]
-    inner = len(bench.images) if name == "est" else group * pairs
+    inner = len(workbench.images) if name == "est" else group * pairs
     outer = {"none": 2, "est": 2, "act": 3, "hm": 3}[name] * pairs
     whole = partial(pgd.PGD, active_set=False)
     times: dict[str, list[float]] = {"full": [], "active": [], "bare": [], "peer": []}
-    step = bench.step(defense)  # warm
+    step = workbench.step(defense)  # warm-up
     for _ in range(repeats):
-        bare = bench.clock(lambda: bench.outer(outer))
+        bare = workbench.clock(lambda: workbench.outer(outer))
         if eta:
-            bare += eta * bench.clock(lambda: bench.inner(inner))
+            bare += eta * workbench.clock(lambda: workbench.inner(inner))
         times["bare"].append(bare)
         with patch.object(base, "PGD", whole):
-            times["full"].append(bench.clock(lambda: bench.step(defense)))
-        times["active"].append(bench.clock(lambda: bench.step(defense)))
+            times["full"].append(workbench.clock(lambda: workbench.step(defense)))
+        times["active"].append(workbench.clock(lambda: workbench.step(defense)))
         if peer is not None:
-            times["peer"].append(bench.clock(peer))
+            times["peer"].append(workbench.clock(peer))
     median = {key: statistics.median(values) for key, values in times.items() if values}
     ratios = [
         statistics.median(t / b for t, b in zip(times[key], times["bare"], strict=True))
@@ -217,22 +218,22 @@ def row(
 
 
 def peer_step(
-    folder: Path, name: str, defense: Defense, bench: Worker
+    folder: Path, name: str, defense: Defense, workbench: Workbench
 ) -> Callable[[], object] | None:
-    """RobRank's step for the same defense, weights and batch."""
+    """Build a function that does RobRank's step for the same defense, weights and batch."""
     import_robrank(folder)
     from robrank.defenses import amd, est, pnp  # type: ignore[import-not-found]
     from robrank.losses import ptripletN  # type: ignore[import-not-found]
 
     class Peer(torch.nn.Module):
-        """As much of a LightningModule as its steps read."""
+        """The parts of a LightningModule that the steps of RobRank use."""
 
         dataset, metric, loss, wantsgrad = "fashion", "N", "ptripletN", False
 
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = copy.deepcopy(bench.model.backbone)
-            self.lossfunc, self.device = ptripletN(), bench.device
+            self.backbone = copy.deepcopy(workbench.model.backbone)
+            self.lossfunc, self.device = ptripletN(), workbench.device
             self.config = types.SimpleNamespace(
                 advtrain_eps=getattr(defense, "eps", 0),
                 advtrain_alpha=getattr(defense, "alpha", 0),
@@ -244,16 +245,16 @@ def peer_step(
             return embeddings
 
         def log(self, *_: object) -> None:
-            """Nowhere."""
+            """Do nothing."""
 
     def step() -> None:
         peer = Peer()
         optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
-        batch = (bench.images, bench.labels)
+        batch = (workbench.images, workbench.labels)
         if name == "none":
-            loss = peer.lossfunc(peer(bench.images), bench.labels)
+            loss = peer.lossfunc(peer(workbench.images), workbench.labels)
         elif name == "hm":
-            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA reads no destination
+            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA ignores desth
             loss = amd.hm_training_step(peer, batch, 0, hm="L2", gradual=True, **kinds)
         else:
             loss = {"est": est.est_training_step, "act": pnp.pnp_training_step}[name](

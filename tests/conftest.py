@@ -1,4 +1,4 @@
-"""Fixtures: a tiny learnable data set, and a plugin that registers it for real processes."""
+"""Fixtures: a small data set that can be learned, and a plugin that registers it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ absent-card = dmlbench_test_plugin:NoCard
 
 
 def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
-    """Noisy copies of class prototypes: learnable, not separable without learning."""
+    """Make noisy copies of one image per class: a model can learn the classes."""
     prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, size, size))
     noise = np.random.default_rng(seed).normal(0, 60, (classes * each, 1, size, size))
     labels = np.repeat(np.arange(classes), each)
@@ -89,7 +89,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an installed-looking third-party package; put it on PYTHONPATH."""
+    """A folder that looks like an installed package of someone else; put it on PYTHONPATH."""
     root = tmp_path_factory.mktemp("plugin")
     (root / "dmlbench_test_plugin.py").write_text(PLUGIN)
     info = root / "dmlbench_test_plugin-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""A plugin whose attacks go wrong, sweeps as real processes, and what tells two sweeps apart."""
+"""A plugin whose attacks fail, runs as real processes, and a comparison of results."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ UNEQUAL = ("started", "seconds", "git", "device")  # times and hosts
 
 
 def install(root: Path) -> Path:
-    """The plugin as if it were installed in ``root``."""
+    """Write the plugin into ``root`` as if it were installed there."""
     (root / "dmlbench_faults.py").write_text(PLUGIN)
     info = root / "dmlbench_faults-1.0.dist-info"
     info.mkdir()
@@ -105,7 +105,7 @@ class Sweeps:
         self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
 
     def start(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-        """A process that runs; its output is collected."""
+        """Start a process, whose output is collected."""
         folder.mkdir(exist_ok=True)
         return subprocess.Popen(
             [sys.executable, "-m", "dmlbench", *arguments],
@@ -117,14 +117,14 @@ class Sweeps:
         )
 
     def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A process to its end."""
+        """Start a process and wait for its end."""
         process = self.start(folder, *arguments)
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def exports(folder: Path) -> list[list[str]]:
-    """The CSVs of a sweep, times and hosts aside."""
+    """Read the CSVs of a run, without times and names of machines."""
     found = []
     for name in ("results.csv", "wide.csv", "seeds.csv"):
         with (folder / "results" / name).open(newline="") as file:
@@ -134,12 +134,12 @@ def exports(folder: Path) -> list[list[str]]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL."""
+    """Kill the process by SIGKILL."""
     os.kill(pid, signal.SIGKILL)
 
 
 def workers(driver: int) -> list[int]:
-    """The worker processes of a driver that are alive."""
+    """List the living worker processes of a main process."""
     try:
         children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
         return [
@@ -152,7 +152,7 @@ def workers(driver: int) -> list[int]:
 
 
 def until(condition: Any, seconds: float = 90) -> Any:
-    """The first true value of ``condition()``."""
+    """Wait until ``condition()`` is true and return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():

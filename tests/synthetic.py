@@ -1,4 +1,4 @@
-"""Cells that no one measured, for boards."""
+"""Invented cells, as input for boards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(values: dict[str, float] = FULL, collapsed: bool = False, **about: Any
 def attacked(
     name: str, value: float, changed: str = "", deciles: Iterable[float] = (), **about: Any
 ) -> Cell:
-    """The cell of one attack's metric; ``changed`` is what leaves the protocol, ``eps=4/255``."""
+    """Make the cell of an attack; ``changed`` are values unlike the protocol: ``eps=4/255``."""
     attack = name.lower().partition(":")[0]
     keys = {"eps": "77/255", "alpha": "3/255", "steps": "32"}
     keys |= dict(pair.split("=") for pair in changed.split(",") if pair)
@@ -45,7 +45,7 @@ def attacked(
 
 
 def _named(about: dict[str, Any]) -> dict[str, Any]:
-    """Models of other labels are other defenses."""
+    """Use the label as the name of the defense unless one is given."""
     return {"defense": about["label"]} | about if "label" in about else about
 
 

@@ -1,4 +1,4 @@
-"""Downloads from a host that cuts, forgets, lies and hides paths in its archives."""
+"""Downloads from a faulty or hostile server: interrupted, missing, altered, with unsafe paths."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_archive_put_there_by_hand_is_checked_and_used(tmp_path: Path) -> Non
     check(fetch(archive("http://nowhere"), tmp_path, Silent()))
 
 
-def test_what_the_host_alters_is_not_kept(
+def test_a_download_that_the_server_altered_is_not_kept(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Host, "content", GOOD[:-1] + b"?")
@@ -123,7 +123,7 @@ def test_what_the_host_alters_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_host_and_no_file_say_how_to_go_on(host: str, tmp_path: Path) -> None:
+def test_without_server_and_file_the_error_says_what_to_do(host: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"HTTP 404.*put the file into {tmp_path}"):
         fetch(archive(host, name="gone"), tmp_path, Silent())
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*by other means"):

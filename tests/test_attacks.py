@@ -166,7 +166,7 @@ def test_ltm_leaves_a_query_alone_in_its_class_alone() -> None:
 
 
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
-def test_gtm_aims_at_the_nearest_of_another_class(metric: str) -> None:
+def test_gtm_targets_the_nearest_item_of_another_class(metric: str) -> None:
     g, index = make_gallery(metric), torch.arange(N)
     strict: Any = resolved("gtm", "strict").goal(g, index, seed=0)
     slip: Any = resolved("gtm", "ers").goal(g, index, seed=0)

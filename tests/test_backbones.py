@@ -84,7 +84,7 @@ def test_a_steady_network_embeds_alike_in_training(name: str) -> None:
     images = torch.rand(4, 3, SIDE, SIDE)
     with torch.no_grad():
         alike = torch.equal(model.eval()(images), model.train()(images))
-    assert described.steady == model.steady == alike
+    assert described.same_in_training == model.same_in_training == alike
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -144,7 +144,7 @@ def test_training_starts_from_a_file(prefix: str, classes: int, tmp_path: Path) 
         assert torch.equal(own["fc.weight"], source["fc.weight"])
 
 
-def test_weights_that_cannot_be_had_or_do_not_fit_are_said(
+def test_weights_that_are_not_available_or_do_not_fit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -153,7 +153,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit_are_said(
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     wanted = "resnet18-f37072fd.pth into .*checkpoints.*weights=FILE.*weights=none"
-    with pytest.raises(UserError, match=f"IMAGENET1K_V1 cannot be had.*no network.*{wanted}"):
+    with pytest.raises(UserError, match=f"IMAGENET1K_V1 is not available.*no network.*{wanted}"):
         parse_model("resnet18").build(3, SIDE, initial=True)
     parse_model("resnet18").build(3, SIDE)  # to load a checkpoint into it takes no network
     with pytest.raises(UserError, match="'absent' is not a file"):

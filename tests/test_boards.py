@@ -1,4 +1,4 @@
-"""Boards: one model of a table, four formats, from CSVs and the published rows."""
+"""Boards in four formats, rendered from CSVs and from the published rows."""
 
 from __future__ import annotations
 

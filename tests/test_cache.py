@@ -1,4 +1,4 @@
-"""The cache of decoded images: whole or not there, whatever happens while it is made."""
+"""The cache of decoded images is complete or absent, even if its creation is interrupted."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return reads
 
 
-def test_it_is_used_until_a_file_changes(
+def test_a_cache_is_used_until_a_file_changes(
     built: tuple[Folder, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cache = built
@@ -176,7 +176,7 @@ def test_it_is_used_until_a_file_changes(
 
 @pytest.mark.parametrize("suffix", ["npz", "pixels"])
 @pytest.mark.parametrize("how", ["absent", "empty", "short", "garbage"])
-def test_what_is_not_whole_is_made_again(
+def test_an_incomplete_cache_is_built_again(
     built: tuple[Folder, Cache], suffix: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cache = built

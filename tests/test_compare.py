@@ -1,4 +1,4 @@
-"""Paired differences between two models, on a store made by hand."""
+"""Paired differences between two models, computed from a store of invented cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of every registered attack and defense, third-party ones included."""
+"""Properties that every registered attack and defense must have, also those of plugins."""
 
 from __future__ import annotations
 

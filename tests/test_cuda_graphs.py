@@ -1,4 +1,4 @@
-"""Recorded passes: the padding and copying around them here, the recording itself on a GPU."""
+"""CUDA graphs: padding and copying are tested on any machine, the recording only on a GPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def recorder(images: int) -> Callable[..., Callable[[torch.Tensor], torch.Tensor
     return make
 
 
-def test_batches_of_any_size_and_results_that_last(
+def test_batches_of_any_size_and_results_are_not_overwritten(
     model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder(6))

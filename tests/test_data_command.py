@@ -1,4 +1,4 @@
-"""``dmlbench data``, and image files all the way through real processes."""
+"""``dmlbench data``, and whole runs on image files through real processes."""
 
 from __future__ import annotations
 

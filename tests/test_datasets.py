@@ -1,4 +1,4 @@
-"""Data sets: content by digest, and clear words where a file is not what it should be."""
+"""Data sets: their digests, and clear errors for files with wrong content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of each defense against a slow twin written from the paper's equations."""
+"""One step of each defense equals a slow version that follows the equations of the paper."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_hm_records_the_adversarial_loss_without_ics(
 
 
 @pytest.mark.parametrize("sampler", ["random", "semihard", "softhard", "distance", "hardest"])
-def test_hm_to_its_own_source_is_plain_training(
+def test_hm_with_its_source_as_destination_is_plain_training(
     model: EmbeddingModel, tiny: RetrievalData, sampler: str
 ) -> None:
     same = HardnessManipulation(source=sampler, destination=sampler, ics=0).resolve(THREAT, "N")
@@ -314,20 +314,22 @@ def test_a_batch_of_one_class_is_no_step(
     assert defense.resolve(THREAT, "N").step(model, lone, {}).loss is None
 
 
-@pytest.mark.parametrize("steady", [True, False])
-def test_none_takes_a_pass_in_eval_mode_where_training_embeds_otherwise(
-    tiny: RetrievalData, steady: bool
+@pytest.mark.parametrize("same_in_training", [True, False])
+def test_none_mines_in_eval_mode_if_training_embeds_differently(
+    tiny: RetrievalData, same_in_training: bool
 ) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
-    network = torch.nn.Sequential(*layers[: 1 if steady else 2], layers[2], torch.nn.LazyLinear(6))
-    model = EmbeddingModel(network, "N", steady=steady)
+    network = torch.nn.Sequential(
+        *layers[: 1 if same_in_training else 2], layers[2], torch.nn.LazyLinear(6)
+    )
+    model = EmbeddingModel(network, "N", same_in_training=same_in_training)
     model(torch.rand(2, 1, 8, 8))
     batch = make_batch(model, tiny)
     known, asked = batch.embeddings, []
     batch = dataclasses.replace(batch, embed=lambda: asked.append(1) or known)
     step = NoDefense(sampler="hardest").resolve(THREAT, "N").step(model, batch, {})
-    assert bool(asked) == (not steady)
+    assert bool(asked) == (not same_in_training)
     triplets = sample("hardest", known, batch.labels, "N", GAMMA, torch.Generator()).stack()
     expected = (hardness(model(batch.images)[triplets], "N") + GAMMA).relu().mean()
     torch.testing.assert_close(step.loss, expected)

@@ -1,4 +1,4 @@
-"""Several processes train the model that one would."""
+"""Training in several processes gives the same model as in one process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
 
 
 @given(st.integers(0, 300), st.integers(1, 9))
-def test_shares_make_up_the_whole(n: int, size: int) -> None:
+def test_the_shares_of_all_processes_cover_every_item(n: int, size: int) -> None:
     worlds = [World(rank, size) for rank in range(size)]
     assert sum(w.weight(n) for w in worlds) == pytest.approx(1)
     if n >= size:
@@ -44,7 +44,7 @@ def test_shares_make_up_the_whole(n: int, size: int) -> None:
         )
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_one_process_alone_exchanges_nothing() -> None:
     x = torch.rand(3, 2, requires_grad=True)
     assert World().gather(x, 3) is x
     assert World().mean(x, 1.0) is x
@@ -53,9 +53,9 @@ def test_alone_nothing_is_exchanged() -> None:
 
 def test_batch_norms_need_a_gpu_in_several_processes() -> None:
     norm = torch.nn.BatchNorm2d(3)
-    assert World().synchronised(norm) is norm
+    assert World().synchronise_batch_norm(norm) is norm
     with pytest.raises(UserError, match="freeze them"):
-        World(0, 2).synchronised(norm)
+        World(0, 2).synchronise_batch_norm(norm)
 
 
 def test_two_processes_train_what_one_does(

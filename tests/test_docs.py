@@ -1,4 +1,4 @@
-"""The documents keep their word."""
+"""The commands and the code in the documents work as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ERS formula against every complete published row."""
+"""The ERS formula gives the published score for every complete published row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlbench.metrics.ers import ERS_COLUMNS, ers, shares
+from dmlbench.metrics.ers import ERS_COLUMNS, ers, ers_per_query
 
 with (resources.files("dmlbench.report") / "published.csv").open(encoding="utf-8") as file:
     PUBLISHED = list(csv.DictReader(file))
@@ -64,7 +64,7 @@ def test_the_shares_of_the_queries_average_to_the_score_of_the_means(
     attacked[0] = True
     for values in outcomes.values():
         values[~attacked] = np.nan
-    found = shares(outcomes)
+    found = ers_per_query(outcomes)
     score = ers({name: float(np.nanmean(values)) for name, values in outcomes.items()})
     assert np.nanmean(found) == pytest.approx(score)
     assert (np.isnan(found) == ~attacked).all()
@@ -74,4 +74,4 @@ def test_the_share_of_a_query_is_its_own_score() -> None:
     untouched = dict(zip(ERS_COLUMNS, (50, 0, 50, 0, 0, 0, 100, 100, 100, 100), strict=True))
     broken = dict(zip(ERS_COLUMNS, (0, 100, 0, 100, 1, 2, 0, 0, 0, 0), strict=True))
     outcomes = {name: np.array([untouched[name], broken[name]]) for name in ERS_COLUMNS}
-    assert shares(outcomes).tolist() == [100, 0]
+    assert ers_per_query(outcomes).tolist() == [100, 0]

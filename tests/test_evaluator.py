@@ -1,4 +1,4 @@
-"""The evaluation of a model: its checks, its memory, what it leaves out."""
+"""The evaluation of a model: its checks, its use of memory, and the queries that it leaves out."""
 
 from __future__ import annotations
 

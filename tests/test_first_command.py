@@ -1,4 +1,4 @@
-"""The newcomer's command on the embedded data: it defends, within the promised margins."""
+"""The first command of the README: the defense is as much better as the README promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep that is killed, shared, starved and fooled: nothing lost, everything said.
+"""Runs that are killed, divided, short of disk space or misled by the clock lose no results.
 
 Real processes and real faults. The tests of minutes are marked slow; a few short ones are not.
 """
@@ -45,7 +45,7 @@ def test_sigterm_ends_a_run_and_its_workers(sweeps: Sweeps, tmp_path: Path) -> N
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_a_sweep_in_a_file(sweeps: Sweeps, tmp_path: Path) -> None:
+def test_a_run_is_described_by_a_file(sweeps: Sweeps, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("defense: [hm, est]\nattack: ca+\ndataset: tiny\nseed: [0, 1]\nshard: 1/2\n"
                     "recipe: {epochs: 2, lr: 1e-3}\n")  # fmt: skip

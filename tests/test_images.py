@@ -1,4 +1,4 @@
-"""Loaders on trees in the official layouts: splits, labels, order, pixels, and what is refused."""
+"""Loaders of image data sets in the official layouts: splits, labels, order, pixels, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fifty kills at random, of drivers and of workers, change no byte of a sweep."""
+"""A run whose processes are killed fifty times at random gives the usual bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ KILLS = 50
 
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
-    """SIGKILL to drivers and workers, most of them at work, some as they start.
+    """Kill main processes and workers, most of them while they work, some while they start.
 
-    Whenever a sweep gets through in spite of them it is compared, and another is begun.
+    Each time a run finishes in spite of this, its results are compared and a new run is started.
     """
     assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
     expected, chance = exports(tmp_path / "whole"), random.Random(0)

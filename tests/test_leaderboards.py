@@ -1,4 +1,4 @@
-"""The committed boards are what the committed CSVs and the published rows give."""
+"""The committed boards equal those rendered from the committed CSVs and the published rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def committed(*patterns: str) -> dict[str, bytes]:
 
 
 def test_the_committed_boards_are_rendered_from_the_committed_results(tmp_path: Path) -> None:
-    """Mend with: dmlbench leaderboard. What matplotlib draws is compared where it is the same."""
+    """If it fails: dmlbench leaderboard. Plots are compared if matplotlib is the same."""
     for name, content in committed("results/*.csv").items():
         (tmp_path / Path(name).name).write_bytes(content)
     stored = committed("leaderboards/*.md", "leaderboards/*.tex", "leaderboards/*.csv")
@@ -57,7 +57,7 @@ def test_the_committed_boards_are_rendered_from_the_committed_results(tmp_path: 
 
 
 def bare(html: str) -> str:
-    """The page without its plots."""
+    """Return the page without its plots."""
     return re.sub(r"<svg.*?</svg>", "", html, flags=re.S)
 
 

@@ -32,7 +32,7 @@ class Dropped(Attack):
 
 
 def output(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    """What a command that succeeds prints."""
+    """Run a command that must succeed; return its output."""
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment
     )
@@ -65,7 +65,7 @@ def archive(path: Path, prefix: str = "") -> Path:
 
 
 def built(kind: str, folder: Path) -> Path:
-    """What a user would give to pip: a folder, or an archive of one."""
+    """Make the source that a user gives to pip: a folder, or an archive of it."""
     if kind in ("tar.gz", "zip"):
         return archive(folder / f"dmlbench.{kind}", prefix="dmlbench/")
     output("tar", "xf", archive(folder / "a.tar"), cwd=folder)
@@ -126,7 +126,7 @@ def test_a_new_attack_is_seen_without_another_installation(clone: tuple[Path, Pa
     ],
 )
 def test_an_editor_finds_the_definition(clone: tuple[Path, Path], module: str, name: str) -> None:
-    """By jedi, which reads no mapping of folders that a build made: only what lies on the path."""
+    """Jedi stands for all editors: it sees only files on the path, no import hooks."""
     folder, python = clone
     environment = jedi.create_environment(python.parent.parent, safe=False)
     script = jedi.Script(f"from dmlbench.{module} import {name}", environment=environment)

@@ -1,4 +1,4 @@
-"""The page in a browser: it sorts, filters, explains, and fetches nothing."""
+"""The HTML page in a browser: sorting, filters, tooltips, and no request to the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PGD engine: its arithmetic, its active set, and what it refuses."""
+"""The PGD engine: its arithmetic, its active set, and its errors."""
 
 from __future__ import annotations
 

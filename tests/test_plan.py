@@ -1,4 +1,4 @@
-"""Planning: which cells a run has, what the policies take, who does what, and how long it takes."""
+"""The plan of a run, the policies of --resume, the scheduler, and estimates of durations."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from dmlbench.storage.merge import merge
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
-from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.session import Session, Stopwatch, store_failure
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
@@ -89,12 +89,12 @@ class Fake:
         self.queue.append(task)
         self.model = task.model
 
-    def wait(self) -> list[Ending]:
+    def wait(self) -> list[FinishedTask]:
         task = self.queue.pop()
         name = task.cell.about.attack or task.cell.facts["kind"]
         self.did.append(name)
         if name in self.lost:
-            return [Ending(task, 3.0, "its worker died")]
+            return [FinishedTask(task, 3.0, "its worker died")]
         if isinstance(task, Train) and name not in self.bad:
             folder = self.store.model_folder(task.model)
             folder.mkdir(parents=True)
@@ -115,12 +115,12 @@ class Fake:
             self.store.put(row(task, ok=False))
         else:
             self.store.put(row(task), {"x": np.zeros(4)})
-        return [Ending(task, 1.0)]
+        return [FinishedTask(task, 1.0)]
 
 
-def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], Known]:
-    known = Known(store.whole(store.read()[0]))
-    return [status.assess(job, PLANNED, store, known, "fp32") for job in found], known
+def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], StoredCells]:
+    known = StoredCells(store.whole(store.read()[0]))
+    return [status.plan_training(job, PLANNED, store, known, "fp32") for job in found], known
 
 
 def ran(
@@ -129,9 +129,11 @@ def ran(
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    matrix = Scheduler(entries, PLANNED, session, executor, known, Durations("", [], store), resume)
-    matrix.session.reporter.tally = tell  # type: ignore[method-assign]
-    return matrix, matrix.run(), executor.did
+    scheduler = Scheduler(
+        entries, PLANNED, session, executor, known, Durations("", [], store), resume
+    )
+    scheduler.session.reporter.tally = tell  # type: ignore[method-assign]
+    return scheduler, scheduler.run(), executor.did
 
 
 def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
@@ -170,11 +172,11 @@ def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, see
 
 def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings()
-    matrix, rows, did = ran(store, found)
+    scheduler, rows, did = ran(store, found)
     one = ["training", "benign", "ca+", "es", "ltm", "gtm", "worst case"]
     assert did == one * 3  # model by model: one stays in memory
-    assert len(rows) == matrix.done == matrix.total == 18
-    assert matrix.left.total() == 0
+    assert len(rows) == scheduler.done == scheduler.total == 18
+    assert scheduler.left.total() == 0
     again, same, did = ran(store, found)
     assert did == []
     assert same == rows
@@ -185,7 +187,7 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     assert ran(store, found)[2] == ["worst case"]
 
 
-def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
+def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
         one = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
@@ -214,8 +216,8 @@ def test_scores_are_drawn_where_all_that_they_need_is_there() -> None:
 
 def test_policies(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none", "hm"))
-    matrix, rows, _ = ran(store, found, bad=("es",))
-    assert (matrix.done, matrix.failed) == (8, 4)  # es, and the worst case that needs it
+    scheduler, rows, _ = ran(store, found, bad=("es",))
+    assert (scheduler.done, scheduler.failed) == (8, 4)  # es, and the worst case that needs it
     assert ran(store, found, "only-missing", bad=("es",))[2] == []
     assert ran(store, found, bad=("es",))[2] == ["es"] * 2
     assert ran(store, found)[2] == ["es", "worst case"] * 2
@@ -234,25 +236,25 @@ def test_policies(tmp_path: Path) -> None:
 
 
 def test_the_policies_are_those_of_the_command_line() -> None:
-    assert tuple(status.TAKEN) == RESUME
+    assert tuple(status.KEPT_STATUSES) == RESUME
 
 
-def test_never_trains_again(tmp_path: Path) -> None:
+def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found)
     entries, _ = assessed(store, found)
-    (again,) = entries[0].agenda("never")
+    (again,) = entries[0].first_tasks("never")
     assert isinstance(again, Train)
-    assert again.afresh
+    assert again.retrain
 
 
 def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
-    matrix, rows, _ = ran(store, found, bad=("training",))
-    assert (matrix.failed, matrix.left.total()) == (6, 0)
+    scheduler, rows, _ = ran(store, found, bad=("training",))
+    assert (scheduler.failed, scheduler.left.total()) == (6, 0)
     assert [r.facts["kind"] for r in rows] == ["training"]
-    matrix, rows, did = ran(store, found, "only-missing")
-    assert (did, matrix.failed, len(rows)) == ([], 6, 1)
+    scheduler, rows, did = ran(store, found, "only-missing")
+    assert (did, scheduler.failed, len(rows)) == ([], 6, 1)
     store.remove(rows[0].id)
     assert len(ran(store, found)[1]) == 6
 
@@ -267,8 +269,9 @@ def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
 
 def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
-    matrix, rows, _ = ran(store, found)
-    fail(matrix.session, rows[1], "ca+", CellError("late"), Stopwatch())  # of a slower run
+    scheduler, rows, _ = ran(store, found)
+    # as a slower run would
+    store_failure(scheduler.session, rows[1], "ca+", CellError("late"), Stopwatch())
     assert store.cells() == sorted(rows, key=lambda one: one.order)
 
 
@@ -278,12 +281,12 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     ran(store, found)
     executor = Fake(store)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    trained = status.assess(found[0], PLANNED, store, known, "fp32")
-    matrix = Scheduler(
+    trained = status.plan_training(found[0], PLANNED, store, known, "fp32")
+    scheduler = Scheduler(
         [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"
     )
     session.reporter.tally = lambda tally: None  # type: ignore[method-assign]
-    assert len(matrix.run()) == 6
+    assert len(scheduler.run()) == 6
     assert executor.did == []
 
 
@@ -308,7 +311,7 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
     )
 
 
-def test_a_defense_takes_the_passes_of_those_before_it(tmp_path: Path) -> None:
+def test_a_duration_is_estimated_from_the_passes_of_other_defenses(tmp_path: Path) -> None:
     none, est, other = (
         Train(training, new_cell(training.facts, cell().about, {}))
         for training in (*trainings(defenses=("none", "est:eta=8")), *trainings((1,), ("none",)))

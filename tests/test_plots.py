@@ -1,4 +1,4 @@
-"""Plots: drawn from a table, the same bytes again, and they say what they show."""
+"""Plots: the same bytes for the same table, and labels that describe the data."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_fgsm_is_no_point_of_a_sweep_over_steps(table: Table) -> None:
     assert np.allclose(figure.axes[0].lines[-1].get_xdata(), [0, 4, 8, 32])
 
 
-def test_what_a_table_lacks_is_not_drawn() -> None:
+def test_missing_numbers_are_not_plotted() -> None:
     (alone,) = tables(measured(tidy([attacked("CA+", 20)])))
     assert [name for name, plot in PLOTS.items() if plot(alone)] == ["intervals"]
 

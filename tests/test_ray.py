@@ -1,4 +1,4 @@
-"""A Ray cluster of two workers does what one process does."""
+"""A Ray cluster of two workers gives the same results as one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole path at 224 px, for real: ResNet-18, undefended and HM, every attack, on a CPU."""
+"""A complete run at 224 px on a CPU: ResNet-18, undefended and HM, every attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry: duplicates are an error that names both places."""
+"""The registry: names, order, and the error for a name that is registered twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed results say what their README says of them."""
+"""The tables of results/README.md equal those written from the committed CSVs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.synthetic import FULL, model
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
-    """Mend with: python -m scripts.reading."""
+    """If it fails, write the tables again: python -m scripts.reading."""
     page = README.read_text(encoding="utf-8")
     assert written(page) == page
 

@@ -1,4 +1,4 @@
-"""Benign metrics against slow, obvious twins."""
+"""Retrieval metrics equal slow versions that follow the definitions item by item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vectorised samplers against per-anchor definitions."""
+"""The vectorised samplers follow the definitions for each anchor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At the size of Stanford Online Products: memory is that of blocks, whatever the gallery."""
+"""Memory stays bounded with a gallery of the size of Stanford Online Products."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ for cls in (QueryUp, QueryDown):
 
 
 def measured(code: str, tmp_path: Path) -> tuple[dict[str, float], int]:
-    """What ``code`` found, and how far its process's memory rose above the embeddings, in bytes."""
+    """Run ``code``; return its result and its peak memory beyond the embeddings, in bytes."""
     script = tmp_path / "child.py"
     script.write_text(PRELUDE + code + "print(json.dumps([means, peak() - before]))\n")
     environment = os.environ | {"OMP_NUM_THREADS": "2"}

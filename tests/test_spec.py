@@ -1,4 +1,4 @@
-"""The spec grammar: typed, canonical, round-tripping, and helpful when it is wrong."""
+"""The spec grammar: types, the canonical form, reading it back, and helpful errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and cells on disk: whole, verified, and found again by identity."""
+"""Checkpoints and cells on disk: complete, verified, and found by identity."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
     assert {n: e.value for n, e in ers_row.estimates.items()} == {"R@1": 80, "CA+": 2}
 
 
-def test_cells_of_replaced_weights_do_not_stand(tmp_path: Path) -> None:
+def test_cells_of_replaced_weights_are_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for value, checkpoint_ in ((1, "old"), (2, "new")):
         store.put(with_facts(cell("CA+", value), training="t", checkpoint=checkpoint_))
@@ -501,7 +501,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) 
 
 
 class Evil:
-    """What a malicious pickle would do on loading."""
+    """Stand for the harmful code in a malicious pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch pwned",)

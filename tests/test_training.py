@@ -1,4 +1,4 @@
-"""The training engine: seeded, resumable to the bit, honest when it goes wrong."""
+"""The trainer: seeds, exact resumption, and clear errors if a training diverges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
 from dmlbench.training import batches, trainer
 from dmlbench.training.log import LOG, TENSORBOARD
-from dmlbench.training.trainer import Training, Watch, train
+from dmlbench.training.trainer import Monitoring, Training, train
 from tests.conftest import make_split
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
@@ -200,7 +200,7 @@ def test_the_log_has_a_line_a_step_and_one_an_epoch(tiny: RetrievalData, tmp_pat
 def test_validation_changes_no_weight_and_is_recorded(tiny: RetrievalData, tmp_path: Path) -> None:
     spec = make(tiny)
     bare = train(spec, tiny, tmp_path / "bare", CPU, Silent())
-    watched = train(spec, tiny, tmp_path / "watched", CPU, Silent(), Watch(validate=2))
+    watched = train(spec, tiny, tmp_path / "watched", CPU, Silent(), Monitoring(validate=2))
     assert watched["sha256"] == bare["sha256"]
     recalls = [epoch.get("R@1") for epoch in watched["history"]]
     assert recalls[0] is None
@@ -226,11 +226,11 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
 
     monkeypatch.setattr(trainer._Run, "step", cut)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
+        train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
     monkeypatch.setattr(trainer._Run, "step", real)
     with (tmp_path / LOG).open("a") as log:
         log.write('{"epoch": 2, "ste')
-    train(spec, tiny, tmp_path, CPU, Silent(), Watch(tensorboard=True))
+    train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
     steps = [(line["epoch"], line["step"]) for line in lines(tmp_path) if "step" in line]
     assert steps == [(e, s) for e in (1, 2, 3) for s in range(1, 6)]
     events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
@@ -293,7 +293,7 @@ def test_proxies_learn_and_are_resumed(
 def test_a_test_split_without_a_match_has_no_recall(tiny: RetrievalData, tmp_path: Path) -> None:
     lonely = Split(tiny.test.images[:5], np.arange(5))
     data = RetrievalData(tiny.train, lonely)
-    manifest = train(make(data, NoDefense()), data, tmp_path, CPU, Silent(), Watch(validate=1))
+    manifest = train(make(data, NoDefense()), data, tmp_path, CPU, Silent(), Monitoring(validate=1))
     assert [epoch["R@1"] for epoch in manifest["history"]] == [None] * 3
 
 

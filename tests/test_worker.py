@@ -1,4 +1,4 @@
-"""What becomes of a task that goes wrong within a process."""
+"""A task that fails inside a worker is stored as failed, with advice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
 from dmlbench.sweep.session import Session
-from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.worker import Worker
 from tests.test_training import Silent
 
@@ -53,8 +53,8 @@ def entry(session: Session) -> PlannedModel:
     none = spec.parse("none", DEFENSES)
     recipe = Recipe(epochs=1, pairs=8)
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
-    known = Known(session.store.read()[0])
-    return status.assess(job, PLANNED, session.store, known, "fp32")
+    known = StoredCells(session.store.read()[0])
+    return status.plan_training(job, PLANNED, session.store, known, "fp32")
 
 
 @pytest.mark.parametrize(

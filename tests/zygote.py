@@ -18,7 +18,7 @@ from typing import Any
 
 
 class Zygote:
-    """One that commands are forked from; ``environment`` is theirs."""
+    """A process from which commands are forked; ``environment`` is that of the commands."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -32,7 +32,7 @@ class Zygote:
     def run(
         self, arguments: tuple[str, ...], cwd: Path, timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """A command to its end."""
+        """Run a command and wait for its end."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -48,7 +48,7 @@ class Zygote:
             return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
 
@@ -70,7 +70,7 @@ def _serve() -> None:
 
 
 def _command(order: dict[str, Any]) -> int:
-    """In the forked process: what ``python -m dmlbench`` does."""
+    """Do in the forked process the same as ``python -m dmlbench``."""
     os.chdir(order["cwd"])
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(order[name], os.O_WRONLY | os.O_CREAT)

@@ -62,7 +62,7 @@ def train(
         UserError: an argument that is wrong, data that are missing.
         CellError: the training diverged.
     """
-    from dmlbench.training.trainer import Watch
+    from dmlbench.training.trainer import Monitoring
     from dmlbench.training.trainer import train as train_model
 
     chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
@@ -80,8 +80,8 @@ def train(
     ) as session:
         (training,) = plan.plan(chosen, session.digest, network, wanted, [seed], settings)
         folder = session.store.model_folder(training.id)
-        watch = Watch(validate)
-        train_model(training, session.data, folder, session.compute, session.reporter, watch)
+        monitoring = Monitoring(validate)
+        train_model(training, session.data, folder, session.compute, session.reporter, monitoring)
         shape = session.data.channels, session.data.size
     return load_model(folder, image_shape=shape)
 

@@ -26,13 +26,13 @@ def preview(entries: Sequence[PlannedModel], resume: str, times: Durations) -> l
     """
     records = []
     for entry in entries:
-        agenda = entry.agenda(resume)
-        trains = bool(agenda) and isinstance(agenda[0], Train)
+        first_tasks = entry.first_tasks(resume)
+        trains = bool(first_tasks) and isinstance(first_tasks[0], Train)
         if entry.train is not None:
             status = CACHED if entry.trained == DONE else entry.trained
             records.append(_record(entry.train, status, trains, times))
         for task, status in entry.cells:
-            records.append(_record(task, status, entry.does(status, resume), times))
+            records.append(_record(task, status, entry.measures(status, resume), times))
     return records
 
 

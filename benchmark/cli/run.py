@@ -172,12 +172,12 @@ def _show(
 ) -> None:
     """Print what a run would do."""
     from dmlbench.cli.dry_run import lines, preview, summary
-    from dmlbench.sweep.durations import Durations, likely_device
-    from dmlbench.sweep.run import assess, mine, read_store
+    from dmlbench.sweep.durations import Durations, expected_device
+    from dmlbench.sweep.run import mine, plan_training, read_store
 
     known = read_store(session, repair=False)
-    models = assess(session, mine(trainings, how), attacks, known)
-    device = likely_device(session.compute)
+    models = plan_training(session, mine(trainings, how), attacks, known)
+    device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, how.resume, durations)
     if as_json:

@@ -45,7 +45,7 @@ def train(
     A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
     its processes train one model: the recipe's batch is shared out among them.
     """
-    from dmlbench.compute.device import launched, leads
+    from dmlbench.compute.device import is_main_process, under_torchrun
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
@@ -59,26 +59,28 @@ def train(
     trained = parse_recipe(chosen, recipe)
     with open_session(chosen, **places, torchrun=True) as s:
         from dmlbench.sweep.plan import plan
-        from dmlbench.sweep.worker import explained
+        from dmlbench.sweep.worker import with_advice
         from dmlbench.training import trainer
 
-        watch = trainer.Watch(validate, tensorboard)
+        monitoring = trainer.Monitoring(validate, tensorboard)
         manifests, failed = [], False
         for training in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(training.id)
             try:
-                manifest = trainer.train(training, s.data, folder, s.compute, s.reporter, watch)
+                manifest = trainer.train(
+                    training, s.data, folder, s.compute, s.reporter, monitoring
+                )
             except UserError:
                 raise
             except Exception as error:  # whatever a network or plugin raises
-                problem = explained(error, training)
-                if launched():  # the other processes wait for this one: torchrun ends them
+                problem = with_advice(error, training)
+                if under_torchrun():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True
                 s.reporter.warn(f"training {training.defense.label} failed: {problem}")
                 continue
             manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
-    if leads():
+    if is_main_process():
         _print(manifests, as_json)
     if failed:
         sys.exit(EXIT_FAILED_CELLS)

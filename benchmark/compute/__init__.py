@@ -1,1 +1,1 @@
-"""Where things are computed: the device, the embedding model, several processes, provenance."""
+"""The computation: device, embedding model, several processes, provenance."""

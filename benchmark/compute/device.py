@@ -105,7 +105,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def launched() -> bool:
+def under_torchrun() -> bool:
     """Return True if ``torchrun`` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
@@ -116,13 +116,13 @@ def local_device(name: str) -> str:
     Raises:
         UserError: ``name`` is a certain GPU, but there are several processes.
     """
-    if not launched() or name == "cpu" or not torch.cuda.is_available():
+    if not under_torchrun() or name == "cpu" or not torch.cuda.is_available():
         return name
     if name not in ("auto", "cuda"):
         raise UserError(f"--device {name} under torchrun: each process takes a GPU; leave it out")
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Return True in the one process that reports progress and writes files for all."""
-    return not launched() or os.environ["RANK"] == "0"
+    return not under_torchrun() or os.environ["RANK"] == "0"

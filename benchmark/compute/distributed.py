@@ -18,7 +18,7 @@ import torch.distributed
 from torch import nn
 
 from dmlbench.common.errors import UserError
-from dmlbench.compute.device import launched
+from dmlbench.compute.device import under_torchrun
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """True in the process that writes files and reports progress."""
         return self.rank == 0
 
@@ -87,7 +87,7 @@ class World:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def synchronised(self, model: ModuleT) -> ModuleT:
+    def synchronise_batch_norm(self, model: ModuleT) -> ModuleT:
         """Make the batch norms of ``model`` use the statistics of the whole batch.
 
         Without this each would use those of the share of its process.
@@ -107,7 +107,7 @@ class World:
         synchronised: ModuleT = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return synchronised
 
-    def begin_alike(self, modules: Sequence[nn.Module]) -> None:
+    def broadcast_weights(self, modules: Sequence[nn.Module]) -> None:
         """Copy the weights of the first process to all others."""
         if self.size > 1:
             for module in modules:
@@ -116,7 +116,7 @@ class World:
                     torch.distributed.broadcast(dense, 0)
                     value.copy_(dense)
 
-    def from_first(self, found: T) -> T:
+    def broadcast(self, found: T) -> T:
         """Return, in every process, the object ``found`` of the first process."""
         if self.size == 1:
             return found
@@ -124,7 +124,7 @@ class World:
         torch.distributed.broadcast_object_list(held, 0)
         return held[0]
 
-    def agree(self, number: int) -> bool:
+    def all_equal(self, number: int) -> bool:
         """Return True if ``number`` is the same in every process."""
         if self.size == 1:
             return True
@@ -133,12 +133,12 @@ class World:
         return len(set(found)) == 1
 
 
-def world(device: torch.device) -> World:
+def connect(device: torch.device) -> World:
     """Connect, on the first call, and return the processes that ``torchrun`` started.
 
     Without ``torchrun`` this is one process alone.
     """
-    if not launched():
+    if not under_torchrun():
         return World()
     if not torch.distributed.is_initialized():
         if device.type == "cuda":  # objects are exchanged by way of the current device
@@ -152,8 +152,8 @@ class _Gather(torch.autograd.Function):
     """Join rows by summing zero-padded tensors: exact, and the shares may differ in size."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, among: World, n: int) -> torch.Tensor:
-        ctx.part = among.share(n)
+    def forward(ctx: Any, rows: torch.Tensor, world: World, n: int) -> torch.Tensor:
+        ctx.part = world.share(n)
         whole = rows.new_zeros(n, *rows.shape[1:])
         whole[ctx.part] = rows
         torch.distributed.all_reduce(whole)

@@ -25,7 +25,7 @@ class EmbeddingModel(nn.Module):
         metric: N, E or C.
         mean, std: of each input channel, for normalisation; empty for none.
         freeze_batch_norm: leave the statistics of batch norm as they are in training.
-        steady: True if a batch has the same embeddings in train mode as in eval mode.
+        same_in_training: True if a batch has the same embeddings in train mode as in eval mode.
     """
 
     mean: torch.Tensor
@@ -38,14 +38,14 @@ class EmbeddingModel(nn.Module):
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         freeze_batch_norm: bool = False,
-        steady: bool = False,
+        same_in_training: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.metric: Metric = metric
-        self.reduced = False  # True: the backbone computes in bfloat16
+        self.use_bfloat16 = False  # True: the backbone computes in bfloat16
         self.freeze_batch_norm = freeze_batch_norm
-        self.steady = steady
+        self.same_in_training = same_in_training
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -66,7 +66,7 @@ class EmbeddingModel(nn.Module):
         """
         if self.mean.numel():
             images = (images - self.mean) / self.std
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             raw = self.backbone(images)
         shape = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
         if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
@@ -74,11 +74,11 @@ class EmbeddingModel(nn.Module):
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
                 f"embeddings, got {shape}"
             )
-        raw = raw.float() if self.reduced else raw
+        raw = raw.float() if self.use_bfloat16 else raw
         return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
 
 
-def place(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
+def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     """Move ``model`` to ``device``, in the memory layout that is fast there.
 
     On a CPU this is "channels last": a step takes a third less time for LeNet and a tenth less

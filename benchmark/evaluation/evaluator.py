@@ -18,7 +18,7 @@ from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, place
+from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.cuda_graphs import fastest
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
@@ -194,6 +194,6 @@ def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
     """The model frozen, on its device, at the precision that ``compute`` sets."""
-    model.reduced = compute.precision == "bf16"
-    with compute.applied() as device, frozen(place(model, device)):
+    model.use_bfloat16 = compute.precision == "bf16"
+    with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)

@@ -50,7 +50,7 @@ def terms(columns: Mapping[str, float]) -> dict[str, float]:
     return {name: a + b * columns[name] for name, (a, b) in TERMS.items()}
 
 
-def shares(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
+def ers_per_query(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
     """Compute the ERS of each query, (Q,). Their mean is the ERS of the means of the columns.
 
     Args:

@@ -66,7 +66,7 @@ class Model(Component, abc.ABC):
         return False
 
     @property
-    def steady(self) -> bool:
+    def same_in_training(self) -> bool:
         """True if a batch has the same embeddings in train mode as in eval mode.
 
         This holds for a network without dropout, stochastic depth and trained batch norm
@@ -96,7 +96,11 @@ class Model(Component, abc.ABC):
             if initial:
                 self.initialise(backbone)
             model = EmbeddingModel(
-                backbone, self.metric, *self.normalisation(), self.freezes_batch_norm, self.steady
+                backbone,
+                self.metric,
+                *self.normalisation(),
+                self.freezes_batch_norm,
+                self.same_in_training,
             )
             if initial and not any(p.requires_grad for p in model.parameters()):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")

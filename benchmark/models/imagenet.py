@@ -92,7 +92,7 @@ class Pretrained(Model, abc.ABC):
         """
         from dmlbench.storage.weights import load_state, read_state
 
-        name, own, ours = self.card.name, backbone.state_dict(), False
+        name, own, from_dmlbench = self.card.name, backbone.state_dict(), False
         if self.weights == NONE:
             return
         if self.weights == PRETRAINED:
@@ -103,21 +103,25 @@ class Pretrained(Model, abc.ABC):
                 reason = " ".join(str(error).split())[:200]
                 random = canonical_model(replace(self, weights=NONE))
                 raise UserError(
-                    f"model {name}: {self.published} cannot be had ({reason}): {self.by_hand}, or "
-                    f"start from a file (weights=FILE) or at random ({random})"
+                    f"model {name}: {self.published} is not available ({reason}): "
+                    f"{self.manual_download}, or start from a file (weights=FILE) or from random "
+                    f"weights ({random})"
                 ) from None
         else:
             state = read_state(self._file())
-            ours = all(key.startswith("backbone.") for key in state)
-            if ours:
+            from_dmlbench = all(key.startswith("backbone.") for key in state)
+            if from_dmlbench:
                 state = {key.removeprefix("backbone."): value for key, value in state.items()}
-        body = {key: value for key, value in state.items() if not self._is_head(key)}
+        body = {key: value for key, value in state.items() if not self._in_replaced_layer(key)}
         fitting = {
             key: value
             for key, value in state.items()
-            if ours and self._is_head(key) and key in own and own[key].shape == value.shape
+            if from_dmlbench
+            and self._in_replaced_layer(key)
+            and key in own
+            and own[key].shape == value.shape
         }
-        rest = {key: own[key] for key in own if self._is_head(key) and key not in fitting}
+        rest = {key: own[key] for key in own if self._in_replaced_layer(key) and key not in fitting}
         try:
             load_state(backbone, body | fitting | rest)
         except RuntimeError as error:
@@ -125,11 +129,11 @@ class Pretrained(Model, abc.ABC):
             raise UserError(f"model {name}: {self.weights} does not fit: {reason}") from None
 
     @property
-    def by_hand(self) -> str:
+    def manual_download(self) -> str:
         """Advice, in an error message, for a machine without an internet connection."""
         return "fetch them on a machine that has a network"
 
-    def _is_head(self, key: str) -> bool:
+    def _in_replaced_layer(self, key: str) -> bool:
         return key.startswith(f"{self.head}.")
 
     def _file(self) -> Path:
@@ -151,27 +155,27 @@ class TorchvisionModel(Pretrained, abc.ABC):
     """A network of torchvision.models; its published weights are ``IMAGENET1K_V1``."""
 
     features: ClassVar[int]  # number of inputs of the replaced layer
-    drops: ClassVar[bool] = False  # True: training skips layers at random (stochastic depth)
+    stochastic_depth: ClassVar[bool] = False  # True: training skips layers at random
 
     @property
-    def steady(self) -> bool:
+    def same_in_training(self) -> bool:
         """True with frozen batch norm: dropout occurs only in the layer that is replaced."""
-        return self.freeze_bn and not self.drops
+        return self.freeze_bn and not self.stochastic_depth
 
     @property
     def published(self) -> str:
         """The name of the weights in torchvision, e.g. ``ResNet18_Weights.IMAGENET1K_V1``."""
-        return str(self._entry)
+        return str(self._weights_entry)
 
     @property
-    def by_hand(self) -> str:
+    def manual_download(self) -> str:
         """The file and the folder in which torch.hub looks for it."""
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        return f"put {self._entry.url.rpartition('/')[2]} into {folder}"
+        return f"put {self._weights_entry.url.rpartition('/')[2]} into {folder}"
 
     def download(self) -> Mapping[str, torch.Tensor]:
         """Download the weights by torch.hub, unless it has the file, and check their hash."""
-        state: Mapping[str, torch.Tensor] = self._entry.get_state_dict(
+        state: Mapping[str, torch.Tensor] = self._weights_entry.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
         return state
@@ -186,7 +190,7 @@ class TorchvisionModel(Pretrained, abc.ABC):
         return network
 
     @property
-    def _entry(self) -> Any:
+    def _weights_entry(self) -> Any:
         import torchvision.models
 
         return torchvision.models.get_model_weights(self.card.name).IMAGENET1K_V1
@@ -230,7 +234,7 @@ class SwinT(TorchvisionModel):
     card = Card("swin_t", "Swin-T of torchvision, FC dim", SWIN)
     head = "head"
     features = 768
-    drops = True
+    stochastic_depth = True
 
 
 @MODELS.register

@@ -26,7 +26,7 @@ class C2F2(Model):
     dim: int = parameter(512, "embedding dimension", at_least=1)
 
     @property
-    def steady(self) -> bool:
+    def same_in_training(self) -> bool:
         """True: no layer behaves differently in training."""
         return True
 
@@ -59,7 +59,7 @@ class LeNet(Model):
     dim: int = parameter(128, "embedding dimension", at_least=1)
 
     @property
-    def steady(self) -> bool:
+    def same_in_training(self) -> bool:
         """True: no layer behaves differently in training."""
         return True
 

@@ -1,1 +1,1 @@
-"""A run: which tasks there are, what is stored already, and who does them."""
+"""A run: the plan of its tasks, their status in the store, and the processes that do them."""

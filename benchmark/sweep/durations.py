@@ -1,4 +1,4 @@
-"""How long the tasks of a run will take, from what the same have taken before on such a device."""
+"""Estimates of the duration of tasks, from the durations of earlier ones on the same device."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
-_KEEP = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
+_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What tasks that take equally long have in common.
+class TaskKind:
+    """A class of tasks that take equally long.
 
     Attributes:
-        same: identity of what decides the time: not the seed, nor the weights that are attacked.
-        like: the same, whatever the defense or the attack.
-        passes: of a training step; 1 of a measured cell, 0 of one that is drawn from others.
+        exact: hash of the facts that decide the duration. The seed and the attacked weights are not
+            among them.
+        family: the same hash without the defense or the attack.
+        passes: number of forward-backward passes in a training step; 1 for a measured cell, and 0
+            for one that is computed from other cells.
     """
 
-    same: str
-    like: str
+    exact: str
+    family: str
     passes: int
 
 
 class Durations:
-    """Seconds of trainings and cells.
+    """The durations of past trainings and measurements, and estimates from them.
 
     Args:
-        device: name of the processor; rows of others do not count.
-        cells: past rows.
-        store: where the manifests of trained models lie.
+        device: name of the device; durations on other devices are ignored.
+        cells: the stored cells.
+        store: its folder holds the manifests of trained models.
     """
 
     def __init__(self, device: str, cells: Iterable[Cell], store: Store) -> None:
@@ -50,61 +52,68 @@ class Durations:
         self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
         for row in cells:
             if row.ok and row.provenance.device == device:
-                self.add(_cell(row.facts), row.seconds)
+                self.add(_cell_kind(row.facts), row.seconds)
         for path in (store.root / "models").glob("*/manifest.json"):
-            made = _manifest(path)
-            if made is not None and made["provenance"]["device"] == device:
-                self.add(_training(made["training"], made["training_cost"]), made["seconds"])
+            manifest = _read_manifest(path)
+            if manifest is not None and manifest["provenance"]["device"] == device:
+                self.add(
+                    _training_kind(manifest["training"], manifest["training_cost"]),
+                    manifest["seconds"],
+                )
 
-    def kind(self, task: Task) -> Kind:
-        """What decides the time of ``task``."""
+    def kind(self, task: Task) -> TaskKind:
+        """Return the class of ``task``."""
         if isinstance(task, Train):
             training = task.training
-            return _training(training.facts, training.defense.training_cost)
-        return _cell(task.cell.facts)
+            return _training_kind(training.facts, training.defense.training_cost)
+        return _cell_kind(task.cell.facts)
 
-    def seconds(self, kind: Kind) -> float | None:
-        """The median of the past rows of ``kind``, else what its passes took in like ones.
+    def seconds(self, kind: TaskKind) -> float | None:
+        """Estimate the duration of a task, in seconds.
 
-        None if there are none.
+        It is the median of earlier tasks of this kind. If there are none, it is the median time of
+        a pass in tasks that differ in the defense or the attack alone, times the passes.
+
+        Returns:
+            None if there are no such tasks either.
         """
-        if kind.same in self._seconds:
-            return median(self._seconds[kind.same])
-        if kind.like in self._per_pass:
-            return median(self._per_pass[kind.like]) * kind.passes
+        if kind.exact in self._seconds:
+            return median(self._seconds[kind.exact])
+        if kind.family in self._per_pass:
+            return median(self._per_pass[kind.family]) * kind.passes
         return None if kind.passes else 0.0
 
-    def add(self, kind: Kind, seconds: float) -> None:
-        """One more."""
-        self._seconds[kind.same].append(seconds)
+    def add(self, kind: TaskKind, seconds: float) -> None:
+        """Take the duration of one more finished task into account."""
+        self._seconds[kind.exact].append(seconds)
         if kind.passes:
-            self._per_pass[kind.like].append(seconds / kind.passes)
+            self._per_pass[kind.family].append(seconds / kind.passes)
 
 
-def likely_device(compute: Compute) -> str:
-    """The name of the device that will be used, without importing torch where there is no GPU."""
+def expected_device(compute: Compute) -> str:
+    """Return the name of the device of a run. torch is imported only if there may be a GPU."""
     nvidia = Path("/proc/driver/nvidia").exists()
     if compute.device == "cpu" or (compute.device == "auto" and not nvidia):
         return f"cpu: {processor_name()}"
     return device_name(compute.torch_device())
 
 
-def _training(facts: dict[str, Any], passes: int) -> Kind:
-    same = {k: v for k, v in facts.items() if k != "seed"}
-    like = {k: v for k, v in same.items() if not k.startswith("defense")}
-    return Kind(identity(same), identity(like), passes)
+def _training_kind(facts: dict[str, Any], passes: int) -> TaskKind:
+    exact = {k: v for k, v in facts.items() if k != "seed"}
+    family = {k: v for k, v in exact.items() if not k.startswith("defense")}
+    return TaskKind(identity(exact), identity(family), passes)
 
 
-def _cell(facts: dict[str, Any]) -> Kind:
-    same = {k: facts.get(k) for k in _KEEP}
-    like = {k: v for k, v in same.items() if not k.startswith("attack")}
-    return Kind(identity(same), identity(like), int(facts["kind"] in ("benign", "attack")))
+def _cell_kind(facts: dict[str, Any]) -> TaskKind:
+    exact = {k: facts.get(k) for k in _CELL_FACTS}
+    family = {k: v for k, v in exact.items() if not k.startswith("attack")}
+    return TaskKind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        made: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
         needed = {"training", "training_cost", "seconds", "provenance"}
-        return made if needed <= made.keys() else None
+        return manifest if needed <= manifest.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,7 +1,7 @@
-"""What a run consists of: its models, and the cells of each. Imports no torch, reads no image.
+"""The plan of a run: its models, and the cells of each. Imports no torch and reads no image.
 
-A model is known by its training run. Its cells are known by the digest of its weights, so of a
-model that is not trained yet they are planned with ``UNTRAINED`` in its place.
+The identity of a model is that of its training. The identity of a cell contains the digest of the
+weights. As long as a model is not trained, ``UNTRAINED`` stands in place of this digest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weig
 from dmlbench.sweep.weights import check_seeds
 from dmlbench.training.job import Training
 
-MEASURE_VERSION = 1  # raised when dmlbench.attacking changes what it measures
+MEASURE_VERSION = 1  # is raised when a change of dmlbench.evaluation changes a number
 
 PERCENT = ColumnInfo("%", "higher")
 WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
@@ -41,7 +41,19 @@ def plan(
     seeds: Sequence[int],
     recipe: Recipe,
 ) -> list[Training]:
-    """The models of a run: seeds within defenses, each configuration once."""
+    """List the trainings of a run: for each defense in turn, one for each seed.
+
+    Args:
+        dataset: the data set.
+        digest: digest of its content.
+        network: the network that is trained.
+        defenses: may have ``auto`` fields; the card of the data set completes them.
+        seeds: of the trainings.
+        recipe: the training hyper-parameters.
+
+    Returns:
+        Each configuration once, also if the arguments contain it twice.
+    """
     check_seeds(seeds)
     card = dataset.protocol
     name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
@@ -61,7 +73,7 @@ def plan(
 
 
 def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
-    """``epochs=2,lr=0.01``: the values of ``recipe`` that differ from the data set's usual ones."""
+    """List the values of ``recipe`` that differ from ``usual``, e.g. ``epochs=2,lr=0.01``."""
     return ",".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in spec.values(recipe).items()
@@ -70,11 +82,11 @@ def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
 
 
 def shard(trainings: Sequence[Training], number: int, count: int) -> list[Training]:
-    """The ``number``-th (from 1) of ``count`` parts, in the order of ``trainings``.
+    """Return part ``number`` (from 1) of ``count`` parts, in the order of ``trainings``.
 
-    A model is trained and measured in one shard. They are dealt out in the order of training cost
-    and identity, so that shards differ by one model at most and each gets some of the dear ones;
-    neither the order of the flags nor the machine matters.
+    A model is trained and measured in the same part. Models are dealt out in the order of training
+    cost and identity. Therefore the sizes of the parts differ by one model at most, each part gets
+    some of the expensive ones, and neither the order of the flags nor the machine matters.
     """
     dealt = sorted(trainings, key=lambda one: (-one.defense.training_cost, one.id))
     mine = {training.id for training in dealt[number - 1 :: count]}
@@ -84,11 +96,17 @@ def shard(trainings: Sequence[Training], number: int, count: int) -> list[Traini
 def planned_attacks(
     attacks: Sequence[Attack], threat: Threat, queries: int | None = None
 ) -> list[PlannedAttack]:
-    """The attacks, resolved, each configuration once; on so many ``queries``, or on all."""
+    """Complete the attacks for one threat; each configuration once.
+
+    Args:
+        attacks: may have ``auto`` fields; the threat completes them.
+        threat: the bounds of the adversary, and the suite.
+        queries: number of test images that are perturbed; None: all.
+    """
     found = []
     for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
         suite = attack.suite or threat.suite
-        suited = replace(threat, suite=suite)  # the row says its suite, so the attack need not
+        suited = replace(threat, suite=suite)  # the row names the suite, so the attack does not
         facts = {
             "attack": attack.card.name,
             "attack_version": attack.card.version,
@@ -115,13 +133,13 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
 
 
 def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:
-    """The cells of the weights: clean, under each attack, the worst cases."""
+    """List the cells of the weights: benign, one for each attack, and the combined scores."""
     measured = measures(weights, attacks)
     return [*measured, *combines(weights, measured)]
 
 
 def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure]:
-    """The benign cell of the weights and one for each attack."""
+    """List the measured cells of the weights: the benign one, and one for each attack."""
     precision = weights.about.precision
     common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
     benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
@@ -134,10 +152,10 @@ def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure
 
 
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
-    """Of each suite Robust R@1 and ERS, where all that they need is there.
+    """List the cells of Robust R@1 and ERS, for each suite that has all attacks they need.
 
-    Attacks count as the protocol has them. Where there are restarts of ES, LTM or GTM too, a
-    second Robust R@1 takes them in, and is named after them.
+    Both use the attacks as the protocol defines them. If ES, LTM or GTM were also run with
+    restarts, a second Robust R@1 includes those, and their names are part of its name.
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
@@ -166,7 +184,11 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
 def _restarted(cells: Mapping[str, PlannedCell]) -> dict[str, PlannedCell]:
     """``es:restarts=5`` -> cell: of ES, LTM and GTM those that differ in that alone.
 
-    Of one attack that with the most starts: they are the first starts of more, and some.
+    Only the one with the most restarts of each attack is kept: its starts include those of the
+    others.
+
+    Returns:
+        The spec of the attack, e.g. ``es:restarts=5`` -> its cell.
     """
     most: dict[str, tuple[int, str]] = {}
     for attack in cells:

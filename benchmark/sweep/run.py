@@ -23,11 +23,11 @@ from dmlbench.core import spec
 from dmlbench.models.base import canonical_model
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
-from dmlbench.sweep.durations import Durations, likely_device
+from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session
-from dmlbench.sweep.status import Known, PlannedModel
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import PlannedAttack, Weights
 from dmlbench.training.job import Training
 
@@ -39,7 +39,7 @@ class How:
     """How a run is carried out; changes no number.
 
     Attributes:
-        resume: which stored cells are taken as they are, a key of ``status.TAKEN``.
+        resume: which stored cells are taken as they are, a key of ``status.KEPT_STATUSES``.
         shard: (i, n): only the i-th of n parts of the models, from 1; None: all.
         executor: ``local``, or ``ray`` for a Ray cluster.
         workers: processes at once; None: one, with Ray as many as fit.
@@ -56,7 +56,7 @@ class How:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("resume", self.resume, tuple(status.TAKEN)),
+            ("resume", self.resume, tuple(status.KEPT_STATUSES)),
             ("executor", self.executor, EXECUTORS),
         ):
             if value not in known:
@@ -90,11 +90,11 @@ def run(
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
     """
     known = read_store(session)
-    planned = assess(session, mine(models, how), attacks, known)
-    device = likely_device(session.compute)
+    planned = plan_training(session, mine(models, how), attacks, known)
+    device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
     executor = _executor(session, how)
-    idle = not any(model.agenda(how.resume) for model in planned)
+    idle = not any(model.first_tasks(how.resume) for model in planned)
     with nullcontext() if idle else executor:
         if asked is not None:
             write_config(session.store.root / "runs", _resolved(models, attacks, asked))
@@ -105,7 +105,7 @@ def run(
     return cells
 
 
-def read_store(session: Session, repair: bool = True) -> Known:
+def read_store(session: Session, repair: bool = True) -> StoredCells:
     """The stored cells. A damaged one is named, and moved to ``quarantine/`` if ``repair``."""
     store = session.store
     cells, damaged = store.read()
@@ -114,21 +114,21 @@ def read_store(session: Session, repair: bool = True) -> Known:
         session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
     if repair:
         store.repair(damaged)
-    return Known(store.whole(cells))
+    return StoredCells(store.whole(cells))
 
 
-def assess(
+def plan_training(
     session: Session,
     models: Sequence[Training | Weights],
     attacks: Sequence[PlannedAttack],
-    known: Known,
+    known: StoredCells,
 ) -> list[PlannedModel]:
     """Each model with its cells, and which of them are stored."""
     precision = session.compute.precision
     return [
-        status.planned_model(one, attacks, known)
+        status.plan_weights(one, attacks, known)
         if isinstance(one, Weights)
-        else status.assess(one, attacks, session.store, known, precision)
+        else status.plan_training(one, attacks, session.store, known, precision)
         for one in models
     ]
 

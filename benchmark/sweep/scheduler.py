@@ -1,4 +1,7 @@
-"""The cross product: data set x model x defense x seed x attack, one idempotent run of it."""
+"""The scheduler: gives the tasks of a plan to an executor, and counts what is done.
+
+It can be repeated: tasks whose result is stored already are not done again.
+"""
 
 from __future__ import annotations
 
@@ -10,125 +13,136 @@ from dmlbench.common.errors import CellError
 from dmlbench.common.progress import Tally, duration
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
-from dmlbench.sweep.durations import Durations, Kind
-from dmlbench.sweep.executors.base import Ending, Executor
+from dmlbench.sweep.durations import Durations, TaskKind
+from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells
-from dmlbench.sweep.session import Session, Stopwatch, fail
-from dmlbench.sweep.status import DONE, FAILED, STALE, TAKEN, Known, PlannedModel
+from dmlbench.sweep.session import Session, Stopwatch, store_failure
+from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, PlannedModel, StoredCells
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 from dmlbench.sweep.weights import trained_weights
 
 
 @dataclass
-class _Model:
-    """A model of the plan while the run lasts.
+class _ModelProgress:
+    """The progress of one model during a run.
 
     Attributes:
-        ready: tasks that can be begun.
-        waiting: worst cases, until what they are drawn from is measured.
-        open: tasks begun or ready.
+        entry: the model in the plan.
+        tasks: the tasks of all its cells.
+        ready: tasks that can start now.
+        waiting: combined scores whose cells are not all measured yet.
+        unfinished: number of tasks that are ready or running.
     """
 
     entry: PlannedModel
     tasks: list[CellTask]
     ready: deque[Task] = field(default_factory=deque)
     waiting: list[Combine] = field(default_factory=list)
-    open: int = 0
+    unfinished: int = 0
 
     def add(self, tasks: Iterable[Task]) -> None:
-        """Tasks to do."""
+        """Add tasks that must be done."""
         for task in tasks:
             if isinstance(task, Combine):
                 self.waiting.append(task)
             else:
                 self.ready.append(task)
-                self.open += 1
+                self.unfinished += 1
 
 
 @dataclass
 class Scheduler:
-    """One run over the entries of a plan.
+    """Runs the tasks of a plan.
 
     Attributes:
-        attacks: of the run.
-        known: the cells in the store; kept up to date.
-        times: how long tasks take; kept up to date.
-        resume: what to take from the store, a key of ``plan.TAKEN``.
+        entries: the models of the plan.
+        attacks: the attacks of the run.
+        session: settings that all tasks share.
+        executor: does the tasks.
+        known: the cells in the store; updated during the run.
+        times: durations of tasks; updated during the run.
+        resume: the policy for stored results, a key of ``status.KEPT_STATUSES``.
+        total, done, failed: number of cells in the plan, with a result, and without one.
+        left: number of tasks of each kind that are not finished.
+        running: identity of a cell -> the kind of its task and the time since it began.
     """
 
     entries: Sequence[PlannedModel]
     attacks: Sequence[PlannedAttack]
     session: Session
     executor: Executor
-    known: Known
+    known: StoredCells
     times: Durations
     resume: str
     done: int = 0
     failed: int = 0
     total: int = 0
-    ended: int = 0  # tasks of this run
+    ended: int = 0  # number of tasks that this run has finished
     watch: Stopwatch = field(default_factory=Stopwatch)
-    models: dict[str, _Model] = field(default_factory=dict)
-    left: Counter[Kind] = field(default_factory=Counter)  # cells and trainings
-    running: dict[str, tuple[Kind, Stopwatch]] = field(default_factory=dict)  # by their cell
+    models: dict[str, _ModelProgress] = field(default_factory=dict)
+    left: Counter[TaskKind] = field(default_factory=Counter)
+    running: dict[str, tuple[TaskKind, Stopwatch]] = field(default_factory=dict)
 
     def run(self) -> list[Cell]:
-        """Do what is left to do; the rows of all entries in their order, stored ones included.
+        """Do the tasks that are left.
 
-        A task that fails is a failed row and the run goes on.
+        If a task fails, its cell is stored as failed and the run continues.
+
+        Returns:
+            The cells of all entries, in their order, including those that were stored before.
 
         Raises:
-            UserError: no task can go on (a full disk, a corrupt checkpoint); what was finished
-                stays.
+            UserError: no task can succeed (a full disk, a corrupt checkpoint). Finished results
+                stay in the store.
         """
         for entry in self.entries:
-            self._enter(entry)
-        self._tell()
-        while any(model.open for model in self.models.values()):
-            while (held := self.executor.idle()) is not None and self._start(held):
-                self._tell()
-            for ending in self.executor.wait() if self.running else ():
-                self._end(ending)
-            self._tell()
+            self._add_entry(entry)
+        self._report()
+        while any(model.unfinished for model in self.models.values()):
+            while (idle_model := self.executor.idle()) is not None and self._start(idle_model):
+                self._report()
+            for finished in self.executor.wait() if self.running else ():
+                self._record_end(finished)
+            self._report()
         return [row for entry in self.entries for row in self._rows(entry)]
 
     @property
     def summary(self) -> str:
-        """What the run came to, in a line."""
+        """The outcome of the run, on one line."""
         text = f"{self.done} of {self.total} cells done, {self.failed} failed"
         if not self.ended:
             return f"{text}; there was nothing to do"
         return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
 
-    def _enter(self, entry: PlannedModel) -> None:
-        agenda, taken = entry.agenda(self.resume), TAKEN[self.resume]
+    def _add_entry(self, entry: PlannedModel) -> None:
+        first_tasks, kept = entry.first_tasks(self.resume), KEPT_STATUSES[self.resume]
         self.total += len(entry.cells)
         for task, status in entry.cells:
-            if status in taken:
+            if status in kept:
                 self.done += status in (DONE, STALE)
                 self.failed += status == FAILED
-            elif agenda:
+            elif first_tasks:
                 self.left[self.times.kind(task)] += 1
             else:
-                self.failed += 1  # its model has failed, and is not tried again
-        if agenda:
-            model = _Model(entry, [task for task, _ in entry.cells])
-            model.add(agenda)
-            self.models[agenda[0].model] = model
-            if isinstance(agenda[0], Train):
-                self.left[self.times.kind(agenda[0])] += 1
-            self._release(model)
+                self.failed += 1  # its training has failed and is not repeated
+        if first_tasks:
+            model = _ModelProgress(entry, [task for task, _ in entry.cells])
+            model.add(first_tasks)
+            self.models[first_tasks[0].model] = model
+            if isinstance(first_tasks[0], Train):
+                self.left[self.times.kind(first_tasks[0])] += 1
+            self._start_combining(model)
 
-    def _start(self, held: str) -> bool:
-        """Give the next task to a worker that holds a model; False if there is none.
+    def _start(self, idle_model: str) -> bool:
+        """Start the next task on the idle worker; return False if no task is ready.
 
-        Of that model, else a training, which other tasks wait for, else of the model with most
-        to do.
+        A task of the model ``idle_model``, which the worker has in memory, comes first. Then come
+        trainings, because other tasks wait for them, and then the model with most tasks.
         """
 
         def rank(name: str) -> tuple[bool, bool, int]:
             ready = self.models[name].ready
-            return name == held, isinstance(ready[0], Train), len(ready)
+            return name == idle_model, isinstance(ready[0], Train), len(ready)
 
         name = max((n for n, m in self.models.items() if m.ready), key=rank, default=None)
         if name is None:
@@ -136,23 +150,25 @@ class Scheduler:
         task = self.models[name].ready.popleft()
         self.running[task.cell.id] = self.times.kind(task), Stopwatch()
         if self.resume != "never" and self.session.store.done(task.cell.id):
-            self._close(task)  # another run in this folder has done it since it was planned
+            self._finish(task)  # another run in this folder has done it since it was planned
         else:
             self.executor.start(task)
         return True
 
-    def _end(self, ending: Ending) -> None:
-        """Take in what became of a task."""
-        if ending.problem is None:
-            self.times.add(self.times.kind(ending.task), ending.seconds)
+    def _record_end(self, finished: FinishedTask) -> None:
+        """Record a task that has ended; if it left no cell, store a failed one."""
+        if finished.problem is None:
+            self.times.add(self.times.kind(finished.task), finished.seconds)
         else:
-            task, gone = ending.task, CellError(ending.problem)
-            fail(self.session, task.cell, task.title, gone, Stopwatch.ended(ending.seconds))
-        self._close(ending.task)
+            task, error = finished.task, CellError(finished.problem)
+            store_failure(
+                self.session, task.cell, task.title, error, Stopwatch.ended(finished.seconds)
+            )
+        self._finish(finished.task)
 
-    def _close(self, task: Task) -> None:
+    def _finish(self, task: Task) -> None:
         model = self.models[task.model]
-        model.open -= 1
+        model.unfinished -= 1
         del self.running[task.cell.id]
         self.ended += 1
         self.left[self.times.kind(task)] -= 1
@@ -160,18 +176,18 @@ class Scheduler:
         if row is not None:
             self.known.cells[row.id] = row
         if isinstance(task, Train):
-            self._trained(task, model, failed=row is not None)
+            self._add_trained_cells(task, model, failed=row is not None)
         elif row is not None and row.ok:
             self.done += 1
         else:
             self.failed += 1
-        self._release(model)
+        self._start_combining(model)
 
-    def _trained(self, task: Train, model: _Model, failed: bool) -> None:
-        """Put a model's cells in line, now that its weights give them an identity."""
+    def _add_trained_cells(self, task: Train, model: _ModelProgress, failed: bool) -> None:
+        """Add the cells of a model after its training: its weights now give them an identity."""
         store, training = self.session.store, task.training
         statuses = [status for _, status in model.entry.cells]
-        wanted = [status not in TAKEN[self.resume] for status in statuses]
+        wanted = [status not in KEPT_STATUSES[self.resume] for status in statuses]
         if failed:
             self._give_up([t for t, want in zip(model.tasks, wanted, strict=True) if want])
             return
@@ -184,42 +200,46 @@ class Scheduler:
                 model.tasks[number] = cell
                 model.add([cell])
 
-    def _release(self, model: _Model) -> None:
-        """Put the worst cases in line when all that they are drawn from has ended."""
-        if model.open:
+    def _start_combining(self, model: _ModelProgress) -> None:
+        """Make the combined scores of a model ready once all its measurements have ended."""
+        if model.unfinished:
             return
         waiting, model.waiting = model.waiting, []
         for task in waiting:
             rows = [self.known.cells.get(cell_id) for cell_id, _ in task.sources]
             if all(row is not None and row.ok for row in rows):
                 model.ready.append(task)
-                model.open += 1
+                model.unfinished += 1
             else:
                 self._give_up([task])
 
     def _give_up(self, tasks: Sequence[CellTask]) -> None:
-        """Count cells that cannot be measured since what they need has failed."""
+        """Count cells as failed because a task that they need has failed."""
         self.failed += len(tasks)
         self.left.subtract(self.times.kind(task) for task in tasks)
 
     def _rows(self, entry: PlannedModel) -> list[Cell]:
         if entry.train is not None and (row := self.known.cells.get(entry.train.cell.id)):
             return [row]
-        agenda = entry.agenda(self.resume)
-        tasks = self.models[agenda[0].model].tasks if agenda else [t for t, _ in entry.cells]
+        first_tasks = entry.first_tasks(self.resume)
+        tasks = (
+            self.models[first_tasks[0].model].tasks if first_tasks else [t for t, _ in entry.cells]
+        )
         return [row for task in tasks if (row := self.known.find(task.cell)) is not None]
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         counts = self.total, self.done, self.failed, len(self.running)
         self.session.reporter.tally(Tally(*counts, self._seconds_left()))
 
     def _seconds_left(self) -> float | None:
-        """From past rows; None while there is nothing like a task that is left."""
+        """Estimate the time until the end; None if there is no estimate for one of the tasks."""
         left = 0.0
         for kind, count in self.left.items():
             seconds = self.times.seconds(kind) if count > 0 else 0.0
             if seconds is None:
                 return None
-            begun = [watch.seconds for other, watch in self.running.values() if other == kind]
-            left += seconds * count - sum(min(seconds, gone) for gone in begun)
+            elapsed_times = [
+                watch.seconds for other, watch in self.running.values() if other == kind
+            ]
+            left += seconds * count - sum(min(seconds, elapsed) for elapsed in elapsed_times)
         return left / self.executor.workers

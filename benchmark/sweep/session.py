@@ -1,4 +1,4 @@
-"""What the cells of a run have in common, and how a row of theirs is stored. Imports no torch."""
+"""Settings that all tasks of a run share, and functions that store results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
-from dmlbench.compute.device import Compute, launched, leads, local_device
+from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """What the cells of a run have in common."""
+    """Settings that all tasks of a run share.
+
+    Attributes:
+        dataset: the data set.
+        data_root: folder of data sets that is searched first; None: only the usual folders.
+        cache: folder of decoded images; None: the default one.
+        store: the results folder.
+        compute: device, batch size, threads and precision.
+        reporter: receives progress and messages.
+    """
 
     dataset: Dataset
     data_root: Path | None
@@ -38,10 +47,10 @@ class Session:
 
     @cached_property
     def data(self) -> RetrievalData:
-        """The images, read when they are first needed.
+        """The images; they are read when this is first used.
 
         Raises:
-            UserError: they are not to be had, or are not what the data set declares.
+            UserError: they are not available, or their digest is not the declared one.
         """
         data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
@@ -54,7 +63,7 @@ class Session:
 
     @property
     def digest(self) -> str:
-        """Content digest of the data, without reading it where it is known."""
+        """The digest of the content of the data; the images are read only if it is not declared."""
         return self.dataset.known_digest or self.data.digest
 
     def check_queries(self, queries: int | None) -> None:
@@ -100,35 +109,40 @@ def open_session(
     from dmlbench.common.console_progress import reporter_for
     from dmlbench.common.progress import QuietReporter
 
-    if launched() and not torchrun:
+    if under_torchrun() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
     compute = Compute(local_device(device), batch_size, threads, precision)
     if writing:
         check_writable(results, "--results")
-    shown = progress and leads()
+    shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
         yield Session(dataset, data_root, cache, Store(results), compute, reporter)
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """When a row was begun, and how long it has taken; the clock on the wall may jump."""
+    """The start of a task, and the time since then.
+
+    The time is measured with a monotonic clock, because the system clock may jump.
+    """
 
     started: float = field(default_factory=time.time)
     _monotonic: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """The time since the start."""
         return time.monotonic() - self._monotonic
 
     @classmethod
     def ended(cls, seconds: float) -> Stopwatch:
-        """One that was made so many seconds ago."""
+        """Create a stopwatch that was started ``seconds`` ago."""
         return cls(time.time() - seconds, time.monotonic() - seconds)
 
 
-def succeed(session: Session, cell: PlannedCell, found: Measurement, watch: Stopwatch) -> None:
+def store_success(
+    session: Session, cell: PlannedCell, found: Measurement, watch: Stopwatch
+) -> None:
     """Store what a cell has found.
 
     Raises:
@@ -139,12 +153,17 @@ def succeed(session: Session, cell: PlannedCell, found: Measurement, watch: Stop
     session.store.put(done, found.outcomes)
 
 
-def fail(
+def store_failure(
     session: Session, cell: PlannedCell, title: str, error: BaseException, watch: Stopwatch
 ) -> None:
     """Say that a cell has failed, and store it unless a number of it is there already.
 
-    An error without a traceback is of a process that is gone.
+    Args:
+        session: settings of the run.
+        cell: the cell.
+        title: name of its task, for the message.
+        error: the cause. It has no traceback if the process that did the task is dead.
+        watch: the start of the task.
     """
     kind = "" if isinstance(error, UserError | CellError) else f"{type(error).__name__}: "
     gone = error.__traceback__ is None

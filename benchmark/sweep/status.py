@@ -1,4 +1,4 @@
-"""What of a plan is there, and what a policy of ``--resume`` makes of it. Imports no torch."""
+"""The status of planned cells in the store, and the policies of ``--resume``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 
 DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
-TAKEN = {  # what each policy of --resume takes from the store
+KEPT_STATUSES = {  # policy of --resume -> statuses of cells that a run keeps as they are
     "retry-failed": (DONE,),
     "only-missing": (DONE, FAILED),
     "always": (DONE, FAILED, STALE),
     "never": (),
 }
-_MUTABLE = ("checkpoint", "measure_version", "attack_version")  # what makes a cell stale
+# facts that may change while a cell stays the same measurement
+_VERSION_FACTS = ("checkpoint", "measure_version", "attack_version")
 
 
-class Known:
-    """The cells of a store by identity, and by what they were before their definition changed."""
+class StoredCells:
+    """The cells of a store: found by identity, or as an older version of the same measurement."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         self.cells = {cell.id: cell for cell in cells}
-        self._stale = {_lasting(c): c for c in self.cells.values() if c.ok}
+        self._stale = {_identity_of_measurement(c): c for c in self.cells.values() if c.ok}
 
     def find(self, cell: PlannedCell) -> Cell | None:
-        """The row of a planned cell, a stale one if there is no other."""
-        return self.cells.get(cell.id) or self._stale.get(_lasting(cell))
+        """Return the stored cell for a planned one; a stale one if there is no other."""
+        return self.cells.get(cell.id) or self._stale.get(_identity_of_measurement(cell))
 
     def status(self, cell: PlannedCell) -> str:
-        """done, failed, stale (of replaced weights or an older definition) or to do."""
+        """Return the status of a planned cell; stale: of older weights or an older version."""
         found = self.find(cell)
         if found is None:
             return TO_DO
@@ -47,57 +48,67 @@ class Known:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model of the plan: its training and its cells, with what the store knows of each.
+    """A model of the plan: its training and its cells, each with its status in the store.
 
     Attributes:
-        train: None for weights from elsewhere.
-        trained: status of the training.
-        cells: tasks and their status; of an untrained model they have no identity yet.
+        train: the task of training; None if the weights are not trained by this run.
+        trained: the status of the training.
+        cells: the task and the status of each cell. As long as the model is not trained, the
+            identities are provisional.
     """
 
     train: Train | None
     trained: str
     cells: tuple[tuple[CellTask, str], ...]
 
-    def agenda(self, resume: str) -> tuple[Task, ...]:
-        """What can be begun with under that policy: the training, or what is not measured."""
-        wanted = tuple(task for task, status in self.cells if status not in TAKEN[resume])
+    def first_tasks(self, resume: str) -> tuple[Task, ...]:
+        """List the tasks that can start at once under the policy ``resume``.
+
+        These are the training, or else the cells that must be measured.
+        """
+        wanted = tuple(task for task, status in self.cells if status not in KEPT_STATUSES[resume])
         if not wanted or self.train is None:
             return wanted
         if resume == "never":
-            return (replace(self.train, afresh=True),)
+            return (replace(self.train, retrain=True),)
         if self.trained == DONE:
             return wanted
-        return () if self.trained in TAKEN[resume] else (self.train,)
+        return () if self.trained in KEPT_STATUSES[resume] else (self.train,)
 
-    def does(self, status: str, resume: str) -> bool:
-        """Whether a run under that policy does the cells of a status."""
-        return status not in TAKEN[resume] and bool(self.agenda(resume))
+    def measures(self, status: str, resume: str) -> bool:
+        """Return True if a run with the policy ``resume`` measures the cells with this status."""
+        return status not in KEPT_STATUSES[resume] and bool(self.first_tasks(resume))
 
 
-def assess(
-    training: Training, attacks: Sequence[PlannedAttack], store: Store, known: Known, precision: str
+def plan_training(
+    training: Training,
+    attacks: Sequence[PlannedAttack],
+    store: Store,
+    known: StoredCells,
+    precision: str,
 ) -> PlannedModel:
-    """A training with its status and of each cell.
+    """Find the status of a training and of each cell of its model.
 
     Raises:
-        UserError: its weights are there but are not what their manifest says.
+        UserError: the stored weights do not agree with their manifest.
     """
     manifest = read_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
-    measured = planned_model(weights, attacks, known)
+    measured = plan_weights(weights, attacks, known)
     if manifest is None and train.cell.id in known.cells:
-        failed = tuple((task, FAILED) for task, _ in measured.cells)  # they share its fate
+        failed = tuple((task, FAILED) for task, _ in measured.cells)  # they cannot be measured
         return PlannedModel(train, FAILED, failed)
     return PlannedModel(train, TO_DO if manifest is None else DONE, measured.cells)
 
 
-def planned_model(weights: Weights, attacks: Sequence[PlannedAttack], known: Known) -> PlannedModel:
-    """Weights that are there, with the status of each cell."""
+def plan_weights(
+    weights: Weights, attacks: Sequence[PlannedAttack], known: StoredCells
+) -> PlannedModel:
+    """Find the status of each cell of weights that exist."""
     tasks = cells(weights, attacks)
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 
-def _lasting(cell: PlannedCell) -> str:
-    return identity({k: v for k, v in cell.facts.items() if k not in _MUTABLE})
+def _identity_of_measurement(cell: PlannedCell) -> str:
+    return identity({k: v for k, v in cell.facts.items() if k not in _VERSION_FACTS})

@@ -1,4 +1,4 @@
-"""The tasks of a run: train a model, measure a cell, draw a score from cells. Imports no torch."""
+"""The tasks of a run: train a model, measure a cell, combine cells. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmlbench.training.job import Training
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights to measure.
+    """Weights that are measured.
 
     Attributes:
         model: the network.
@@ -33,18 +33,18 @@ class Weights:
 
     @property
     def id(self) -> str:
-        """The training run, or of weights from elsewhere their digest."""
+        """The identity of the training; the digest of the weights if that is unknown."""
         return str(self.facts.get("training", self.facts["checkpoint"]))
 
 
 @dataclass(frozen=True)
 class PlannedAttack:
-    """An attack as every model of a run meets it.
+    """An attack of a run, the same for every model.
 
     Attributes:
-        attack: resolved.
-        queries: how many of the test images it perturbs; None: each.
-        facts, about, columns: what it adds to a cell.
+        attack: the attack, no field ``auto``.
+        queries: number of test images that it perturbs; None: all.
+        facts, about, columns: the parts of a cell that depend on the attack.
     """
 
     attack: Attack
@@ -56,30 +56,40 @@ class PlannedAttack:
 
 @dataclass(frozen=True)
 class Train:
-    """The task of training a model; its cell is stored only if that fails.
+    """The task of training a model.
 
     Attributes:
-        afresh: whether to throw away a model that is there.
+        training: the training.
+        cell: is stored, as failed, only if the training fails.
+        retrain: True: delete the stored model and train again.
     """
 
     training: Training
     cell: PlannedCell
-    afresh: bool = False
+    retrain: bool = False
 
     @property
     def model(self) -> str:
-        """What a process keeps in memory between tasks of one model."""
+        """The identity of the model, which a worker keeps in memory from task to task."""
         return self.training.id
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The name of the task in messages."""
         return f"training {self.cell.about.label} (seed {self.cell.about.seed})"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The task of measuring weights, clean or under an attack: one cell."""
+    """The task of measuring weights: one cell.
+
+    Attributes:
+        weights: the weights.
+        cell: the cell, without its result.
+        attack: the attack; None: clean images (benign).
+        seed: seed of the attack.
+        queries: number of test images that are perturbed; None: all.
+    """
 
     weights: Weights
     cell: PlannedCell
@@ -88,24 +98,26 @@ class Measure:
 
     @property
     def model(self) -> str:
-        """What a process keeps in memory between tasks of one model."""
+        """The identity of the model, which a worker keeps in memory from task to task."""
         return self.weights.id
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The name of the task in messages."""
         return _title(self.cell)
 
 
 @dataclass(frozen=True)
 class Combine:
-    """The task of drawing a score of a suite from what was measured: one cell.
+    """The task of computing Robust R@1 or ERS from measured cells of one suite: one cell.
 
-    Robust R@1: a query counts if its top-1 is right on the clean image and under each of ES, LTM
-    and GTM: what AutoAttack's per-example worst case is to classification. Or ERS.
+    Robust R@1 is the worst case of each query, as AutoAttack takes it for classification: a query
+    counts if its nearest neighbour is right on the clean image and under each of ES, LTM and GTM.
 
     Attributes:
-        sources: (identity, column) of the cells whose outcomes it takes.
+        weights: the weights.
+        cell: the cell, without its result.
+        sources: (identity of a cell, column) of each input.
     """
 
     weights: Weights
@@ -114,21 +126,27 @@ class Combine:
 
     @property
     def model(self) -> str:
-        """What a process keeps in memory between tasks of one model."""
+        """The identity of the model, which a worker keeps in memory from task to task."""
         return self.weights.id
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The name of the task in messages."""
         return _title(self.cell)
 
 
-CellTask = Measure | Combine  # a task that makes a cell
+CellTask = Measure | Combine  # a task whose result is a cell
 Task = Train | CellTask
 
 
 def new_cell(facts: dict[str, Any], about: About, columns: dict[str, ColumnInfo]) -> PlannedCell:
-    """A cell before it is measured."""
+    """Create a cell that has no result yet.
+
+    Args:
+        facts: the facts that decide its numbers; their hash is its identity.
+        about: the description of model and attack in a row of a table.
+        columns: name of each number -> its unit and the better direction.
+    """
     return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)
 
 

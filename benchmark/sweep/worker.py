@@ -1,4 +1,4 @@
-"""What one process does of a run: train a model, measure a cell, store what came of it."""
+"""The worker of a run: trains models, measures cells and stores the results, in one process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
 from dmlbench.metrics.bootstrap import bootstrap_mean
-from dmlbench.metrics.ers import shares
+from dmlbench.metrics.ers import ers_per_query
 from dmlbench.storage import checkpoint
-from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
+from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.job import Training
 from dmlbench.training.trainer import train
 
 
 class Worker:
-    """Does tasks one after another; the model measured last stays in memory with its gallery.
+    """Does tasks one after another. The last measured model stays in memory, with its gallery.
 
     Raises:
-        UserError: the device is not there.
+        UserError: this machine does not have the device.
     """
 
     def __init__(self, session: Session) -> None:
@@ -35,10 +35,10 @@ class Worker:
         self._measured: tuple[str, Evaluation] | None = None
 
     def do(self, task: Task) -> None:
-        """Train or measure and store the row; a task that fails is a failed row.
+        """Do a task and store its result. If it fails, its cell is stored as failed.
 
         Raises:
-            UserError: what no other task would survive either: a full disk, a corrupt checkpoint.
+            UserError: other tasks would fail too (a full disk, a corrupt checkpoint).
         """
         watch = Stopwatch()
         try:
@@ -46,23 +46,23 @@ class Worker:
                 self._train(task)
             else:
                 found = self._combine(task) if isinstance(task, Combine) else self._measure(task)
-                succeed(self.session, task.cell, found, watch)
+                store_success(self.session, task.cell, found, watch)
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin raises fails its cell only
             training = task.training if isinstance(task, Train) else None
-            fail(self.session, task.cell, task.title, explained(error, training), watch)
+            store_failure(self.session, task.cell, task.title, with_advice(error, training), watch)
 
     def close(self) -> None:
-        """Let go of the model in memory."""
+        """Remove the model from memory."""
         self._measured = None
         self._open.close()
 
     def evaluation(self, weights: Weights) -> Evaluation:
-        """The weights on their device, with the gallery of the measurements before.
+        """Load the weights and embed the gallery, unless the last task has done so.
 
         Raises:
-            UserError: they do not fit the network, or have been replaced.
+            UserError: the weights do not fit the network, or the file was replaced.
         """
         digest = weights.facts["checkpoint"]
         if self._measured is None or self._measured[0] != digest:
@@ -80,10 +80,10 @@ class Worker:
         return self._measured[1]
 
     def _train(self, task: Train) -> None:
-        self.close()  # training needs its memory
+        self.close()  # training needs the memory
         session, training = self.session, task.training
         folder = session.store.model_folder(training.id)
-        if task.afresh:
+        if task.retrain:
             shutil.rmtree(folder, ignore_errors=True)
         if checkpoint.read_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
@@ -99,11 +99,13 @@ class Worker:
         outcomes = self.session.store.outcomes
         found = [(column, outcomes(cell_id)[column].to_numpy()) for cell_id, column in task.sources]
         (name,) = task.cell.columns
-        values = shares(dict(found)) if name == ERS else np.min([x for _, x in found], axis=0)
+        values = (
+            ers_per_query(dict(found)) if name == ERS else np.minimum.reduce([x for _, x in found])
+        )
         return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 
-def explained(error: BaseException, training: Training | None) -> BaseException:
+def with_advice(error: BaseException, training: Training | None) -> BaseException:
     """The error, or one with a remedy if memory was short, in a training or elsewhere (None)."""
     out = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not out and "can't allocate memory" not in str(error):  # what PyTorch says on a CPU
@@ -114,5 +116,5 @@ def explained(error: BaseException, training: Training | None) -> BaseException:
     else:
         remedy = "a smaller --batch-size"
     first = str(error).strip().partition("\n")[0]
-    explained = CellError(f"out of memory: use {remedy}, or another --device ({first})")
-    return explained.with_traceback(error.__traceback__)
+    short = CellError(f"out of memory: use {remedy}, or another --device ({first})")
+    return short.with_traceback(error.__traceback__)

@@ -26,7 +26,7 @@ def anchors(labels: Index) -> Index:
     return np.flatnonzero(sizes[inverse] > 1)
 
 
-def pair_batches(labels: Index, pairs: int, draws: np.random.Generator) -> list[Index]:
+def pair_batches(labels: Index, pairs: int, generator: np.random.Generator) -> list[Index]:
     """Draw the batches of an epoch, (2 * pairs,) positions each: anchor, positive, anchor, ...
 
     Each image whose class has another one is the anchor once, in random order. Its positive is
@@ -35,16 +35,16 @@ def pair_batches(labels: Index, pairs: int, draws: np.random.Generator) -> list[
     Args:
         labels: (N,) class of each image.
         pairs: number of pairs in a batch.
-        draws: the source of random numbers.
+        generator: the source of random numbers.
     """
-    order = draws.permutation(anchors(labels))
+    order = generator.permutation(anchors(labels))
     by_class = np.argsort(labels, kind="stable")
     classes, start, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     place = np.empty(len(labels), dtype=np.int64)
     place[by_class] = np.arange(len(labels))
     group = np.searchsorted(classes, labels[order])
     # a shift of 1..size-1 within the class never lands on the anchor itself
-    shift = 1 + (draws.random(len(order)) * (sizes[group] - 1)).astype(np.int64)
+    shift = 1 + (generator.random(len(order)) * (sizes[group] - 1)).astype(np.int64)
     position = (place[order] - start[group] + shift) % sizes[group] + start[group]
     interleaved = np.stack([order, by_class[position]], axis=1)
     return [interleaved[first : first + pairs].reshape(-1) for first in range(0, len(order), pairs)]
@@ -63,7 +63,7 @@ class Rows(Dataset[torch.Tensor]):
         return torch.from_numpy(self.images[np.asarray(index)])
 
 
-class Pixels:
+class ImageBatches:
     """Brings batches of uint8 images to a device.
 
     Small arrays are copied to the device once; worker processes read ahead from larger ones.
@@ -93,7 +93,7 @@ class Pixels:
             # forked workers share the mapped file; elsewhere they would each be sent a copy
             num_workers=min(MOST_WORKERS, os.cpu_count() or 1) if sys.platform == "linux" else 0,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator(),  # its seed is not drawn from the network's generator
             pin_memory=self._device.type == "cuda",
         )
@@ -101,5 +101,5 @@ class Pixels:
             yield batch.to(self._device, non_blocking=True)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

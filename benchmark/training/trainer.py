@@ -30,8 +30,8 @@ from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
-from dmlbench.compute.distributed import World, world
-from dmlbench.compute.embedding import embed, frozen, place
+from dmlbench.compute.distributed import World, connect
+from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData
@@ -40,7 +40,7 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
-from dmlbench.training.batches import Index, Pixels, anchors, pair_batches
+from dmlbench.training.batches import ImageBatches, Index, anchors, pair_batches
 from dmlbench.training.job import Training
 from dmlbench.training.log import TrainingLog
 
@@ -51,14 +51,14 @@ COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR
 
 
 @dataclass
-class Epoch:
+class EpochStatistics:
     """Numbers of the steps of an epoch; a batch without a triplet adds no loss and no hardness.
 
     Attributes:
         losses, hardnesses: of each step that had a triplet.
         spreads: mean cosine similarity in the batch, of each step.
-        passes: forward and backward passes of images by the adversary.
-        full_passes: the same if every image had taken all steps (no active set).
+        passes: forward-backward passes of the adversary in total, counted per triplet.
+        full_passes: their number if the active set had left out none.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Monitoring:
     """Settings that show the progress of a training and do not change its weights.
 
     Attributes:
@@ -111,7 +111,7 @@ def train(
     folder: Path,
     compute: Compute,
     reporter: Reporter,
-    watch: Watch = Watch(),
+    monitoring: Monitoring = Monitoring(),
 ) -> dict[str, Any]:
     """Train a model, save it in ``folder`` and return its manifest.
 
@@ -125,25 +125,27 @@ def train(
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
     with compute.applied() as device:
-        begun, clock, among = time.time(), time.monotonic(), world(device)
-        known = checkpoint.read_manifest(folder, training.facts) if among.leads else None
-        known = among.from_first(known)
+        started, start, world = time.time(), time.monotonic(), connect(device)
+        known = checkpoint.read_manifest(folder, training.facts) if world.is_main else None
+        known = world.broadcast(known)
         if known is not None:
             return known
-        run = _Run(training, data, device, reporter, among, watch)
+        run = _TrainingRun(training, data, device, reporter, world, monitoring)
         history, before = run.resume(folder)
-        if not among.agree(len(history)):
+        if not world.all_equal(len(history)):
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
         name = f"train {training.defense.label} (seed {training.seed})"
-        log = TrainingLog(folder if among.leads else None, len(history), steps, watch.tensorboard)
+        log = TrainingLog(
+            folder if world.is_main else None, len(history), steps, monitoring.tensorboard
+        )
         with closing(log), reporter.task(name, total) as task:
             task.advance(len(history) * steps)
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
-                if epoch + 1 < training.recipe.epochs and among.leads:
-                    run.save(folder, history, before + time.monotonic() - clock)
+                if epoch + 1 < training.recipe.epochs and world.is_main:
+                    run.save(folder, history, before + time.monotonic() - start)
         facts = {
             "training_id": training.id,
             "training": training.facts,
@@ -155,25 +157,25 @@ def train(
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
             "parameters": sum(p.numel() for p in run.model.parameters()),
-            "processes": among.size,
+            "processes": world.size,
             "history": history,
-            "seconds": round(before + time.monotonic() - clock, 3),
-            "started": begun,
+            "seconds": round(before + time.monotonic() - start, 3),
+            "started": started,
             "provenance": msgspec.to_builtins(provenance(device)),
         }
         manifest = None
-        if among.leads:
+        if world.is_main:
             # another run may have finished the same model meanwhile: its weights are kept
             manifest = checkpoint.read_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
-        manifest = among.from_first(manifest)
+        manifest = world.broadcast(manifest)
         assert manifest is not None
         return manifest
 
 
 @dataclass
-class _Run:
+class _TrainingRun:
     """The state of a training run: model, optimiser, data.
 
     Attributes:
@@ -186,7 +188,7 @@ class _Run:
     device: torch.device
     reporter: Reporter
     world: World
-    watch: Watch
+    monitoring: Monitoring
     state: State = field(default_factory=dict)
     recall: float | None = None
 
@@ -200,20 +202,20 @@ class _Run:
             )
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
-        network.reduced = recipe.precision == "bf16"
-        self.model = self.world.synchronised(place(network, self.device))
+        network.use_bfloat16 = recipe.precision == "bf16"
+        self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
-        self.pixels = Pixels(train.images, self.device)
+        self.pixels = ImageBatches(train.images, self.device)
         self.companion = self.training.defense.companion(
             len(classes), self._dim(), self.model.metric
         )
-        groups: list[dict[str, Any]] = [{"params": _learned(self.model), "lr": recipe.lr}]
+        groups: list[dict[str, Any]] = [{"params": _trainable(self.model), "lr": recipe.lr}]
         if self.companion is not None:
             self.companion.to(self.device)
-            own = _learned(self.companion)
+            own = _trainable(self.companion)
             groups += [{"params": own, "lr": recipe.lr * COMPANION_RATE}] if own else []
-        self.world.begin_alike([m for m in (self.model, self.companion) if m is not None])
+        self.world.broadcast_weights([m for m in (self.model, self.companion) if m is not None])
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
 
@@ -229,34 +231,34 @@ class _Run:
         """
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
-        draws = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
-        seen, count, warned, begun = Epoch(), 0, False, time.perf_counter()
-        batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, draws)
+        statistics, count, warned, start = EpochStatistics(), 0, False, time.perf_counter()
+        batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, generator)
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
-            where = f"epoch {number + 1}, step {seen.steps + 1}"
-            self.step(self.data.training_pixels(raw, mining), index, mining, seen, where)
+            where = f"epoch {number + 1}, step {statistics.steps + 1}"
+            self.step(self.data.training_pixels(raw, mining), index, mining, statistics, where)
             count += len(index)
-            rate = count / (time.perf_counter() - begun)
-            found = {**seen.last(), "images_per_second": round(rate, 1)}
-            log.step(number * len(batches) + seen.steps, number + 1, seen.steps, found)
-            task.advance(1, _note(found | {"R@1": self.recall}))
-            if seen.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
+            rate = count / (time.perf_counter() - start)
+            found = {**statistics.last(), "images_per_second": round(rate, 1)}
+            log.step(number * len(batches) + statistics.steps, number + 1, statistics.steps, found)
+            task.advance(1, _progress_note(found | {"R@1": self.recall}))
+            if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
-                    f"{seen.spreads[-1]:.4f} in {where})"
+                    f"{statistics.spreads[-1]:.4f} in {where})"
                 )
-        seen.passes, seen.full_passes = self.world.sum(
-            torch.tensor([seen.passes, seen.full_passes], device=self.device)
+        statistics.passes, statistics.full_passes = self.world.sum(
+            torch.tensor([statistics.passes, statistics.full_passes], device=self.device)
         ).tolist()
         self.check(batches[-1], where)
-        summary = seen.summary()
+        summary = statistics.summary()
         last = number + 1 == self.training.recipe.epochs
-        if self.watch.validate and (last or (number + 1) % self.watch.validate == 0):
+        if self.monitoring.validate and (last or (number + 1) % self.monitoring.validate == 0):
             self.recall = summary["R@1"] = self.validate()
-            self.reporter.say(f"epoch {number + 1}: {_note(summary)}")
+            self.reporter.say(f"epoch {number + 1}: {_progress_note(summary)}")
         log.epoch((number + 1) * len(batches), number + 1, summary)
         return summary
 
@@ -265,7 +267,7 @@ class _Run:
         images: torch.Tensor,
         index: Index,
         mining: torch.Generator,
-        seen: Epoch,
+        statistics: EpochStatistics,
         where: str,
     ) -> None:
         """Update the weights once.
@@ -281,9 +283,9 @@ class _Run:
         except CellError as error:
             raise self._diverged(where, str(error)) from None
         self.state = {k: self.world.mean(v, result.weight) for k, v in self.state.items()}
-        seen.spreads.append(float(result.mean_cosine))
-        seen.passes += result.passes
-        seen.full_passes += result.full_passes
+        statistics.spreads.append(float(result.mean_cosine))
+        statistics.passes += result.passes
+        statistics.full_passes += result.full_passes
         if result.loss is None:
             return
         loss = float(self.world.mean(result.loss.detach(), result.weight))
@@ -293,8 +295,8 @@ class _Run:
         (result.loss * result.weight).backward()  # type: ignore[no-untyped-call]
         self.world.sum_gradients(self.parameters)
         self.optimizer.step()
-        seen.losses.append(loss)
-        seen.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
+        statistics.losses.append(loss)
+        statistics.hardnesses.append(float(self.world.mean(result.hardness, result.weight)))
 
     @torch.no_grad()
     def embeddings(self, images: torch.Tensor) -> torch.Tensor:
@@ -319,7 +321,7 @@ class _Run:
         test, parts = self.data.test, []
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
-        for raw in Pixels(test.images, self.device).batches(rows):
+        for raw in ImageBatches(test.images, self.device).batches(rows):
             parts.append(embed(self.model, self.data.evaluation_pixels(raw)))
         self.model.train()
         e = torch.cat(parts)
@@ -388,12 +390,12 @@ class _Run:
         return history, float(saved["seconds"])
 
 
-def _learned(module: nn.Module) -> list[nn.Parameter]:
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _note(found: Mapping[str, float | None]) -> str:
+def _progress_note(found: Mapping[str, float | None]) -> str:
     """Write the numbers of a step or an epoch for people, on one line."""
     forms = {
         "loss": "loss {:.3f}",

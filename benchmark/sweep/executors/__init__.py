@@ -1,1 +1,1 @@
-"""Where the tasks of a run are done: in this process, in others beside it, or on a cluster."""
+"""Executors do the tasks of a run: in this process, in worker processes, or on a cluster."""

@@ -1,4 +1,4 @@
-"""What the cross product asks of an executor."""
+"""The interface between the scheduler and an executor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dmlbench.sweep.tasks import Task
 
 
 @dataclass(frozen=True)
-class Ending:
+class FinishedTask:
     """A task that has ended.
 
     Attributes:
-        task: what it was.
-        seconds: how long it took.
-        problem: why it left no row (its process died, it took too long); None where it left one.
+        task: the task.
+        seconds: its duration.
+        problem: the reason why the task has stored nothing (its process died, or it took too long);
+            None if it has stored its result or its failure.
     """
 
     task: Task
@@ -24,10 +25,10 @@ class Ending:
 
 
 class Executor(Protocol):
-    """Does tasks; a context manager around the work, inside which processes live.
+    """Does tasks. It is a context manager: processes live as long as its ``with`` block.
 
     Attributes:
-        workers: how many tasks it does at once.
+        workers: number of tasks that it does at the same time.
     """
 
     workers: int
@@ -37,17 +38,17 @@ class Executor(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def idle(self) -> str | None:
-        """The model that an idle worker holds in memory ("": none); None if all are busy."""
+        """Return the model that an idle worker has in memory, "" for none; None if all are busy."""
         ...
 
     def start(self, task: Task) -> None:
-        """Give a task to that worker."""
+        """Give a task to the worker that ``idle`` has described."""
         ...
 
-    def wait(self) -> list[Ending]:
-        """What has ended since; it may be nothing yet.
+    def wait(self) -> list[FinishedTask]:
+        """Wait a moment and return the tasks that have ended since the last call, if any.
 
         Raises:
-            UserError: a task found that no other can go on.
+            UserError: a task has found that the others would fail too.
         """
         ...

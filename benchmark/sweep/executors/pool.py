@@ -1,4 +1,8 @@
-"""Worker processes on this machine: GPUs in turn, threads divided, a hung or dead one replaced."""
+"""The executor that uses several worker processes on this machine.
+
+GPUs are assigned to the workers in turn, and CPU threads are divided among them. A worker that
+hangs or dies is replaced.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,19 @@ from typing import Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.device import processors
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
-TRIES = 3  # of a task whose worker dies
+ATTEMPTS = 3  # attempts at a task whose worker dies
 STOPS = (signal.SIGINT, signal.SIGTERM)
-REPORT_SECONDS = 0.2  # between two reports of a worker's progress
-POLL_SECONDS = 1.0  # between two looks at the clock
+REPORT_SECONDS = 0.2  # at least, between two progress messages of a worker
+POLL_SECONDS = 1.0  # between two checks of the time limit
 
 
 @dataclass(eq=False)
-class _Process:
-    """A process and what it is doing."""
+class _WorkerProcess:
+    """A worker process, and the task that it is doing."""
 
     number: int
     process: SpawnProcess
@@ -45,17 +49,17 @@ class _Process:
 
     @property
     def name(self) -> str:
-        """For the count of its deaths."""
+        """The name under which deaths without a task are counted."""
         return f"worker {self.number}"
 
     def begin(self, task: Task) -> None:
-        """Hand it a task."""
+        """Send the worker a task."""
         self.task, self.model, self.watch = task, task.model, Stopwatch()
-        with contextlib.suppress(OSError):  # it has just died: the next look at it says so
+        with contextlib.suppress(OSError):  # the worker has just died: ``wait`` will notice
             self.connection.send(task)
 
-    def drop_bar(self) -> None:
-        """End a bar whose task has not."""
+    def remove_bar(self) -> None:
+        """Remove the bar of a task that has not finished."""
         bar, self.bar = self.bar, None
         if bar is not None:
             with contextlib.suppress(CellError):
@@ -65,13 +69,13 @@ class _Process:
 class Pool:
     """The executor of ``workers`` processes.
 
-    Args:
-        session: of the run.
-        workers: processes.
-        limit: seconds that a task may take; None: as long as it likes.
+    A task whose worker dies is repeated by another worker, at most three times in all. If the main
+    process dies, its workers end too.
 
-    A task whose worker dies is done again by another, three times in all. A worker whose driver
-    dies ends too.
+    Args:
+        session: settings of the run.
+        workers: number of processes.
+        limit: time limit of a task in seconds; None: no limit.
     """
 
     def __init__(self, session: Session, workers: int, limit: float | None) -> None:
@@ -81,50 +85,52 @@ class Pool:
         threads = session.compute.threads or max(1, processors() // workers)
         compute = replace(session.compute, threads=threads)
         self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
-        self._crew: list[_Process] = []
+        self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
-        self._crew = [self._hire(number) for number in range(self.workers)]
+        self._workers = [self._start_worker(number) for number in range(self.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._crew:
-            self._dismiss(worker)
+        for worker in self._workers:
+            self._stop_worker(worker)
 
     def idle(self) -> str | None:
-        """The model of a worker that has nothing to do; one that starts counts too."""
-        free = self._free()
+        """Return the model of an idle worker; one that is still starting counts as idle."""
+        free = self._idle_worker()
         return None if free is None else free.model
 
     def start(self, task: Task) -> None:
-        """Give it to that worker."""
-        worker = self._free()
+        """Give the task to the idle worker."""
+        worker = self._idle_worker()
         assert worker is not None
         worker.begin(task)
 
-    def wait(self) -> list[Ending]:
-        """What ended within a second."""
-        endings = []
-        by_connection = {worker.connection: worker for worker in self._crew}
+    def wait(self) -> list[FinishedTask]:
+        """Wait for messages for at most a second; return the tasks that have ended."""
+        finished = []
+        by_connection = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), POLL_SECONDS):
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
-                endings += self._bury(worker)
+                finished += self._handle_death(worker)
             else:
-                endings += self._heed(worker, message)
-        for worker in self._crew:
+                finished += self._handle_message(worker, message)
+        for worker in self._workers:
             taken = worker.watch.seconds
             if worker.task is not None and self._limit and worker.ready and taken > self._limit:
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(Ending(worker.task, taken, problem))
-                self._replace(worker)
-        return endings
+                finished.append(FinishedTask(worker.task, taken, problem))
+                self._replace_worker(worker)
+        return finished
 
-    def _heed(self, worker: _Process, message: tuple[str, Any]) -> list[Ending]:
-        """Act on what a worker says."""
+    def _handle_message(
+        self, worker: _WorkerProcess, message: tuple[str, Any]
+    ) -> list[FinishedTask]:
+        """Handle one message of a worker; return its task if that has ended."""
         kind, content = message
         if kind == "refused":
             raise UserError(content)
@@ -143,65 +149,67 @@ class Pool:
             getattr(self._reporter, kind)(content)
         elif kind == "done":
             task, worker.task = worker.task, None
-            worker.drop_bar()
+            worker.remove_bar()
             assert task is not None
-            return [Ending(task, worker.watch.seconds)]
+            return [FinishedTask(task, worker.watch.seconds)]
         return []
 
-    def _bury(self, worker: _Process) -> list[Ending]:
-        """Replace a worker that died; its task is tried again, or given up."""
+    def _handle_death(self, worker: _WorkerProcess) -> list[FinishedTask]:
+        """Replace a worker that has died; repeat its task, or give the task up."""
         task, seconds = worker.task, worker.watch.seconds
         worker.process.join(POLL_SECONDS)  # so that its own exit code is seen
-        successor = self._replace(worker)
-        how = _cause(worker.process)
-        victim = worker.name if task is None else task.cell.id
-        self._deaths[victim] += 1
-        often = self._deaths[victim] >= TRIES
+        successor = self._replace_worker(worker)
+        cause = _cause_of_death(worker.process)
+        counted = worker.name if task is None else task.cell.id
+        self._deaths[counted] += 1
+        give_up = self._deaths[counted] >= ATTEMPTS
         if task is None:
-            if often:
-                raise UserError(f"worker processes die as they start ({how})")
+            if give_up:
+                raise UserError(f"worker processes die as they start ({cause})")
             return []
-        if often:
+        if give_up:
             hint = "; if memory was short, use fewer --workers or a smaller --batch-size"
-            return [Ending(task, seconds, f"its worker died {TRIES} times ({how}){hint}")]
-        self._reporter.warn(f"{task.title}: its worker died ({how}); trying again")
+            return [
+                FinishedTask(task, seconds, f"its worker died {ATTEMPTS} times ({cause}){hint}")
+            ]
+        self._reporter.warn(f"{task.title}: its worker died ({cause}); trying again")
         successor.begin(task)
         return []
 
-    def _free(self) -> _Process | None:
-        return next((worker for worker in self._crew if worker.task is None), None)
+    def _idle_worker(self) -> _WorkerProcess | None:
+        return next((worker for worker in self._workers if worker.task is None), None)
 
-    def _hire(self, number: int) -> _Process:
+    def _start_worker(self, number: int) -> _WorkerProcess:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(number, theirs, self._session))
-        with _undisturbed():
+        own_end, worker_end = context.Pipe()
+        process = context.Process(target=_worker_main, args=(number, worker_end, self._session))
+        with _signals_blocked():
             process.start()
-        theirs.close()
-        return _Process(number, process, ours)
+        worker_end.close()
+        return _WorkerProcess(number, process, own_end)
 
-    def _replace(self, worker: _Process) -> _Process:
-        self._dismiss(worker)
-        successor = self._hire(worker.number)
-        self._crew[self._crew.index(worker)] = successor
+    def _replace_worker(self, worker: _WorkerProcess) -> _WorkerProcess:
+        self._stop_worker(worker)
+        successor = self._start_worker(worker.number)
+        self._workers[self._workers.index(worker)] = successor
         return successor
 
-    def _dismiss(self, worker: _Process) -> None:
+    def _stop_worker(self, worker: _WorkerProcess) -> None:
         worker.process.kill()  # nothing is lost: files appear whole, and epochs are saved
         worker.process.join()
         worker.connection.close()
-        worker.drop_bar()
+        worker.remove_bar()
 
 
-class _Messenger(progress.Reporter):
-    """The reporter of a worker: its driver's, at the other end of a pipe."""
+class _PipeReporter(progress.Reporter):
+    """The reporter of a worker: it sends everything to the reporter of the main process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[progress.Bar]:
-        """A bar of the driver's."""
+        """Show a bar in the main process."""
         send = self._connection.send
 
         class Remote:
@@ -221,17 +229,17 @@ class _Messenger(progress.Reporter):
         send(("end", None))
 
     def say(self, message: str) -> None:
-        """A line of the driver's."""
+        """Print a line in the main process."""
         self._connection.send(("say", message))
 
     def warn(self, message: str) -> None:
-        """A warning of the driver's."""
+        """Print a warning in the main process."""
         self._connection.send(("warn", message))
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A signal waits: a process that is half begun would end with a traceback."""
+def _signals_blocked() -> Iterator[None]:
+    """Delay signals: one that hits a process while it starts would give a traceback."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -239,44 +247,44 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
-    """The life of a worker: do the tasks that come until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
+    """Run in a worker process: do the tasks that arrive until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    threading.Thread(target=_die_with_driver, daemon=True).start()
-    messenger = _Messenger(connection)
-    warnings.showwarning = lambda message, *_, **__: messenger.warn(str(message))
+    threading.Thread(target=_exit_with_main_process, daemon=True).start()
+    reporter = _PipeReporter(connection)
+    warnings.showwarning = lambda message, *_, **__: reporter.warn(str(message))
     try:
         from dmlbench.sweep.worker import Worker
 
         dataset, data_root, cache, store, compute = common
-        own = replace(compute, device=_own_device(compute.device, number))
-        bench = Worker(Session(dataset, data_root, cache, store, own, messenger))
+        own = replace(compute, device=_device_of_worker(compute.device, number))
+        worker = Worker(Session(dataset, data_root, cache, store, own, reporter))
         connection.send(("ready", None))
         while True:
-            bench.do(connection.recv())
+            worker.do(connection.recv())
             connection.send(("done", None))
     except UserError as error:
         connection.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the driver is gone
+        return  # the main process has ended
 
 
-def _die_with_driver() -> None:
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    driver.join()
+def _exit_with_main_process() -> None:
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
     os._exit(1)
 
 
-def _own_device(device: str, number: int) -> str:
-    """The worker's GPU, in turn, where the user named none in particular."""
+def _device_of_worker(device: str, number: int) -> str:
+    """Return the device of worker ``number``: GPUs in turn, unless the user named a certain one."""
     import torch
 
     count = torch.cuda.device_count()
     return f"cuda:{number % count}" if device in ("auto", "cuda") and count else device
 
 
-def _cause(process: SpawnProcess) -> str:
+def _cause_of_death(process: SpawnProcess) -> str:
     code = process.exitcode or 0
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"

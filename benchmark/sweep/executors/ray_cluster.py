@@ -1,4 +1,7 @@
-"""Tasks on a Ray cluster: one that is there, else one made on this machine for the run."""
+"""The executor that uses a Ray cluster.
+
+If no cluster is running, one is started on this machine for the time of the run.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,26 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import duration
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
 if TYPE_CHECKING:
     from dmlbench.sweep.worker import Worker
 
-RETRIES = 2  # of a task whose worker dies
+RETRIES = 2  # further attempts at a task whose worker dies
 POLL_SECONDS = 1.0
 
 
 class RayCluster:
-    """The executor of a Ray cluster; the results folder must be shared by its machines.
+    """The executor of a Ray cluster. Its machines must share the results folder.
 
     Args:
-        session: of the run.
-        workers: tasks at once; None: as many as the cluster has room for.
-        gpus: GPUs that a task takes, a fraction lets tasks share one; None: one if there are any
-            and the device is not the CPU.
-        limit: seconds that a task may take, the start of its worker included; None: no limit.
+        session: settings of the run.
+        workers: number of tasks at the same time; None: as many as the cluster has room for.
+        gpus: number of GPUs for each task; with a fraction several tasks share a GPU. None: one,
+            if the cluster has GPUs and the device is not the CPU.
+        limit: time limit of a task in seconds, including the start of its worker; None: no limit.
 
     Raises:
         UserError: Ray is not installed.
@@ -48,7 +51,7 @@ class RayCluster:
             ) from None
         self._ray = ray
         self._session = session
-        self._asked, self._gpus, self._limit = workers, gpus, limit
+        self._requested, self._gpus, self._limit = workers, gpus, limit
         self._running: dict[Any, tuple[Task, Stopwatch]] = {}
         self.workers = workers or 1
 
@@ -59,29 +62,31 @@ class RayCluster:
         quiet = {"log_to_driver": False, "logging_level": "error"}
         try:
             ray.init(address="auto", **quiet)
-        except ConnectionError:  # there is none yet
-            room = self._asked and self._asked * cpus
-            ray.init(num_cpus=room, include_dashboard=False, **quiet)
-        has = ray.cluster_resources()
+        except ConnectionError:  # no cluster is running
+            capacity = self._requested and self._requested * cpus
+            ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
+        resources = ray.cluster_resources()
         gpus = self._gpus
         if gpus is None:
-            gpus = 1.0 if has.get("GPU") and session.compute.device != "cpu" else 0.0
-        room = int(has.get("CPU", 0) / cpus)
+            gpus = 1.0 if resources.get("GPU") and session.compute.device != "cpu" else 0.0
+        capacity = int(resources.get("CPU", 0) / cpus)
         if gpus:
-            room = min(room, int(has.get("GPU", 0) / gpus))
-        if not room:
+            capacity = min(capacity, int(resources.get("GPU", 0) / gpus))
+        if not capacity:
             raise UserError(
                 f"the Ray cluster has no room for a task of {cpus} CPUs and {gpus:g} GPUs: it has "
-                f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+                f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}"
             )
-        self.workers = min(self._asked or room, room)
+        self.workers = min(self._requested or capacity, capacity)
         store = replace(session.store, root=session.store.root.resolve())
         compute = replace(session.compute, threads=cpus)
         data_root = session.data_root and session.data_root.resolve()
         cache = session.cache and session.cache.resolve()
-        facts = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
-        self._facts = ray.put(facts)
-        self._do = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+        settings = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
+        self._settings = ray.put(settings)
+        self._remote_task = ray.remote(_do_task).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,53 +95,57 @@ class RayCluster:
         self._ray.shutdown()
 
     def idle(self) -> str | None:
-        """No model in particular while there is room: Ray chooses the worker."""
+        """Return "" as long as there is room, because Ray chooses the worker; else None."""
         return "" if len(self._running) < self.workers else None
 
     def start(self, task: Task) -> None:
-        """Submit it."""
-        self._running[self._do.remote(self._facts, task)] = task, Stopwatch()
+        """Submit the task to Ray."""
+        self._running[self._remote_task.remote(self._settings, task)] = task, Stopwatch()
 
-    def wait(self) -> list[Ending]:
-        """What ended within a second."""
-        endings = []
+    def wait(self) -> list[FinishedTask]:
+        """Wait for at most a second; return the tasks that have ended."""
+        finished = []
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
             task, watch = self._running.pop(reference)
             problem = self._problem(reference)
-            endings.append(Ending(task, watch.seconds, problem))
+            finished.append(FinishedTask(task, watch.seconds, problem))
             self._session.reporter.say(f"{task.title}: ended after {duration(watch.seconds)}")
         for reference, (task, watch) in list(self._running.items()):
             if self._limit and watch.seconds > self._limit:
                 self._ray.cancel(reference, force=True)
                 del self._running[reference]
                 problem = f"stopped after {self._limit:g} s (--cell-timeout)"
-                endings.append(Ending(task, watch.seconds, problem))
-        return endings
+                finished.append(FinishedTask(task, watch.seconds, problem))
+        return finished
 
     def _problem(self, reference: Any) -> str | None:
-        """Pass on what a task said; why it left no row, if it did not."""
+        """Print the warnings of a task; return the reason if it has stored nothing, else None.
+
+        Raises:
+            UserError: the task has found that the others would fail too.
+        """
         try:
-            refused, said = self._ray.get(reference)
+            refused, warnings = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             return f"Ray gave it up after {RETRIES + 1} tries ({type(error).__name__}: {reason})"
-        for line in said:
+        for line in warnings:
             self._session.reporter.warn(line)
         if refused is not None:
             raise UserError(refused)
         return None
 
 
-class _Notes(progress.Reporter):
-    """The reporter of a task on a cluster: warnings come back with it, progress does not."""
+class _WarningCollector(progress.Reporter):
+    """The reporter of a task on a cluster: it collects warnings and shows no progress."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.warnings: list[str] = []
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[progress.Bar]:
-        """A bar nobody sees."""
+        """Show no bar."""
 
         class Unseen:
             def advance(self, amount: int, note: str = "") -> None: ...
@@ -144,30 +153,36 @@ class _Notes(progress.Reporter):
         yield Unseen()
 
     def say(self, message: str) -> None:
-        """Not passed on."""
+        """Do nothing."""
 
     def warn(self, message: str) -> None:
-        """A warning of the driver's, when the task has ended."""
-        self.said.append(message)
+        """Keep a warning, which the main process prints when the task has ended."""
+        self.warnings.append(message)
 
 
-_workers: dict[tuple[Any, ...], tuple[Worker, _Notes]] = {}  # of this Ray worker: data stay loaded
+_workers: dict[
+    tuple[Any, ...], tuple[Worker, _WarningCollector]
+] = {}  # kept between the tasks of this process, with data
 
 
-def _do(facts: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
-    """Do a task in a worker of Ray; why the run cannot go on (or None), and what was said."""
+def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
+    """Do a task in a process of Ray.
+
+    Returns:
+        The reason why the run cannot continue, or None; and the warnings.
+    """
     from dmlbench.sweep.worker import Worker
 
     try:
-        if facts not in _workers:
-            dataset, data_root, cache, store, compute, argv = facts
+        if settings not in _workers:
+            dataset, data_root, cache, store, compute, argv = settings
             sys.argv = list(argv)  # for the provenance
-            notes = _Notes()
-            session = Session(dataset, data_root, cache, store, compute, notes)
-            _workers[facts] = Worker(session), notes
-        worker, notes = _workers[facts]
-        notes.said.clear()
+            reporter = _WarningCollector()
+            session = Session(dataset, data_root, cache, store, compute, reporter)
+            _workers[settings] = Worker(session), reporter
+        worker, reporter = _workers[settings]
+        reporter.warnings.clear()
         worker.do(task)
     except UserError as error:
         return str(error), []
-    return None, notes.said
+    return None, reporter.warnings

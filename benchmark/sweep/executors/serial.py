@@ -1,10 +1,10 @@
-"""One task after another in this process: what a run does unless it is told otherwise."""
+"""The default executor: one task after another, in this process."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from dmlbench.sweep.executors.base import Ending
+from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Serial:
-    """The executor of one process."""
+    """The executor that uses this process alone."""
 
     workers = 1
 
@@ -33,18 +33,18 @@ class Serial:
         self._worker.close()
 
     def idle(self) -> str | None:
-        """The model measured last, unless a task waits to be done."""
+        """Return the model of the last task; None if a task has been given and is not done."""
         return self._model if self._task is None else None
 
     def start(self, task: Task) -> None:
-        """Take a task; ``wait`` does it."""
+        """Accept a task, which ``wait`` will do."""
         self._task, self._model = task, task.model
 
-    def wait(self) -> list[Ending]:
-        """Do the task."""
+    def wait(self) -> list[FinishedTask]:
+        """Do the accepted task."""
         task, self._task = self._task, None
         if task is None:
             return []
         watch = Stopwatch()
         self._worker.do(task)
-        return [Ending(task, watch.seconds)]
+        return [FinishedTask(task, watch.seconds)]
