@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import stdev
 
@@ -310,6 +311,28 @@ def test_nonsense_in_a_csv_is_named_with_file_and_line(
         read_folder(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "distance", "value", "words"),
+    [
+        ("ES:D", "", "N", 2.5, "ES:D is 2.5; it is within 0 and 2"),
+        ("ES:D", "", "E", 2.5, ""),
+        ("TMA", "", "E", 1.5, "TMA is 1.5; it is within -1 and 1"),
+        ("LTM", "%", "E", 150, "LTM is 150; it is within 0 and 100"),
+        ("UNHEARD", "%", "N", 150, "UNHEARD is 150; it is within 0 and 100"),
+        ("UNHEARD", "", "N", 150, ""),
+    ],
+)
+def test_a_value_outside_the_attacks_bounds_is_refused(
+    tmp_path: Path, name: str, unit: str, distance: str, value: float, words: str
+) -> None:
+    one = attacked(name, value, distance=distance)
+    one["metrics"][name] |= {"low": value - 1, "high": value + 1}
+    one["columns"][name]["unit"] = unit
+    write(tmp_path / "results.csv", [one])
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        assert read_folder(tmp_path)[0]["value"] == value
 
 
 @pytest.mark.parametrize(

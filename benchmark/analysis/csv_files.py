@@ -6,17 +6,17 @@ import csv
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
+from dmlbench.attacks.base import ATTACKS, SLACK, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.distance import METRICS
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
-BOUNDS = {("ES:D", "N"): (0, 2), **{("TMA", metric): (-1, 1) for metric in METRICS}}
-SLACK = 1e-4  # float32 embeddings have unit length to about 1e-7
 
 
 def read_folder(folder: Path) -> list[Record]:
@@ -80,10 +80,18 @@ def _nonsense(record: Record) -> str:
         low is not None and not low - SLACK <= value <= high + SLACK
     ):
         return f"value {value:g} is not within its interval [{low}, {high}]"
-    bounds = (0, 100) if record["unit"] == "%" else BOUNDS.get((name, record["distance"]))
-    if bounds and not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
-        return f"{name} is {value:g}; it is within {bounds[0]} and {bounds[1]}"
+    unknown = Column(name, record["unit"], record["better"])  # bounded by its unit alone
+    known = _columns().get((record["attack"].partition(":")[0], name), unknown)
+    least, most = known.within(record["distance"])
+    if not least - SLACK <= value <= most + SLACK:
+        return f"{name} is {value:g}; it is within {least} and {most}"
     return ""
+
+
+@cache
+def _columns() -> dict[tuple[str, str], Column]:
+    """(attack, heading) -> the column, of every registered attack."""
+    return {(attack.card.name, one.name): one for attack in ATTACKS for one in attack.columns}
 
 
 def _text(text: str) -> str:

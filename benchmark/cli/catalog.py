@@ -17,6 +17,11 @@ def registries() -> dict[str, Registry[Any]]:
     return {"attacks": ATTACKS, "defenses": DEFENSES, "datasets": DATASETS, "models": MODELS}
 
 
+def column_help() -> dict[str, str]:
+    """Heading -> what the number means, of every registered attack's columns."""
+    return {column.name: column.help for attack in ATTACKS for column in attack.columns}
+
+
 def describe(cls: type[Component]) -> dict[str, Any]:
     """Name, meaning, paper, parameters, and what the kind adds, as JSON types."""
     card = cls.card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,13 +56,16 @@ def _shown(cell: BoardCell) -> str:
     return f"{cell.text} {cell.number.range}".rstrip() if cell.number else cell.text
 
 
-def print_listing(described: dict[str, list[dict[str, Any]]]) -> None:
-    """Every kind's entries with their parameters, those they share once at the end."""
+def print_listing(described: dict[str, list[dict[str, Any]]], help: Mapping[str, str]) -> None:
+    """Every kind's entries with their parameters, those they share once at the end.
+
+    ``help`` says what the number in a column means, by the column's heading.
+    """
     for name, entries in described.items():
         click.secho(name, bold=True)
         shared = _shared_parameters(entries)
         for entry in entries:
-            _print_entry(entry, shared)
+            _print_entry(entry, shared, help)
         if shared:
             click.echo(f"  {click.style('all of them', fg='cyan')}")
             for p in shared:
@@ -76,7 +80,9 @@ def _shared_parameters(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [p for p in entries[0]["parameters"] if all(p in e["parameters"] for e in entries)]
 
 
-def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
+def _print_entry(
+    entry: dict[str, Any], shared: list[dict[str, Any]], help: Mapping[str, str]
+) -> None:
     columns = ", ".join(
         f"{c['name']}{' in ' + c['unit'] if c['unit'] else ''} ({c['better']} is better)"
         for c in entry.get("columns", [])
@@ -84,6 +90,9 @@ def _print_entry(entry: dict[str, Any], shared: list[dict[str, Any]]) -> None:
     click.echo(f"  {click.style(entry['name'], fg='cyan')}  {entry['summary']}")
     if columns:
         click.echo(f"      reports {columns}")
+        for column in entry["columns"]:
+            if text := help[column["name"]]:
+                click.echo(f"        {column['name']}: {text}")
     if entry["paper"]:
         click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
     if "recipe" in entry:

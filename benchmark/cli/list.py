@@ -16,7 +16,7 @@ from dmlbench.cli.options import options
 @options("json")
 def list_(kind: str | None, as_json: bool) -> None:
     """Show every registered attack, defense, data set and model with its parameters."""
-    from dmlbench.cli.catalog import describe, registries
+    from dmlbench.cli.catalog import column_help, describe, registries
     from dmlbench.cli.console import print_listing
 
     chosen = {name: r for name, r in registries().items() if kind in (None, name)}
@@ -24,4 +24,4 @@ def list_(kind: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(described, indent=1))
         return
-    print_listing(described)
+    print_listing(described, column_help())

@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal, get_args
 
 from dmlbench.common.lazy import torch
 
 Metric = Literal["N", "E", "C"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+BOUNDS: dict[Metric, tuple[float, float]] = {"N": (0, 2), "E": (0, inf), "C": (0, 2)}
+"""The least and the largest distance under each metric."""
 
 
 def pairwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
