@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.pgd import PGD, Objective, Perturbed, RowWise
+from dmlbench.attacks.engine.objective import Objective, RowWise
+from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch

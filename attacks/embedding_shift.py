@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.pgd import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, TMA
