@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.objective import Objective, RowWise
+from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
     from dmlbench.core.protocol import Threat
 
-__all__ = ["ATTACKS", "Attack", "Attacked", "Column", "Gallery", "Goal", "RowWise"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Attacked",
+    "AutogradLoss",
+    "Column",
+    "Gallery",
+    "Goal",
+    "RowWise",
+]
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
 
