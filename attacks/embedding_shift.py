@@ -19,9 +19,18 @@ from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import ADVRANK, TMA
+from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import BOUNDS, rowwise, rowwise_gradient
+
+TMA = Paper(
+    key="tolias2019targeted",
+    title="Targeted Mismatch Adversarial Attack: Query with a Flower to Retrieve the Tower",
+    authors="Tolias, Giorgos and Radenovic, Filip and Chum, Ondrej",
+    venue="ICCV",
+    year=2019,
+    url="https://arxiv.org/abs/1908.09163",
+)
 
 NUDGE, PUBLISHED_NUDGE = 1e-7, 1e-7 - 1e-6
 MOVED = "Distance that the embedding is moved; at most 2 under metric N."

@@ -19,9 +19,19 @@ from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK, QueryLoss
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import LTM, ROBRANK
+from dmlbench.core.papers import ROBRANK, Paper
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
+
+LTM = Paper(
+    key="wang2020transferable",
+    title="Transferable, Controllable, and Inconspicuous Adversarial Attacks on Person "
+    "Re-identification With Deep Mis-Ranking",
+    authors="Wang, Hongjun and Wang, Guangrun and Li, Ya and Zhang, Dongyu and Lin, Liang",
+    venue="CVPR",
+    year=2020,
+    url="https://arxiv.org/abs/2004.04199",
+)
 
 RETAINED = 4  # GTT counts a top-1 item that is still in the top 4
 STAYED = "Share of queries whose top-1 item stays in the top 4, in percent."

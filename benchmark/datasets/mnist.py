@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmlbench.core.papers import MNIST
+from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.idx import THREAT, IdxDataset
+
+MNIST = Paper(
+    key="lecun1998mnist",
+    title="The MNIST Database of Handwritten Digits",
+    authors="LeCun, Yann and Cortes, Corinna and Burges, Christopher J. C.",
+    venue="online",
+    year=1998,
+    url="http://yann.lecun.com/exdb/mnist",
+)
 
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
