@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.pgd import PGD, Objective, Perturbed, RowWise
+from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
+from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
@@ -20,15 +24,28 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import SUITES
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
+from dmlbench.metrics.distance import SLACK, Metric
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dmlbench.core.protocol import Threat
 
-__all__ = ["ATTACKS", "Attack", "Attacked", "Column", "Gallery", "Goal", "RowWise"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Attacked",
+    "AutogradLoss",
+    "Column",
+    "Gallery",
+    "Goal",
+    "RowWise",
+]
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
+
+
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,25 @@ class Column:
         name: its heading, as in the papers' tables.
         unit: ``%`` for ranks and recalls in percent, ``""`` for similarities and distances.
         better: which direction is better for the defender.
+        help: what the number means, in a sentence or two: its value where nothing was attacked,
+            and where the attack succeeds entirely.
+        bounds: the least and the largest value of a query, (low, high) or these for each metric;
+            left out, 0 and 100 where the unit is ``%``, and none elsewhere.
+        rank: the value of a query is a percentile rank, whose distribution is worth a plot.
     """
 
     name: str
     unit: str
     better: Literal["higher", "lower"]
+    help: str = ""
+    bounds: Bounds | Mapping[Metric, Bounds] | None = None
+    rank: bool = False
+
+    def within(self, metric: Metric) -> Bounds:
+        """The least and the largest value under ``metric``, infinite where there is none."""
+        if isinstance(self.bounds, Mapping):
+            return self.bounds[metric]
+        return self.bounds or ((0, 100) if self.unit == "%" else (-math.inf, math.inf))
 
 
 Outcomes = dict[str, "torch.Tensor"]  # column -> (B,); NaN: the query does not count
@@ -143,7 +174,8 @@ class Attack(Component, abc.ABC):
 
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
-                NaN, a gallery too small for the targets, a perturbation outside the ball.
+                NaN, a gallery too small for the targets, a perturbation outside the ball, an
+                outcome outside its column's bounds.
         """
         from dmlbench.compute.embedding import embed, frozen
 
@@ -166,19 +198,30 @@ class Attack(Component, abc.ABC):
                 with torch.no_grad():
                     after = embed(model, perturbed.images)
                 outcomes = self.read(goal, perturbed, after)
-                self._check(outcomes, len(index))
-                one = Attacked(outcomes, goal.outcome(gallery.embeddings[index]), perturbed)
+                clean = goal.outcome(gallery.embeddings[index])
+                self._check(outcomes, len(index), gallery.metric)
+                self._check(clean, len(index), gallery.metric)
+                one = Attacked(outcomes, clean, perturbed)
                 found = one if found is None else self._worse(found, one)
         assert found is not None
         return found
 
-    def _check(self, outcomes: dict[str, torch.Tensor], rows: int) -> None:
+    def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
+        """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""
         expected = {column.name for column in self.columns}
         if set(outcomes) != expected:
             raise CellError(f"{self.card.name} must report {expected}, got {set(outcomes)}")
-        for name, value in outcomes.items():
+        for column in self.columns:
+            value, (low, high) = outcomes[column.name], column.within(metric)
+            what = f"{self.card.name}: outcome {column.name}"
             if value.shape != (rows,) or value.isinf().any():
-                raise CellError(f"{self.card.name}: outcome {name} must be {rows} finite numbers")
+                raise CellError(f"{what} must be {rows} finite numbers")
+            outside = value[(value < low - SLACK) | (value > high + SLACK)]
+            if len(outside):
+                raise CellError(
+                    f"{what} is {float(outside[0]):g}{column.unit} for a query; it must be "
+                    f"within {low} and {high}"
+                )
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""

@@ -30,6 +30,8 @@ from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
 
 SORTED_CELLS = 32_000_000  # sorted distances of a batch, 12 bytes each with their sums
+LOWERED = "Percentile rank that the candidate falls to: 0 is untouched, 100 the bottom."
+RAISED = "Percentile rank that the candidate reaches: 50 is untouched, 0 the top."
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class CandidateUp(CandidateAttack):
     """CA+, queries drawn uniformly from the gallery."""
 
     card = Card("ca+", "raise a candidate in the rankings of w random queries", ADVRANK)
-    columns = (Column("CA+", "%", "higher"),)
+    columns = (Column("CA+", "%", "higher", RAISED, rank=True),)
     up = True
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> None:
@@ -137,7 +139,7 @@ class CandidateDown(CandidateAttack):
     """CA-, queries drawn from the nearest 1% of the candidate (at least w)."""
 
     card = Card("ca-", "lower a candidate in the rankings of w queries near it", ADVRANK)
-    columns = (Column("CA-", "%", "lower"),)
+    columns = (Column("CA-", "%", "lower", LOWERED, rank=True),)
     up = False
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:

@@ -16,14 +16,25 @@ from dataclasses import dataclass
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.pgd import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import ADVRANK, TMA
+from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
-from dmlbench.metrics.distance import rowwise, rowwise_gradient
+from dmlbench.metrics.distance import BOUNDS, rowwise, rowwise_gradient
+
+TMA = Paper(
+    key="tolias2019targeted",
+    title="Targeted Mismatch Adversarial Attack: Query with a Flower to Retrieve the Tower",
+    authors="Tolias, Giorgos and Radenovic, Filip and Chum, Ondrej",
+    venue="ICCV",
+    year=2019,
+    url="https://arxiv.org/abs/1908.09163",
+)
 
 NUDGE, PUBLISHED_NUDGE = 1e-7, 1e-7 - 1e-6
+MOVED = "Distance that the embedding is moved; at most 2 under metric N."
+REACHED = "Cosine similarity with the target that is reached: 1 is a full success of the attack."
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,10 @@ class EmbeddingShift(Attack):
     """ES, reported as ES:D and ES:R."""
 
     card = Card("es", "move a query's embedding as far as it goes from itself", ADVRANK)
-    columns = (Column("ES:R", "%", "higher"), Column("ES:D", "", "lower"))
+    columns = (
+        Column("ES:R", "%", "higher", "R@1 of the moved query, in percent."),
+        Column("ES:D", "", "lower", MOVED, BOUNDS),
+    )
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
         """No target but the query itself."""
@@ -95,7 +109,7 @@ class TargetedMismatch(Attack):
     """TMA on the global descriptor."""
 
     card = Card("tma", "move a query's embedding onto a random gallery embedding", TMA)
-    columns = (Column("TMA", "", "lower"),)
+    columns = (Column("TMA", "", "lower", REACHED, (-1, 1)),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MismatchGoal:
         """A target drawn uniformly from the rest of the gallery."""

@@ -19,11 +19,22 @@ from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK, QueryLoss
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import LTM, ROBRANK
+from dmlbench.core.papers import ROBRANK, Paper
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 
+LTM = Paper(
+    key="wang2020transferable",
+    title="Transferable, Controllable, and Inconspicuous Adversarial Attacks on Person "
+    "Re-identification With Deep Mis-Ranking",
+    authors="Wang, Hongjun and Wang, Guangrun and Li, Ya and Zhang, Dongyu and Lin, Liang",
+    venue="CVPR",
+    year=2020,
+    url="https://arxiv.org/abs/2004.04199",
+)
+
 RETAINED = 4  # GTT counts a top-1 item that is still in the top 4
+STAYED = "Share of queries whose top-1 item stays in the top 4, in percent."
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class LearningToMisrank(Attack):
     """LTM."""
 
     card = Card("ltm", "other classes closer than the query's own class", LTM)
-    columns = (Column("LTM", "%", "higher"),)
+    columns = (Column("LTM", "%", "higher", "R@1 after the attack, in percent."),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MisrankGoal:
         """No target: the extremes follow the query."""
@@ -106,7 +117,7 @@ class GreedyTopOneMisranking(Attack):
     """GTM."""
 
     card = Card("gtm", "move a query onto the nearest item of another class", ROBRANK)
-    columns = (Column("GTM", "%", "higher"),)
+    columns = (Column("GTM", "%", "higher", "R@1 after the attack, in percent."),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
         """The nearest item of another class; in ``ers`` the slip of the module's docstring."""
@@ -137,7 +148,7 @@ class GreedyTopOneTranslocation(Attack):
     """GTT."""
 
     card = Card("gtt", "push the query's top-1 item out of the top 4", ROBRANK)
-    columns = (Column("GTT", "%", "higher"),)
+    columns = (Column("GTT", "%", "higher", STAYED),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
         """QA- on the top-1 item of the clean query."""

@@ -32,6 +32,9 @@ from dmlbench.core.spec import parameter
 
 SP_ITEMS = 5  # nearest items that SP-QA keeps in place (AdvRank)
 XI_LIMIT = 1e9
+RAISED = "Percentile rank that the chosen item reaches: 50 is untouched, 0 the top."
+LOWERED = "Percentile rank that the chosen item falls to: 0 is untouched, 100 the bottom."
+KEPT = "Percentile rank of the query's own nearest items: near 0 is untouched."
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class QueryUp(PlainQueryAttack):
     """QA+, candidates drawn uniformly from the gallery."""
 
     card = Card("qa+", "raise m random candidates in a query's ranking", ADVRANK)
-    columns = (Column("QA+", "%", "higher"),)
+    columns = (Column("QA+", "%", "higher", RAISED, rank=True),)
     up = True
 
 
@@ -131,7 +134,7 @@ class QueryDown(PlainQueryAttack):
     """QA-, candidates drawn from the query's nearest 1%."""
 
     card = Card("qa-", "lower m candidates that are near a query in its ranking", ADVRANK)
-    columns = (Column("QA-", "%", "lower"),)
+    columns = (Column("QA-", "%", "lower", LOWERED, rank=True),)
     up = False
 
 
@@ -141,7 +144,10 @@ class SemanticsPreservingQueryUp(SemanticsPreservingQueryAttack):
     """SP-QA+; also reports the rank of the items that should stay (lower is less visible)."""
 
     card = Card("sp-qa+", "QA+ that keeps the query's nearest items in place", ROBRANK)
-    columns = (Column("SP-QA+", "%", "higher"), Column("SP-QA+:GT", "%", "higher"))
+    columns = (
+        Column("SP-QA+", "%", "higher", RAISED, rank=True),
+        Column("SP-QA+:GT", "%", "higher", KEPT, rank=True),
+    )
     up = True
 
 
@@ -151,5 +157,8 @@ class SemanticsPreservingQueryDown(SemanticsPreservingQueryAttack):
     """SP-QA-; also reports the rank of the items that should stay."""
 
     card = Card("sp-qa-", "QA- that keeps the query's nearest items in place", ROBRANK)
-    columns = (Column("SP-QA-", "%", "lower"), Column("SP-QA-:GT", "%", "higher"))
+    columns = (
+        Column("SP-QA-", "%", "lower", LOWERED, rank=True),
+        Column("SP-QA-:GT", "%", "higher", KEPT, rank=True),
+    )
     up = False

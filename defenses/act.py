@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ROBRANK
 from dmlbench.core.registry import Card

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from dmlbench.attacks.engine.pgd import PGD, Objective, Perturbed
+from dmlbench.attacks.engine.objective import Objective
+from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.lazy import torch
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter

@@ -15,7 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import HM
 from dmlbench.core.registry import Card

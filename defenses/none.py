@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from dmlbench.common.errors import UserError
-from dmlbench.core.papers import FACENET
+from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
     from dmlbench.core.protocol import TrainingThreat
     from dmlbench.metrics.distance import Metric
+
+FACENET = Paper(
+    key="schroff2015facenet",
+    title="FaceNet: A Unified Embedding for Face Recognition and Clustering",
+    authors="Schroff, Florian and Kalenichenko, Dmitry and Philbin, James",
+    venue="CVPR",
+    year=2015,
+    url="https://arxiv.org/abs/1503.03832",
+)
 
 TRIPLET, MARGIN_LOSS = "triplet", "margin"  # the losses that are taken on mined triplets
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
 from dmlbench.attacks import embedding_shift, misranking
-from dmlbench.attacks.base import ATTACKS, Attack, Gallery
+from dmlbench.attacks.base import ATTACKS, Attack, Column, Gallery, RowWise
 from dmlbench.attacks.engine import query_loss
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.query import SemanticsPreservingGoal
 from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
+from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.metrics.distance import BOUNDS, Metric
 from dmlbench.models.small import C2F2
 
 N = 60
+THREAT = Threat(eps=0.1, alpha=0.03, steps=6, sp_scale=3.0)
 
 
 def resolved(name: str, suite: str, **fields: Any) -> Attack:
-    threat = Threat(eps=0.1, alpha=0.03, steps=6, suite=suite, sp_scale=3.0)
-    return ATTACKS.get(name)(**fields).resolve(threat)
+    return ATTACKS.get(name)(**fields).resolve(replace(THREAT, suite=suite))
 
 
 def make_gallery(metric: str, dtype: torch.dtype = torch.float64) -> Gallery:
@@ -297,6 +301,50 @@ def test_restarts_keep_the_worst_of_each_query(
     assert (three["ES:D"] > one["ES:D"]).any()
     assert found[1].perturbed.full_passes == 3 * found[0].perturbed.full_passes
     assert (found[1].perturbed.images - images).abs().max() <= 0.1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Says(RowWise):
+    """Moves nothing and reports ``value`` for every query."""
+
+    value: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(e[:, 0]), torch.zeros_like(e)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"X": self.value}
+
+
+@pytest.mark.parametrize(
+    ("column", "metric", "value", "words"),
+    [
+        (Column("X", "%", "higher"), "N", 250.0, "x: outcome X is 250% for a query; .* 0 and 100"),
+        (Column("X", "%", "higher"), "N", -0.1, "is -0.1% for a query"),
+        (Column("X", "%", "higher"), "N", 100.00001, ""),
+        (Column("X", "", "higher"), "N", 250.0, ""),
+        (Column("X", "", "lower", bounds=(-1, 1)), "C", 1.01, "within -1 and 1"),
+        (Column("X", "", "lower", bounds=BOUNDS), "N", 2.01, "within 0 and 2"),
+        (Column("X", "", "lower", bounds=BOUNDS), "E", 250.0, ""),
+        (Column("X", "", "lower", bounds=BOUNDS), "E", -1.0, "within 0 and inf"),
+        (Column("X", "%", "higher"), "N", math.nan, ""),
+        (Column("X", "", "higher"), "N", math.inf, "finite numbers"),
+    ],
+)
+def test_an_outcome_outside_its_bounds_is_refused(
+    model: EmbeddingModel, column: Column, metric: Metric, value: float, words: str
+) -> None:
+    class Saying(Attack):
+        card = Card("x", "says a number")
+        columns = (column,)
+
+        def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Says:
+            return Says(torch.tensor([value, 1.0]))
+
+    x = torch.nn.functional.normalize(torch.randn(9, 8), dim=1)
+    gallery, attack = Gallery(x, torch.arange(9) % 3, metric), Saying().resolve(THREAT)
+    with pytest.raises(CellError, match=words) if words else nullcontext():
+        attack.run(model, torch.rand(2, 1, 8, 8), torch.arange(2), gallery, seed=0)
 
 
 def test_random_starts_come_from_the_querys_identity() -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import stdev
 
@@ -23,10 +24,12 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.defenses.losses import LOSSES
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
 from dmlbench.report.entries import measured, published
 from dmlbench.report.render import boards
+from dmlbench.storage.cell import ColumnInfo
 from tests.synthetic import FULL, attacked, failed, many, model, write
 from tests.test_store import cell, with_facts
 
@@ -331,6 +334,30 @@ def test_nonsense_in_a_csv_is_named_with_file_and_line(
         read_folder(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "distance", "value", "words"),
+    [
+        ("ES:D", "", "N", 2.00005, ""),
+        ("TMA", "", "C", -1.1, "TMA is -1.1; it is within -1 and 1"),
+        ("ES:D", "", "N", 2.5, "ES:D is 2.5; it is within 0 and 2"),
+        ("ES:D", "", "E", 2.5, ""),
+        ("TMA", "", "E", 1.5, "TMA is 1.5; it is within -1 and 1"),
+        ("LTM", "%", "E", 150, "LTM is 150; it is within 0 and 100"),
+        ("UNHEARD", "%", "N", 150, "UNHEARD is 150; it is within 0 and 100"),
+        ("UNHEARD", "", "N", 150, ""),
+    ],
+)
+def test_a_value_outside_the_attacks_bounds_is_refused(
+    tmp_path: Path, name: str, unit: str, distance: str, value: float, words: str
+) -> None:
+    one = attacked(name, value, distance=distance)
+    estimate = Estimate(value, value - 1, value + 1, 40)
+    one = replace(one, metrics={name: estimate}, columns={name: ColumnInfo(unit, "higher")})
+    write(tmp_path / "results.csv", [one])
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        assert read_folder(tmp_path)[0]["value"] == value
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_list_shows_everything_and_warns_of_a_broken_plugin(dmlbench: Run) -> No
     for word in ("ca+", "ca-", "hm", "none", "fashion-mini", "c2f2", "lenet", "tiny"):
         assert f"  {word}  " in done.stdout
     assert "reports CA+ in % (higher is better)" in done.stdout
+    assert "  CA+: Percentile rank that the candidate reaches: 50 is untouched" in done.stdout
     assert "w=1  number of queries" in done.stdout
     assert "plugin attack 'absent' (no_such_module:Attack) is left out" in done.stderr
 

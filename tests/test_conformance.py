@@ -49,6 +49,8 @@ def test_cards_are_complete(cls: type[Attack] | type[Defense]) -> None:
     for p in spec.parameters(cls):
         assert p.help
         p.check(p.default)
+    for column in getattr(cls, "columns", ()):
+        assert column.help.endswith(".")
 
 
 @pytest.mark.parametrize("cls", ATTACK_CLASSES, ids=name)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench.attacks.engine.pgd import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.errors import UserError
 from dmlbench.compute.distributed import World
 from dmlbench.compute.embedding import EmbeddingModel, embed

@@ -31,7 +31,7 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
-from dmlbench.storage.cell import About, Cell, ColumnInfo, ExceptionInfo, PlannedCell, implausible
+from dmlbench.storage.cell import About, Cell, ColumnInfo, ExceptionInfo, PlannedCell
 from dmlbench.storage.store import Store
 
 JSON = st.recursive(
@@ -266,23 +266,6 @@ def test_a_number_that_cannot_be_is_not_stored(
     with pytest.raises(CellError, match=problem):
         store.put(replace(cell(), metrics={metric: estimate}), {"CA+": np.arange(40.0)})
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("metric", "distance", "value", "fine"),
-    [
-        ("ES:D", "N", 2.00005, True),
-        ("ES:D", "N", 2.1, False),
-        ("ES:D", "E", 2.1, True),
-        ("TMA", "E", -1.0, True),
-        ("TMA", "C", -1.1, False),
-        ("own", "N", -7.0, True),
-    ],
-)
-def test_bounds_of_what_is_no_percentage(
-    metric: str, distance: str, value: float, fine: bool
-) -> None:
-    assert (implausible(metric, "", distance, Estimate(value, None, None, 1)) == "") is fine
 
 
 def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -> None:

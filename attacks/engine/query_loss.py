@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.pgd import RowWise
+from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank

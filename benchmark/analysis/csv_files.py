@@ -6,10 +6,12 @@ import csv
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
+from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
@@ -79,7 +81,15 @@ def _nonsense(record: Record) -> str:
     )
     if not name or estimate.value is None or estimate.n is None or not record["better"]:
         return "a cell that is ok needs metric, value, n and better"
-    return implausible(name, record["unit"], record["distance"], estimate)
+    unknown = Column(name, record["unit"], record["better"])  # bounded by its unit alone
+    known = _columns().get((record["attack"].partition(":")[0], name), unknown)
+    return implausible(name, estimate, known.within(record["distance"]))
+
+
+@cache
+def _columns() -> dict[tuple[str, str], Column]:
+    """(attack, heading) -> the column, of every registered attack."""
+    return {(attack.card.name, one.name): one for attack in ATTACKS for one in attack.columns}
 
 
 def _text(text: str) -> str:

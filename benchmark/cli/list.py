@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,9 +29,12 @@ def list_(kind: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(described, indent=1))
         return
+    from dmlbench.attacks.base import ATTACKS
+
+    help = {column.name: column.help for attack in ATTACKS for column in attack.columns}
     for name, entries in described.items():
         click.secho(name, bold=True)
-        _print_kind(entries)
+        _print_kind(entries, help)
         click.echo()
 
 
@@ -82,14 +86,20 @@ def describe(cls: type[Component]) -> dict[str, Any]:
     return described
 
 
-def _print_kind(entries: list[dict[str, Any]]) -> None:
-    """Print what ``describe`` gave; parameters that all entries share come once, at the end."""
+def _print_kind(entries: list[dict[str, Any]], help: Mapping[str, str]) -> None:
+    """Print what ``describe`` gave; parameters that all entries share come once, at the end.
+
+    ``help`` says what the number in a column means, by the column's heading.
+    """
     first, *others = [entry["parameters"] for entry in entries]
     shared = [p for p in first if all(p in one for one in others)] if others else []
     for entry in entries:
         click.echo(f"  {click.style(entry['name'], fg='cyan')}  {entry['summary']}")
         if "columns" in entry:
             click.echo(f"      reports {', '.join(map(_column, entry['columns']))}")
+            for column in entry["columns"]:
+                if text := help[column["name"]]:
+                    click.echo(f"        {column['name']}: {text}")
         if entry["paper"]:
             click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
         if "recipe" in entry:

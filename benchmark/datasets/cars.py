@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.core.papers import CARS
+from dmlbench.core.papers import Paper
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.images import (
     RECIPE,
@@ -17,6 +17,15 @@ from dmlbench.datasets.images import (
     ImageDataset,
     Listing,
     find,
+)
+
+CARS = Paper(
+    key="krause2013cars",
+    title="3D Object Representations for Fine-Grained Categorization",
+    authors="Krause, Jonathan and Stark, Michael and Deng, Jia and Fei-Fei, Li",
+    venue="ICCV Workshops",
+    year=2013,
+    url="https://doi.org/10.1109/ICCVW.2013.77",
 )
 
 TRAIN_CLASSES = 98

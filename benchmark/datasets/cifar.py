@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.core.papers import CIFAR
+from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
@@ -24,6 +24,15 @@ from dmlbench.datasets.files.places import HOME, existing, torchvision_download
 if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
     from dmlbench.datasets.files.cache import Cache
+
+CIFAR = Paper(
+    key="krizhevsky2009learning",
+    title="Learning Multiple Layers of Features from Tiny Images",
+    authors="Krizhevsky, Alex",
+    venue="University of Toronto",
+    year=2009,
+    url="https://www.cs.toronto.edu/~kriz/cifar.html",
+)
 
 RECIPE = Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)

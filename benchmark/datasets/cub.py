@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.core.papers import CUB
+from dmlbench.core.papers import Paper
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.files.archive import Archive, fetch
 from dmlbench.datasets.images import (
@@ -23,6 +23,16 @@ from dmlbench.datasets.images import (
 
 if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
+
+CUB = Paper(
+    key="wah2011cub",
+    title="The Caltech-UCSD Birds-200-2011 Dataset",
+    authors="Wah, Catherine and Branson, Steve and Welinder, Peter and Perona, Pietro and "
+    "Belongie, Serge",
+    venue="Caltech",
+    year=2011,
+    url="https://data.caltech.edu/records/65de6-vp158",
+)
 
 ARCHIVE = Archive(
     "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.core.papers import FASHION
+from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
@@ -24,6 +24,15 @@ from dmlbench.datasets.mnist import THREAT, IdxDataset
 
 if TYPE_CHECKING:
     from dmlbench.datasets.files.cache import Cache
+
+FASHION = Paper(
+    key="xiao2017fashion",
+    title="Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+    authors="Xiao, Han and Rasul, Kashif and Vollgraf, Roland",
+    venue="arXiv",
+    year=2017,
+    url="https://arxiv.org/abs/1708.07747",
+)
 
 SUBSET_SEED = 0
 

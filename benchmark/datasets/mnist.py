@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.core.papers import MNIST
+from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import (
     DATASETS,
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from dmlbench.datasets.files.cache import Cache
 
 THREAT = Threat(eps=77 / 255, alpha=3 / 255, steps=32)
+MNIST = Paper(
+    key="lecun1998mnist",
+    title="The MNIST Database of Handwritten Digits",
+    authors="LeCun, Yann and Cortes, Corinna and Burges, Christopher J. C.",
+    venue="online",
+    year=1998,
+    url="http://yann.lecun.com/exdb/mnist",
+)
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",

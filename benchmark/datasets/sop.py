@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.core.papers import SOP
+from dmlbench.core.papers import Paper
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.files.archive import Archive, fetch
 from dmlbench.datasets.images import (
@@ -24,6 +24,15 @@ from dmlbench.datasets.images import (
 
 if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
+
+SOP = Paper(
+    key="song2016deep",
+    title="Deep Metric Learning via Lifted Structured Feature Embedding",
+    authors="Song, Hyun Oh and Xiang, Yu and Jegelka, Stefanie and Savarese, Silvio",
+    venue="CVPR",
+    year=2016,
+    url="https://arxiv.org/abs/1511.06452",
+)
 
 ARCHIVE = Archive(
     "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",

@@ -8,12 +8,16 @@ vectors and N is computed as E is.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal, get_args
 
 from dmlbench.common.lazy import torch
 
 Metric = Literal["N", "E", "C"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+SLACK = 1e-4  # of the bounds of any number: float32 embeddings have unit length to about 1e-7
+BOUNDS: dict[Metric, tuple[float, float]] = {"N": (0, 2), "E": (0, inf), "C": (0, 2)}
+"""The least and the largest distance under each metric."""
 
 
 def pairwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:

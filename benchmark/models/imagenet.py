@@ -18,13 +18,48 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import MNASNET, RESNET, SWIN, TIMM
+from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.models.base import MODELS, Model, canonical_model
 
 if TYPE_CHECKING:
     from torch import nn
+
+RESNET = Paper(
+    key="he2016deep",
+    title="Deep Residual Learning for Image Recognition",
+    authors="He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian",
+    venue="CVPR",
+    year=2016,
+    url="https://arxiv.org/abs/1512.03385",
+)
+MNASNET = Paper(
+    key="tan2019mnasnet",
+    title="MnasNet: Platform-Aware Neural Architecture Search for Mobile",
+    authors="Tan, Mingxing and Chen, Bo and Pang, Ruoming and Vasudevan, Vijay and "
+    "Sandler, Mark and Howard, Andrew and Le, Quoc V.",
+    venue="CVPR",
+    year=2019,
+    url="https://arxiv.org/abs/1807.11626",
+)
+SWIN = Paper(
+    key="liu2021swin",
+    title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+    authors="Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and "
+    "Zhang, Zheng and Lin, Stephen and Guo, Baining",
+    venue="ICCV",
+    year=2021,
+    url="https://arxiv.org/abs/2103.14030",
+)
+TIMM = Paper(
+    key="wightman2019timm",
+    title="PyTorch Image Models",
+    authors="Wightman, Ross",
+    venue="GitHub",
+    year=2019,
+    url="https://doi.org/10.5281/zenodo.4414861",
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRETRAINED, NONE = "imagenet", "none"

@@ -7,13 +7,31 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import LENET, MADRY
+from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.models.base import MODELS, Model
 
 if TYPE_CHECKING:
     from torch import nn
+
+MADRY = Paper(
+    key="madry2018towards",
+    title="Towards Deep Learning Models Resistant to Adversarial Attacks",
+    authors="Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and "
+    "Tsipras, Dimitris and Vladu, Adrian",
+    venue="ICLR",
+    year=2018,
+    url="https://arxiv.org/abs/1706.06083",
+)
+LENET = Paper(
+    key="lecun1998gradient",
+    title="Gradient-Based Learning Applied to Document Recognition",
+    authors="LeCun, Yann and Bottou, Leon and Bengio, Yoshua and Haffner, Patrick",
+    venue="Proceedings of the IEEE",
+    year=1998,
+    url="https://doi.org/10.1109/5.726791",
+)
 
 
 @MODELS.register

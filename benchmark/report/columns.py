@@ -55,18 +55,6 @@ _BENIGN_HELP = {
     "mAP@10": "Mean average precision within the first 10 items, in percent.",
     "NMI": "Normalised mutual information of k-means clusters with the classes, in percent.",
 }
-_READING = {
-    "CA+": "Percentile rank that the candidate reaches: 50 is untouched, 0 the top.",
-    "CA-": "Percentile rank that the candidate falls to: 0 is untouched, 100 the bottom.",
-    "QA+": "Percentile rank that the chosen item reaches: 50 is untouched, 0 the top.",
-    "QA-": "Percentile rank that the chosen item falls to: 0 is untouched, 100 the bottom.",
-    "TMA": "Cosine similarity with the target that is reached: 1 is a full success of the attack.",
-    "ES:D": "Distance that the embedding is moved; at most 2 under metric N.",
-    "ES:R": "R@1 of the moved query, in percent.",
-    "LTM": "R@1 after the attack, in percent.",
-    "GTM": "R@1 after the attack, in percent.",
-    "GTT": "Share of queries whose top-1 item stays in the top 4, in percent.",
-}
 _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
     "(broken) to 100 (untouched).",
@@ -90,9 +78,8 @@ def _attack_help() -> dict[str, str]:
     for attack in ATTACKS:
         paper = f" ({attack.card.paper.short})" if attack.card.paper else ""
         for one in attack.columns:
-            reading = _READING.get(one.name, "")
             summary = attack.card.summary[:1].upper() + attack.card.summary[1:]
-            found[one.name] = f"Attack: {summary}{paper}. {reading}".rstrip()
+            found[one.name] = f"Attack: {summary}{paper}. {one.help}".rstrip()
     return found
 
 
@@ -101,6 +88,12 @@ def directions() -> dict[str, str]:
     """Heading -> ``higher`` or ``lower``, of benign metrics and registered attacks."""
     known = dict.fromkeys((*BENIGN, "ERS", WORST), "higher")
     return known | {c.name: c.better for attack in ATTACKS for c in attack.columns}
+
+
+@cache
+def ranks() -> list[str]:
+    """Headings of the registered attacks' columns that are percentile ranks, in order."""
+    return in_order({c.name for attack in ATTACKS for c in attack.columns if c.rank})
 
 
 def in_order(names: set[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dmlbench.analysis.records import ERS, WORST
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.columns import column
+from dmlbench.report.columns import column, ranks
 from dmlbench.report.entries import Entry, parameters
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 Plot = Callable[[Table], "Figure | None"]
 
-RANKS = (
-    "CA+",
-    "CA-",
-    "QA+",
-    "QA-",
-)  # their outcomes are ranks, one a query, and have a distribution
 FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
 PANELS = 6  # at most, beside each other
 ROWS = 24  # at most, of a forest plot
@@ -151,7 +145,7 @@ def against_steps(table: Table) -> Figure | None:
 def distributions(table: Table) -> Figure | None:
     """How the ranks of single queries are distributed, from their deciles."""
     entries = style.best_of_families([line.entry for line in table.lines if not line.entry.paper])
-    names = [n for n in RANKS if any(_deciles(e, n) for e in entries)]
+    names = [n for n in ranks() if any(_deciles(e, n) for e in entries)][:PANELS]
     if not names:
         return None
     with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:

@@ -18,9 +18,10 @@ from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity
 from dmlbench.compute.provenance import Provenance
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.metrics.distance import METRICS, Metric
+from dmlbench.metrics.distance import SLACK, Metric
 
 SCHEMA: Literal[3] = 3
+PERCENT, UNBOUNDED = (0, 100), (-math.inf, math.inf)
 ORDER = (
     "dataset",
     "model",
@@ -33,13 +34,6 @@ ORDER = (
     "attack",
 )
 """What rows are sorted by."""
-
-SLACK = 1e-4  # float32 embeddings have unit length to about 1e-7
-BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
-    ("ES:D", "N"): (0, 2),
-    **{("TMA", metric): (-1, 1) for metric in METRICS},
-}
-"""(metric, distance) -> the range of its values, where the unit does not say it."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -234,20 +228,19 @@ def _problem(cell: Cell) -> str:
     if cell.metrics.keys() != cell.columns.keys():
         return f"it needs the metrics {', '.join(cell.columns)}, got {', '.join(cell.metrics)}"
     problems = (
-        implausible(name, column.unit, cell.about.distance, cell.metrics[name])
+        implausible(name, cell.metrics[name], PERCENT if column.unit == "%" else UNBOUNDED)
         for name, column in cell.columns.items()
     )
     return next(filter(None, problems), "")
 
 
-def implausible(name: str, unit: str, distance: str, estimate: Estimate) -> str:
-    """Why no measurement of a metric gives this estimate; empty if one can.
+def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> str:
+    """The reason why no measurement of a metric can give this estimate; empty if one can.
 
     Args:
         name: of the metric, ``CA+``.
-        unit: ``%`` or empty.
-        distance: N, E or C.
         estimate: its value and interval.
+        bounds: the least and the largest value that the metric can have.
     """
     value, low, high = estimate.value, estimate.low, estimate.high
     if not all(math.isfinite(number) for number in (value, low or 0, high or 0)):
@@ -256,8 +249,7 @@ def implausible(name: str, unit: str, distance: str, estimate: Estimate) -> str:
         low is not None and high is not None and not low - SLACK <= value <= high + SLACK
     ):
         return f"value {value:g} is not within its interval [{low}, {high}]"
-    bounds = (0, 100) if unit == "%" else BOUNDS.get((name, distance))
-    if bounds and not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
+    if not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
         return f"{name} is {value:g}; it is within {bounds[0]} and {bounds[1]}"
     return ""
 

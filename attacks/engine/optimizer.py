@@ -1,0 +1,175 @@
+"""What every optimiser of perturbations shares: the ball, the active set, the checks.
+
+The objective gives dL/de for the embeddings directly, so no graph is ever built over the gallery.
+
+A sample whose dL/de is zero is done: PGD's sign(0) = 0 leaves it where it is, in this step and
+therefore in every later one. It leaves the batch. This is exact, not a heuristic.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from dmlbench.attacks.engine.objective import Objective, RowWise
+from dmlbench.common.errors import CellError
+from dmlbench.common.lazy import torch
+
+COMPACT_SHARE = 1 / 16  # of the live samples must have stopped before the batch is copied
+RADIUS_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """A batch after an optimiser.
+
+    Attributes:
+        images: adversarial images, of the shape of the clean ones.
+        passes: forward-backward passes spent, counted a sample.
+        full_passes: what they would have been without the active set.
+        last_embeddings: (B, ..., D) of the last forward pass, which precedes the last step.
+        flat_start: (B,) bool, true where the input gradient was zero everywhere at the first step
+            (a saturated loss, or a network that masks its gradient).
+    """
+
+    images: torch.Tensor
+    passes: int
+    full_passes: int
+    last_embeddings: torch.Tensor
+    flat_start: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Ball(RowWise):
+    """The images within eps of a clean one in every pixel, and in [0, 1]: ``low`` to ``high``."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def around(cls, clean: torch.Tensor, eps: float) -> Ball:
+        """The balls of radius ``eps`` around the images ``clean``."""
+        return cls((clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1))
+
+    def project_(self, x: torch.Tensor) -> torch.Tensor:
+        """``x``, moved in place to the nearest images in the ball."""
+        torch.maximum(x, self.low, out=x)
+        return torch.minimum(x, self.high, out=x)
+
+
+@dataclass(frozen=True)
+class Iterate(RowWise):
+    """The samples that are still in the batch, between two steps.
+
+    Attributes:
+        x: images (b, ..., C, H, W), where loss and gradient are taken next.
+        ball: what ``x`` must stay in.
+    """
+
+    x: torch.Tensor
+    ball: Ball
+
+    @property
+    def result(self) -> torch.Tensor:
+        """The images that are handed back if the search ends here."""
+        return self.x
+
+
+IterateT = TypeVar("IterateT", bound=Iterate)
+
+
+class Optimizer(abc.ABC, Generic[IterateT]):
+    """Minimises an objective over the images in an L-infinity ball.
+
+    Attributes:
+        eps: radius of the ball, in [0, 1] pixel space.
+        steps: number of steps, one forward-backward pass each.
+        active_set: let samples that are done leave the batch.
+    """
+
+    eps: float
+    steps: int
+    active_set: bool
+
+    @abc.abstractmethod
+    def begin(self, x: torch.Tensor, ball: Ball) -> IterateT:
+        """The state before the first step, at the images ``x``."""
+
+    @abc.abstractmethod
+    def step(self, now: IterateT, loss: torch.Tensor, dx: torch.Tensor, number: int) -> IterateT:
+        """The state after step ``number`` (0, 1, ...).
+
+        Args:
+            now: the state before; its tensors, and ``dx``, may be overwritten.
+            loss: (b,) at ``now.x``.
+            dx: gradient of the losses in ``now.x``; zero for a sample that is done.
+            number: of the step.
+        """
+
+    def run(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        clean: torch.Tensor,
+        objective: Objective,
+        start: torch.Tensor | None = None,
+    ) -> Perturbed:
+        """Minimise ``objective`` around ``clean`` (B, ..., C, H, W), in [0, 1].
+
+        Args:
+            embed: images (b, ...) -> embeddings (b, ..., D), differentiable in the images;
+                parameters frozen, eval mode.
+            clean: the centre of the ball.
+            objective: the loss, one sample a row of ``clean``.
+            start: where to begin, projected onto the ball first; the clean images by default.
+
+        Raises:
+            CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
+        """
+        ball = Ball.around(clean, self.eps)
+        x = clean.clone() if start is None else ball.project_(start.clone())
+        now = self.begin(x, ball)
+        result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
+        passes, finite = 0, torch.ones((), dtype=torch.bool, device=clean.device)
+        last, flat = clean.new_empty(0), torch.zeros_like(rows, dtype=torch.bool)
+        for number in range(self.steps):
+            if not len(rows):
+                break
+            passes += len(rows)
+            x = now.x.detach().requires_grad_(True)
+            e = embed(x)
+            loss, de = objective.value_and_grad(e.detach(), number)
+            (dx,) = torch.autograd.grad(e, x, de.to(e.dtype))
+            finite &= loss.isfinite().all() & dx.isfinite().all()
+            e = e.detach()
+            if number == 0:
+                last, flat = torch.empty_like(e), ~dx.flatten(1).any(dim=1)
+            now = self.step(now, loss, dx, number)
+            if not self.active_set or number == self.steps - 1:
+                last[rows] = e
+                continue
+            live = de.flatten(1).any(dim=1)
+            stopped = len(rows) - int(live.sum())
+            if stopped and stopped >= COMPACT_SHARE * len(rows):
+                result[rows], last[rows] = now.result, e
+                keep = live.nonzero()[:, 0]
+                objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
+        result[rows] = now.result
+        if not finite:
+            raise CellError(
+                f"the loss or its gradient is not finite within {self.steps} "
+                f"{type(self).__name__} steps"
+            )
+        self.verify(clean, result)
+        return Perturbed(result, passes, len(clean) * self.steps, last, flat)
+
+    def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
+        """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
+        radius = float((adversarial - clean).abs().max()) if clean.numel() else 0.0
+        inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())
+        if not inside or not radius <= self.eps + RADIUS_TOLERANCE:
+            raise CellError(
+                f"the perturbation has radius {radius:.6g} (eps {self.eps:.6g}), "
+                f"{'inside' if inside else 'outside'} [0, 1]"
+            )
