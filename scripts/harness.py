@@ -37,6 +37,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.tasks import Combine, Measure
 
 WEIGHTS_BYTES = 1_300_000
+MADE = replace(provenance(None), device="cpu: none")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -78,13 +79,23 @@ def invent(store: Store, models: int) -> int:
         folder = store.model_folder(training.id)
         folder.mkdir(parents=True)
         (folder / checkpoint.WEIGHTS).write_bytes(os.urandom(WEIGHTS_BYTES))
-        manifest = {
-            "schema": checkpoint.MANIFEST_SCHEMA,
-            "checkpoint": checkpoint.WEIGHTS,
-            "sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS),
-            "training": training.facts,
-        }
-        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        manifest = checkpoint.Manifest(
+            schema=checkpoint.MANIFEST_SCHEMA,
+            checkpoint=checkpoint.WEIGHTS,
+            sha256=checkpoint.file_sha256(folder / checkpoint.WEIGHTS),
+            training_id=training.id,
+            training=training.facts,
+            dataset=training.dataset,
+            defense=training.spelling,
+            label=training.defense.label,
+            training_cost=training.defense.training_cost,
+            parameters=0,
+            history=[],
+            seconds=1.0,
+            started=0.0,
+            provenance=MADE,
+        )
+        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest.as_json()))
         weights = plan.trained_weights(training, manifest, store, "fp32")
         for task in plan.cells(weights, attacks, training.seed):
             store.put(_row(task), {name: [1.0] for name in task.cell.columns})
@@ -94,9 +105,8 @@ def invent(store: Store, models: int) -> int:
 
 def _row(task: Measure | Combine) -> Cell:
     one = Estimate(1.0, 0.0, 2.0, 1000)
-    made = replace(provenance(None), device="cpu: none")
     findings = {"clean": {}, "collapsed": False}
-    return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, made)
+    return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, MADE)
 
 
 def shares_in_attack(folder: Path) -> list[str]:

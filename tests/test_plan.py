@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,8 @@ from dmlbench.cli.config import write_config
 from dmlbench.cli.dry_run import lines, preview, summary
 from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.files import write_json
+from dmlbench.common.hashing import file_sha256
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
@@ -47,7 +48,7 @@ from dmlbench.sweep.session import Session, Stopwatch, fail
 from dmlbench.sweep.status import Known, PlannedModel
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.training.job import Training
-from tests.test_store import MADE, cell, failing, with_facts
+from tests.test_store import MADE, cell, failing, manifest, with_facts
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
@@ -98,18 +99,9 @@ class Fake:
             folder = self.store.model_folder(task.model)
             folder.mkdir(parents=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
-            sha = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
-            facts = task.training.facts
-            checkpoint.write_json(
-                folder / checkpoint.MANIFEST,
-                {
-                    "schema": 1,
-                    "checkpoint": checkpoint.WEIGHTS,
-                    "sha256": sha,
-                    "training": facts,
-                    "label": "N/A",
-                },
-            )
+            sha = file_sha256(folder / checkpoint.WEIGHTS)
+            made = manifest(sha256=sha, training=task.training.facts, label="N/A")
+            write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
             self.store.put(row(task, ok=False))
         else:
@@ -382,9 +374,10 @@ def test_merging_models(tmp_path: Path) -> None:
     ran(other, found)
     folder = other.model_folder(found[0].id)
     (folder / checkpoint.WEIGHTS).write_bytes(b"other")
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-    manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}
-    checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
+    made = checkpoint.read_manifest(folder)
+    assert made is not None
+    made = replace(made, sha256=file_sha256(folder / checkpoint.WEIGHTS))
+    write_json(folder / checkpoint.MANIFEST, made.as_json())
     ran(other, found)  # measured again, of the other weights
     before = {c.id for c in two.cells()}
     merge(other, two, said.append)

@@ -7,7 +7,6 @@ query first, over the seeds that both have.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import MANIFEST
+from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 
 CONFIGURATION = ("dataset", "model", "recipe", "resolved")
@@ -183,7 +182,7 @@ def _digest(path: Path) -> str:
     """SHA-256 of the weights that a file, or a model's folder, holds."""
     if path.is_file():
         return file_sha256(path)
-    try:
-        return str(json.loads((path / MANIFEST).read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}") from None
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}")
+    return manifest.sha256

@@ -16,7 +16,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from dmlbench.analysis import records, seeds
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import remove_abandoned, write_atomically
 from dmlbench.storage.cell import Cell, decode, encode
+from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,12 @@ class Store:
     def model_folder(self, training_id: str) -> Path:
         """Where the model of a training run lies."""
         return self.root / "models" / training_id
+
+    def manifests(self) -> list[Manifest]:
+        """Those of the trained models; one that cannot be read is left out."""
+        folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
+        found = (self._manifest(folder) for folder in folders)
+        return [manifest for manifest in found if manifest is not None]
 
     def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
         """Write a cell under its identity, its outcomes first: the cell says that it is whole.
@@ -135,7 +141,9 @@ class Store:
         checkpoint) does not stand.
         """
         found, _ = self.read()
-        standing = {training: self._checkpoint(training) for training in _trainings(found)}
+        trainings = {str(cell.facts["training"]) for cell in found if "training" in cell.facts}
+        manifests = {name: self._manifest(self.model_folder(name)) for name in trainings}
+        standing = {name: one.sha256 for name, one in manifests.items() if one is not None}
         current = [
             cell
             for cell in found
@@ -188,17 +196,15 @@ class Store:
         except OSError as error:
             raise UserError(f"cannot move {path} to {folder}: {error.strerror}") from None
 
-    def _checkpoint(self, training_id: str) -> str | None:
-        """The checkpoint that a training run has now; None if it is not here."""
+    def _manifest(self, folder: Path) -> Manifest | None:
+        """The manifest there; None if there is none, or it cannot be read.
+
+        The error is raised where the model is needed.
+        """
         try:
-            manifest = json.loads((self.model_folder(training_id) / "manifest.json").read_bytes())
-            return str(manifest["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_manifest(folder)
+        except UserError:
             return None
-
-
-def _trainings(cells: Iterable[Cell]) -> set[str]:
-    return {t for cell in cells if isinstance(t := cell.facts.get("training"), str)}
 
 
 def _read(path: Path) -> Cell | None:

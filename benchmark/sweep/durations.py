@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,10 +50,9 @@ class Durations:
         for row in cells:
             if row.ok and row.provenance.device == device:
                 self.add(_cell(row.facts), row.seconds)
-        for path in (store.root / "models").glob("*/manifest.json"):
-            made = _manifest(path)
-            if made is not None and made["provenance"]["device"] == device:
-                self.add(_training(made["training"], made["training_cost"]), made["seconds"])
+        for made in store.manifests():
+            if made.provenance.device == device:
+                self.add(_training(made.training, made.training_cost), made.seconds)
 
     def kind(self, task: Task) -> Kind:
         """What decides the time of ``task``."""
@@ -99,12 +97,3 @@ def _cell(facts: dict[str, Any]) -> Kind:
     same = {k: facts.get(k) for k in _KEEP}
     like = {k: v for k, v in same.items() if not k.startswith("attack")}
     return Kind(identity(same), identity(like), int(facts["kind"] in ("benign", "attack")))
-
-
-def _manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        made: dict[str, Any] = json.loads(path.read_bytes())
-        needed = {"training", "training_cost", "seconds", "provenance"}
-        return made if needed <= made.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None

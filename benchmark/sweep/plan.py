@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msgspec import ValidationError, convert, structs
 
@@ -25,7 +24,7 @@ from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import Model, canonical_model
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
-from dmlbench.storage.checkpoint import read_manifest
+from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
 from dmlbench.training.job import Training
@@ -119,17 +118,17 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
 
 
 def trained_weights(
-    training: Training, manifest: Mapping[str, Any] | None, store: Store, precision: str
+    training: Training, manifest: Manifest | None, store: Store, precision: str
 ) -> Weights:
     """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
     facts = {
-        "checkpoint": manifest["sha256"] if manifest else UNTRAINED,
+        "checkpoint": manifest.sha256 if manifest else UNTRAINED,
         "training": training.id,
         "data": training.digest,
         "model": training.model.facts,
     }
     folder = store.model_folder(training.id)
-    path = folder / (manifest["checkpoint"] if manifest else "")
+    path = folder / (manifest.checkpoint if manifest else "")
     about = About(
         attack="",
         attack_resolved="",
@@ -166,13 +165,13 @@ def external_weights(
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     sha256 = file_sha256(path)
-    known = read_manifest(path.parent) or {}
-    if known.get("sha256") != sha256:
-        known = {}
+    known = verified_manifest(path.parent)
+    if known is not None and known.sha256 != sha256:
+        known = None
     facts = {"checkpoint": sha256, "data": digest, "model": model.facts}
     if known:
-        facts["training"] = known["training_id"]
-    name = label or known.get("label") or path.stem
+        facts["training"] = known.training_id
+    name = label or (known.label if known else path.stem)
     about = About(
         attack="",
         attack_resolved="",
@@ -180,11 +179,11 @@ def external_weights(
         model=canonical_model(model),
         distance=model.metric,
         recipe="",
-        defense=label or known.get("defense", name),
+        defense=label or (known.defense if known else name),
         label=name,
-        resolved=known.get("resolved", ""),
-        training_cost=known.get("training_cost", 0),
-        seed=known["training"]["seed"] if known else seed,
+        resolved=known.resolved if known else "",
+        training_cost=known.training_cost if known else 0,
+        seed=known.training["seed"] if known else seed,
         precision=precision,
         suite="",
         queries="",

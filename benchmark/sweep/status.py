@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
 from dmlbench.storage.cell import Cell, PlannedCell
-from dmlbench.storage.checkpoint import read_manifest
+from dmlbench.storage.checkpoint import verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells, trained_weights
 from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
@@ -82,7 +82,7 @@ def assess(
     Raises:
         UserError: its weights are there but are not what their manifest says.
     """
-    manifest = read_manifest(store.model_folder(training.id), training.facts)
+    manifest = verified_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = planned_model(weights, attacks, training.seed, known)

@@ -84,7 +84,7 @@ class Worker:
         folder = session.store.model_folder(training.id)
         if task.afresh:
             shutil.rmtree(folder, ignore_errors=True)
-        if checkpoint.read_manifest(folder, training.facts) is None:
+        if checkpoint.verified_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
         session.store.remove(task.cell.id)  # the row of an earlier failure
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -103,7 +102,7 @@ def train(
     compute: Compute,
     reporter: Reporter,
     watch: Watch = Watch(),
-) -> dict[str, Any]:
+) -> checkpoint.Manifest:
     """Train into ``folder`` and return the manifest; from the last finished epoch if there is one.
 
     Raises:
@@ -114,7 +113,7 @@ def train(
     compute.check()
     with compute.applied() as device:
         begun, clock, among = time.time(), time.monotonic(), world(device)
-        known = checkpoint.read_manifest(folder, training.facts) if among.leads else None
+        known = checkpoint.verified_manifest(folder, training.facts) if among.leads else None
         known = among.from_first(known)
         if known is not None:
             return known
@@ -146,12 +145,12 @@ def train(
             "history": history,
             "seconds": round(before + time.monotonic() - clock, 3),
             "started": begun,
-            "provenance": msgspec.to_builtins(provenance(device)),
+            "provenance": provenance(device),
         }
         manifest = None
         if among.leads:
             # another run may have finished it meanwhile: then its weights stand
-            manifest = checkpoint.read_manifest(folder, training.facts)
+            manifest = checkpoint.verified_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
         manifest = among.from_first(manifest)
