@@ -16,12 +16,11 @@ from msgspec.structs import asdict
 
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.storage.cell import ORDER, Cell
 
 Record = dict[str, Any]
 
-BENIGN = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI")
-WORST, ERS = "Robust R@1", "ERS"
 MODEL = (
     "dataset",
     "model",

@@ -87,7 +87,7 @@ def open_session(
     """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
 
-    from dmlbench.analysis.csv_files import read_folder
+    from dmlbench.analysis.csv_files import export, read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.common.progress import QuietReporter, reporter_for
     from dmlbench.compute.device import Compute, launched, leads, local_device
@@ -103,7 +103,7 @@ def open_session(
     if writing and leaderboards is not None:
         check_writable(leaderboards, "--leaderboards")
         if store.cells():
-            store.export()
+            export(store)
         read_folder(results)  # what is wrong with a CSV there is said now, not after the work
     with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
         yield Session(dataset, data_root, cache, store, compute, reporter)
@@ -125,9 +125,10 @@ def open_store(session: Session, repair: bool = True) -> Known:
 
 def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
     """Export, render, print; exit with 1 if a cell failed."""
+    from dmlbench.analysis.csv_files import export
     from dmlbench.cli.console import print_table
 
-    tidy, wide = session.store.export()
+    tidy, wide = export(session.store)
     board = render_board(session.store.root, session.dataset.card.name, leaderboards)
     if as_json:
         click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
@@ -162,15 +163,16 @@ def warn_of_damage(store: Store) -> None:
         click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 
 
-def export(results: Path) -> None:
+def export_folder(results: Path) -> None:
     """Bring the CSVs of a results folder up to date with its cells, if it has any."""
+    from dmlbench.analysis.csv_files import export
     from dmlbench.storage.store import Store
 
     if (results / "cells").is_dir():
         store = Store(results)
         warn_of_damage(store)
         if store.cells():
-            store.export()
+            export(store)
 
 
 def render_board(results: Path, dataset: str, folder: Path) -> Path:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from statistics import mean, stdev
 
-from dmlbench.analysis.records import BENIGN, ROW, Record, Row, one_a_seed, rows
+from dmlbench.analysis.records import ROW, Record, Row, one_a_seed, rows
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.metrics.names import BENIGN
 from dmlbench.report.columns import directions
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))

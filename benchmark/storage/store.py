@@ -1,39 +1,36 @@
-"""Results on disk: one JSON file a cell, written atomically, and CSV exports of them all.
+"""Results on disk: one JSON file a cell, written atomically.
 
 results/cells/<id>.json      what one cell found, with its identity and provenance
 results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       what each run was asked for, resolved; ``run --config`` reads it
 results/quarantine/          cells that were damaged
-results/results.csv          tidy: a row a cell and metric
-results/wide.csv             a row a model, a column a metric
-results/seeds.csv            the same with mean, deviation and interval over the seeds
+results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from dmlbench.analysis import records, seeds
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import remove_abandoned, write_atomically
 from dmlbench.storage.cell import Cell, decode, encode
 from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
-    from dmlbench.evaluation.evaluator import Outcomes
+    Outcomes = Mapping[str, npt.ArrayLike] | pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Store:
         found = (self._manifest(folder) for folder in folders)
         return [manifest for manifest in found if manifest is not None]
 
-    def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
+    def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
         """Write a cell under its identity, its outcomes first: the cell says that it is whole.
 
         Raises:
@@ -151,31 +148,14 @@ class Store:
         ]
         return sorted(current, key=lambda cell: cell.order)
 
-    def export(self) -> tuple[Path, Path]:
-        """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
-
-        Where several runs share the folder, the last to write has seen the cells of all.
-        """
-        tidy, wide = self.root / "results.csv", self.root / "wide.csv"
-        seen = None
-        while (now := self._state()) != seen:
-            seen = now
-            cells = self.cells()
-            write_atomically(tidy, _csv(records.TIDY_COLUMNS, records.tidy(cells)))
-            rows = records.wide(cells)
-            write_atomically(wide, _csv(records.wide_columns(rows), [row.record() for row in rows]))
-            spreads = _csv(seeds.columns(rows), seeds.over_seeds(rows))
-            write_atomically(self.root / "seeds.csv", spreads)
-        return tidy, wide
-
     def _path(self, cell_id: str, kind: str = "json") -> Path:
         return self.root / "cells" / f"{cell_id}.{kind}"
 
     def _paths(self) -> list[Path]:
         return sorted((self.root / "cells").glob("*.json"))
 
-    def _state(self) -> list[tuple[str, int]]:
-        """Changes whenever a cell is written or removed."""
+    def state(self) -> list[tuple[str, int]]:
+        """Names and times of the cells' files: it changes when a cell is written or removed."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "cells") as entries:
             return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
         return []
@@ -217,11 +197,3 @@ def _read(path: Path) -> Cell | None:
         return decode(path.read_bytes(), path)
     except (OSError, ValueError):
         return None
-
-
-def _csv(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().encode()

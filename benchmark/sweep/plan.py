@@ -13,7 +13,6 @@ from pathlib import Path
 
 from msgspec import ValidationError, convert, structs
 
-from dmlbench.analysis.records import BENIGN, ERS, WORST
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
@@ -22,6 +21,7 @@ from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.models.base import Model, canonical_model
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest

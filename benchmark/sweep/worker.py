@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from dmlbench.analysis.records import ERS
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import shares
+from dmlbench.metrics.names import ERS
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.session import Session, Stopwatch, fail, succeed
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
