@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy.stats import t as students_t
 
-from dmlbench.analysis.pivot import chosen, column, condition, pivot
-from dmlbench.analysis.records import wide
+from dmlbench.analysis.pivot import chosen, column, pivot
+from dmlbench.analysis.records import TIDY_COLUMNS, wide
 from dmlbench.analysis.seeds import over_seeds, spread
+from dmlbench.analysis.where import Condition, condition
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.config import write_config
 from dmlbench.cli.dry_run import lines, preview, summary
@@ -399,12 +400,35 @@ def test_mean_deviation_and_interval_over_seeds() -> None:
     assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
 
 
+def where(*texts: str) -> list[Condition]:
+    return [condition(text, TIDY_COLUMNS) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "met"),
+    [
+        ("hm*", "HM[S,g_LGA]", True),
+        ("HM[S,*]", "hm[s,0]", True),
+        ("HM[S]", "HMS", False),
+        ("ca?", "ca+", False),
+        ("ca", "ca+", False),
+        ("*", "", True),
+        ("", "x", False),
+        ("*a*b*", "xaybz\nw", True),
+    ],
+)
+def test_a_condition_is_of_any_case_and_a_star_is_any_text(
+    pattern: str, text: str, met: bool
+) -> None:
+    assert condition(f"k={pattern}", ["k"]).meets("no such text", text) is met
+
+
 def test_filters_and_pivots() -> None:
     cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
-    assert len(chosen(cells, [condition("metric=CA*"), condition("seed=1")])) == 2
-    (one,) = chosen(cells, [("metric", "CA-"), ("seed", "0")])
+    assert len(chosen(cells, where("metric=ca*", "seed=1"))) == 2
+    (one,) = chosen(cells, where("metric=CA-", "seed=0"))
     assert list(one.metrics) == list(one.columns) == ["CA-"]
-    assert chosen(cells, [("label", "HM[S,g_LGA]*")]) == cells
+    assert chosen(cells, where("label=HM[S,G_lga]*")) == cells
     table = pivot(cells, ["label"], ["metric"])
     (line,) = table.values()
     assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
@@ -416,7 +440,9 @@ def test_filters_and_pivots() -> None:
     with pytest.raises(UserError, match="did you mean 'metric'"):
         column("metrics")
     with pytest.raises(UserError, match="key=value"):
-        condition("CA+")
+        where("CA+")
+    with pytest.raises(UserError, match="unknown key of --where 'metrics': did you mean 'metric'"):
+        where("metrics=CA+")
 
 
 def test_a_column_that_no_board_can_rank_is_refused_before_any_work() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Only these; * stands for anything. May be repeated.",
+    help="Only these, in any letter case; * stands for anything. May be repeated.",
 )
 @click.option(
     "--pivot",
@@ -48,12 +48,14 @@ def show(
     as_json: bool,
 ) -> None:
     """Show stored results, of one data set or of all."""
-    from dmlbench.analysis.pivot import chosen, condition
+    from dmlbench.analysis.pivot import chosen
+    from dmlbench.analysis.records import TIDY_COLUMNS
+    from dmlbench.analysis.where import condition
     from dmlbench.cli.console import print_table
 
     cells = stored(results, dataset)
     if conditions:
-        cells = chosen(cells, [condition(text) for text in conditions])
+        cells = chosen(cells, [condition(text, TIDY_COLUMNS) for text in conditions])
         if not cells:
             raise UserError(f"no results in {results} where {' and '.join(conditions)}")
     if layout is not None:
