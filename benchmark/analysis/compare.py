@@ -20,7 +20,12 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 
-CONFIGURATION = ("dataset", "model", "recipe", "resolved")
+TRAINED = ("dataset", "model", "recipe", "resolved")
+"""What a model was made of but its seed.
+
+Not ``seeds.CONFIGURATION``, which tells rows of tables apart: one model has several suites,
+precisions and labels.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         hint = f"; measured there: {', '.join(known)}" if known else ""
         raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
-    found = {tuple(getattr(c.about, key) for key in CONFIGURATION) for c in cells}
+    found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
     if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Record, tidy
+from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Record, record_order, tidy
 from dmlbench.analysis.seeds import Spread, spread
 from dmlbench.analysis.where import Condition
 from dmlbench.common.errors import UserError
@@ -46,12 +46,12 @@ def pivot(
 ) -> dict[tuple[str, ...], dict[tuple[str, ...], Spread]]:
     """Row -> column -> the value there, over the seeds if they are in neither.
 
-    Of two versions of a cell the newer counts (cells come in ``tables.order``).
+    Of two records of a number the one that tables show counts (``record_order``).
 
     Raises:
         UserError: values that differ in more than the seed would fall into one place.
     """
-    records = [r for r in tidy(list(cells)) if r["status"] == "ok"]
+    records = sorted((r for r in tidy(cells) if r["status"] == "ok"), key=record_order)
     newest = {tuple(r[name] for name in _IDENTIFYING): r for r in records}
     places: dict[tuple[str, ...], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for r in newest.values():

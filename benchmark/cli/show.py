@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,7 @@ def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
         records = [
             dict(zip(rows, row, strict=True))
             | dict(zip(columns, place, strict=True))
-            | asdict(value)
+            | value.as_json()
             for row, line in table.items()
             for place, value in line.items()
         ]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``did you mean 'ca+' or 'ca-'? ``, with the names closest to ``name``; empty if none is."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.65)
     return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
