@@ -42,6 +42,7 @@ from dmlbench.sweep.tasks import Combine, Measure, Task
 from dmlbench.sweep.weights import trained_weights
 
 WEIGHTS_BYTES = 1_300_000
+MADE = replace(provenance(None), device="cpu: none")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -83,13 +84,23 @@ def write_invented_results(store: Store, models: int) -> int:
         folder = store.model_folder(training.id)
         folder.mkdir(parents=True)
         (folder / checkpoint.WEIGHTS).write_bytes(os.urandom(WEIGHTS_BYTES))
-        manifest = {
-            "schema": checkpoint.MANIFEST_SCHEMA,
-            "checkpoint": checkpoint.WEIGHTS,
-            "sha256": file_sha256(folder / checkpoint.WEIGHTS),
-            "training": training.facts,
-        }
-        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        manifest = checkpoint.Manifest(
+            schema=checkpoint.MANIFEST_SCHEMA,
+            checkpoint=checkpoint.WEIGHTS,
+            sha256=file_sha256(folder / checkpoint.WEIGHTS),
+            training_id=training.id,
+            training=training.facts,
+            dataset=training.dataset,
+            defense=training.spelling,
+            label=training.defense.label,
+            training_cost=training.defense.training_cost,
+            parameters=0,
+            history=[],
+            seconds=1.0,
+            started=0.0,
+            provenance=MADE,
+        )
+        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest.as_json()))
         weights = trained_weights(training, manifest, store, "fp32")
         for task in plan.cells(weights, attacks):
             store.put(_row(task), dict.fromkeys(task.cell.columns, np.ones(1)))
@@ -99,9 +110,8 @@ def write_invented_results(store: Store, models: int) -> int:
 
 def _row(task: Measure | Combine) -> Cell:
     one = Estimate(1.0, 0.0, 2.0, 1000)
-    made = replace(provenance(None), device="cpu: none")
     findings = {"clean": {}, "collapsed": False}
-    return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, made)
+    return task.cell.measured(dict.fromkeys(task.cell.columns, one), findings, 0.0, 1.0, MADE)
 
 
 def share_of_the_attack(folder: Path) -> list[str]:

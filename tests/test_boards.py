@@ -235,7 +235,7 @@ def test_filters_choose_lines_and_say_what_they_do_not_know() -> None:
     (board,) = boards([], where=["defense=hm[s,*", "eta=8", "source=*Table 6"])[:1]
     assert column(board, "Defense") == ["HM[S,g_LGA]&ICS", "HM[S,g_LGA]"]
     for where, words in [
-        ("defense", "write key=value"),
+        ("defense", "is not key=value"),
         ("modell=x", "did you mean 'model'"),
         ("model=nothing", "no line of any board meets model=nothing"),
     ]:

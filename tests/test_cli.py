@@ -154,7 +154,7 @@ def test_json_output(dmlbench: Run) -> None:
     [
         (["--defense", "hmm", "--attack", "ca+"], ["did you mean 'hm'"]),
         (["--defense", "hm", "--attack", "ca"], ["unknown attack 'ca'", "available"]),
-        (["--defense", "hm:etta=8", "--attack", "ca+"], ["did you mean 'eta'", "valid keys"]),
+        (["--defense", "hm:etta=8", "--attack", "ca+"], ["did you mean 'eta'", "available: "]),
         (["--defense", "hm", "--attack", "ca+:eps=-1"], ["eps must be", ">= 0", "got -1"]),
         (["--defense", "hm", "--attack", "ca+:steps=0"], ["steps must be int >= 1, got 0"]),
         (["--defense", "hm", "--attack", "ca+:w=0"], ["w must be int >= 1, got 0"]),

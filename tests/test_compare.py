@@ -10,11 +10,12 @@ import pytest
 
 from dmlbench.analysis.compare import compare, find
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
-from tests.test_store import MADE
+from tests.test_store import MADE, manifest
 
 N = 300
 
@@ -106,7 +107,7 @@ def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) ->
         put(store, "hm", values, seed=len(sides))
         folder = store.model_folder("id")
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(f'{{"sha256": "hm{len(sides)}"}}')
+        write_json(folder / "manifest.json", manifest(sha256=f"hm{len(sides)}").as_json())
         sides.append(find(str(folder), Store(tmp_path / "elsewhere"), None))
     (found,) = compare(*sides)
     assert found.difference.value == pytest.approx(-1)
@@ -157,6 +158,9 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
     with pytest.raises(UserError, match="est and act share no measurement"):
         compare(find("est", store, None), find("act", store, None))
     with pytest.raises(UserError, match="is no model's folder"):
+        find(str(tmp_path), store, None)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         find(str(tmp_path), store, None)
     with pytest.raises(UserError, match="nothing was measured of 'est'"):
         find("est", store, "fashion")

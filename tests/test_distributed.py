@@ -81,8 +81,8 @@ def test_two_processes_train_what_one_does(
         recipe = Recipe(epochs=1, pairs=15)
         training = Training("tiny", tiny.digest, C2F2(dim=8), defense, recipe, seed=0)
         alone = train(training, tiny, tmp_path / name, Compute("cpu"), QuietReporter())
-        assert (alone["processes"], shared["processes"]) == (1, 2)
-        assert alone["training"] == shared["training"]  # the batch is the recipe's, shared out
+        assert (alone.processes, shared["processes"]) == (1, 2)
+        assert alone.training == shared["training"]  # the batch is the recipe's, shared out
         folder = tmp_path / "models" / training.id
         logs = [(f / LOG).read_text().splitlines() for f in (tmp_path / name, folder)]
         assert len(logs[0]) == len(logs[1]) == 6 + 1  # steps, and the epoch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
@@ -48,8 +48,9 @@ def test_planned_cells_have_the_ids_they_always_had() -> None:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_committed_manifests_name_their_training(path: Path) -> None:
-    manifest = json.loads(path.read_bytes())
-    assert identity(manifest["training"]) == manifest["training_id"] == path.stem
+    manifest = msgspec.json.decode(path.read_bytes(), type=checkpoint.Manifest)
+    assert identity(manifest.training) == manifest.training_id == path.stem
+    assert json_bytes(manifest.as_json()) == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["fashion", "fashion-4-epochs"])
@@ -71,9 +72,9 @@ def test_a_plan_of_the_committed_sweep_finds_the_committed_rows(name: str) -> No
     found: list[dict[str, Any]] = []
     for training in trainings:
         folder = RESULTS / "fashion" / "models" / training.id
-        manifest = checkpoint.read_manifest(folder, training.facts) if folder.is_dir() else None
-        assert manifest or not folder.is_dir()
-        manifest = json.loads((RESULTS / f"fashion/manifests/{training.id}.json").read_bytes())
+        path = RESULTS / "fashion" / "manifests" / f"{training.id}.json"
+        manifest = msgspec.json.decode(path.read_bytes(), type=checkpoint.Manifest)
+        assert checkpoint.verified_manifest(folder, training.facts) in (None, manifest)
         weights = trained_weights(training, manifest, Store(RESULTS / "fashion"), "fp32")
         for task in plan.cells(weights, attacks):
             cell = msgspec.to_builtins(task.cell)

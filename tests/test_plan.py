@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy.stats import t as students_t
 
-from dmlbench.analysis.pivot import chosen, column, condition, pivot
-from dmlbench.analysis.records import wide
+from dmlbench.analysis.pivot import chosen, column, pivot
+from dmlbench.analysis.records import TIDY_COLUMNS, wide
 from dmlbench.analysis.seeds import over_seeds, spread
+from dmlbench.analysis.where import Condition, condition
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.dry_run import lines, preview, summary
 from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.files import write_json
+from dmlbench.common.hashing import file_sha256
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
@@ -48,7 +50,7 @@ from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
-from tests.test_store import MADE, cell, failing, with_facts
+from tests.test_store import MADE, cell, failing, manifest, with_facts
 from tests.test_training import Silent
 
 CARD = FashionMini().protocol
@@ -99,18 +101,9 @@ class Fake:
             folder = self.store.model_folder(task.model)
             folder.mkdir(parents=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
-            sha = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
-            facts = task.training.facts
-            checkpoint.write_json(
-                folder / checkpoint.MANIFEST,
-                {
-                    "schema": 1,
-                    "checkpoint": checkpoint.WEIGHTS,
-                    "sha256": sha,
-                    "training": facts,
-                    "label": "N/A",
-                },
-            )
+            sha = file_sha256(folder / checkpoint.WEIGHTS)
+            made = manifest(sha256=sha, training=task.training.facts, label="N/A")
+            write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
             self.store.put(row(task, ok=False))
         else:
@@ -386,9 +379,10 @@ def test_merging_models(tmp_path: Path) -> None:
     ran(other, found)
     folder = other.model_folder(found[0].id)
     (folder / checkpoint.WEIGHTS).write_bytes(b"other")
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-    manifest |= {"sha256": checkpoint.file_sha256(folder / checkpoint.WEIGHTS)}
-    checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
+    made = checkpoint.read_manifest(folder)
+    assert made is not None
+    made = replace(made, sha256=file_sha256(folder / checkpoint.WEIGHTS))
+    write_json(folder / checkpoint.MANIFEST, made.as_json())
     ran(other, found)  # measured again, of the other weights
     before = {c.id for c in two.cells()}
     merge(other, two, said.append)
@@ -410,12 +404,35 @@ def test_mean_deviation_and_interval_over_seeds() -> None:
     assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
 
 
+def where(*texts: str) -> list[Condition]:
+    return [condition(text, TIDY_COLUMNS) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "met"),
+    [
+        ("hm*", "HM[S,g_LGA]", True),
+        ("HM[S,*]", "hm[s,0]", True),
+        ("HM[S]", "HMS", False),
+        ("ca?", "ca+", False),
+        ("ca", "ca+", False),
+        ("*", "", True),
+        ("", "x", False),
+        ("*a*b*", "xaybz\nw", True),
+    ],
+)
+def test_a_condition_is_of_any_case_and_a_star_is_any_text(
+    pattern: str, text: str, met: bool
+) -> None:
+    assert condition(f"k={pattern}", ["k"]).meets("no such text", text) is met
+
+
 def test_filters_and_pivots() -> None:
     cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
-    assert len(chosen(cells, [condition("metric=CA*"), condition("seed=1")])) == 2
-    (one,) = chosen(cells, [("metric", "CA-"), ("seed", "0")])
+    assert len(chosen(cells, where("metric=ca*", "seed=1"))) == 2
+    (one,) = chosen(cells, where("metric=CA-", "seed=0"))
     assert list(one.metrics) == list(one.columns) == ["CA-"]
-    assert chosen(cells, [("label", "HM[S,g_LGA]*")]) == cells
+    assert chosen(cells, where("label=HM[S,G_lga]*")) == cells
     table = pivot(cells, ["label"], ["metric"])
     (line,) = table.values()
     assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
@@ -427,7 +444,9 @@ def test_filters_and_pivots() -> None:
     with pytest.raises(UserError, match="did you mean 'metric'"):
         column("metrics")
     with pytest.raises(UserError, match="key=value"):
-        condition("CA+")
+        where("CA+")
+    with pytest.raises(UserError, match="unknown key of --where 'metrics': did you mean 'metric'"):
+        where("metrics=CA+")
 
 
 def test_a_column_that_no_board_can_rank_is_refused_before_any_work() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.common.suggest import did_you_mean, unknown
 from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card, Component, Registry
 
@@ -39,3 +40,11 @@ def test_papers_cite_themselves() -> None:
     paper = Paper("k2020", "T", "Doe, Jane and Roe, Rick", "ECCV", 2020, "https://x")
     assert paper.short == "Doe et al., ECCV 2020"
     assert "author = {Doe, Jane and Roe, Rick}" in paper.bibtex
+
+
+def test_close_names_are_suggested_and_all_are_listed() -> None:
+    assert unknown("attack", "ca", ["ca+", "es", "ca-"]) == (
+        "unknown attack 'ca': did you mean 'ca-' or 'ca+'? available: ca+, es, ca-"
+    )
+    assert unknown("key", "x", []) == "unknown key 'x': there are none"
+    assert did_you_mean("zzz", {"ca+": 1}) == ""

@@ -114,7 +114,7 @@ def test_values_are_typed_and_may_be_fractions() -> None:
         ("hm:eta=0", DEFENSES, ["eta must be int >= 1"]),
         ("act:ics=0.5", DEFENSES, ["adversarial anchor", "only HM has"]),
         ("hm:eps=1e999999999", DEFENSES, ["finite"]),
-        ("fashion:x=1", DATASETS, ["it has no keys"]),
+        ("fashion:x=1", DATASETS, ["there are none"]),
         ("c2f2:metric=X", MODELS, ["metric must be one of N, E, C"]),
     ],
 )

@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.records import headings, wide
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.files import check_writable, write_atomically
+from dmlbench.common.files import check_writable, write_atomically, write_json
 from dmlbench.common.hashing import derived_seed, identity
 from dmlbench.compute.provenance import Provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
@@ -68,6 +69,27 @@ MADE = Provenance(
     threads=1,
     argv=[],
 )
+
+
+def manifest(**fields: Any) -> checkpoint.Manifest:
+    """A manifest of weights that may be nowhere."""
+    named: dict[str, Any] = {
+        "schema": 1,
+        "checkpoint": checkpoint.WEIGHTS,
+        "sha256": "",
+        "training_id": "",
+        "training": {"seed": 0},
+        "dataset": "tiny",
+        "defense": "hm",
+        "label": "HM",
+        "training_cost": 9,
+        "parameters": 1,
+        "history": [{"loss": 1.0, "hardness": None}],
+        "seconds": 1.0,
+        "started": 0.0,
+        "provenance": MADE,
+    }
+    return checkpoint.Manifest(**named | fields)
 
 
 def cell(
@@ -280,7 +302,7 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
     assert store.get(old["id"]) == now[0]
     assert store.get(failed["id"]) == replace(now[1], exception=ExceptionInfo(None, None))
     assert len(store.cells()) == 2
-    store.export()
+    export(store)
     assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
     path = tmp_path / "cells" / f"{failed['id']}.json"
     path.write_text(json.dumps(failed | {"schema": 4}))
@@ -309,7 +331,7 @@ def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path
         store = Store(tmp_path / name)
         for one in order:
             store.put(one)
-        texts.append([path.read_bytes() for path in store.export()])
+        texts.append([path.read_bytes() for path in export(store)])
     assert texts[0] == texts[1]
     tidy = pd.read_csv(tmp_path / "a" / "results.csv")
     assert list(tidy["metric"]) == ["CA+", "CA-", "CA+", "CA-"]
@@ -320,7 +342,7 @@ def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path
 def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(failing(cell(), 'a "quoted", odd\nerror'))
-    tidy, _ = store.export()
+    tidy, _ = export(store)
     with tidy.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["status"] == "failed"
@@ -383,7 +405,7 @@ def test_cells_of_replaced_weights_are_left_out(tmp_path: Path) -> None:
     assert len(store.cells()) == 2  # the model is not here: both may stand
     folder = store.model_folder("t")
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"sha256": "new"}')
+    write_json(folder / "manifest.json", manifest(sha256="new").as_json())
     (standing,) = store.cells()
     assert standing.metrics["CA+"].value == 2
 
@@ -425,7 +447,7 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from dmlbench.common.files import check_writable, write_atomically
+        from dmlbench.common.files import check_writable, write_atomically, write_json
         for i in range(10**9):
             write_atomically(Path(sys.argv[1]) / f"{i % 7}.json", bytes([65 + i % 26]) * 200_000)
         """
@@ -445,7 +467,9 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), {"training": {"seed": 0}})
+    fields = manifest().as_json() | {"provenance": MADE}
+    facts = {name: fields[name] for name in list(fields)[3:]}
+    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), facts)
     return tmp_path
 
 
@@ -455,17 +479,25 @@ def test_a_checkpoint_round_trips(saved: Path) -> None:
     checkpoint.load_weights(saved / checkpoint.WEIGHTS, found)
     for a, b in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    manifest = checkpoint.read_manifest(saved)
-    assert manifest is not None
-    assert manifest["training"] == {"seed": 0}
-    assert checkpoint.read_manifest(saved, {"seed": 0}) == manifest
+    found_manifest = checkpoint.verified_manifest(saved)
+    assert found_manifest == manifest(sha256=checkpoint.file_sha256(saved / checkpoint.WEIGHTS))
+    assert checkpoint.verified_manifest(saved, {"seed": 0}) == found_manifest
     with pytest.raises(UserError, match="another training run"):
-        checkpoint.read_manifest(saved, {"seed": 1})
+        checkpoint.verified_manifest(saved, {"seed": 1})
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "manifest", "schema"])
+def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:
+    path = saved / checkpoint.MANIFEST
+    text = json.loads(path.read_text())
+    assert list(text) == list(checkpoint.Manifest.__struct_fields__)
+    early = {k: v for k, v in text.items() if k not in ("model", "resolved", "processes")}
+    path.write_text(json.dumps(early))
+    assert checkpoint.verified_manifest(saved) == manifest(sha256=text["sha256"])
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "manifest", "type", "schema"])
 def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) -> None:
-    weights, manifest = saved / checkpoint.WEIGHTS, saved / checkpoint.MANIFEST
+    weights, path = saved / checkpoint.WEIGHTS, saved / checkpoint.MANIFEST
     content = bytearray(weights.read_bytes())
     if how == "truncated":
         weights.write_bytes(content[: len(content) // 2])
@@ -475,11 +507,13 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) 
     elif how == "missing":
         weights.unlink()
     elif how == "manifest":
-        manifest.write_text(manifest.read_text()[:20])
+        path.write_text(path.read_text()[:20])
+    elif how == "type":
+        path.write_text(path.read_text().replace('"training_cost": 9', '"training_cost": "9"'))
     else:
-        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 7'))
+        path.write_text('{"schema": 7}')
     with pytest.raises(UserError, match=r"delete|schema 7") as caught:
-        checkpoint.read_manifest(saved)
+        checkpoint.verified_manifest(saved)
     assert "\n" not in str(caught.value)
 
 

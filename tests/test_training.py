@@ -70,7 +70,7 @@ def test_the_seed_decides_the_weights(tiny: RetrievalData, tmp_path: Path) -> No
         torch.manual_seed(ord(name))  # what ran before must not matter
         np.random.seed(ord(name))
         manifest = train(one, tiny, tmp_path / name, CPU, Silent())
-        found.append(manifest["sha256"])
+        found.append(manifest.sha256)
     assert found[0] == found[1] == weights(tmp_path / "a")
     assert found[0] != found[2]
 
@@ -94,11 +94,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         monkeypatch.setattr(trainer._Run, "step", cut)
         with pytest.raises(KeyboardInterrupt):
             train(spec, tiny, folder, CPU, Silent())
-        assert checkpoint.read_manifest(folder) is None
+        assert checkpoint.verified_manifest(folder) is None
         monkeypatch.setattr(trainer._Run, "step", real)
         resumed = train(spec, tiny, folder, CPU, Silent())
-        assert resumed["sha256"] == whole["sha256"]
-        assert resumed["history"] == whole["history"]
+        assert resumed.sha256 == whole.sha256
+        assert resumed.history == whole.history
         assert not (folder / trainer.STATE).exists()
 
 
@@ -108,14 +108,14 @@ def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Pat
     folder = tmp_path / "damaged"
     folder.mkdir()
     (folder / trainer.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
-    assert train(spec, tiny, folder, CPU, reporter)["sha256"] == whole["sha256"]
+    assert train(spec, tiny, folder, CPU, reporter).sha256 == whole.sha256
     assert "damaged" in reporter.warnings[0]
 
 
 def test_the_manifest_says_what_made_the_model(tiny: RetrievalData, tmp_path: Path) -> None:
     manifest = train(make(tiny), tiny, tmp_path, CPU, Silent())
     stored = json.loads((tmp_path / checkpoint.MANIFEST).read_text())
-    assert stored == manifest
+    assert stored == manifest.as_json()
     assert stored["label"] == "HM[S,g_LGA]&ICS"
     assert stored["training"]["data"] == tiny.digest
     assert stored["training"]["defense_values"]["eta"] == 2
@@ -127,7 +127,7 @@ def test_the_manifest_says_what_made_the_model(tiny: RetrievalData, tmp_path: Pa
 
 def test_training_learns(tiny: RetrievalData, tmp_path: Path) -> None:
     spec = make(tiny, NoDefense(), epochs=8)
-    history = train(spec, tiny, tmp_path, CPU, Silent())["history"]
+    history = train(spec, tiny, tmp_path, CPU, Silent()).history
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
@@ -154,7 +154,7 @@ def test_divergence_stops_with_the_step_and_a_remedy(
     spec = make(tiny, defense, lr=1e30)
     with pytest.raises(CellError, match=r"epoch 1, step \d+.*lower learning rate than 1e\+30"):
         train(spec, tiny, tmp_path, CPU, Silent())
-    assert checkpoint.read_manifest(tmp_path) is None
+    assert checkpoint.verified_manifest(tmp_path) is None
 
 
 def test_a_collapse_is_said_while_it_happens(tiny: RetrievalData, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_every_metric_trains(tiny: RetrievalData, tmp_path: Path, metric: str) -
     defense = HardnessManipulation().resolve(THREAT, model.metric)
     spec = Training("tiny", tiny.digest, model, defense, Recipe(epochs=1, pairs=16), 0)
     manifest = train(spec, tiny, tmp_path, CPU, Silent())
-    assert math.isfinite(manifest["history"][0]["loss"])
+    assert math.isfinite(manifest.history[0]["loss"])
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ def test_the_log_has_a_line_a_step_and_one_an_epoch(tiny: RetrievalData, tmp_pat
         (e, s) for e in (1, 2, 3) for s in range(1, 6)
     ]
     epochs = [line for line in written if "step" not in line]
-    assert [e | {"epoch": 0} for e in epochs] == [h | {"epoch": 0} for h in manifest["history"]]
+    assert [e | {"epoch": 0} for e in epochs] == [h | {"epoch": 0} for h in manifest.history]
     first = [s["loss"] for s in steps if s["epoch"] == 1]
     assert np.mean(first) == pytest.approx(epochs[0]["loss"])
     assert all(s["images_per_second"] > 0 for s in steps)
@@ -201,8 +201,8 @@ def test_validation_changes_no_weight_and_is_recorded(tiny: RetrievalData, tmp_p
     spec = make(tiny)
     bare = train(spec, tiny, tmp_path / "bare", CPU, Silent())
     watched = train(spec, tiny, tmp_path / "watched", CPU, Silent(), Monitoring(validate=2))
-    assert watched["sha256"] == bare["sha256"]
-    recalls = [epoch.get("R@1") for epoch in watched["history"]]
+    assert watched.sha256 == bare.sha256
+    recalls = [epoch.get("R@1") for epoch in watched.history]
     assert recalls[0] is None
     assert recalls[1] is not None
     model = spec.model.build(1, 8)
@@ -247,22 +247,22 @@ def test_read_ahead_by_workers_gives_the_same_weights(
     np.save(path, tiny.train.images)
     mapped = Split(np.load(path, mmap_mode="r"), tiny.train.labels)
     big = RetrievalData(mapped, tiny.test)
-    assert train(spec, big, tmp_path / "copied", CPU, Silent())["sha256"] == whole["sha256"]
+    assert train(spec, big, tmp_path / "copied", CPU, Silent()).sha256 == whole.sha256
     monkeypatch.setattr(batches, "RESIDENT_BYTES", 0)
-    assert train(spec, big, tmp_path / "read", CPU, Silent())["sha256"] == whole["sha256"]
+    assert train(spec, big, tmp_path / "read", CPU, Silent()).sha256 == whole.sha256
 
 
 def test_mixed_precision_is_another_training(tiny: RetrievalData, tmp_path: Path) -> None:
     full, mixed = make(tiny, NoDefense()), make(tiny, NoDefense(), precision="bf16")
     assert full.id != mixed.id
     found = [train(one, tiny, tmp_path / one.id, CPU, Silent()) for one in (full, mixed)]
-    assert found[0]["sha256"] != found[1]["sha256"]
-    losses = [manifest["history"][0]["loss"] for manifest in found]
+    assert found[0].sha256 != found[1].sha256
+    losses = [manifest.history[0]["loss"] for manifest in found]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     # the precision of an evaluation is no part of a training
     reduced = replace(CPU, precision="bf16")
     again = train(full, tiny, tmp_path / "again", reduced, Silent())
-    assert again["sha256"] == found[0]["sha256"]
+    assert again.sha256 == found[0].sha256
 
 
 def test_tf32_on_a_cpu_is_refused(tiny: RetrievalData, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_proxies_learn_and_are_resumed(
 ) -> None:
     spec = make(tiny, NoDefense(loss="proxy-anchor"), epochs=2)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
-    assert whole["history"][1]["loss"] < whole["history"][0]["loss"]
+    assert whole.history[1]["loss"] < whole.history[0]["loss"]
     real = trainer._Run.epoch
 
     def cut(self: Any, number: int, *args: Any) -> Any:
@@ -287,14 +287,14 @@ def test_proxies_learn_and_are_resumed(
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path / "cut", CPU, Silent())
     monkeypatch.setattr(trainer._Run, "epoch", real)
-    assert train(spec, tiny, tmp_path / "cut", CPU, Silent())["sha256"] == whole["sha256"]
+    assert train(spec, tiny, tmp_path / "cut", CPU, Silent()).sha256 == whole.sha256
 
 
 def test_a_test_split_without_a_match_has_no_recall(tiny: RetrievalData, tmp_path: Path) -> None:
     lonely = Split(tiny.test.images[:5], np.arange(5))
     data = RetrievalData(tiny.train, lonely)
     manifest = train(make(data, NoDefense()), data, tmp_path, CPU, Silent(), Monitoring(validate=1))
-    assert [epoch["R@1"] for epoch in manifest["history"]] == [None] * 3
+    assert [epoch["R@1"] for epoch in manifest.history] == [None] * 3
 
 
 def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> N
     spec = make(data, NoDefense(), epochs=1, pairs=80, lr=1e30)  # a single step
     with pytest.raises(CellError, match="embeddings are not finite in epoch 1, step 1"):
         train(spec, data, tmp_path, CPU, Silent())
-    assert checkpoint.read_manifest(tmp_path) is None
+    assert checkpoint.verified_manifest(tmp_path) is None
 
 
 def test_a_state_of_another_training_is_not_taken(
@@ -322,7 +322,7 @@ def test_a_state_of_another_training_is_not_taken(
     monkeypatch.undo()
     resumed = train(one, tiny, tmp_path / "one", CPU, reporter)
     assert "another training" in reporter.warnings[0]
-    assert resumed["sha256"] == train(one, tiny, tmp_path / "two", CPU, Silent())["sha256"]
+    assert resumed.sha256 == train(one, tiny, tmp_path / "two", CPU, Silent()).sha256
 
 
 def test_frozen_parameters_stay(tiny: RetrievalData, tmp_path: Path) -> None:
@@ -350,4 +350,4 @@ def test_a_gpu_trains_the_same_recipe(tiny: RetrievalData, tmp_path: Path) -> No
     cpu = train(spec, tiny, tmp_path / "cpu", CPU, Silent())
     gpu = train(spec, tiny, tmp_path / "gpu", Compute("cuda"), Silent())
     assert gpu["training_id"] == cpu["training_id"]
-    assert gpu["history"][0]["loss"] == pytest.approx(cpu["history"][0]["loss"], abs=0.02)
+    assert gpu.history[0]["loss"] == pytest.approx(cpu.history[0]["loss"], abs=0.02)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.analysis.csv_files import export, read_tidy
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.errors import UserError
 from dmlbench.compute.device import Compute
@@ -127,7 +127,7 @@ def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
     assert not row.ok
     assert row.error.startswith("it was measured, but cannot be right: ")
     assert ("CA+ is 250; it is within 0 and 100" in row.error) is (value == 250)
-    tidy, _ = session.store.export()
+    tidy, _ = export(session.store)
     assert {r["status"] for r in read_tidy(tidy)} == {"ok", "failed"}
     monkeypatch.undo()
     worker.do(attacked)

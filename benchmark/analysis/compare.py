@@ -7,7 +7,6 @@ query first, over the seeds that both have.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,15 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import MANIFEST
+from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 
-CONFIGURATION = ("dataset", "model", "recipe", "resolved")
+TRAINED = ("dataset", "model", "recipe", "resolved")
+"""What a model was made of but its seed.
+
+Not ``seeds.CONFIGURATION``, which tells rows of tables apart: one model has several suites,
+precisions and labels.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         hint = f"; measured there: {', '.join(known)}" if known else ""
         raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
-    found = {tuple(getattr(c.about, key) for key in CONFIGURATION) for c in cells}
+    found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
     if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
@@ -183,7 +187,7 @@ def _digest(path: Path) -> str:
     """SHA-256 of the weights that a file, or a model's folder, holds."""
     if path.is_file():
         return file_sha256(path)
-    try:
-        return str(json.loads((path / MANIFEST).read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}") from None
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}")
+    return manifest.sha256

@@ -1,24 +1,58 @@
-"""Tidy CSVs as records again: typed, and refused with file and line where they are wrong."""
+"""CSV files of results: written from the cells of a store, and read back as typed records.
+
+results.csv          tidy: a row a cell and metric
+wide.csv             a row a model, a column a metric
+seeds.csv            the same with mean, deviation and interval over the seeds
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dmlbench.analysis import records, seeds
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_atomically
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
 from dmlbench.storage.cell import implausible
+from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
+
+
+def export(store: Store) -> tuple[Path, Path]:
+    """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
+
+    Where several runs share the folder, the last to write has seen the cells of all.
+    """
+    tidy, wide = store.root / "results.csv", store.root / "wide.csv"
+    seen = None
+    while (now := store.state()) != seen:
+        seen = now
+        cells = store.cells()
+        _write(tidy, records.TIDY_COLUMNS, records.tidy(cells))
+        rows = records.wide(cells)
+        _write(wide, records.wide_columns(rows), [row.record() for row in rows])
+        _write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
+    return tidy, wide
+
+
+def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def read_folder(folder: Path) -> list[Record]:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from msgspec.structs import replace
 
-from dmlbench.analysis.records import ROW, TIDY_COLUMNS, tidy
+from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Record, record_order, tidy
 from dmlbench.analysis.seeds import Spread, spread
+from dmlbench.analysis.where import Condition
 from dmlbench.common.errors import UserError
+from dmlbench.common.suggest import unknown
 from dmlbench.storage.cell import Cell
 
-Conditions = Sequence[tuple[str, str]]
 _IDENTIFYING = (*ROW, "attack_resolved", "metric")
-
-
-def condition(text: str) -> tuple[str, str]:
-    """``key=value`` of a tidy column; a ``*`` in the value stands for anything.
-
-    Raises:
-        UserError: it is not of that form, or there is no such column.
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--where {text!r} is not key=value, e.g. --where metric=CA+")
-    return column(key), value
 
 
 def column(name: str) -> str:
     """``name`` if it is a tidy column; UserError with a suggestion otherwise."""
     if name in TIDY_COLUMNS:
         return name
-    close = difflib.get_close_matches(name, TIDY_COLUMNS, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"unknown column {name!r}; {hint}columns: {', '.join(TIDY_COLUMNS)}")
+    raise UserError(unknown("column", name, TIDY_COLUMNS))
 
 
-def chosen(cells: Iterable[Cell], conditions: Conditions) -> list[Cell]:
+def chosen(cells: Iterable[Cell], conditions: Sequence[Condition]) -> list[Cell]:
     """The cells that meet every condition, each with those of its metrics that do."""
     found = []
     for cell in cells:
@@ -61,12 +46,12 @@ def pivot(
 ) -> dict[tuple[str, ...], dict[tuple[str, ...], Spread]]:
     """Row -> column -> the value there, over the seeds if they are in neither.
 
-    Of two versions of a cell the newer counts (cells come in ``tables.order``).
+    Of two records of a number the one that tables show counts (``record_order``).
 
     Raises:
         UserError: values that differ in more than the seed would fall into one place.
     """
-    records = [r for r in tidy(list(cells)) if r["status"] == "ok"]
+    records = sorted((r for r in tidy(cells) if r["status"] == "ok"), key=record_order)
     newest = {tuple(r[name] for name in _IDENTIFYING): r for r in records}
     places: dict[tuple[str, ...], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for r in newest.values():
@@ -85,8 +70,5 @@ def pivot(
     return table
 
 
-def _meets(record: dict[str, Any], conditions: Conditions) -> bool:
-    return all(
-        fnmatchcase(str(record.get(key, "")), value.replace("[", "[[]"))
-        for key, value in conditions
-    )
+def _meets(record: Record, conditions: Sequence[Condition]) -> bool:
+    return all(one.meets(str(record.get(one.key, ""))) for one in conditions)

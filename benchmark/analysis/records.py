@@ -16,12 +16,11 @@ from msgspec.structs import asdict
 
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.storage.cell import ORDER, Cell
 
 Record = dict[str, Any]
 
-BENIGN = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI")
-WORST, ERS = "Robust R@1", "ERS"
 MODEL = (
     "dataset",
     "model",
@@ -192,7 +191,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     their model.
     """
     models: dict[tuple[Any, ...], list[Record]] = {}
-    for record in sorted(records, key=_record_order):
+    for record in sorted(records, key=record_order):
         key = tuple(record[name] for name in (*MODEL, "data", "checkpoint_sha256"))
         models.setdefault(key, []).append(record)
     found = []
@@ -209,20 +208,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
     return found
 
 
-def one_a_seed(rows: Iterable[Row]) -> list[Row]:
-    """``rows`` of one configuration, of those of one seed the one that was measured last.
-
-    Weights that were trained again may differ in their last bits, and so be another model; a
-    folder of images may hold others than before.
-    """
-    latest = sorted(
-        rows, key=lambda row: max((r["started"] for r in row.records.values()), default="")
-    )
-    found = {row.about["seed"]: row for row in latest}
-    return [found[seed] for seed in sorted(found)]
-
-
-def _record_order(record: Record) -> tuple[Any, ...]:
+def record_order(record: Record) -> tuple[Any, ...]:
+    """Sort key: ``ORDER``; of two records of a number the one that counts comes last."""
     definition = tuple(int(part) for part in record["versions"].split("."))
     keys = (record[key] for key in ORDER)
     return (*keys, definition, record["status"] == "ok", record["started"], record["cell"])

@@ -6,19 +6,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.models.base import parse_model
-from dmlbench.storage.checkpoint import MANIFEST, load_weights, read_manifest
+from dmlbench.storage.checkpoint import (
+    MANIFEST,
+    Manifest,
+    load_weights,
+    read_manifest,
+    verified_manifest,
+)
 from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
 
-NAMES = ("defense", "label", "resolved", "training_id", "sha256")  # what a model may be called by
+NAMES = ("defense", "label", "resolved", "training_id", "sha256")  # a model may be called by these
 
 
 def load_model(
@@ -48,12 +56,12 @@ def load_model(
         UserError: there is no such model, several answer to the name, or it is damaged.
     """
     folder = _folder(source, Path(results))
-    manifest = read_manifest(folder)
+    manifest = verified_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} holds no model: it has no {MANIFEST}")
     channels, size = image_shape or _image_shape(manifest)
-    model = parse_model(manifest["model"]).build(channels, size)
-    load_weights(folder / manifest["checkpoint"], model)
+    model = parse_model(manifest.model).build(channels, size)
+    load_weights(folder / manifest.checkpoint, model)
     return model.eval()
 
 
@@ -93,13 +101,13 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
             return path if path.is_dir() else path.parent
         names = {str(source)}
     found = {
-        manifest["sha256"]: folder
+        manifest.sha256: folder
         for folder, manifest in _manifests(results)
-        if names & {str(manifest.get(name)) for name in NAMES}
+        if names & {str(getattr(manifest, name)) for name in NAMES}
     }
     if len(found) != 1:
         (name,) = names
-        known = sorted({manifest["defense"] for _, manifest in _manifests(results)})
+        known = sorted({manifest.defense for _, manifest in _manifests(results)})
         several = ", ".join(str(folder) for folder in found.values())
         raise UserError(
             f"{name!r} is several models: name one of {several}"
@@ -109,7 +117,7 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
     return found.popitem()[1]
 
 
-def _manifests(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _manifests(results: Path) -> Iterator[tuple[Path, Manifest]]:
     """Folder and manifest of each complete model in ``results`` and below."""
     for path in sorted(results.rglob(f"models/*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
@@ -117,12 +125,11 @@ def _manifests(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path.parent, manifest
 
 
-def _image_shape(manifest: Mapping[str, Any]) -> tuple[int, int]:
+def _image_shape(manifest: Manifest) -> tuple[int, int]:
     """(channels, side) of the images that a model was trained on."""
-    if "image_shape" in manifest:
-        channels, size = manifest["image_shape"]
-        return channels, size
+    if manifest.image_shape is not msgspec.UNSET:
+        return manifest.image_shape
     from dmlbench.datasets.base import DATASETS
 
-    data = spec.parse(manifest["dataset"], DATASETS).load(None)
+    data = spec.parse(manifest.dataset, DATASETS).load(None)
     return data.channels, data.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 import yaml
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.suggest import unknown
 
 NOT_IN_FILES = ("config", "dry_run", "as_json", "help")
 
@@ -44,11 +44,7 @@ def _read(path: Path, command: click.Command) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("_", "-")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(
-                f"--config {path}: unknown key {key!r}; {hint}valid keys: {', '.join(known)}"
-            )
+            raise UserError(f"--config {path}: {unknown('key', name, known)}")
         parameter = known[name]
         assert parameter.name is not None
         found[parameter.name] = _value(f"--config {path}: {key}", value, parameter)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dmlbench.cli.options import options
-from dmlbench.cli.shared import export
+from dmlbench.cli.shared import export_folder
 from dmlbench.common.errors import UserError
 
 FORMATS = ("md", "tex", "csv", "html", "plots")
@@ -67,7 +67,7 @@ def leaderboard(
     from dmlbench.common.files import check_writable
     from dmlbench.report import render
 
-    export(results)
+    export_folder(results)
     records = read_folder(results)
     if not records:
         message = f"no results in {results}: begin with 'dmlbench run --defense hm --attack ca+'"

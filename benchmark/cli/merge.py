@@ -20,6 +20,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
     Cells are the same where their identity is; what is there already stands, except that a
     cell that succeeded replaces one that failed.
     """
+    from dmlbench.analysis.csv_files import export
     from dmlbench.common.files import check_writable
     from dmlbench.storage.merge import merge as merge_into
     from dmlbench.storage.store import Store
@@ -31,5 +32,5 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
             Store(source), target, lambda text: click.echo(f"warning: {text}", err=True)
         )
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
-    tidy, wide = target.export()
+    tidy, wide = export(target)
     click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)")

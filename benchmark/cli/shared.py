@@ -21,7 +21,7 @@ def check_outputs(results: Path, leaderboards: Path) -> None:
 
     The CSVs of stored cells are written first, so that only those of the user's own can be wrong.
     """
-    from dmlbench.analysis.csv_files import read_folder
+    from dmlbench.analysis.csv_files import export, read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.storage.store import Store
 
@@ -29,7 +29,7 @@ def check_outputs(results: Path, leaderboards: Path) -> None:
     check_writable(leaderboards, "--leaderboards")
     store = Store(results)
     if store.cells():
-        store.export()
+        export(store)
     read_folder(results)
 
 
@@ -75,15 +75,16 @@ def warn_of_damage(store: Store) -> None:
         click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 
 
-def export(results: Path) -> None:
+def export_folder(results: Path) -> None:
     """Bring the CSVs of a results folder up to date with its cells, if it has any."""
+    from dmlbench.analysis.csv_files import export
     from dmlbench.storage.store import Store
 
     if (results / "cells").is_dir():
         store = Store(results)
         warn_of_damage(store)
         if store.cells():
-            store.export()
+            export(store)
 
 
 def render_board(results: Path, dataset: str, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Only these; * stands for anything. May be repeated.",
+    help="Only these, in any letter case; * stands for anything. May be repeated.",
 )
 @click.option(
     "--pivot",
@@ -48,13 +47,14 @@ def show(
     as_json: bool,
 ) -> None:
     """Show stored results, of one data set or of all."""
-    from dmlbench.analysis.pivot import chosen, condition
-    from dmlbench.analysis.records import tidy
+    from dmlbench.analysis.pivot import chosen
+    from dmlbench.analysis.records import TIDY_COLUMNS, tidy
+    from dmlbench.analysis.where import condition
     from dmlbench.report.terminal import print_tables
 
     cells = stored(results, dataset)
     if conditions:
-        cells = chosen(cells, [condition(text) for text in conditions])
+        cells = chosen(cells, [condition(text, TIDY_COLUMNS) for text in conditions])
         if not cells:
             raise UserError(f"no results in {results} where {' and '.join(conditions)}")
     if layout is not None:
@@ -78,7 +78,7 @@ def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
         records = [
             dict(zip(rows, row, strict=True))
             | dict(zip(columns, place, strict=True))
-            | asdict(value)
+            | value.as_json()
             for row, line in table.items()
             for place, value in line.items()
         ]

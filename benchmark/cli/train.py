@@ -79,7 +79,7 @@ def train(
                 failed = True
                 s.reporter.warn(f"training {training.defense.label} failed: {problem}")
                 continue
-            manifests.append(manifest | {"path": str(folder / manifest["checkpoint"])})
+            manifests.append(manifest.as_json() | {"path": str(folder / manifest.checkpoint)})
     if is_main_process():
         _print(manifests, as_json)
     if failed:

@@ -6,7 +6,6 @@ may set (``dmlbench.core.spec``); an instance is one configuration.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import inspect
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.suggest import unknown
 from dmlbench.core.papers import Paper
 
 
@@ -114,9 +114,7 @@ class Registry(Generic[C]):
     def _unknown(self, name: str) -> str:
         if name.lower() in self._classes:
             return f"unknown {self.kind} {name!r}: names are lower case: {name.lower()!r}"
-        close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        return f"unknown {self.kind} {name!r}: {hint}available: {', '.join(self.names())}"
+        return unknown(self.kind, name, self.names())
 
     def _load(self) -> None:
         if self._loaded:

@@ -14,7 +14,6 @@ configurations have equal spellings.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -25,6 +24,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.suggest import did_you_mean, unknown
 from dmlbench.core.registry import Component, Registry
 
 C = TypeVar("C", bound=Component)
@@ -112,8 +112,7 @@ class Parameter:
         if value is None and self.optional:
             return
         if self.choices and value not in self.choices:
-            close = difflib.get_close_matches(str(value), self.choices, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(str(value), self.choices)
             raise ValueError(f"{hint}must be one of {', '.join(self.choices)}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
@@ -191,9 +190,7 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
     for key, spelt in pairs.items():
         if key not in known:
             reason = cls.absent.get(key)
-            raise UserError(
-                f"{subject}: {reason}" if reason else _unknown_key(subject, key, list(known))
-            )
+            raise UserError(f"{subject}: {reason or unknown('key', key, known)}")
         try:
             values[key] = known[key].read(spelt)
         except ValueError as error:
@@ -288,10 +285,3 @@ def _unquote(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] == '"':
         return re.sub(r"\\(.)", r"\1", text[1:-1])
     return text
-
-
-def _unknown_key(subject: str, key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    valid = f"valid keys: {', '.join(known)}" if known else "it has no keys"
-    return f"{subject}: unknown key {key!r}; {hint}{valid}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from dmlbench.analysis.records import BENIGN, WORST, scores
+from dmlbench.analysis.records import scores
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import BENIGN, WORST
 
 ARROW = {"higher": "↑", "lower": "↓", "": ""}
 

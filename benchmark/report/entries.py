@@ -6,11 +6,12 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from statistics import mean, stdev
 
-from dmlbench.analysis.records import BENIGN, ROW, Record, Row, one_a_seed, rows
+from dmlbench.analysis.records import Record, Row, rows
+from dmlbench.analysis.seeds import by_configuration, spread
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
+from dmlbench.metrics.names import BENIGN
 from dmlbench.report.columns import directions
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
@@ -132,11 +133,7 @@ class Entry:
 
 def measured(records: Iterable[Record]) -> list[Entry]:
     """Ours: the models that differ in their seed alone are one entry."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows(records):
-        key = tuple(row.about[name] for name in ROW if name != "seed")
-        groups.setdefault(key, []).append(row)
-    return [_entry(one_a_seed(group)) for group in groups.values()]
+    return [_entry(group) for group in by_configuration(rows(records))]
 
 
 def _entry(group: Sequence[Row]) -> Entry:
@@ -172,14 +169,10 @@ def _entry(group: Sequence[Row]) -> Entry:
 def _over_models(group: Sequence[Row], name: str) -> Number:
     found = [row.estimates[name] for row in group if name in row.estimates]
     digits = next(row.digits[name] for row in group if name in row.digits)
-    values, n = [one.value for one in found], min(one.n for one in found)
+    over, n = spread([one.value for one in found]), min(one.n for one in found)
     if len(found) == 1:
-        return Number(values[0], digits, found[0].low, found[0].high, n=n)
-    return Number(mean(values), digits, spread=_spread(values), n=n)
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+        return Number(over.mean, digits, found[0].low, found[0].high, n=n)
+    return Number(over.mean, digits, spread=over.sd, n=n)
 
 
 def parameters(spec: str) -> dict[str, str]:

@@ -7,8 +7,8 @@ from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from dmlbench.analysis.records import ERS, WORST
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
+from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.columns import column, ranks

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.analysis.records import Record
+from dmlbench.analysis.where import condition
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
+from dmlbench.common.suggest import unknown
 from dmlbench.datasets.base import DATASETS
 from dmlbench.report import latex, markdown, spreadsheet
 from dmlbench.report.board import Board, tables
@@ -58,14 +59,16 @@ def boards(
     ours = measured(records)
     theirs = published() if literature else []
     _check_columns(columns, [*ours, *theirs])
-    conditions = [_condition(text) for text in where]
+    conditions = [condition(text, FILTERS) for text in where]
     names = [*sorted({base(e.dataset) for e in ours}), *dict.fromkeys(e.dataset for e in theirs)]
     found = []
     for name in dict.fromkeys(names):
         own = [e for e in (*ours, *theirs) if base(e.dataset) == name]
         summary, note, related = _card(name)
         own += [e for e in theirs if e.dataset == related]
-        kept = tables([e for e in own if all(met(e) for met in conditions)], columns)
+        kept = tables(
+            [e for e in own if all(c.meets(*FILTERS[c.key](e)) for c in conditions)], columns
+        )
         if kept:
             found.append(Board(name, summary, note, kept))
     if where and not found:
@@ -133,22 +136,4 @@ def _check_columns(columns: Sequence[str], entries: Sequence[Entry]) -> None:
     )
     for name in columns:
         if name not in known:
-            raise UserError(_unknown("column", name, known))
-
-
-def _condition(text: str) -> Callable[[Entry], bool]:
-    """The condition ``key=pattern``."""
-    key, equals, pattern = text.partition("=")
-    if not equals:
-        raise UserError(f"--where {text!r}: write key=value, e.g. model=c2f2 or defense=HM*")
-    if key not in FILTERS:
-        raise UserError(_unknown("key of --where", key, list(FILTERS)))
-    wanted = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.IGNORECASE)
-    read = FILTERS[key]
-    return lambda entry: any(wanted.fullmatch(value) for value in read(entry))
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"unknown {kind} {name!r}: {hint}available: {', '.join(known)}"
+            raise UserError(unknown("column", name, known))

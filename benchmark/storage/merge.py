@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
-from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
+from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, verified_manifest
 from dmlbench.storage.store import Store
 
 
@@ -36,15 +36,15 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
         warn(f"{path} is damaged and left behind")
     merged, other = Merged(), set()
     for folder in sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}")):
-        theirs = read_manifest(folder)
-        ours = read_manifest(target.model_folder(folder.name))
+        theirs = verified_manifest(folder)
+        ours = verified_manifest(target.model_folder(folder.name))
         if ours is None:
             _copy(folder, target.model_folder(folder.name))
             merged.models += 1
-        elif theirs is not None and ours["sha256"] != theirs["sha256"]:
-            other.add(theirs["sha256"])
+        elif theirs is not None and ours.sha256 != theirs.sha256:
+            other.add(theirs.sha256)
             warn(
-                f"model {folder.name} ({ours['label']}) has other weights in {source.root}: those "
+                f"model {folder.name} ({ours.label}) has other weights in {source.root}: those "
                 f"of {target.root} stand, and the cells of the others are left behind"
             )
     for cell in source.whole(cells):

@@ -1,39 +1,36 @@
-"""Results on disk: one JSON file a cell, written atomically, and CSV exports of them all.
+"""Results on disk: one JSON file a cell, written atomically.
 
 results/cells/<id>.json      what one cell found, with its identity and provenance
 results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       what each run was asked for, resolved; ``run --config`` reads it
 results/quarantine/          cells that were damaged
-results/results.csv          tidy: a row a cell and metric
-results/wide.csv             a row a model, a column a metric
-results/seeds.csv            the same with mean, deviation and interval over the seeds
+results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from dmlbench.analysis import records, seeds
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import remove_abandoned, write_atomically
 from dmlbench.storage.cell import Cell, decode, encode
+from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
-    from dmlbench.evaluation.evaluator import Outcomes
+    Outcomes = Mapping[str, npt.ArrayLike] | pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,13 @@ class Store:
         """Where the model of a training run lies."""
         return self.root / "models" / training_id
 
-    def put(self, cell: Cell, outcomes: Outcomes | pd.DataFrame | None = None) -> None:
+    def manifests(self) -> list[Manifest]:
+        """Those of the trained models; one that cannot be read is left out."""
+        folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
+        found = (self._manifest(folder) for folder in folders)
+        return [manifest for manifest in found if manifest is not None]
+
+    def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
         """Write a cell under its identity, its outcomes first: the cell says that it is whole.
 
         Raises:
@@ -135,7 +138,9 @@ class Store:
         checkpoint) does not stand.
         """
         found, _ = self.read()
-        standing = {training: self._checkpoint(training) for training in _trainings(found)}
+        trainings = {str(cell.facts["training"]) for cell in found if "training" in cell.facts}
+        manifests = {name: self._manifest(self.model_folder(name)) for name in trainings}
+        standing = {name: one.sha256 for name, one in manifests.items() if one is not None}
         current = [
             cell
             for cell in found
@@ -143,31 +148,14 @@ class Store:
         ]
         return sorted(current, key=lambda cell: cell.order)
 
-    def export(self) -> tuple[Path, Path]:
-        """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
-
-        Where several runs share the folder, the last to write has seen the cells of all.
-        """
-        tidy, wide = self.root / "results.csv", self.root / "wide.csv"
-        seen = None
-        while (now := self._state()) != seen:
-            seen = now
-            cells = self.cells()
-            write_atomically(tidy, _csv(records.TIDY_COLUMNS, records.tidy(cells)))
-            rows = records.wide(cells)
-            write_atomically(wide, _csv(records.wide_columns(rows), [row.record() for row in rows]))
-            spreads = _csv(seeds.columns(rows), seeds.over_seeds(rows))
-            write_atomically(self.root / "seeds.csv", spreads)
-        return tidy, wide
-
     def _path(self, cell_id: str, kind: str = "json") -> Path:
         return self.root / "cells" / f"{cell_id}.{kind}"
 
     def _paths(self) -> list[Path]:
         return sorted((self.root / "cells").glob("*.json"))
 
-    def _state(self) -> list[tuple[str, int]]:
-        """Changes whenever a cell is written or removed."""
+    def state(self) -> list[tuple[str, int]]:
+        """Names and times of the cells' files: it changes when a cell is written or removed."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "cells") as entries:
             return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
         return []
@@ -188,17 +176,15 @@ class Store:
         except OSError as error:
             raise UserError(f"cannot move {path} to {folder}: {error.strerror}") from None
 
-    def _checkpoint(self, training_id: str) -> str | None:
-        """The checkpoint that a training run has now; None if it is not here."""
+    def _manifest(self, folder: Path) -> Manifest | None:
+        """The manifest there; None if there is none, or it cannot be read.
+
+        The error is raised where the model is needed.
+        """
         try:
-            manifest = json.loads((self.model_folder(training_id) / "manifest.json").read_bytes())
-            return str(manifest["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_manifest(folder)
+        except UserError:
             return None
-
-
-def _trainings(cells: Iterable[Cell]) -> set[str]:
-    return {t for cell in cells if isinstance(t := cell.facts.get("training"), str)}
 
 
 def _read(path: Path) -> Cell | None:
@@ -211,11 +197,3 @@ def _read(path: Path) -> Cell | None:
         return decode(path.read_bytes(), path)
     except (OSError, ValueError):
         return None
-
-
-def _csv(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().encode()

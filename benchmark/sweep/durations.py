@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,13 +52,10 @@ class Durations:
         for row in cells:
             if row.ok and row.provenance.device == device:
                 self.add(_cell_kind(row.facts), row.seconds)
-        for path in (store.root / "models").glob("*/manifest.json"):
-            manifest = _read_manifest(path)
-            if manifest is not None and manifest["provenance"]["device"] == device:
-                self.add(
-                    _training_kind(manifest["training"], manifest["training_cost"]),
-                    manifest["seconds"],
-                )
+        for manifest in store.manifests():
+            if manifest.provenance.device == device:
+                kind = _training_kind(manifest.training, manifest.training_cost)
+                self.add(kind, manifest.seconds)
 
     def kind(self, task: Task) -> TaskKind:
         """Return the class of ``task``."""
@@ -108,12 +104,3 @@ def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
     return TaskKind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        needed = {"training", "training_cost", "seconds", "provenance"}
-        return manifest if needed <= manifest.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from msgspec import ValidationError, convert, structs
 
-from dmlbench.analysis.records import BENIGN, ERS, WORST
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
@@ -20,6 +19,7 @@ from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.models.base import Model
 from dmlbench.storage.cell import ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from dmlbench.analysis.csv_files import export
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
@@ -101,7 +102,7 @@ def run(
         scheduler = Scheduler(planned, attacks, session, executor, known, durations, how.resume)
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
-    session.store.export()
+    export(session.store)
     return cells
 
 

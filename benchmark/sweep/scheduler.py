@@ -192,7 +192,7 @@ class Scheduler:
             self._give_up([t for t, want in zip(model.tasks, wanted, strict=True) if want])
             return
         self.known.cells.pop(task.cell.id, None)
-        manifest = checkpoint.read_manifest(store.model_folder(training.id), training.facts)
+        manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
         weights = trained_weights(task.training, manifest, store, self.session.compute.precision)
         planned = cells(weights, self.attacks)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
 from dmlbench.storage.cell import Cell, PlannedCell
-from dmlbench.storage.checkpoint import read_manifest
+from dmlbench.storage.checkpoint import verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells
 from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
@@ -92,7 +92,7 @@ def plan_training(
     Raises:
         UserError: the stored weights do not agree with their manifest.
     """
-    manifest = read_manifest(store.model_folder(training.id), training.facts)
+    manifest = verified_manifest(store.model_folder(training.id), training.facts)
     weights = trained_weights(training, manifest, store, precision)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = plan_weights(weights, attacks, known)

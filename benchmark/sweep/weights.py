@@ -5,9 +5,8 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
@@ -15,7 +14,7 @@ from dmlbench.core import spec
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import Model, canonical_model, parse_model
 from dmlbench.storage.cell import About
-from dmlbench.storage.checkpoint import read_manifest
+from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Weights
 from dmlbench.training.job import Training
@@ -24,17 +23,17 @@ UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
 def trained_weights(
-    training: Training, manifest: Mapping[str, Any] | None, store: Store, precision: str
+    training: Training, manifest: Manifest | None, store: Store, precision: str
 ) -> Weights:
     """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
     facts = {
-        "checkpoint": manifest["sha256"] if manifest else UNTRAINED,
+        "checkpoint": manifest.sha256 if manifest else UNTRAINED,
         "training": training.id,
         "data": training.digest,
         "model": training.model.facts,
     }
     folder = store.model_folder(training.id)
-    path = folder / (manifest["checkpoint"] if manifest else "")
+    path = folder / (manifest.checkpoint if manifest else "")
     about = _about(
         training.dataset,
         training.model,
@@ -73,29 +72,29 @@ def checkpoint_weights(
         UserError: they are not there.
     """
     check_seeds([seed])
-    known = read_manifest(path if path.is_dir() else path.parent) or {}
-    weights = path / known.get("checkpoint", "") if path.is_dir() else path
-    if path.is_dir() and not known:
+    known = verified_manifest(path if path.is_dir() else path.parent)
+    if path.is_dir() and known is None:
         raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
+    weights = path / known.checkpoint if path.is_dir() and known else path
     if not weights.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     sha256 = file_sha256(weights)
-    if known.get("sha256") != sha256:
-        known = {}
-    network = model or parse_model(known.get("model", dataset.protocol.model))
+    if known is not None and known.sha256 != sha256:
+        known = None
+    network = model or parse_model((known.model if known else "") or dataset.protocol.model)
     facts = {"checkpoint": sha256, "data": digest, "model": network.facts}
     if known:
-        facts["training"] = known["training_id"]
-    name = label or known.get("label") or weights.stem
+        facts["training"] = known.training_id
+    name = label or (known.label if known else weights.stem)
     about = _about(
         spec.canonical(dataset),
         network,
-        label or known.get("defense", name),
+        label or (known.defense if known else name),
         name,
         precision,
-        known["training"]["seed"] if known else seed,
-        resolved=known.get("resolved", ""),
-        training_cost=known.get("training_cost", 0),
+        known.training["seed"] if known else seed,
+        resolved=known.resolved if known else "",
+        training_cost=known.training_cost if known else 0,
     )
     return Weights(network, weights, facts, about, seed)
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from dmlbench.analysis.records import ERS
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import ers_per_query
+from dmlbench.metrics.names import ERS
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
@@ -85,7 +85,7 @@ class Worker:
         folder = session.store.model_folder(training.id)
         if task.retrain:
             shutil.rmtree(folder, ignore_errors=True)
-        if checkpoint.read_manifest(folder, training.facts) is None:
+        if checkpoint.verified_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
         session.store.remove(task.cell.id)  # the row of an earlier failure
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -112,7 +111,7 @@ def train(
     compute: Compute,
     reporter: Reporter,
     monitoring: Monitoring = Monitoring(),
-) -> dict[str, Any]:
+) -> checkpoint.Manifest:
     """Train a model, save it in ``folder`` and return its manifest.
 
     A training that was interrupted continues after its last finished epoch. If the folder already
@@ -126,7 +125,7 @@ def train(
     compute.check()
     with compute.applied() as device:
         started, start, world = time.time(), time.monotonic(), connect(device)
-        known = checkpoint.read_manifest(folder, training.facts) if world.is_main else None
+        known = checkpoint.verified_manifest(folder, training.facts) if world.is_main else None
         known = world.broadcast(known)
         if known is not None:
             return known
@@ -151,7 +150,7 @@ def train(
             "training": training.facts,
             "dataset": training.dataset,
             "model": canonical_model(training.model),
-            "image_shape": [data.channels, data.size],
+            "image_shape": (data.channels, data.size),
             "defense": training.spelling,
             "resolved": spec.canonical(training.defense),
             "label": training.defense.label,
@@ -161,12 +160,12 @@ def train(
             "history": history,
             "seconds": round(before + time.monotonic() - start, 3),
             "started": started,
-            "provenance": msgspec.to_builtins(provenance(device)),
+            "provenance": provenance(device),
         }
         manifest = None
         if world.is_main:
             # another run may have finished the same model meanwhile: its weights are kept
-            manifest = checkpoint.read_manifest(folder, training.facts)
+            manifest = checkpoint.verified_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
             (folder / STATE).unlink(missing_ok=True)
         manifest = world.broadcast(manifest)

@@ -1,0 +1,37 @@
+"""Conditions of ``--where``: ``key=text``, upper and lower case alike, ``*`` for any text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.suggest import unknown
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The text that a key must have."""
+
+    key: str
+    pattern: re.Pattern[str]
+
+    def meets(self, *texts: str) -> bool:
+        """True if one of the texts, which are those of the key, is as it must be."""
+        return any(self.pattern.fullmatch(text) for text in texts)
+
+
+def condition(text: str, keys: Collection[str]) -> Condition:
+    """The condition that ``text`` spells.
+
+    Raises:
+        UserError: it is not ``key=text``, or the key is not one of ``keys``.
+    """
+    key, equals, wanted = text.partition("=")
+    if not equals:
+        raise UserError(f"--where {text!r} is not key=value, e.g. --where 'defense=hm*'")
+    if key not in keys:
+        raise UserError(unknown("key of --where", key, keys))
+    pattern = ".*".join(map(re.escape, wanted.split("*")))
+    return Condition(key, re.compile(pattern, re.IGNORECASE | re.DOTALL))
