@@ -63,11 +63,11 @@ def attack(
     hostile = parse_attacks(attacks, suites)
     network = parse_model(model or chosen.protocol.model)
 
-    with open_session(chosen, **places) as session:
-        from dmlbench.evaluation.pictures import draw_attacks
+    with open_session(chosen, **places, keep=pictures) as session:
         from dmlbench.sweep import plan, status
         from dmlbench.sweep.durations import Durations, likely_device
         from dmlbench.sweep.executors.serial import Serial
+        from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.scheduler import Scheduler
 
         check_queries(queries, session)
@@ -82,7 +82,8 @@ def attack(
         with Serial(session) as executor:
             matrix = Scheduler([entry], planned, session, executor, known, times, "retry-failed")
             cells = matrix.run()
-        drawn = draw_attacks(weights, hostile, pictures, seed, session) if pictures else []
+        tasks = [task for task, _ in entry.cells]
+        drawn = draw_attacks(session, tasks) if pictures else []
     finish(cells, session, places["leaderboards"], as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

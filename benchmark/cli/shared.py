@@ -82,6 +82,7 @@ def open_session(
     precision: str,
     writing: bool = True,
     torchrun: bool = False,
+    keep: int = 0,
 ) -> Iterator[Session]:
     """Store and folders, checked before any work, and progress on standard error."""
     from rich.console import Console
@@ -106,7 +107,7 @@ def open_session(
             store.export()
         read_folder(results)  # what is wrong with a CSV there is said now, not after the work
     with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, store, compute, reporter)
+        yield Session(dataset, data_root, cache, store, compute, reporter, keep)
 
 
 def open_store(session: Session, repair: bool = True) -> Known:

@@ -16,10 +16,11 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Bar, Reporter
+from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, place
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import fastest
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.clustering import kmeans_nmi
@@ -38,12 +39,14 @@ class Measurement:
     Attributes:
         metrics: name -> estimate over queries.
         findings: what else was seen, JSON types: self-checks, collapse indicators, cost.
-        outcomes: name -> (Q,) value of each query (NaN: the query does not count).
+        outcomes: name -> (N,) value of each test image (NaN: it does not count as a query).
+        kept: of an attack, the first queries with their images, as many as were asked for.
     """
 
     metrics: dict[str, Estimate]
     findings: dict[str, Any]
     outcomes: Outcomes
+    kept: list[AttackedQuery] = field(default_factory=list)
 
 
 @dataclass
@@ -118,19 +121,27 @@ class Evaluation:
         return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
 
     def attack(
-        self, attack: Attack, seed: int, title: str, queries: int | None = None
+        self, attack: Attack, seed: int, title: str, queries: int | None = None, keep: int = 0
     ) -> Measurement:
-        """Each chosen test image in turn as the query (or candidate) that is perturbed.
+        """Perturb each chosen test image in turn as the query (or candidate).
 
-        The outcomes of those that are not chosen are NaN.
+        Args:
+            attack: resolved.
+            seed: decides the targets.
+            title: of the progress bar.
+            queries: test images to attack (``chosen``); the outcomes of the others are NaN.
+            keep: so many queries, the first ones, stay with their images in the result.
         """
         index = self.chosen(queries)
+        kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
         passes = full_passes = flat = 0
         radius = 0.0
         gallery = self.gallery
         with self.reporter.task(title, len(index)) as task:
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed, task):
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed):
+                want = keep - len(kept)
+                kept += first_of_batch(self.network, gallery, batch, images, attacked, want)
                 for name, values in attacked.outcomes.items():
                     parts.setdefault(name, []).append(values)
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
@@ -153,7 +164,18 @@ class Evaluation:
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
         }
-        return Measurement(metrics, findings, outcomes)
+        return Measurement(metrics, findings, outcomes, kept)
+
+    def attacked_queries(
+        self, attack: Attack, seed: int, count: int, queries: int | None = None
+    ) -> list[AttackedQuery]:
+        """Attack only the first ``count`` of the queries that ``attack`` would perturb."""
+        index, gallery = self.chosen(queries)[:count], self.gallery
+        return [
+            one
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed)
+            for one in first_of_batch(self.network, gallery, batch, images, attacked, count)
+        ]
 
     def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
         """(Q,) of the test images at ``index`` as (N,) of all, NaN for the others."""
@@ -162,7 +184,7 @@ class Evaluation:
         return found
 
     def _attacked(
-        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Bar
+        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
         """Batches and what became of them; a batch that does not fit into memory is halved."""
         done = 0

@@ -18,12 +18,24 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.store import Cell, Store
 
 if TYPE_CHECKING:
+    from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.evaluator import Measurement
 
 
 @dataclass(frozen=True)
 class Session:
-    """What the cells of a run have in common."""
+    """What the cells of a run have in common.
+
+    Attributes:
+        dataset: what is measured on.
+        data_root, cache: where data sets and decoded images lie; None: the default places.
+        store: the results folder.
+        compute: device, batch size, threads and precision.
+        reporter: shows the progress.
+        keep: of each attack, so many attacked queries stay in ``kept``, for pictures.
+        kept: identity of a cell -> its first attacked queries, of the cells that this process
+            has measured.
+    """
 
     dataset: Dataset
     data_root: Path | None
@@ -31,6 +43,8 @@ class Session:
     store: Store
     compute: Compute
     reporter: Reporter
+    keep: int = 0
+    kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> RetrievalData:

@@ -90,7 +90,11 @@ class Worker:
         measured = self.evaluation(task.weights)
         if task.attack is None:
             return measured.benign()
-        return measured.attack(task.attack, task.seed, task.title, task.queries)
+        keep = self.session.keep
+        found = measured.attack(task.attack, task.seed, task.title, task.queries, keep)
+        if keep:
+            self.session.kept[task.cell["id"]] = found.kept
+        return found
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes
