@@ -127,9 +127,10 @@ def open_store(session: Session, repair: bool = True) -> Known:
 def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
     """Export, render, print; exit with 1 if a cell failed."""
     from dmlbench.cli.console import print_table
+    from dmlbench.report.render import write_board
 
     tidy, wide = session.store.export()
-    board = render_board(session.store.root, session.dataset.card.name, leaderboards)
+    board = write_board(session.store.root, session.dataset.card.name, leaderboards)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
@@ -172,13 +173,3 @@ def export(results: Path) -> None:
         warn_of_damage(store)
         if store.cells():
             store.export()
-
-
-def render_board(results: Path, dataset: str, folder: Path) -> Path:
-    """Write the tables of a data set from the CSVs; returns the path of the Markdown."""
-    from dmlbench.analysis.csv_files import read_folder
-    from dmlbench.report import render
-
-    every = render.boards(read_folder(results))
-    (board,) = [board for board in every if board.name == dataset]
-    return render.write_tables(board, folder)[0]
