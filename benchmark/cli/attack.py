@@ -1,4 +1,4 @@
-"""``dmlbench attack``: measure weights that are there."""
+"""``dmlbench attack``: measure trained weights, without training."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from dmlbench.cli.shared import check_queries, finish, open_session, open_store,
     required=True,
     type=PATH,
     metavar="FILE",
-    help="Weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (RobRank).",
+    help="File of weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (as "
+    "RobRank's code writes).",
 )
 @options("model")
 @click.option(
-    "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
+    "--label",
+    help="Name of the model in tables. Default: the one in its manifest, else the file name.",
 )
 @options("attacks", "suites", "queries", "dataset")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed that decides the targets of the attacks.",
 )
 @click.option(
     "--save-adversarial",
@@ -37,7 +43,8 @@ from dmlbench.cli.shared import check_queries, finish, open_session, open_store,
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
+    help="Also write a picture of each of the first N attacked queries: clean image, perturbation, "
+    "adversarial image, and the top 5 before and after.",
 )
 @options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
@@ -54,7 +61,7 @@ def attack(
     as_json: bool,
     **places: Any,
 ) -> None:
-    """Measure any trained model, clean and under attacks, without training."""
+    """Measure a trained model, on clean images and under attacks, without training."""
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model

@@ -15,7 +15,7 @@ STYLES = {"best": "bold", "second": "underline", "failed": "red"}
 
 
 def print_table(cells: list[Cell]) -> None:
-    """A table for each group of rows that can be compared, and the errors of failed cells."""
+    """Print a table for each data set and suite, and the errors of failed cells."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
@@ -38,7 +38,9 @@ def print_table(cells: list[Cell]) -> None:
             for line in table.lines
         ]
         needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
-        if needed > console.width:  # one column a model is narrower than one column a metric
+        if (
+            needed > console.width
+        ):  # a column for each model is narrower than a column for each metric
             lines = [list(line) for line in zip(*lines, strict=True)]
         grid = Grid(box=box.SIMPLE_HEAD)
         for number, heading in enumerate(lines[0]):
@@ -57,7 +59,7 @@ def _shown(cell: BoardCell) -> str:
 
 
 def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table whose columns are as wide as their widest entry."""
+    """Lines of a table; each column is as wide as its widest text."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

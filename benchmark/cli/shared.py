@@ -1,4 +1,4 @@
-"""What several verbs do: read specs, open a session, finish with exports and a board."""
+"""Steps that several verbs share: read specs, open a session, export, print, render a board."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ C = TypeVar("C", bound="Component")
 
 
 def parse_all(specs: tuple[str, ...], registry: Registry[C]) -> list[C]:
-    """The components of the specs; ``all`` stands for every registered name."""
+    """The components that the specs name; ``all`` stands for every registered one."""
     from dmlbench.core import spec
 
     names = [name for text in specs for name in (registry.names() if text == "all" else [text])]
@@ -34,7 +34,7 @@ def parse_all(specs: tuple[str, ...], registry: Registry[C]) -> list[C]:
 
 
 def parse_attacks(specs: tuple[str, ...], suites: tuple[str, ...]) -> list[Attack]:
-    """The attacks asked for, following each suite that is named; an attack's own suite wins."""
+    """The attacks asked for, once for each suite; a suite in an attack's own spec wins."""
     from dataclasses import replace
 
     from dmlbench.attacks.base import ATTACKS
@@ -51,7 +51,7 @@ def parse_attacks(specs: tuple[str, ...], suites: tuple[str, ...]) -> list[Attac
 
 
 def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
-    """The data set's training recipe with the user's ``key=value,...`` in it."""
+    """The data set's training recipe, changed by the user's ``key=value,...``."""
     from dmlbench.core import spec
     from dmlbench.core.protocol import Recipe
 
@@ -62,7 +62,7 @@ def parse_recipe(dataset: Dataset, changes: str) -> Recipe:
 
 
 def check_queries(queries: int | None, session: Session) -> None:
-    """UserError if that is not a part of the test split."""
+    """UserError if there are not more test images than ``queries``."""
     if queries is not None and queries >= (images := len(session.data.test)):
         raise UserError(
             f"--queries {queries}: the test split has {images} images; leave it out to attack each"
@@ -84,7 +84,7 @@ def open_session(
     torchrun: bool = False,
     keep: int = 0,
 ) -> Iterator[Session]:
-    """Store and folders, checked before any work, and progress on standard error."""
+    """The session of a run: folders are checked first, progress goes to standard error."""
     from rich.console import Console
 
     from dmlbench.analysis.csv_files import read_folder
@@ -105,13 +105,13 @@ def open_session(
         check_writable(leaderboards, "--leaderboards")
         if store.cells():
             store.export()
-        read_folder(results)  # what is wrong with a CSV there is said now, not after the work
+        read_folder(results)  # a malformed CSV is reported now, not after the work
     with reporter_for(Console(stderr=True)) if leads() else QuietReporter() as reporter:
         yield Session(dataset, data_root, cache, store, compute, reporter, keep)
 
 
 def open_store(session: Session, repair: bool = True) -> Known:
-    """What is stored; damaged cells are moved out of the way, which is said."""
+    """The stored cells; damaged ones are named, and moved away if ``repair``."""
     from dmlbench.sweep.status import Known
 
     store = session.store
@@ -125,7 +125,7 @@ def open_store(session: Session, repair: bool = True) -> Known:
 
 
 def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: bool) -> None:
-    """Export, render, print; exit with 1 if a cell failed."""
+    """Write CSVs and board, print the cells; exit with 1 if one failed."""
     from dmlbench.cli.console import print_table
     from dmlbench.report.render import write_board
 
@@ -144,7 +144,7 @@ def finish(cells: list[Cell], session: Session, leaderboards: Path, as_json: boo
 
 
 def stored(results: Path, dataset: str | None) -> list[Cell]:
-    """Every stored cell of the data set, or of all; a damaged one is named and left out."""
+    """Every stored cell of a data set, or of all; damaged ones are named and left out."""
     from dmlbench.storage.store import Store
 
     store = Store(results)
@@ -159,7 +159,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
 
 
 def warn_of_damage(store: Store) -> None:
-    """Name each cell that cannot be read."""
+    """Print a warning for each cell file that cannot be read."""
     for path in store.read()[1]:
         click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 

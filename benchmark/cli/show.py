@@ -1,4 +1,4 @@
-"""``dmlbench show``: stored results."""
+"""``dmlbench show``: print stored results."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Only these; * stands for anything. May be repeated.",
+    help="Show only results whose COLUMN is VALUE; * stands for any text. May be repeated.",
 )
 @click.option(
     "--pivot",
     "layout",
     metavar="ROWS:COLUMNS",
-    help="Values by columns of results.csv, averaged over the seeds if they are in neither.",
+    help="Lay the values out by columns of results.csv, averaged over the seeds unless seed is one "
+    "of them.",
 )
 @options("results", "json")
 def show(
@@ -47,7 +48,7 @@ def show(
     results: Path,
     as_json: bool,
 ) -> None:
-    """Show stored results, of one data set or of all."""
+    """Show stored results of one DATASET, or of all."""
     from dmlbench.analysis.pivot import chosen, condition
     from dmlbench.cli.console import print_table
 

@@ -41,7 +41,7 @@ class Replayed(nn.Module):
         example = sample.clone().requires_grad_()
         record: Any = torch.cuda.make_graphed_callables
         self._replay = record(lambda images: model(images), (example,))
-        # other images than the recorded ones: what was not recorded would stay as it was
+        # other images than the recorded ones, so that work that was not recorded shows
         other = 1 - sample
         for replayed, launched in zip(_passes(self, other), _passes(model, other), strict=True):
             if not torch.equal(replayed, launched):
@@ -83,7 +83,7 @@ def replayed_or_launched(
 
 
 def bound_by_launches(device: torch.device, shape: Sequence[int]) -> bool:
-    """Whether passes over images of ``shape`` (B, C, H, W) are to be replayed, if they can be."""
+    """The first half of the rule: True for images (B, C, H, W) that are small, and on a GPU."""
     return device.type == "cuda" and max(shape[2:]) <= LARGEST
 
 

@@ -1,4 +1,4 @@
-"""Measure a model: its benign metrics and what each attack does to it."""
+"""Evaluation of a model: its clean metrics, and its metrics under each attack."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 
-CLEAN = " clean"  # suffix of the outcomes with eps = 0
+CLEAN = " clean"  # suffix of outcomes without an attack
 
 Outcomes = dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a cell found.
+    """The result of measuring a model, clean or under one attack.
 
     Attributes:
         metrics: name -> estimate over queries.
-        findings: what else was seen, JSON types: self-checks, collapse indicators, cost.
+        findings: other results as JSON types: self-checks, signs of a collapse, cost.
         outcomes: name -> (N,) value of each test image (NaN: it does not count as a query).
         kept: of an attack, the first queries with their images, as many as were asked for.
     """
@@ -51,7 +51,16 @@ class Measurement:
 
 @dataclass
 class Evaluation:
-    """A frozen model on the test split of a data set; the gallery is embedded once."""
+    """A frozen model on the test split of a data set. The gallery is embedded once.
+
+    Attributes:
+        model: in eval mode, on its device.
+        data: the data set.
+        device: of the model.
+        rows: images of a batch; halved when memory is short.
+        reporter: shows the progress.
+        index: (N,) positions of all test images.
+    """
 
     model: EmbeddingModel
     data: RetrievalData
@@ -71,7 +80,7 @@ class Evaluation:
 
     @cached_property
     def gallery(self) -> Gallery:
-        """Clean embeddings of the test split, from the code path that attacks use.
+        """Clean embeddings of the test split, by the same code as attacked ones.
 
         Raises:
             CellError: two forward passes of the same images differ.
@@ -92,7 +101,7 @@ class Evaluation:
         return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
 
     def benign(self) -> Measurement:
-        """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""
+        """Measure R@1, R@2, mAP, mAP@R, mAP@10, NMI and the signs of a collapse."""
         e, labels = self.gallery.embeddings, self.gallery.labels
         found = retrieval(e, self.index, e, labels, self.gallery.metric)
         if not found.valid.any():
@@ -115,7 +124,7 @@ class Evaluation:
     def chosen(self, queries: int | None) -> torch.Tensor:
         """Positions of the test images to perturb: all, or that many drawn at random.
 
-        They are the same for every model, attack and seed, and fewer are a part of more.
+        They are the same for every model, attack and seed; a smaller number is a part of a larger.
         """
         if queries is None:
             return self.index
@@ -181,7 +190,7 @@ class Evaluation:
         ]
 
     def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
-        """(Q,) of the test images at ``index`` as (N,) of all, NaN for the others."""
+        """Spread values of the test images at ``index`` over all N; the others get NaN."""
         found = np.full(len(self.index), np.nan)
         found[index.cpu().numpy()] = values.double().cpu().numpy()
         return found
@@ -189,7 +198,10 @@ class Evaluation:
     def _attacked(
         self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
-        """Batches and what became of them; a batch that does not fit into memory is halved."""
+        """Yield each batch: positions, clean images, and the result of the attack.
+
+        When memory is short, the batch size is halved and the batch tried again.
+        """
         done = 0
         while done < len(index):
             batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
@@ -203,7 +215,7 @@ class Evaluation:
                         "--device, or a smaller network"
                     ) from None
                 self.rows = max(1, min(self.rows, len(batch)) // 2)
-                self.__dict__.pop("network", None)  # what was recorded holds memory too
+                self.__dict__.pop("network", None)  # recorded CUDA graphs hold memory too
                 torch.cuda.empty_cache()
                 self.reporter.warn(f"out of memory: the batch size is now {self.rows}")
                 continue
@@ -218,7 +230,7 @@ class Evaluation:
 def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
-    """The model frozen, on its device, at the precision that ``compute`` sets."""
+    """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
     model.reduced = compute.precision == "bf16"
     with compute.applied() as device, frozen(place(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)
