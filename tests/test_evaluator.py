@@ -15,7 +15,7 @@ from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.attacks.misranking import LearningToMisrank
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
@@ -99,6 +99,32 @@ def test_a_part_of_the_queries_meets_what_it_meets_among_all(tiny: RetrievalData
         assert np.array_equal(few[drawn], all_[drawn])
     assert ten.metrics["ES:D"].n == 10
     assert ten.metrics["ES:D"].value == pytest.approx(np.nanmean(ten.outcomes["ES:D"]))
+
+
+@pytest.mark.parametrize("queries", [None, 25])
+def test_the_first_queries_are_kept_as_they_were_attacked(
+    tiny: RetrievalData, queries: int | None
+) -> None:
+    attack = ATTACKS.get("es")().resolve(THREAT)
+    with measured(tiny) as found:  # batches of 16, so that the kept ones span two
+        whole = found.attack(attack, 3, "es", queries, keep=20)
+        alone = found.attacked_queries(attack, 3, 20, queries)
+        assert found.attack(attack, 3, "es", queries).kept == []
+        chosen = found.chosen(queries)[:20].tolist()
+        e = found.gallery.embeddings
+        for kept, again in zip(whole.kept, alone, strict=True):
+            assert torch.equal(kept.perturbed, again.perturbed)
+            assert kept.after == again.after
+            assert 0 < (kept.perturbed - kept.clean).abs().max() <= 0.1 + 1e-6
+            assert torch.equal(kept.clean, found.images(torch.tensor([kept.index]))[0])
+            for column, value in kept.after.items():
+                assert value == whole.outcomes[column][kept.index]
+                assert kept.before[column] == whole.outcomes[f"{column} clean"][kept.index]
+            after = embed(found.network, kept.perturbed[None])[0]
+            for top, query in ((kept.top_before, e[kept.index]), (kept.top_after, after)):
+                far = {i: float((e[i] - query).norm()) for i in range(len(e)) if i != kept.index}
+                assert list(top) == sorted(far, key=lambda i: far[i])[:5]
+    assert [one.index for one in whole.kept] == [one.index for one in alone] == chosen
 
 
 def test_a_query_alone_in_its_class_is_counted_and_left_out(tiny: RetrievalData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 from dmlbench.analysis.csv_files import export, read_tidy
-from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
@@ -24,6 +25,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
+from dmlbench.sweep.pictures import draw_attacks
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.worker import Worker
@@ -132,3 +134,31 @@ def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
     monkeypatch.undo()
     worker.do(attacked)
     assert session.store.done(attacked.cell.id) is not None
+
+
+def test_pictures_come_from_the_measurement_and_of_a_stored_cell_from_a_few_queries(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacked: list[int] = []
+    real = Attack.run
+
+    def counted(self: Attack, model: Any, images: torch.Tensor, *args: Any, **more: Any) -> Any:
+        attacked.append(len(images))
+        return real(self, model, images, *args, **more)
+
+    monkeypatch.setattr(Attack, "run", counted)
+    session = dataclasses.replace(session, keep=3)
+    worker = Worker(session)
+    train = entry(session).train
+    assert train is not None
+    worker.do(train)
+    cells = [task for task, _ in entry(session).cells]
+    for task in cells[:2]:
+        worker.do(task)
+    assert attacked == [40]
+    drawn = {path: path.read_bytes() for path in draw_attacks(session, cells)}
+    assert [path.name for path in drawn] == [f"query-0000{i}.png" for i in range(3)]
+    assert attacked == [40]  # nothing was attacked again
+    later = dataclasses.replace(session, kept={})
+    assert {path: path.read_bytes() for path in draw_attacks(later, cells)} == drawn
+    assert attacked == [40, 3]

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one a file."""
+"""The command line: one file for each verb, and what they share."""

@@ -1,4 +1,4 @@
-"""``dmlbench attack``: measure weights that are there."""
+"""``dmlbench attack``: measure trained weights, without training."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from dmlbench.cli.shared import check_outputs, finish
     required=True,
     type=PATH,
     metavar="FILE",
-    help="Weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (RobRank).",
+    help="File of weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (as "
+    "RobRank's code writes).",
 )
 @options("model")
 @click.option(
-    "--label", help="Name of the model in tables. Default: its manifest's, or the file's."
+    "--label",
+    help="Name of the model in tables. Default: the one in its manifest, else the file name.",
 )
 @options("attacks", "suites", "queries", "dataset")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of targets."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed that decides the targets of the attacks.",
 )
 @click.option(
     "--save-adversarial",
@@ -37,7 +43,8 @@ from dmlbench.cli.shared import check_outputs, finish
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also draw the first N queries: clean, perturbation, adversarial, top 5 before and after.",
+    help="Also write a picture of each of the first N attacked queries: clean image, perturbation, "
+    "adversarial image, and the top 5 before and after.",
 )
 @options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
@@ -56,7 +63,7 @@ def attack(
     as_json: bool,
     **places: Any,
 ) -> None:
-    """Measure any trained model, clean and under attacks, without training."""
+    """Measure a trained model, on clean images and under attacks, without training."""
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
@@ -67,9 +74,9 @@ def attack(
     asked = parse_attacks(attacks, suites)
     network = parse_model(model) if model else None
     check_outputs(results, leaderboards)
-    with open_session(chosen, results, **places) as session:
-        from dmlbench.evaluation.pictures import draw_attacks
+    with open_session(chosen, results, **places, keep=pictures) as session:
         from dmlbench.sweep import plan
+        from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
         from dmlbench.sweep.weights import checkpoint_weights
 
@@ -79,7 +86,7 @@ def attack(
         )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(weights, asked, pictures, seed, session) if pictures else []
+        drawn = draw_attacks(session, plan.cells(weights, planned)) if pictures else []
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

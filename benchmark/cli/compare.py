@@ -1,4 +1,4 @@
-"""``dmlbench compare``: paired differences between two models."""
+"""``dmlbench compare``: differences between two models, query by query."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--dataset", metavar="SPEC", help="Of these results only.")
+@click.option("--dataset", metavar="SPEC", help="Compare on this data set only.")
 @options("results", "json")
 def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -> None:
-    """Tell two measured models apart: B - A, query by query, with paired bootstrap intervals.
+    """Compare two measured models: the difference B - A of each metric, with its 95% interval.
 
-    A and B are defenses as 'run' was given them (or as tables show them), checkpoints, or folders
-    under results/models. Nothing is trained or attacked.
+    Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
+    defenses (as given to 'run', or as tables show them), checkpoints, or folders under
+    results/models. Only stored results are read: nothing is trained or attacked.
     """
     from msgspec import to_builtins
 

@@ -1,4 +1,4 @@
-"""A sweep as a YAML file: the flags of ``run`` by their names, without the dashes."""
+"""Sweeps as YAML files: the flags of ``run``, by name and without the dashes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NOT_IN_FILES = ("config", "dry_run", "as_json", "help")
 
 
 def use_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
-    """An eager option's callback: what the file says is the default of each flag.
+    """Callback of ``--config``: make the values in the file the defaults of the flags.
 
     Raises:
-        UserError: the file is not there, is no YAML mapping, or has a key that is no flag.
+        UserError: the file is missing, is no YAML mapping, or has a key that is no flag.
     """
     if path is not None:
         context.default_map = {**(context.default_map or {}), **_read(path, context.command)}
@@ -52,7 +52,7 @@ def _read(path: Path, command: click.Command) -> dict[str, Any]:
 
 
 def _value(subject: str, value: Any, parameter: click.Parameter) -> Any:
-    """As the command line would have it: text, or a list of texts for a flag that repeats."""
+    """The value as on the command line: text, or a list of texts for a flag that may repeat."""
     if isinstance(value, dict):  # recipe: {epochs: 2, pairs: 32}
         value = ",".join(f"{k}={_text(subject, v)}" for k, v in value.items())
     if isinstance(parameter, click.Option) and parameter.multiple:

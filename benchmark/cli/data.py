@@ -1,4 +1,4 @@
-"""``dmlbench data``: which data sets are there, whether they are whole, how to get them."""
+"""``dmlbench data``: list data sets, check their files, download them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
 
 if TYPE_CHECKING:
-    from dmlbench.datasets.verify import Report
+    from dmlbench.datasets.verify import Verification
 
 
 @click.group()
@@ -25,14 +25,14 @@ def data() -> None:
 @data.command("list")
 @options("data_root", "json")
 def list_(data_root: Path | None, as_json: bool) -> None:
-    """Show every data set: its size, where it lies, or where to get it."""
+    """Show every data set: its size, and its folder or where to get it."""
     from dmlbench.datasets.base import DATASETS
 
-    entries = []
+    described = []
     for cls in DATASETS:
         dataset = cls()
         card, place = dataset.protocol, dataset.locate(data_root)
-        entries.append(
+        described.append(
             {
                 "name": card.name,
                 "summary": card.summary,
@@ -49,18 +49,18 @@ def list_(data_root: Path | None, as_json: bool) -> None:
             click.echo(f"    train {card.train}; test {card.test}")
         click.echo(f"    {f'in {place}' if place else card.source}")
     if as_json:
-        click.echo(json.dumps(entries, indent=1))
+        click.echo(json.dumps(described, indent=1))
 
 
 @data.command(
     epilog="\b\nExamples:\n  dmlbench data verify cub --data-root /data\n"
     "  dmlbench data verify folder:root=my_images\n\n"
-    "\b\nExit codes: 0 sound, 1 not, 2 not there at all."
+    "\b\nExit codes: 0 sound, 1 not sound, 2 not found."
 )
 @click.argument("dataset", metavar="SPEC")
 @options("data_root", "cache", "json")
 def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bool) -> None:
-    """Read every file of a data set and hold it against the official figures."""
+    """Read every file of a data set and compare the counts with the official ones."""
     from rich.console import Console
 
     from dmlbench.common.console_progress import reporter_for
@@ -85,9 +85,9 @@ def verify(dataset: str, data_root: Path | None, cache: Path | None, as_json: bo
 @click.argument("dataset", metavar="SPEC")
 @options("data_root")
 def download(dataset: str, data_root: Path | None) -> None:
-    """Download a data set whose host still serves it.
+    """Download a data set, if a host still serves it.
 
-    An interrupted download of cub or sop goes on.
+    An interrupted download of cub or sop continues.
     """
     from rich.console import Console
 
@@ -101,7 +101,7 @@ def download(dataset: str, data_root: Path | None) -> None:
     click.echo(f"{place}; look closer with: dmlbench data verify {dataset}")
 
 
-def _print(report: Report, cache: Path) -> None:
+def _print(report: Verification, cache: Path) -> None:
     from dmlbench.datasets.files.cache import listed
     from dmlbench.datasets.images import NEEDED
 

@@ -1,4 +1,4 @@
-"""What a run would do, and how long that may take: the content of ``run --dry-run``."""
+"""The output of ``run --dry-run``: the tasks of a run and the time that they may take."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dmlbench.sweep.status import DONE, PlannedModel
 from dmlbench.sweep.tasks import CellTask, Train
 from dmlbench.sweep.weights import UNTRAINED
 
-CACHED = "cached"  # a model that is trained
+CACHED = "cached"  # the status of a model that is trained already
 
 
-def preview(entries: Sequence[PlannedModel], resume: str, times: Durations) -> list[dict[str, Any]]:
-    """A record for each training and each cell (JSON types).
+def preview(models: Sequence[PlannedModel], resume: str, times: Durations) -> list[dict[str, Any]]:
+    """Describe each training and each cell in a record of JSON types.
 
     Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
-    case), ``status`` (cached, done, failed, stale, to do), ``runs`` (whether the run does it),
-    ``seconds`` (the median of past rows, or of like ones; None: there are none), ``training`` and
-    ``cell`` (identities; ``cell`` is None before the model is trained).
+    case), ``status`` (cached, done, failed, stale, to do), ``runs`` (True if the run does it),
+    ``seconds`` (expected: the median of similar tasks in the past; None if there were none),
+    ``training`` and ``cell`` (identities; ``cell`` is None before the model is trained).
     """
     records = []
-    for entry in entries:
-        first_tasks = entry.first_tasks(resume)
+    for model in models:
+        first_tasks = model.first_tasks(resume)
         trains = bool(first_tasks) and isinstance(first_tasks[0], Train)
-        if entry.train is not None:
-            status = CACHED if entry.trained == DONE else entry.trained
-            records.append(_record(entry.train, status, trains, times))
-        for task, status in entry.cells:
-            records.append(_record(task, status, entry.measures(status, resume), times))
+        if model.train is not None:
+            status = CACHED if model.trained == DONE else model.trained
+            records.append(_record(model.train, status, trains, times))
+        for task, status in model.cells:
+            records.append(_record(task, status, model.measures(status, resume), times))
     return records
 
 
 def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The records as aligned text."""
+    """The records as lines of aligned text."""
     table: list[Sequence[str]] = [("model", "seed", "suite", "task", "status", "time")]
     for r in records:
         time = "not known" if r["seconds"] is None else duration(r["seconds"])
@@ -47,7 +47,7 @@ def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str:
-    """Counts of what there is, and the time of what is to be done."""
+    """One line: counts of models and cells by status, and the expected time of the rest."""
     counts = [
         f"{len(group)} {noun}: {_counts(group)}"
         for noun, trains in (("models", True), ("cells", False))

@@ -1,4 +1,4 @@
-"""``dmlbench leaderboard``: boards from the CSVs of a results folder, and from the literature."""
+"""``dmlbench leaderboard``: render boards from a results folder and published rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS = ("md", "tex", "csv", "html", "plots")
     type=click.Choice(["published", "nothing"]),
     default="published",
     show_default=True,
-    help="Show the literature's rows beside what was measured here, marked as such.",
+    help="Rows to show beside those measured here: published ones (marked as such), or none.",
 )
 @click.option(
     "--format",
@@ -34,14 +34,16 @@ FORMATS = ("md", "tex", "csv", "html", "plots")
     multiple=True,
     type=click.Choice(FORMATS),
     default=FORMATS,
-    help="Markdown, LaTeX, CSV, the page index.html, plots. May be repeated. Default: all.",
+    help="Format to write: Markdown, LaTeX, CSV, the page index.html, or plots. May be repeated. "
+    "Default: all.",
 )
 @click.option(
     "--column",
     "columns",
     multiple=True,
     metavar="NAME",
-    help="Metric to show, e.g. ERS. May be repeated. Default: the papers' columns.",
+    help="Column to show, by its heading, e.g. R@1 or ERS. May be repeated. Default: the columns "
+    "of the papers' tables.",
 )
 @click.option(
     "--where",
@@ -59,9 +61,9 @@ def leaderboard(
     columns: tuple[str, ...],
     where: tuple[str, ...],
 ) -> None:
-    """Render the boards: tables and plots of each DATASET (or all), and the page of them all.
+    """Render boards: ranked tables and plots of each DATASET (default: all), and a page of all.
 
-    They depend on nothing but the CSVs in the results folder and the published rows.
+    They depend only on the CSVs in the results folder and on the published rows.
     """
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable

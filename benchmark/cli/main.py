@@ -1,4 +1,4 @@
-"""The command line: its verbs, and how mistakes end. Heavy imports happen inside the verbs."""
+"""Entry point of the command line. Slow imports happen inside the verbs, when they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dmlbench.common.errors import (
 
 
 class _Group(click.Group):
-    """Turns a mistake of the user's into one line and exit code 2."""
+    """Ends a mistake of the user, or a stop by a signal, with one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

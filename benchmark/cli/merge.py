@@ -1,4 +1,4 @@
-"""``dmlbench merge``: bring results folders together."""
+"""``dmlbench merge``: bring several results folders together."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from dmlbench.cli.options import PATH, options
 @click.argument("sources", nargs=-1, required=True, type=PATH)
 @options("results")
 def merge(sources: tuple[Path, ...], results: Path) -> None:
-    """Copy the cells and models of other results folders into --results, and export.
+    """Copy the results and models of other results folders into --results, and update its CSVs.
 
-    Cells are the same where their identity is; what is there already stands, except that a
-    cell that succeeded replaces one that failed.
+    A result that is there already is kept, unless it had failed and the other succeeded.
     """
     from dmlbench.analysis.csv_files import export
     from dmlbench.common.files import check_writable

@@ -1,4 +1,4 @@
-"""Command-line options that several commands share."""
+"""Options that several verbs of the command line share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(
-        "--dataset", default="fashion-mini", show_default=True, metavar="SPEC", help="Data set."
+        "--dataset",
+        default="fashion-mini",
+        show_default=True,
+        metavar="SPEC",
+        help="Data set; 'dmlbench list datasets' shows all. It sets network, training recipe and "
+        "the adversary, unless other options change them.",
     ),
     "defenses": click.option(
         "--defense",
@@ -23,16 +28,20 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         multiple=True,
         required=True,
         metavar="SPEC",
-        help="Defense to train, or 'all'. May be repeated.",
+        help="Defense (way of training) to train, e.g. hm or hm:eta=32, or 'all'. May be repeated.",
     ),
     "model": click.option(
-        "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
+        "--model",
+        metavar="SPEC",
+        help="Network that embeds the images, e.g. resnet18, or MODULE:FACTORY for one of your "
+        "own. Default: the data set's.",
     ),
     "recipe": click.option(
         "--recipe",
         default="",
         metavar="KEY=VALUE,...",
-        help="Change the data set's training recipe, e.g. epochs=2,pairs=32.",
+        help="Changes to the data set's training recipe, e.g. epochs=2,pairs=32 (pairs in a "
+        "batch).",
     ),
     "seeds": click.option(
         "--seed",
@@ -41,42 +50,45 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         type=click.IntRange(min=0),
         default=(0,),
         show_default=True,
-        help="Seed of training and targets. May be repeated.",
+        help="Seed of the training and of the attacks' targets. May be repeated: a model for each.",
     ),
     "attacks": click.option(
         "--attack",
         "attacks",
         multiple=True,
         metavar="SPEC",
-        help="Attack to run, or 'all'. May be repeated.",
+        help="Attack to measure under, e.g. ca+ or es:eps=8/255, or 'all'. May be repeated.",
     ),
     "suites": click.option(
         "--suite",
         "suites",
         multiple=True,
         type=click.Choice(SUITES),
-        help="Definitions that attacks follow: the papers' (strict) or the published code's "
-        "(ers). May be repeated. Without --attack it runs the nine attacks of ERS.",
+        help="Definitions of the attacks: as the papers write them (strict), or as the code behind "
+        "the published numbers computes them (ers). May be repeated. Without --attack, the "
+        "nine attacks of ERS, the Empirical Robustness Score, are run.",
     ),
     "queries": click.option(
         "--queries",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Attack N test images, drawn at random and the same for every model, and not each; "
-        "labelled in the row. The gallery stays whole.",
+        help="Attack only N test images, drawn at random and the same for every model, instead of "
+        "all; rows say so. The gallery is still the whole test split.",
     ),
     "results": click.option(
-        "--results", type=PATH, default="results", show_default=True, help="Results folder."
+        "--results", type=PATH, default="results", show_default=True, help="Folder of results."
     ),
     "leaderboards": click.option(
         "--leaderboards",
         type=PATH,
         default="leaderboards",
         show_default=True,
-        help="Folder for rendered boards.",
+        help="Folder that boards (ranked tables) are written to.",
     ),
     "data_root": click.option(
-        "--data-root", type=PATH, help="Folder of data sets, searched first."
+        "--data-root",
+        type=PATH,
+        help="Folder of data sets, searched first. Default: ~/.cache/dmlbench.",
     ),
     "cache": click.option(
         "--cache",
@@ -87,29 +99,28 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         "--device",
         default="auto",
         show_default=True,
-        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.",
+        help="cpu, cuda, cuda:1, ...; auto is a GPU if there is one.",
     ),
     "batch_size": click.option(
         "--batch-size",
         type=click.IntRange(min=1),
-        help="Images a forward pass in evaluation; changes no result.",
+        help="Images in a forward pass of the evaluation; does not change results.",
     ),
-    "threads": click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
+    "threads": click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use."),
     "precision": click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
         default="fp32",
         show_default=True,
-        help="Of the network in evaluation; tf32 and bf16 are labelled in the row.",
+        help="Floating-point precision of the network in evaluation; tf32 and bf16 are faster, and "
+        "rows say so.",
     ),
-    "json": click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON for a script to read."
-    ),
+    "json": click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
 }
 
 
 def options(*names: str) -> Callable[[F], F]:
-    """The named shared options, in that order."""
+    """Decorator that adds the options of these names, in this order."""
 
     def decorate(command: F) -> F:
         for name in reversed(names):

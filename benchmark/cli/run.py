@@ -24,7 +24,7 @@ RESUME = ("retry-failed", "only-missing", "always", "never")
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
-    """``i/n``, as a pair."""
+    """``i/n`` as a pair of numbers."""
 
     name = "i/n"
 
@@ -42,11 +42,11 @@ class _Shard(click.ParamType[tuple[int, int]]):
     "  dmlbench run --defense all --suite strict --suite ers --dataset fashion --seed 0 --seed 1\n"
     "  dmlbench run --config sweep.yaml --workers 4 --threads 2\n"
     "  dmlbench run --config sweep.yaml --shard $SLURM_ARRAY_TASK_ID/8   # sbatch --array=1-8\n\n"
-    "\b\nWhat --resume takes from the results folder (a model half trained goes on at its last "
-    "epoch):\n"
+    "\b\nStored results that --resume takes instead of measuring again (a cell is one model under\n"
+    "one attack; a half-trained model continues after its last epoch):\n"
     "  retry-failed  cells that succeeded\n"
-    "  only-missing  failed cells too\n"
-    "  always        and cells of replaced weights or of an older version of a definition\n"
+    "  only-missing  cells that failed, too\n"
+    "  always        and cells of replaced weights, or of an older version of a definition\n"
     "  never         nothing: models are trained and measured again\n\n"
     "\b\nExit codes: 0 fine, 1 some cells failed, 2 usage or input error, 130 and 143 stopped by\n"
     "SIGINT and SIGTERM.",
@@ -58,41 +58,48 @@ class _Shard(click.ParamType[tuple[int, int]]):
     expose_value=False,
     callback=use_config,
     metavar="FILE",
-    help="A sweep in YAML: these flags by name (defense: [est, hm]). Flags win over it.",
+    help="YAML file of these options by name (defense: [est, hm]). Options given here win over it.",
 )
 @options("defenses", "attacks", "suites", "queries", "dataset", "model", "recipe", "seeds")
-@click.option("--dry-run", is_flag=True, help="Print the cells and what they may take; do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only print what would be done, and the expected time."
+)
 @click.option(
     "--resume",
     type=click.Choice(RESUME),
     default=RESUME[0],
     show_default=True,
-    help="What to take from the results folder, see below.",
+    help="Which stored results to take instead of measuring again, see below.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes at once: GPUs in turn, CPU threads divided unless --threads names how many "
-    "each has. Default: 1; with Ray as many as fit.",
+    help="Processes that work at once. They take the GPUs in turn and share the CPU threads (or "
+    "have --threads each). Default: 1; with Ray as many as fit.",
 )
-@click.option("--shard", type=_Shard(), help="Only the i-th of n parts of the models.")
+@click.option(
+    "--shard",
+    type=_Shard(),
+    help="Do only the i-th of n parts of the models, to split a run over machines.",
+)
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="ray: a task a cell on the Ray cluster that is there, else on one made here.",
+    help="local: processes on this machine. ray: tasks on a running Ray cluster, else on one that "
+    "is started here.",
 )
 @click.option(
     "--ray-gpus",
     type=click.FloatRange(min=0),
-    help="GPUs a task of Ray takes; 0.5 lets two share one. Default: 1 if there are any.",
+    help="GPUs for each task of Ray; with 0.5 two tasks share one. Default: 1 if there are any.",
 )
 @click.option(
     "--cell-timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Stop a training or a cell that takes longer; it is a failed row.",
+    help="Stop a training or a measurement that takes longer; its row is marked as failed.",
 )
 @options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
@@ -119,9 +126,9 @@ def run(
 ) -> None:
     """Train each defense, measure it clean and under each attack, and write CSV and a board.
 
-    The undefended model is always trained and measured beside the defenses. What is already
-    stored is not done again, so a run that was stopped goes on when it is given again, and any
-    number of runs may share a results folder.
+    The undefended model is always trained and measured too. Results that are stored are not
+    computed again: a run that was stopped continues when it is started again, and several runs
+    may share a results folder.
     """
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
@@ -170,7 +177,7 @@ def _show(
     how: How,
     as_json: bool,
 ) -> None:
-    """Print what a run would do."""
+    """Print the output of a dry run."""
     from dmlbench.cli.dry_run import lines, preview, summary
     from dmlbench.sweep.durations import Durations, expected_device
     from dmlbench.sweep.run import mine, plan_training, read_store

@@ -38,9 +38,10 @@ def finish(
 ) -> None:
     """Render the board of ``dataset`` and print the cells; exit with 1 if a cell failed."""
     from dmlbench.analysis.records import tidy
+    from dmlbench.report.render import write_board
     from dmlbench.report.terminal import print_tables
 
-    board = render_board(results, dataset, leaderboards)
+    board = write_board(results, dataset, leaderboards)
     if as_json:
         click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
     else:
@@ -55,7 +56,7 @@ def finish(
 
 
 def stored(results: Path, dataset: str | None) -> list[Cell]:
-    """Every stored cell of the data set, or of all; a damaged one is named and left out."""
+    """Every stored cell of a data set, or of all; damaged ones are named and left out."""
     from dmlbench.storage.store import Store
 
     store = Store(results)
@@ -70,7 +71,7 @@ def stored(results: Path, dataset: str | None) -> list[Cell]:
 
 
 def warn_of_damage(store: Store) -> None:
-    """Name each cell that cannot be read."""
+    """Print a warning for each cell file that cannot be read."""
     for path in store.read()[1]:
         click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
 
@@ -85,13 +86,3 @@ def export_folder(results: Path) -> None:
         warn_of_damage(store)
         if store.cells():
             export(store)
-
-
-def render_board(results: Path, dataset: str, folder: Path) -> Path:
-    """Write the tables of a data set from the CSVs; returns the path of the Markdown."""
-    from dmlbench.analysis.csv_files import read_folder
-    from dmlbench.report import render
-
-    every = render.boards(read_folder(results))
-    (board,) = [board for board in every if board.name == dataset]
-    return render.write_tables(board, folder)[0]

@@ -1,4 +1,4 @@
-"""``dmlbench show``: stored results."""
+"""``dmlbench show``: print stored results."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Only these, in any letter case; * stands for anything. May be repeated.",
+    help="Show only results whose COLUMN is VALUE, in any letter case; * stands for any text. "
+    "May be repeated.",
 )
 @click.option(
     "--pivot",
     "layout",
     metavar="ROWS:COLUMNS",
-    help="Values by columns of results.csv, averaged over the seeds if they are in neither.",
+    help="Lay the values out by columns of results.csv, averaged over the seeds unless seed is one "
+    "of them.",
 )
 @options("results", "json")
 def show(
@@ -46,7 +48,7 @@ def show(
     results: Path,
     as_json: bool,
 ) -> None:
-    """Show stored results, of one data set or of all."""
+    """Show stored results of one DATASET, or of all."""
     from dmlbench.analysis.pivot import chosen
     from dmlbench.analysis.records import TIDY_COLUMNS, tidy
     from dmlbench.analysis.where import condition

@@ -1,4 +1,4 @@
-"""``dmlbench train``: weights and their manifest, without attacking them."""
+"""``dmlbench train``: train defenses, without attacking them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
     default=1,
     show_default=True,
     metavar="K",
-    help="Measure R@1 on the clean test split every K epochs; 0: never. Changes no weight.",
+    help="Measure R@1 on the clean test split after every K epochs; 0: never. Does not change the "
+    "weights.",
 )
-@click.option("--tensorboard", is_flag=True, help="Write event files beside log.jsonl.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write event files for TensorBoard, beside log.jsonl."
+)
 @options("results", "data_root", "cache", "device", "threads", "json")
 def train(
     defenses: tuple[str, ...],
@@ -40,10 +43,10 @@ def train(
     as_json: bool,
     **places: Any,
 ) -> None:
-    """Train defenses and keep their checkpoints, which 'run' finds again.
+    """Train defenses and store their checkpoints, which 'run' finds again.
 
-    A run that was interrupted goes on after its last finished epoch. Started by torchrun, all
-    its processes train one model: the recipe's batch is shared out among them.
+    An interrupted training continues after its last finished epoch. Started by torchrun, all
+    processes train one model together: each works on a part of every batch.
     """
     from dmlbench.compute.device import is_main_process, under_torchrun
     from dmlbench.core import spec

@@ -1,1 +1,1 @@
-"""Data sets for retrieval, each with the card that makes ``run`` need no other flag."""
+"""Data sets for retrieval. The card of each names network, recipe and threat model for it."""

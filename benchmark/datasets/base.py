@@ -25,7 +25,7 @@ DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required
 
 @dataclass(frozen=True)
 class Figures:
-    """How many images and classes a split has."""
+    """Number of images and classes of a split."""
 
     images: int
     classes: int
@@ -36,18 +36,18 @@ class Figures:
 
 @dataclass(frozen=True)
 class DatasetCard(Card):
-    """What ``run`` does with a data set when no flag says otherwise.
+    """The protocol of a data set: the settings of ``run`` when no flag changes them.
 
     Attributes:
         model: spec of the network.
-        recipe: how it is trained.
+        recipe: hyperparameters of training.
         threat: the adversary of the evaluation.
         training_threat: the adversary inside adversarial training.
-        note: where the recipe leaves the paper's protocol, in words; shown on boards.
-        train: the official figures of the train split; None where there are none.
-        test: those of the test split.
-        source: where to get the files and where to put them, in words.
-        literature: the data set whose published rows are closest, where it has none of its own.
+        note: differences from the paper's protocol, in words; shown on boards.
+        train: official figures of the train split; None if there are none.
+        test: official figures of the test split; None if there are none.
+        source: in words, where to get the files and where to put them.
+        literature: another data set whose published rows are shown too, if this one has none.
     """
 
     model: str = field(kw_only=True)
@@ -66,10 +66,10 @@ class Split:
     """Labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8; of a large set a read-only memory map, never copied whole.
+        images: (N, C, H, W) uint8; for a large set a read-only memory map, never copied whole.
         labels: (N,) int64.
-        hashes: (N, 32) uint8, the SHA-256 of each image's pixels where they were taken when it
-            was decoded, so that the digest of a large set needs no pass over its pixels.
+        hashes: (N, 32) uint8, the SHA-256 of each image's pixels, taken when it was decoded, so
+            that the digest of a large set needs no pass over its pixels; None: not taken.
     """
 
     images: npt.NDArray[np.uint8]
@@ -94,11 +94,13 @@ class Split:
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """The train split a defense learns from, and the test split that is gallery and queries.
+    """The train split, and the test split, whose images are both queries and gallery.
 
     Attributes:
-        crop: side of the square that the network sees: cut at random and flipped at random in
-            training, from the centre in evaluation. None: the whole image, always as it is.
+        train: images for training.
+        test: images for evaluation: each is a query, and all others are its gallery.
+        crop: side of the square that the network sees: cut at a random place and flipped at
+            random in training, cut from the centre in evaluation. None: the whole image.
     """
 
     train: Split
@@ -107,7 +109,7 @@ class RetrievalData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over shapes, pixels (or the hashes of them) and labels of both splits."""
+        """SHA-256 over shapes, pixels (or their hashes) and labels of both splits."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             pixels = split.images if split.hashes is None else split.hashes
@@ -119,11 +121,11 @@ class RetrievalData:
         return digest.hexdigest()
 
     def training_pixels(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8 images (B, C, H, W) as the network sees them in training: float32 in [0, 1].
+        """Turn uint8 images (B, C, H, W) into what the network sees in training.
 
-        Each image is cut at a place of its own and flipped with probability 1/2, both drawn from
-        ``generator``; where there is no crop nothing is drawn. It all happens on the images'
-        device. (``RandomCrop`` of torchvision.transforms.v2 draws one place for the whole batch.)
+        The result is float32 in [0, 1], on the device of the images. Each image is cut at a place
+        of its own and flipped with probability 1/2, both drawn from ``generator``; without a crop
+        nothing is drawn. (torchvision's ``v2.RandomCrop`` draws one place for the whole batch.)
         """
         if self.crop is None:
             return images.float().div_(255)
@@ -140,7 +142,7 @@ class RetrievalData:
         return torch.where(flipped[:, None, None, None], cut.flip(3), cut).float().div_(255)
 
     def evaluation_pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images as the network sees them in evaluation: the centre, float32 in [0, 1]."""
+        """Turn uint8 images (B, C, H, W) into centre crops for evaluation, float32 in [0, 1]."""
         if self.crop is not None:
             top = round((images.shape[2] - self.crop) / 2)
             left = round((images.shape[3] - self.crop) / 2)
@@ -149,7 +151,7 @@ class RetrievalData:
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an image."""
         return int(self.test.images.shape[1])
 
     @property
@@ -160,17 +162,17 @@ class RetrievalData:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Component, abc.ABC):
-    """A registered data set; its fields select among its variants."""
+    """A registered data set; its fields are the keys of its spec and select a variant."""
 
     @property
     def protocol(self) -> DatasetCard:
-        """The card, typed."""
+        """The card as a ``DatasetCard``."""
         assert isinstance(self.card, DatasetCard)
         return self.card
 
     @property
     def known_digest(self) -> str | None:
-        """The digest of what ``load`` returns where that is fixed, so that plans read no image."""
+        """The digest of what ``load`` returns, if that never changes: plans then read no image."""
         return None
 
     @abc.abstractmethod
@@ -178,30 +180,30 @@ class Dataset(Component, abc.ABC):
         """Read and check the files.
 
         Args:
-            data_root: folder the user named for data sets, searched first.
-            cache: where images are decoded to, for sets of image files; None: the default place.
+            data_root: the folder for data sets that the user named; None: ``places.HOME``.
+            cache: keeps decoded images, for sets of image files; None: at the default place.
 
         Raises:
-            UserError: a file is missing or is not what it should be.
+            UserError: a file is missing or is not the expected one.
         """
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """The folder that holds its files; None where it is not to be found."""
+        """The folder that holds the files of the data set; None if there is none."""
         return None
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """Bring the files to ``data_root`` (or ``places.HOME``) and return their folder.
+        """Download the files into ``data_root`` (or ``places.HOME``); returns their folder.
 
         Raises:
-            UserError: no host serves them, or what it serves is not what it should be.
+            UserError: no host serves them, or it serves other files than the expected ones.
         """
         raise UserError(f"{self.card.name} cannot be downloaded: {self.protocol.source}")
 
 
 def stratified(split: Split, size: int, seed: int) -> Split:
-    """``size`` images drawn without replacement, equally many a class (to within one).
+    """Draw ``size`` images without replacement, equally many of each class (to within one).
 
-    The draw depends on the seed and the split alone; the original order is kept.
+    The draw depends only on the seed and the split; the images stay in their order.
 
     Raises:
         UserError: a class has too few images for its share.

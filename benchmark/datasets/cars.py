@@ -1,4 +1,4 @@
-"""Cars-196; the first 98 models train, the last 98 test."""
+"""Cars-196: the first 98 car models are for training, the last 98 for testing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
     TRAINING_THREAT,
-    Entry,
     ImageDataset,
+    LabelledPath,
     Listing,
     find,
 )
@@ -41,8 +41,7 @@ TORCHVISION = (  # annotations and image folder of the halves of torchvision's S
 class Cars(ImageDataset):
     """``cars_annos.mat`` with ``car_ims/``, or the layout of torchvision's ``StanfordCars``.
 
-    The two layouts name and order the images differently, so they are different data to the
-    digest.
+    The two layouts name and order the images differently, so their digests differ.
     """
 
     card = DatasetCard(
@@ -61,13 +60,13 @@ class Cars(ImageDataset):
     )
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """Where ``cars_annos.mat`` is, else torchvision's ``stanford_cars``."""
+        """The folder of ``cars_annos.mat``, else torchvision's ``stanford_cars``."""
         return find(data_root, ONE_FILE, "cars", "cars196") or find(
             data_root, TORCHVISION[0][0], "stanford_cars"
         )
 
     def listing(self, root: Path) -> Listing:
-        """Images by path (torchvision's: its train folder, then its test's); label = class - 1."""
+        """Images sorted by path, torchvision's by folder and file; label = class - 1."""
         if (root / ONE_FILE).is_file():
             entries = sorted(annotated(root / ONE_FILE, "relative_im_path"))
         else:
@@ -83,12 +82,12 @@ class Cars(ImageDataset):
         )
 
 
-def annotated(path: Path, name: str) -> list[Entry]:
-    """File name and label (class - 1) of each struct of a MATLAB file's ``annotations``.
+def annotated(path: Path, name: str) -> list[LabelledPath]:
+    """Read file name and label (class - 1) of each image from a MATLAB file's ``annotations``.
 
     Args:
         path: the .mat file.
-        name: the field that holds the file name.
+        name: the field with the file name.
 
     Raises:
         UserError: the file cannot be read, or lacks a field (the devkit's test annotations have
@@ -105,7 +104,7 @@ def annotated(path: Path, name: str) -> list[Entry]:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): {Cars.card.source}"
         ) from None
-    except Exception as error:  # whatever scipy raises on a broken file
+    except Exception as error:  # scipy raises many kinds on a broken file
         raise UserError(
             f"{path} has no annotations with {name} and class ({error}): fetch it again"
         ) from None

@@ -44,18 +44,23 @@ in the data root"
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar(Dataset, abc.ABC):
-    """What both have in common: 50,000 train and 10,000 test images, 32x32 RGB."""
+    """CIFAR-10 or CIFAR-100: 50,000 train and 10,000 test images, 32x32 RGB.
+
+    Attributes:
+        torchvision: the class of ``torchvision.datasets`` that reads and downloads it.
+        folder: the folder of its files in the data root.
+    """
 
     torchvision: ClassVar[str]
     folder: ClassVar[str]
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """The folder of the archive, in the data root."""
+        """The folder of the unpacked archive in the data root."""
         folder = existing(data_root) / self.folder
         return folder if folder.is_dir() else None
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
-        """From ``data_root``, else a download into it. The files are checked by MD5."""
+        """Read the files in ``data_root``, or download them. Torchvision checks their MD5."""
         import torchvision.datasets
 
         folder = self.locate(data_root) or self._fetch(data_root)
@@ -76,7 +81,7 @@ class Cifar(Dataset, abc.ABC):
         return RetrievalData(train, test)
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """By torchvision."""
+        """Download by torchvision."""
         return self._fetch(data_root)
 
     def _fetch(self, data_root: Path | None) -> Path:
@@ -88,7 +93,7 @@ class Cifar(Dataset, abc.ABC):
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(Cifar):
-    """Ten classes."""
+    """CIFAR-10: ten classes."""
 
     card = DatasetCard(
         "cifar10",
@@ -110,7 +115,7 @@ class Cifar10(Cifar):
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Cifar):
-    """A hundred fine classes."""
+    """CIFAR-100: its hundred fine classes."""
 
     card = DatasetCard(
         "cifar100",

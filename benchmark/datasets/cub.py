@@ -1,4 +1,4 @@
-"""CUB-200-2011: birds; the first 100 species train, the last 100 test."""
+"""CUB-200-2011, birds: the first 100 species are for training, the last 100 for testing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Birds(ImageDataset):
     )
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """Where ``images.txt`` is."""
+        """The folder of ``images.txt``."""
         return find(data_root, "images.txt", "CUB_200_2011", "cub")
 
     def listing(self, root: Path) -> Listing:
@@ -81,5 +81,5 @@ class Birds(ImageDataset):
         )
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """From Caltech's archive."""
+        """Download from Caltech."""
         return fetch(ARCHIVE, data_root, reporter)

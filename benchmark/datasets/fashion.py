@@ -1,4 +1,4 @@
-"""Fashion-MNIST in full, and the stratified subset of it that the package embeds."""
+"""Fashion-MNIST, and ``fashion-mini``, the stratified subset of it inside the package."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILES = {
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class Fashion(IdxDataset):
-    """The articles, from files on disk or torchvision's download."""
+    """Fashion-MNIST, from files on disk or torchvision's download."""
 
     card = DatasetCard(
         "fashion",
@@ -75,7 +75,7 @@ class Fashion(IdxDataset):
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class FashionMini(Dataset):
-    """The subset in ``fashion_mini/``, made by the script beside it."""
+    """The subset in ``fashion_mini/``, which ``make.py`` in that folder made."""
 
     card = DatasetCard(
         "fashion-mini",
@@ -93,11 +93,11 @@ class FashionMini(Dataset):
     known_digest = "f3953aee6305469458e54083cd0518a099a8c9cdaaf9e7ca170b719b749dd71e"
 
     def locate(self, data_root: Path | None) -> Path:
-        """In the package."""
+        """The folder in the package."""
         return EMBEDDED.parent
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
-        """From the package; ``data_root`` is not looked at."""
+        """Read it from the package; ``data_root`` does not matter."""
         try:
             content = EMBEDDED.read_bytes()
         except OSError as error:
@@ -112,7 +112,7 @@ class FashionMini(Dataset):
 
 
 def subset(full: RetrievalData, train: int, test: int) -> RetrievalData:
-    """The stratified subset of Fashion-MNIST with that many images a split."""
+    """The stratified subset of Fashion-MNIST with ``train`` and ``test`` images."""
     return RetrievalData(
         stratified(full.train, train, SUBSET_SEED), stratified(full.test, test, SUBSET_SEED)
     )

@@ -1,4 +1,4 @@
-"""Image files of the user's own."""
+"""A data set of the user's own image files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ SUFFIXES = {
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class Folder(ImageDataset):
-    """A folder with a folder a class, or with lists of files.
+    """Images in class folders, or named by lists of files.
 
-    - ``train_list`` and ``test_list`` given: each line is a class and a path below the root.
-    - else ``train/`` and ``test/`` there: each holds class folders.
-    - else: the class folders sorted by name; the first ``train_classes`` train, the others test.
+    - If ``train_list`` and ``test_list`` are given: each line is a class and a path below the root.
+    - Else, if there are ``train/`` and ``test/``: each holds class folders.
+    - Else: class folders, sorted by name; the first ``train_classes`` are the train split, the
+      others the test split.
     """
 
     card = DatasetCard(
@@ -37,11 +38,13 @@ class Folder(ImageDataset):
         source="name it with --dataset folder:root=DIR",
     )
 
-    root: str = parameter("", "the folder")
+    root: str = parameter("", "the folder of the images")
     train_classes: int | None = parameter(
-        None, "class folders that train, by name; auto: half of them", at_least=1
+        None, "number of class folders to train on, by name; auto: half of them", at_least=1
     )
-    train_list: str = parameter("", "file of lines 'class path', paths below the root")
+    train_list: str = parameter(
+        "", "file whose lines are 'class path' for the train split, paths below the root"
+    )
     test_list: str = parameter("", "the same for the test split")
 
     def __post_init__(self) -> None:
@@ -49,18 +52,19 @@ class Folder(ImageDataset):
             raise ValueError("train_list and test_list go together")
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """The folder that was named; ``data_root`` does not matter."""
+        """The folder ``root``; ``data_root`` does not matter."""
         return Path(self.root) if self.root else None
 
     def found(self, data_root: Path | None) -> Listing:
-        """The listing of the folder that was named; UserError if none was."""
+        """The listing of the folder ``root``; UserError if none was named."""
         if not self.root:
             raise UserError(f"data set folder: {self.protocol.source}")
         return super().found(data_root)
 
     def listing(self, root: Path) -> Listing:
-        """Files by name within classes by name; of a list, in its order. A label is the place of
-        its class among all, sorted.
+        """Files sorted by class and name, or in the order of a list.
+
+        A label is the position of the class among all classes, sorted by name.
         """
         try:
             if not root.is_dir():
@@ -108,7 +112,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _files(root: Path, part: str, name: str) -> list[tuple[str, str]]:
-    """(class, path below the root) of the image files of a class, at any depth."""
+    """(class, path below the root) of each image file of a class, in folders at any depth."""
     found = [
         Path(base, file).relative_to(root).as_posix()
         for base, _, files in os.walk(root / part / name, onerror=_raise)

@@ -1,7 +1,7 @@
-"""Data sets of image files: a listing of both splits, decoded into the cache.
+"""Data sets of image files: the files of both splits are listed, and decoded into the cache.
 
-They are resized to 256 x 256 and seen at 224 x 224: cut and flipped at random in training, the
-centre in evaluation.
+Images are resized to 256 x 256. The network sees 224 x 224: cut and flipped at random in training,
+cut from the centre in evaluation.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ RECIPE = Recipe(epochs=75, pairs=56, lr=1e-5, weight_decay=4e-4)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
 TRAINING_THREAT = TrainingThreat(eps=8 / 255, eta=32, alpha=1 / 255)
 
-Entry = tuple[str, int]  # a path below the root, and its label
+LabelledPath = tuple[str, int]  # a path below the root, and its label
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of both splits, in the order that decides an image's index."""
+    """The files of both splits with their labels; their order gives each image its index."""
 
     root: Path
-    train: tuple[Entry, ...]
-    test: tuple[Entry, ...]
+    train: tuple[LabelledPath, ...]
+    test: tuple[LabelledPath, ...]
 
     @property
     def names(self) -> list[str]:
-        """Every path, train before test."""
+        """Every path: first the train split, then the test split."""
         return [name for name, _ in (*self.train, *self.test)]
 
     @property
     def figures(self) -> dict[str, Figures]:
-        """What each split holds."""
+        """Number of images and classes: split -> figures."""
         parts = {"train": self.train, "test": self.test}
         return {
             name: Figures(len(part), len({label for _, label in part}))
@@ -52,7 +52,7 @@ class Listing:
 
     @property
     def unfit(self) -> tuple[str, ...]:
-        """The splits with less than two classes, or without a class of two images, in words."""
+        """Reasons, in words, for each split that is too small for retrieval."""
         found = []
         for name, part in (("train", self.train), ("test", self.test)):
             sizes = Counter(label for _, label in part)
@@ -67,7 +67,7 @@ class Listing:
 
     @property
     def shared(self) -> int:
-        """How many classes are in both splits."""
+        """Number of classes that are in both splits."""
         return len({label for _, label in self.train} & {label for _, label in self.test})
 
 
@@ -77,14 +77,14 @@ class ImageDataset(Dataset, abc.ABC):
 
     @abc.abstractmethod
     def listing(self, root: Path) -> Listing:
-        """Read the lists in ``root``, where ``locate`` found the data; no image is looked at.
+        """List the files in ``root``, the folder that ``locate`` returned. No image is read.
 
         Raises:
-            UserError: one is not there, or not of the official form.
+            UserError: an official list of files is missing, or malformed.
         """
 
     def found(self, data_root: Path | None) -> Listing:
-        """The listing of the data set where it lies; UserError says where to get it."""
+        """The listing of the data set; UserError with its source if it is not there."""
         root = self.locate(data_root)
         if root is None:
             raise UserError(
@@ -93,11 +93,11 @@ class ImageDataset(Dataset, abc.ABC):
         return self.listing(root)
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
-        """The images of the listing, by way of the cache.
+        """Read the images of the listing, from the cache or decoded into it.
 
         Raises:
-            UserError: the listing is not the official one, a split has no class of two images, a
-                file is missing or cannot be decoded.
+            UserError: the number of images is not the official one, a split has no class of two
+                images, a file is missing or cannot be decoded.
         """
         listing = self.found(data_root)
         self._check(listing)
@@ -131,7 +131,7 @@ class ImageDataset(Dataset, abc.ABC):
 
 
 def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:
-    """The folder that holds ``marker``: the data root, or one of ``folders`` in it."""
+    """The folder with the file ``marker``: the data root, or one of ``folders`` in it."""
     root = existing(data_root)
     try:
         places = (root, *(root / folder for folder in folders))
@@ -141,7 +141,7 @@ def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:
 
 
 def table(path: Path, columns: int) -> list[list[str]]:
-    """The lines of a text file as ``columns`` words; the last takes the rest, spaces and all.
+    """Split each line of a text file into ``columns`` words; the last one may contain spaces.
 
     Raises:
         UserError: the file cannot be read, or a line has fewer words.
@@ -164,7 +164,7 @@ def table(path: Path, columns: int) -> list[list[str]]:
 
 
 def whole(text: str, path: Path) -> int:
-    """``text`` as a number; UserError naming the file if it is none."""
+    """``text`` as a whole number; UserError that names the file if it is none."""
     try:
         return int(text)
     except ValueError:

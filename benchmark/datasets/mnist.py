@@ -53,10 +53,11 @@ class IdxDataset(Dataset, abc.ABC):
     """60,000 train and 10,000 test images of 28x28 in MNIST's four files.
 
     Attributes:
-        files: name -> SHA-256 of its content, uncompressed: distributors compress it differently.
-        torchvision: the class of torchvision.datasets that downloads them, and its folder.
-        folder: another name that the folder of the files may have in the data root.
-        debian: where a package of Debian's puts them.
+        files: name -> SHA-256 of the uncompressed content, as hosts compress it differently.
+        torchvision: the class of ``torchvision.datasets`` that downloads them, and the name of
+            the folder it makes.
+        folder: another name of a folder in the data root that may hold them.
+        debian: the folder of a Debian package that brings them; None if there is none.
     """
 
     files: ClassVar[dict[str, str]]
@@ -65,7 +66,7 @@ class IdxDataset(Dataset, abc.ABC):
     debian: ClassVar[Path | None] = None
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
-        """From ``data_root``, else Debian's package, else a download into ``data_root``."""
+        """Read the files in ``data_root``, else Debian's package, else download them."""
         folder = self.locate(data_root) or self._fetch(data_root)
         arrays = {name: _read_idx(folder, name, digest) for name, digest in self.files.items()}
         train, test = (
@@ -78,18 +79,21 @@ class IdxDataset(Dataset, abc.ABC):
         return RetrievalData(train, test)
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """By torchvision."""
+        """Download by torchvision."""
         return self._fetch(data_root)
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """The folder that holds the files, or some of them, so that a missing one is named."""
+        """The folder with the files, or with some: reading it then names the missing ones."""
         root = existing(data_root)
         places = [root / part for part in (".", self.folder, f"{self.torchvision}/raw")]
         places += [self.debian] if self.debian else []
         return next((place for place in places if self._is_in(place)), None)
 
     def _is_in(self, folder: Path) -> bool:
-        """Torchvision's folder counts only if whole, so that an interrupted download goes on."""
+        """True if the files lie in ``folder``; some are enough, except in torchvision's folder.
+
+        An interrupted download of torchvision's must go on, so there all must be present.
+        """
         there = [
             any((folder / f"{name}{end}").is_file() for end in ("", ".gz")) for name in self.files
         ]
@@ -104,7 +108,7 @@ class IdxDataset(Dataset, abc.ABC):
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
 class Mnist(IdxDataset):
-    """The digits, from files on disk or torchvision's download."""
+    """MNIST, from files on disk or torchvision's download."""
 
     card = DatasetCard(
         "mnist",
@@ -125,6 +129,7 @@ class Mnist(IdxDataset):
 
 
 def _read_idx(folder: Path, name: str, digest: str) -> npt.NDArray[np.uint8]:
+    """The array in an idx file; its header gives the number of dimensions and their sizes."""
     plain, packed = folder / name, folder / f"{name}.gz"
     path = plain if plain.is_file() else packed
     try:

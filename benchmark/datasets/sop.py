@@ -1,4 +1,4 @@
-"""Stanford Online Products; 11,318 products train, 11,316 test."""
+"""Stanford Online Products: 11,318 products are for training, 11,316 for testing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
     TRAINING_THREAT,
-    Entry,
     ImageDataset,
+    LabelledPath,
     Listing,
     find,
     table,
@@ -61,7 +61,7 @@ class Products(ImageDataset):
     )
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """Where ``Ebay_train.txt`` is."""
+        """The folder of ``Ebay_train.txt``."""
         return find(data_root, "Ebay_train.txt", "Stanford_Online_Products", "sop")
 
     def listing(self, root: Path) -> Listing:
@@ -69,12 +69,12 @@ class Products(ImageDataset):
         return Listing(root, _entries(root / "Ebay_train.txt"), _entries(root / "Ebay_test.txt"))
 
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
-        """From Stanford's archive."""
+        """Download from Stanford."""
         return fetch(ARCHIVE, data_root, reporter)
 
 
-def _entries(path: Path) -> tuple[Entry, ...]:
-    """``image_id class_id super_class_id path``, below a line that says so."""
+def _entries(path: Path) -> tuple[LabelledPath, ...]:
+    """Read a list: a header, then lines ``image_id class_id super_class_id path``."""
     header, *rows = table(path, 4) or [[]]
     if header[:2] != ["image_id", "class_id"]:
         raise UserError(f"{path} does not begin with 'image_id class_id super_class_id path'")

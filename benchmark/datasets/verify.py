@@ -1,4 +1,4 @@
-"""A close look at a data set: every file decoded, and held against the official figures."""
+"""Check of a data set: every file is decoded, and counts are compared with official figures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dmlbench.datasets.images import ImageDataset, Listing
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found.
+class Verification:
+    """The result of checking a data set.
 
     Attributes:
-        name: of the data set.
-        root: where it lies; None where it is read by other means.
-        found: split -> figures.
-        official: split -> figures; empty where there are none.
-        missing: files of the lists that are not there.
-        unreadable: file -> why it cannot be decoded.
+        name: the data set's name.
+        root: its folder; None if it is not read from one.
+        found: split -> the figures that were found.
+        official: split -> official figures; empty if there are none.
+        missing: listed files that are not there.
+        unreadable: (file, reason) of each file that cannot be decoded.
         duplicates: groups of files with the same bytes.
-        unfit: splits without a class of two images, in words.
-        shared: classes that are in both splits.
-        cache: ``none``, ``whole`` or ``damaged``: the decoded images against the files.
+        unfit: reasons, in words, for each split that is too small for retrieval.
+        shared: number of classes that are in both splits.
+        cache: the decoded images compared with the files: ``none``, ``whole`` or ``damaged``.
     """
 
     name: str
@@ -47,19 +47,20 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether numbers on it can be compared with others'. Duplicates do not count: the
-        official sets have some.
+        """True if numbers on this data set can be compared with others'.
+
+        Duplicates do not matter: the official data sets have some.
         """
         official = all(self.found[part] == figures for part, figures in self.official.items())
         wrong = (self.missing, self.unreadable, self.unfit)
         return official and not any(wrong) and self.cache != "damaged"
 
 
-def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Report:
-    """Look at every file of ``dataset``.
+def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verification:
+    """Check every file of ``dataset``.
 
     Raises:
-        UserError: it is not there (with where to get it), or its lists cannot be read.
+        UserError: it is not there (the message says where to get it), or its lists are malformed.
     """
     card = dataset.protocol
     figures = {"train": card.train, "test": card.test}
@@ -67,17 +68,17 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Report:
     if isinstance(dataset, ImageDataset):
         return _files(card.name, dataset.found(data_root), official, cache)
     place = dataset.locate(data_root)
-    if place is None and type(dataset).download is not Dataset.download:  # load would fetch it
+    if place is None and type(dataset).download is not Dataset.download:  # load would download it
         raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
-    data = dataset.load(data_root)  # reading it checks digests of whole files
+    data = dataset.load(data_root)  # which checks digests of whole files
     found = {
         part: Figures(len(split), len(np.unique(split.labels)))
         for part, split in (("train", data.train), ("test", data.test))
     }
-    return Report(card.name, place, found, official)
+    return Verification(card.name, place, found, official)
 
 
-def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cache) -> Report:
+def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cache) -> Verification:
     names = listing.names
     missing = {name for name in names if not (listing.root / name).is_file()}
     there = [name for name in names if name not in missing]
@@ -86,7 +87,7 @@ def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cac
     for path, one in zip(there, seen, strict=True):
         groups[one.file].append(path)
     groups.pop(b"", None)
-    return Report(
+    return Verification(
         name,
         listing.root,
         listing.figures,
@@ -101,7 +102,7 @@ def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cac
 
 
 def _cached(listing: Listing, seen: Sequence[Seen], cache: Cache) -> str:
-    """Whether the decoded images, if there are any, are still those of the files."""
+    """``none``, ``whole`` or ``damaged``: the cached images compared with the decoded files."""
     decoded = cache.find(stamp(listing.root, listing.names), len(seen))
     if decoded is None:
         return "none"

@@ -1,1 +1,1 @@
-"""Measures a model: benign metrics, attacks, pictures of what an attack did."""
+"""Evaluation of a model: clean metrics, attacks, and pictures of attacked queries."""

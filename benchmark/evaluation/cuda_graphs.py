@@ -1,14 +1,17 @@
-"""CUDA graphs of a frozen network, where it is bound by launching kernels and not by running them.
+"""CUDA graphs of a frozen network: its kernels are recorded once and replayed together.
 
 A small network on a large GPU spends an attack step waiting for its kernels to be launched, one
-after another. Recorded once and replayed, forward pass and gradient in the images cost one launch
-each. The kernels are the same ones, so this changes no number.
+after another. Replayed, the forward pass and the gradient in the images cost one launch each.
+
+The rule, the same in every run: passes are replayed on a CUDA device, for images of at most 64 x 64
+pixels (the kernels of larger ones take longer than their launch), and only if they can be recorded
+and give the same bits as launched kernels on a batch that was not recorded. Each cell says in its
+findings (``cuda_graphs``) whether they were.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +19,7 @@ from torch import nn
 
 from dmlbench.compute.embedding import EmbeddingModel
 
-WORTH = 0.9  # replayed time over launched time, below which replaying is used
-TRIES = 5
-TOLERANCE = 1e-4  # of replayed embeddings and gradients, against launched ones
+LARGEST = 64  # pixels a side
 
 
 class Replayed(nn.Module):
@@ -26,11 +27,11 @@ class Replayed(nn.Module):
 
     Args:
         model: in eval mode, no parameter differentiated.
-        sample: (B, C, H, W) images on its GPU; smaller batches are padded to B (a launch is
-            what costs, and samples that have left a batch still take part), larger ones launched.
+        sample: (B, C, H, W) images on its GPU. Smaller batches are padded to B images: a launch is
+            what costs, not an image. Larger ones are launched.
 
     Raises:
-        RuntimeError: its passes cannot be recorded, or give something else when replayed.
+        RuntimeError: the passes cannot be recorded, or replaying them gives other bits.
     """
 
     def __init__(self, model: EmbeddingModel, sample: torch.Tensor) -> None:
@@ -40,10 +41,10 @@ class Replayed(nn.Module):
         example = sample.clone().requires_grad_()
         record: Any = torch.cuda.make_graphed_callables
         self._replay = record(lambda images: model(images), (example,))
-        # other images than the recorded ones: what was not recorded would stay as it was
+        # other images than the recorded ones, so that work that was not recorded shows
         other = 1 - sample
         for replayed, launched in zip(_passes(self, other), _passes(model, other), strict=True):
-            if not torch.allclose(replayed, launched, rtol=TOLERANCE, atol=TOLERANCE):
+            if not torch.equal(replayed, launched):
                 raise RuntimeError("replayed embeddings or gradients differ from launched ones")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -59,38 +60,35 @@ class Replayed(nn.Module):
         return e
 
 
-def fastest(model: EmbeddingModel, sample: torch.Tensor, warn: Callable[[str], None]) -> nn.Module:
-    """``model``, or its replayed form where that is faster on batches like ``sample``."""
-    if sample.device.type != "cuda":
+def replayed_or_launched(
+    model: EmbeddingModel, sample: torch.Tensor, warn: Callable[[str], None]
+) -> nn.Module:
+    """``model`` as ``Replayed`` where the rule of this module allows it, else ``model`` itself.
+
+    Args:
+        model: frozen, on the device of ``sample``.
+        sample: (B, C, H, W) images, as large a batch as there will be.
+        warn: called with a line if the passes of small images are launched all the same.
+    """
+    if not bound_by_launches(sample.device, sample.shape):
         return model
     try:
-        with torch.cuda.device(sample.device):
-            replayed = Replayed(model, sample)
-            faster = _seconds(replayed, sample) < WORTH * _seconds(model, sample)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return model  # what fills a GPU is not bound by launches
-    except RuntimeError as error:
+        with torch.cuda.device(sample.device), torch.enable_grad():  # the caller may need none
+            return Replayed(model, sample)
+    except RuntimeError as error:  # out of memory is one too
         reason = (str(error).strip().splitlines() or [""])[0]
+        torch.cuda.empty_cache()
         warn(f"kernels are launched one by one, as they cannot be recorded: {reason}")
         return model
-    return replayed if faster else model
+
+
+def bound_by_launches(device: torch.device, shape: Sequence[int]) -> bool:
+    """The first half of the rule: True for images (B, C, H, W) that are small, and on a GPU."""
+    return device.type == "cuda" and max(shape[2:]) <= LARGEST
 
 
 def _passes(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings, and a gradient in the images."""
+    """Embeddings of the images, and the gradient of their sum in the images."""
     x = images.clone().requires_grad_()
     e = model(x)
     return e.detach(), torch.autograd.grad(e, x, torch.ones_like(e))[0]
-
-
-def _seconds(model: nn.Module, sample: torch.Tensor) -> float:
-    """The least time of a forward pass and the gradient in the images."""
-    found = []
-    for _ in range(TRIES):
-        torch.cuda.synchronize(sample.device)
-        begun = time.perf_counter()
-        _passes(model, sample)
-        torch.cuda.synchronize(sample.device)
-        found.append(time.perf_counter() - begun)
-    return min(found)

@@ -1,4 +1,4 @@
-"""Measure a model: its benign metrics and what each attack does to it."""
+"""Evaluation of a model: its clean metrics, and its metrics under each attack."""
 
 from __future__ import annotations
 
@@ -16,39 +16,51 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Bar, Reporter
+from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.evaluation.cuda_graphs import fastest
+from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
+from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 
-CLEAN = " clean"  # suffix of the outcomes with eps = 0
+CLEAN = " clean"  # suffix of outcomes without an attack
 
 Outcomes = dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a cell found.
+    """The result of measuring a model, clean or under one attack.
 
     Attributes:
         metrics: name -> estimate over queries.
-        findings: what else was seen, JSON types: self-checks, collapse indicators, cost.
-        outcomes: name -> (Q,) value of each query (NaN: the query does not count).
+        findings: other results as JSON types: self-checks, signs of a collapse, cost.
+        outcomes: name -> (N,) value of each test image (NaN: it does not count as a query).
+        kept: of an attack, the first queries with their images, as many as were asked for.
     """
 
     metrics: dict[str, Estimate]
     findings: dict[str, Any]
     outcomes: Outcomes
+    kept: list[AttackedQuery] = field(default_factory=list)
 
 
 @dataclass
 class Evaluation:
-    """A frozen model on the test split of a data set; the gallery is embedded once."""
+    """A frozen model on the test split of a data set. The gallery is embedded once.
+
+    Attributes:
+        model: in eval mode, on its device.
+        data: the data set.
+        device: of the model.
+        rows: images of a batch; halved when memory is short.
+        reporter: shows the progress.
+        index: (N,) positions of all test images.
+    """
 
     model: EmbeddingModel
     data: RetrievalData
@@ -62,12 +74,13 @@ class Evaluation:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The model in the form that is fastest here; all embeddings come from it."""
-        return fastest(self.model, self.images(self.index[: self.rows]), self.reporter.warn)
+        """The model, its kernels launched or replayed; all embeddings come from it."""
+        sample = self.images(self.index[: self.rows])
+        return replayed_or_launched(self.model, sample, self.reporter.warn)
 
     @cached_property
     def gallery(self) -> Gallery:
-        """Clean embeddings of the test split, from the code path that attacks use.
+        """Clean embeddings of the test split, by the same code as attacked ones.
 
         Raises:
             CellError: two forward passes of the same images differ.
@@ -88,7 +101,7 @@ class Evaluation:
         return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
 
     def benign(self) -> Measurement:
-        """R@1, R@2, mAP, mAP@R, mAP@10 and NMI, with the collapse indicators."""
+        """Measure R@1, R@2, mAP, mAP@R, mAP@10, NMI and the signs of a collapse."""
         e, labels = self.gallery.embeddings, self.gallery.labels
         found = retrieval(e, self.index, e, labels, self.gallery.metric)
         if not found.valid.any():
@@ -104,13 +117,14 @@ class Evaluation:
             "mean_cosine": cosine,
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
+            "cuda_graphs": isinstance(self.network, Replayed),
         }
         return Measurement(metrics, findings, outcomes)
 
     def chosen(self, queries: int | None) -> torch.Tensor:
         """Positions of the test images to perturb: all, or that many drawn at random.
 
-        They are the same for every model, attack and seed, and fewer are a part of more.
+        They are the same for every model, attack and seed; a smaller number is a part of a larger.
         """
         if queries is None:
             return self.index
@@ -118,19 +132,27 @@ class Evaluation:
         return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
 
     def attack(
-        self, attack: Attack, seed: int, title: str, queries: int | None = None
+        self, attack: Attack, seed: int, title: str, queries: int | None = None, keep: int = 0
     ) -> Measurement:
-        """Each chosen test image in turn as the query (or candidate) that is perturbed.
+        """Perturb each chosen test image in turn as the query (or candidate).
 
-        The outcomes of those that are not chosen are NaN.
+        Args:
+            attack: resolved.
+            seed: decides the targets.
+            title: of the progress bar.
+            queries: test images to attack (``chosen``); the outcomes of the others are NaN.
+            keep: so many queries, the first ones, stay with their images in the result.
         """
         index = self.chosen(queries)
+        kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
         passes = full_passes = flat = 0
         radius = 0.0
         gallery = self.gallery
         with self.reporter.task(title, len(index)) as task:
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed, task):
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed):
+                want = keep - len(kept)
+                kept += first_of_batch(self.network, gallery, batch, images, attacked, want)
                 for name, values in attacked.outcomes.items():
                     parts.setdefault(name, []).append(values)
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
@@ -152,19 +174,34 @@ class Evaluation:
             "flat_start": flat / len(index),
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
+            "cuda_graphs": isinstance(self.network, Replayed),
         }
-        return Measurement(metrics, findings, outcomes)
+        return Measurement(metrics, findings, outcomes, kept)
+
+    def attacked_queries(
+        self, attack: Attack, seed: int, count: int, queries: int | None = None
+    ) -> list[AttackedQuery]:
+        """Attack only the first ``count`` of the queries that ``attack`` would perturb."""
+        index, gallery = self.chosen(queries)[:count], self.gallery
+        return [
+            one
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed)
+            for one in first_of_batch(self.network, gallery, batch, images, attacked, count)
+        ]
 
     def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
-        """(Q,) of the test images at ``index`` as (N,) of all, NaN for the others."""
+        """Spread values of the test images at ``index`` over all N; the others get NaN."""
         found = np.full(len(self.index), np.nan)
         found[index.cpu().numpy()] = values.double().cpu().numpy()
         return found
 
     def _attacked(
-        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int, task: Bar
+        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
-        """Batches and what became of them; a batch that does not fit into memory is halved."""
+        """Yield each batch: positions, clean images, and the result of the attack.
+
+        When memory is short, the batch size is halved and the batch tried again.
+        """
         done = 0
         while done < len(index):
             batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
@@ -178,7 +215,7 @@ class Evaluation:
                         "--device, or a smaller network"
                     ) from None
                 self.rows = max(1, min(self.rows, len(batch)) // 2)
-                self.__dict__.pop("network", None)  # what was recorded holds memory too
+                self.__dict__.pop("network", None)  # recorded CUDA graphs hold memory too
                 torch.cuda.empty_cache()
                 self.reporter.warn(f"out of memory: the batch size is now {self.rows}")
                 continue
@@ -193,7 +230,7 @@ class Evaluation:
 def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
-    """The model frozen, on its device, at the precision that ``compute`` sets."""
+    """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)

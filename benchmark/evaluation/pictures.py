@@ -1,87 +1,53 @@
-"""What an attack did to a query, as a picture a person can read."""
+"""Pictures of attacked queries, for people to look at."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dmlbench.common.files import write_atomically
-from dmlbench.compute.embedding import embed
-from dmlbench.evaluation.evaluator import evaluation
-from dmlbench.storage import checkpoint
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.evaluation.attacked_queries import TOP, AttackedQuery
 
-if TYPE_CHECKING:
-    from dmlbench.attacks.base import Attack
-    from dmlbench.sweep.session import Session
-    from dmlbench.sweep.tasks import Weights
-
-TOP = 5
 RIGHT, WRONG = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by the colour-blind too
 
 
-def draw_attacks(
-    weights: Weights, attacks: Sequence[Attack], count: int, seed: int, session: Session
+def draw(
+    name: str, queries: Iterable[AttackedQuery], data: RetrievalData, folder: Path
 ) -> list[Path]:
-    """A PNG for each attack and each of the first ``count`` queries; returns their paths.
+    """Write a PNG for each query below ``folder``; returns their paths.
 
-    They lie in ``results/adversarial/<first digits of the checkpoint>/<attack>/``.
+    Args:
+        name: of the attack.
+        queries: what it did to each.
+        data: the data set they are of.
+        folder: they lie in ``<attack>/query-<index>.png`` in it.
     """
-    data, threat = session.data, session.dataset.protocol.threat
-    model = weights.model.build(data.channels, data.size)
-    assert weights.path is not None
-    checkpoint.load_weights(weights.path, model)
-    root = session.store.root / "adversarial" / weights.facts["checkpoint"][:12]
     paths = []
-    with evaluation(model, data, session.compute, session.reporter) as measured:
-        index = measured.index[:count]
-        clean, gallery = measured.images(index), measured.gallery
-        for attack in (attack.resolve(threat) for attack in attacks):
-            attacked = attack.run(measured.network, clean, index, gallery, seed=seed)
-            adversarial = attacked.perturbed.images
-            with torch.no_grad():
-                after = embed(measured.network, adversarial)
-            tops = [_top(gallery.distances(e), index) for e in (gallery.embeddings[index], after)]
-            for row, query in enumerate(index.tolist()):
-                pairs = [
-                    (c.name, attacked.clean[c.name][row], attacked.outcomes[c.name][row])
-                    for c in attack.columns
-                ]
-                said = ", ".join(f"{name} {a:.3g} to {b:.3g}" for name, a, b in pairs)
-                title = f"{attack.card.name} on test image {query}: {said}"
-                images = (clean[row].cpu().numpy(), adversarial[row].cpu().numpy())
-                retrieved = [top[row].tolist() for top in tops]
-                png = _picture(title, images, retrieved, query, session)
-                path = root / _safe(attack.card.name) / f"query-{query:05d}.png"
-                write_atomically(path, png)
-                paths.append(path)
+    for query in queries:
+        values = (f"{key} {query.before[key]:.3g} to {x:.3g}" for key, x in query.after.items())
+        title = f"{name} on test image {query.index}: {', '.join(values)}"
+        path = folder / _safe(name) / f"query-{query.index:05d}.png"
+        write_atomically(path, _picture(title, query, data))
+        paths.append(path)
     return paths
 
 
-def _top(distance: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    masked = distance.scatter(1, index[:, None], torch.inf)
-    return masked.topk(min(TOP, distance.shape[1] - 1), dim=1, largest=False).indices
+def _picture(title: str, query: AttackedQuery, data: RetrievalData) -> bytes:
+    """A PNG of two rows: the clean image and its top 5, the adversarial image and its top 5.
 
-
-def _picture(
-    title: str,
-    images: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-    retrieved: Sequence[Sequence[int]],
-    query: int,
-    session: Session,
-) -> bytes:
-    """Two lines: clean image and its top 5; adversarial image and its top 5; between them the
-    perturbation, grey where nothing changed.
+    Between them the perturbation, enlarged, grey where nothing changed.
     """
     from matplotlib.figure import Figure
 
-    test = session.data.test
-    clean, adversarial = images
+    test = data.test
+    clean, adversarial = query.clean.numpy(), query.perturbed.numpy()
     difference = adversarial - clean
     reach = float(np.abs(difference).max()) or 1.0
     figure = Figure(figsize=(1.25 * (TOP + 2), 3.3), layout="constrained", dpi=150)
@@ -89,11 +55,12 @@ def _picture(
     grid = figure.add_gridspec(2, TOP + 2)
     middle = figure.add_subplot(grid[:, 1])
     _show(middle, difference / (2 * reach) + 0.5, f"perturbation\n×{1 / reach:.3g}")
-    own = test.labels[query]
-    for line, (name, image) in enumerate((("clean", clean), ("adversarial", adversarial))):
+    own = test.labels[query.index]
+    rows = (("clean", clean, query.top_before), ("adversarial", adversarial, query.top_after))
+    for line, (name, image, retrieved) in enumerate(rows):
         _show(figure.add_subplot(grid[line, 0]), image, f"{name}\nclass {own}")
-        seen = session.data.evaluation_pixels(torch.from_numpy(test.images[retrieved[line]]))
-        for place, item in enumerate(retrieved[line]):
+        seen = data.evaluation_pixels(torch.from_numpy(test.images[list(retrieved)]))
+        for place, item in enumerate(retrieved):
             axis = figure.add_subplot(grid[line, 2 + place])
             right = test.labels[item] == own
             _show(axis, seen[place].numpy(), f"{place + 1}: class {test.labels[item]}")

@@ -1,1 +1,1 @@
-"""Boards from stored results: pure functions of cells, the same bytes from the same cells."""
+"""Boards: ranked tables and plots of stored results. The same results give the same bytes."""

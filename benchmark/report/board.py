@@ -1,4 +1,4 @@
-"""The one model of a board that every format renders: tables of ranked lines, marked and noted."""
+"""A board as data: tables of ranked lines. Every format (Markdown, LaTeX, ...) renders this."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class BoardCell:
-    """What stands in a column of a line.
+    """One cell of a table: a text, and how it is marked.
 
     Attributes:
-        text: as it is shown, without marks.
-        mark: the best or second best of its column, a failure, or nothing there.
-        number: the number behind it, if there is one.
-        note: what to know of it: the error of a failed cell, a defense's spec, a source's title.
-        link: where to read on.
+        text: the text, without marks.
+        mark: best or second best of its column, failed, or missing (nothing was measured).
+        number: the number that the text shows; None where it shows none.
+        note: more about it, e.g. the error of a failed cell or the title of a source.
+        link: address of the source; empty if there is none.
     """
 
     text: str
@@ -37,7 +37,7 @@ class BoardCell:
 
 @dataclass(frozen=True)
 class Line:
-    """An entry and its cells, one a column of the table."""
+    """A row of a table: an entry, and one cell for each column."""
 
     entry: Entry
     cells: tuple[BoardCell, ...]
@@ -45,7 +45,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """What can be compared with each other: one data set, one suite of definitions."""
+    """Lines that can be compared: measured on one data set by one suite of definitions."""
 
     dataset: str
     suite: str
@@ -55,12 +55,12 @@ class Table:
 
     @property
     def title(self) -> str:
-        """``fashion, suite strict``."""
+        """The heading, e.g. ``fashion, suite strict``."""
         return f"{self.dataset}, suite {self.suite}" if self.suite else self.dataset
 
     @property
     def notes(self) -> list[str]:
-        """Sentences to print below it: the adversary, and the marks that occur."""
+        """Sentences to print below the table: the adversary, and what its marks mean."""
         notes = [f"White-box PGD in the L∞ ball, {threat}." for threat in self.threats]
         entries = [line.entry for line in self.lines]
         if any(entry.collapsed for entry in entries):
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """The tables of a data set, and the words above and below them."""
+    """The tables of one data set, with the text above (summary) and below them (note)."""
 
     name: str
     summary: str
@@ -89,14 +89,16 @@ class Board:
 
 
 def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table, ...]:
-    """A table for each data set and suite, in the order they come.
+    """Make a table for each data set and suite, in the order of ``entries``.
 
     Args:
-        entries: lines of any tables, ours and the literature's.
-        columns: headings of the metrics to show, in that order; empty for the papers' columns.
+        entries: models measured here, and rows of the literature.
+        columns: headings of the metrics to show, in this order; empty: those of the papers.
     """
     groups: dict[tuple[str, str], list[Entry]] = {}
-    bare: list[Entry] = []  # no attack was measured, or the training failed: in every suite's table
+    bare: list[
+        Entry
+    ] = []  # not attacked, or the training failed: shown in the table of every suite
     for entry in entries:
         if entry.suite:
             groups.setdefault((entry.dataset, entry.suite), []).append(entry)
@@ -110,6 +112,7 @@ def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table
 
 
 def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[str]) -> Table:
+    """One table: its entries ranked, its columns chosen, its cells marked."""
     entries = sorted(group, key=_place)
     known = {name: word for entry in entries for name, word in entry.better.items()}
     shown = {name for entry in entries for name in (*entry.numbers, *entry.failed)} & known.keys()
@@ -134,7 +137,10 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
 
 
 def _usual(names: set[str]) -> list[str]:
-    """The papers' columns; a sweep is for plots where the column itself is there."""
+    """The headings that are shown if none are asked for.
+
+    The variants of a sweep (``CA+ (eps=4/255)``) are left to the plots if ``CA+`` itself is there.
+    """
 
     def swept(name: str) -> bool:
         bare, _, variant = name.partition(" (")
@@ -145,14 +151,14 @@ def _usual(names: set[str]) -> list[str]:
 
 
 def _place(entry: Entry) -> tuple[int, float]:
-    """Sort key: by score, then what has none, collapsed models last."""
+    """Sort key: by score, best first; then entries without a score; collapsed models last."""
     if entry.score is not None:
         return 0, -entry.score
     return (2 if entry.collapsed else 1), 0.0
 
 
 def _ranks(entries: Sequence[Entry]) -> list[str]:
-    """``1``, ``2=``, ``2=``, ``4``, and nothing for what is not ranked."""
+    """The rank of each entry: ``1``, ``2=``, ``2=``, ``4``; empty if it has no score."""
     scores = [entry.score for entry in entries]
     return [
         ""
@@ -163,7 +169,7 @@ def _ranks(entries: Sequence[Entry]) -> list[str]:
 
 
 def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
-    """The best and the second best among what competes: metric N, not collapsed."""
+    """``best`` or ``second`` for each entry that competes: metric N and not collapsed."""
     values = [
         float(number.text)
         if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
@@ -179,7 +185,7 @@ def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
 
 
 def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
-    """The cells that describe an entry."""
+    """The cells that describe an entry: heading -> cell."""
     paper = entry.paper
     spelt = f" ({entry.defense})" if ":" in entry.defense else ""
     return {
@@ -203,6 +209,7 @@ def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
 
 
 def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
+    """The cell of a metric: its number, ``failed``, or a dash."""
     number = entry.numbers.get(name)
     if number is not None:
         return BoardCell(number.text, mark, number, number.note)

@@ -1,4 +1,7 @@
-"""What each column of a board means, and which direction is better for the defender."""
+"""The columns of boards: their order, their meaning, and the direction that is better.
+
+``better`` is always from the defender's side.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ class BoardColumn:
     """A column of a board.
 
     Attributes:
-        name: its heading without the arrow; a metric, or one of ``DESCRIBING``.
-        better: ``higher``, ``lower``, or empty for what is no metric.
-        help: what it means, one sentence or two.
+        name: the heading without the arrow: a metric, or one of ``DESCRIBING``.
+        better: ``higher`` or ``lower``; empty for a column that is no metric.
+        help: the meaning, in a sentence or two.
     """
 
     name: str
@@ -29,7 +32,7 @@ class BoardColumn:
 
     @property
     def label(self) -> str:
-        """``CA+ ↑``."""
+        """The heading with its arrow, e.g. ``CA+ ↑``."""
         return f"{self.name} {ARROW[self.better]}".rstrip()
 
 
@@ -65,7 +68,7 @@ _SCORES = {
 
 
 def column(name: str, better: str) -> BoardColumn:
-    """The column of a metric's heading, variants such as ``CA+ (w=5)`` included."""
+    """The column of a metric; its heading may name a variant, as in ``CA+ (w=5)``."""
     bare, _, variant = name.partition(" (")
     text = _BENIGN_HELP.get(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
     return BoardColumn(
@@ -86,7 +89,7 @@ def _attack_help() -> dict[str, str]:
 
 @cache
 def directions() -> dict[str, str]:
-    """Heading -> ``higher`` or ``lower``, of benign metrics and registered attacks."""
+    """Heading -> ``higher`` or ``lower``, for clean metrics and every registered attack."""
     known = dict.fromkeys((*BENIGN, "ERS", WORST), "higher")
     return known | {c.name: c.better for attack in ATTACKS for c in attack.columns}
 
@@ -98,7 +101,7 @@ def ranks() -> list[str]:
 
 
 def in_order(names: set[str]) -> list[str]:
-    """Metrics as the papers order them: benign, the ten attack columns, others, the scores last."""
+    """Metrics in the papers' order: clean, the ten attack columns, others, then scores."""
     first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in names]
     last = scores(names)
     return [*first, *sorted(names - {*first, *last}), *last]

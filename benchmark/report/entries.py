@@ -1,4 +1,4 @@
-"""Lines of a board: a model measured here over its seeds, or one of the literature."""
+"""Entries of a board: models that were measured here, and models of the literature."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is shown.
+    """A number of a board.
 
     Attributes:
-        value: the number; over several models, their mean.
-        digits: decimals, as the papers round it.
-        low, high: 95% bootstrap interval over queries; None if there is none, or several models.
-        spread: standard deviation over models; None of a single one.
-        n: queries; None where the literature does not say.
-        note: how it came about, where it was neither measured nor printed.
+        value: the number; of several models (seeds) their mean.
+        digits: decimals to show, as many as the papers print.
+        low, high: 95% bootstrap interval over queries; None if there is none, and of several
+            models.
+        spread: standard deviation over several models; None of one model.
+        n: number of queries; None if the literature does not say.
+        note: its origin, if it was neither measured nor printed.
     """
 
     value: float
@@ -41,12 +42,12 @@ class Number:
 
     @property
     def text(self) -> str:
-        """``18.3``."""
+        """The value as it is shown, e.g. ``18.3``."""
         return f"{self.value:.{self.digits}f}"
 
     @property
     def range(self) -> str:
-        """``[17.0, 19.6]``, or ``± 0.4`` over several models; empty if it is not known."""
+        """``[17.0, 19.6]``, or ``± 0.4`` for several models; empty if neither is known."""
         if self.spread is not None:
             return f"± {self.spread:.{self.digits}f}"
         if self.low is None or self.high is None:
@@ -56,23 +57,24 @@ class Number:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a board.
+    """A model on a board: measured here (over its seeds), or published.
 
     Attributes:
-        dataset, suite, model, distance: what was measured and how; the literature is ``ers``.
-        loss: as the papers write it, ``triplet-N``.
-        threat: the adversary of the evaluation, in words.
+        dataset, suite, model, distance: data set, definitions of the attacks, network and metric;
+            published rows belong to suite ``ers``.
+        loss: the training loss and the metric, as the papers write it: ``triplet-N``.
         label: the defense in the papers' notation.
-        defense: its spec, where it was trained or measured here.
-        eta: PGD steps of its training; None for plain training, or if it is not known.
-        recipe, precision, queries: where they leave the protocol; empty if they do not.
-        paper, place: the publication and where in it; None and empty for ours.
-        seeds: of our models, one each.
-        numbers: heading -> number, ``ERS`` among them.
+        numbers: heading -> number; ``ERS`` is one of them.
         better: heading -> ``higher`` or ``lower``.
-        failed: heading -> error, or ``training``.
-        collapsed: whether it retrieves nothing any more.
-        records: heading -> the tidy record of each of our models.
+        threat: the adversary of the evaluation, in words.
+        defense: the spec of the defense; empty for published rows.
+        eta: PGD steps of its training; None for plain training, or if it is not known.
+        recipe, precision, queries: what differs from the data set's protocol; empty if nothing.
+        paper, place: the publication, and the table in it; None and empty if measured here.
+        seeds: of the models that were measured here, one each.
+        failed: heading (or ``training``) -> error.
+        collapsed: True if the model no longer retrieves anything.
+        records: heading -> the tidy record of each model that was measured here.
     """
 
     dataset: str
@@ -98,7 +100,7 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """``CVPR 2022 Table 6``, or ``here, n = 1,000, seeds 0 and 1``."""
+        """The origin in words: ``CVPR 2022 Table 6``, or ``here, n = 1,000, seeds 0 and 1``."""
         if self.paper:
             return self.place
         if "training" in self.failed:
@@ -109,7 +111,10 @@ class Entry:
 
     @property
     def indicators(self) -> str:
-        """What tells a collapsed model, of the first of its models; empty where it is not known."""
+        """Mean cosine and effective rank of the first model, by which a collapse is recognised.
+
+        Empty if they were not measured.
+        """
         words = ["Collapsed: it retrieves nothing any more."] * self.collapsed
         for record in self.records.get("R@1", ())[:1]:
             if record["mean_cosine"] != "":
@@ -119,29 +124,30 @@ class Entry:
 
     @property
     def n(self) -> int | None:
-        """Queries that were attacked (or retrieved, if no attack was measured)."""
+        """Number of queries that were attacked (or retrieved, if no attack was measured)."""
         counts = {name: x.n for name, x in self.numbers.items() if x.n is not None}
         attacked = [n for name, n in counts.items() if name not in BENIGN]
         return max(attacked or counts.values(), default=None)
 
     @property
     def score(self) -> float | None:
-        """The ERS it is ranked by, rounded as it is shown; None if it is not to be ranked."""
+        """The ERS that decides the rank, rounded as shown; None if the model is not ranked."""
         number = self.numbers.get("ERS")
         return None if number is None or self.collapsed else float(number.text)
 
 
 def measured(records: Iterable[Record]) -> list[Entry]:
-    """Ours: the models that differ in their seed alone are one entry."""
+    """The entries of tidy records: models that differ only in their seed are one entry."""
     return [_entry(group) for group in by_configuration(rows(records))]
 
 
 def _entry(group: Sequence[Row]) -> Entry:
+    """The entry of rows that differ only in their seed."""
     about = group[0].about
     names = dict.fromkeys(name for row in group for name in row.estimates)
     numbers = {name: _over_models(group, name) for name in names}
     if any("ERS" not in row.estimates for row in group):
-        numbers.pop("ERS", None)  # a mean over other seeds than the columns'
+        numbers.pop("ERS", None)  # it would be a mean over fewer seeds than the columns
     made = dict.fromkeys(name for row in group for name in row.records)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
     return Entry(
@@ -190,7 +196,7 @@ def _loss(defense: str) -> str:
 
 
 def _threat(records: Mapping[str, Sequence[Record]]) -> str:
-    """``eps 77/255, 32 steps of 3/255`` of the attacks that follow the protocol."""
+    """``eps 77/255, 32 steps of 3/255``: the adversary of the attacks that follow the protocol."""
     plain = [
         r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
     ]
@@ -201,14 +207,16 @@ def _threat(records: Mapping[str, Sequence[Record]]) -> str:
 
 
 def published() -> list[Entry]:
-    """The literature, in the order of ``published.csv``. ERS is as printed, or follows from its
-    ten columns where none is printed.
+    """The entries of the literature, in the order of ``published.csv``.
+
+    ERS is as printed; if a paper prints none, it is computed from its ten columns.
     """
     text = (resources.files("dmlbench.report") / "published.csv").read_text(encoding="utf-8")
     return [_published(raw) for raw in csv.DictReader(text.splitlines())]
 
 
 def _published(raw: Mapping[str, str]) -> Entry:
+    """The entry of a row of ``published.csv``."""
     loss, _, distance = raw["loss"].partition("-")
     distance = distance or "N"  # what HM's triplet loss is over
     names = (*PUBLISHED_BENIGN, *ERS_COLUMNS, "ERS")
@@ -235,7 +243,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
 
 
 def _notation(text: str) -> str:
-    """A defense as HM prints it: ``HM[S,−γ/2]``, ``HM[S,g_LGA]&ICS (λ=1.0)``."""
+    """A defense as HM's paper prints it: ``HM[S,−γ/2]``, ``HM[S,g_LGA]&ICS (λ=1.0)``."""
     for plain, printed in (("]+ICS", "]&ICS"), ("-gamma", "−γ"), ("lambda", "λ"), ("xi", "ξ")):
         text = text.replace(plain, printed)
     return text

@@ -1,4 +1,4 @@
-"""A board in LaTeX, to be read by ``\\input`` in a paper that uses booktabs and graphicx."""
+"""A board as LaTeX, for ``\\input`` in a paper that uses booktabs and graphicx."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PREAMBLE = r"""% Rendered by 'dmlbench leaderboard'. Needs \usepackage[T1]{fonte
 
 
 def render(board: Board) -> str:
-    """A ``table*`` for each table; one that is longer than a page is several."""
+    """One ``table*`` for each table; a table that is longer than a page is split."""
     parts = [PREAMBLE]
     for table in board.tables:
         starts = range(0, len(table.lines), PAGE)
@@ -101,12 +101,12 @@ def _cell(cell: BoardCell, column: BoardColumn) -> str:
 
 
 def _notation(text: str) -> str:
-    """``HM[S,g_LGA]`` as HM prints it, with mathematics where it has some."""
+    """``g_LGA`` in a defense's name as a formula with a subscript."""
     return _GRADUAL.sub(r"$g_{\\mathrm{\1}}$", text)
 
 
 def escape(text: str) -> str:
-    """``text`` as pdflatex prints it literally; what its fonts lack, by code point."""
+    """``text`` escaped for pdflatex; a character that its fonts lack becomes ``[U+4E2D]``."""
     return "".join(map(_character, text))
 
 

@@ -1,4 +1,4 @@
-"""A board in Markdown, as a repository's page shows it."""
+"""A board as Markdown, as code hosts show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARKS = {"best": "**{}**", "second": "<ins>{}</ins>", "failed": "*{}*"}
 
 
 def render(board: Board) -> str:
-    """The tables of ``board``, what their marks and columns mean below them."""
+    """The tables of ``board``, and below them the meaning of marks and columns."""
     lines = [f"# {escape(board.name)}", "", *_sentence(board.summary)]
     for table in board.tables:
         lines += [f"## {escape(table.title)}", "", *_table(table), "", *_list(table.notes), ""]
@@ -41,7 +41,7 @@ def _cell(cell: BoardCell) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` as Markdown shows it literally, on one line."""
+    """``text`` escaped for Markdown, on one line."""
     return text.translate(_ESCAPES)
 
 

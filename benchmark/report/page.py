@@ -1,4 +1,4 @@
-"""The page: every board in one self-contained HTML file, which fetches nothing."""
+"""Every board in one HTML page that is self-contained: it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot to be inlined; ``name`` is that of its files."""
+    """A plot inside the page; ``name`` is the name of its files, without the ending."""
 
     name: str
     svg: Markup
@@ -33,7 +33,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Tab:
-    """A board as the template reads it."""
+    """A board as the template ``page.html`` reads it."""
 
     key: str
     name: str
@@ -44,14 +44,14 @@ class Tab:
 
 
 def write_page(boards: Sequence[Board], folder: Path) -> Path:
-    """Write ``index.html``; returns its path."""
+    """Write ``index.html`` into ``folder``; returns its path."""
     path = folder / "index.html"
     write_atomically(path, render(boards).encode())
     return path
 
 
 def render(boards: Sequence[Board]) -> str:
-    """The page. Whatever comes from a result or a plugin is escaped."""
+    """The HTML of the page. Text from results and plugins is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"notation": _notation, "origin": origin}
     template = environment.from_string(_read("page.html"))
@@ -66,7 +66,7 @@ def render(boards: Sequence[Board]) -> str:
 
 
 def origin(entry: Entry) -> str:
-    """Where the numbers of a line come from, in words."""
+    """The origin of an entry's numbers, in a few lines of text."""
     if entry.paper:
         return f"Published: {entry.place}\n{entry.paper.short}"
     lines = [f"Measured {entry.source}"]
@@ -92,7 +92,7 @@ def _tab(board: Board) -> Tab:
 
 
 def _inline(svg: bytes, name: str, title: str) -> Markup:
-    """A drawing in the page's own colours; its ids are told from those of the other drawings."""
+    """A plot in the colours of the page, with ids that no other plot of the page has."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -108,7 +108,7 @@ def _inline(svg: bytes, name: str, title: str) -> Markup:
 
 
 def _notation(text: str) -> Markup:
-    """A defense with its subscripts."""
+    """``g_LGA`` in a defense's name as HTML with a subscript."""
     return Markup(_GRADUAL.sub(r"g<sub>\1</sub>", str(escape(text))))
 
 

@@ -1,4 +1,4 @@
-"""Plots of a table: each is None where the table lacks what it would show."""
+"""Plots of a table. Each function returns None if the table lacks the numbers for its plot."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Plot = Callable[[Table], "Figure | None"]
 
 FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
-PANELS = 6  # at most, beside each other
+PANELS = 6  # at most, side by side
 ROWS = 24  # at most, of a forest plot
 
 
 def tradeoff(table: Table) -> Figure | None:
-    """ERS against benign R@1, with the Pareto front."""
+    """ERS against R@1 on clean images, with the Pareto front."""
     found = [e for e in _ranked(table) if "R@1" in e.numbers]
     if len(found) < 2:
         return None
@@ -47,13 +47,13 @@ def tradeoff(table: Table) -> Figure | None:
 
 
 def cost(table: Table) -> Figure | None:
-    """ERS against training cost; a line joins one defense at several eta."""
+    """ERS against training cost; a line joins the models of one defense at several eta."""
     found = [e for e in _ranked(table) if e.eta is not None or e.label.startswith("N/A")]
     ticks = sorted({_cost(e) for e in found})
     if len(ticks) < 2:
         return None
     series: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in found:  # best first: of several at one cost the best is joined
+    for entry in found:  # best first, so the line joins the best of several at one cost
         series.setdefault((entry.label, entry.model, entry.loss, entry.paper), []).append(entry)
     joined = [group for group in series.values() if len({_cost(e) for e in group}) > 1]
     with style.figure(5.2, 3.8) as fig:
@@ -78,7 +78,7 @@ def cost(table: Table) -> Figure | None:
 
 
 def ten_terms(table: Table) -> Figure | None:
-    """The ten terms of ERS, each 0 (broken) to 100 (untouched), of the best of each family."""
+    """The ten terms of ERS, from 0 (broken) to 100 (untouched), for the best of each family."""
     found = style.best_of_families(
         [e for e in _ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
     )
@@ -101,7 +101,7 @@ def ten_terms(table: Table) -> Figure | None:
 
 
 def intervals(table: Table) -> Figure | None:
-    """Forest plot: value and 95% interval (or standard deviation over seeds), a row a model."""
+    """Forest plot: for each model (row) its values with 95% interval, or deviation over seeds."""
     found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
     names = [n for n in FOREST if any(n in e.numbers and e.numbers[n].range for e in found)][
         :PANELS
@@ -132,18 +132,18 @@ def intervals(table: Table) -> Figure | None:
 
 
 def against_eps(table: Table) -> Figure | None:
-    """Success of attacks against the radius, from a sweep over ``eps``."""
+    """Success of attacks against their radius, if a sweep over ``eps`` was measured."""
     title, label = "Attacks against their radius", "radius eps in 1/255"
     return _curves(table, title, "eps", label, lambda text: float(255 * Fraction(text)))
 
 
 def against_steps(table: Table) -> Figure | None:
-    """Success of attacks against PGD steps, from a sweep over ``steps``."""
+    """Success of attacks against their PGD steps, if a sweep over ``steps`` was measured."""
     return _curves(table, "Attacks against their steps", "steps", "PGD steps", float)
 
 
 def distributions(table: Table) -> Figure | None:
-    """How the ranks of single queries are distributed, from their deciles."""
+    """Distribution of the ranks of single queries, drawn from its deciles."""
     entries = style.best_of_families([line.entry for line in table.lines if not line.entry.paper])
     names = [n for n in ranks() if any(_deciles(e, n) for e in entries)][:PANELS]
     if not names:
@@ -177,7 +177,10 @@ PLOTS: dict[str, Plot] = {
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other is at least as good as in both and better in one, by rising x."""
+    """The Pareto front of ``points`` (higher is better in both), sorted by rising x.
+
+    A point is on it if no other is at least as good in both coordinates and better in one.
+    """
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):
         if not front or y > front[-1][1]:
@@ -188,6 +191,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _curves(
     table: Table, title: str, key: str, label: str, read: Callable[[str], float]
 ) -> Figure | None:
+    """Curves of a sweep over ``key``, a panel for each metric that has more than two points."""
     entries = [line.entry for line in table.lines if not line.entry.paper]
     curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for entry in entries:
@@ -216,7 +220,10 @@ def _curves(
 def _sweeps(
     entry: Entry, key: str, read: Callable[[str], float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Metric -> points (x, value), the protocol's and, at 0, the clean value among them."""
+    """Metric -> points (x, value) of a sweep over ``key``.
+
+    They include the value under the protocol and, at x = 0, the clean value.
+    """
     found: dict[str, dict[float, float]] = {}
     for heading, records in entry.records.items():
         name, _, variant = heading.partition(" (")
@@ -237,16 +244,17 @@ def _sweeps(
 
 
 def _ranked(table: Table) -> list[Entry]:
+    """The entries that have a rank, best first."""
     return [line.entry for line in table.lines if line.entry.score is not None]
 
 
 def _cost(entry: Entry) -> int:
-    """Passes a training step: eta + 1."""
+    """Forward-backward passes of a training step: eta + 1."""
     return (entry.eta or 0) + 1
 
 
 def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float, float]]) -> None:
-    """A marker an entry, and the legend of the families in their order."""
+    """Draw a marker for each entry; the legend lists the families in their order."""
     for kind in style.FAMILIES:
         for here in (True, False):
             chosen = [
@@ -261,7 +269,7 @@ def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float,
 
 
 def _name(entry: Entry, table: Table) -> str:
-    """``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those measured here differ."""
+    """``HM[S,g_LGA]&ICS, η=8``, with network and recipe if the table has several."""
     parts = [entry.label]
     parts += [f"η={entry.eta}"] * (entry.eta is not None)
     parts += [entry.model] * (len({line.entry.model for line in table.lines}) > 1)
@@ -271,18 +279,18 @@ def _name(entry: Entry, table: Table) -> str:
 
 
 def _label(name: str, entries: Sequence[Entry]) -> str:
-    """The heading of a metric, with its arrow."""
+    """The heading of a metric with its arrow."""
     return column(name, next(e.better[name] for e in entries if name in e.better)).label
 
 
 def _deciles(entry: Entry, name: str) -> list[float]:
-    """Deciles of a metric, averaged over the models of an entry."""
+    """The eleven deciles of a metric, averaged over the models of an entry; empty if none."""
     found = [r["deciles"] for r in entry.records.get(name, ()) if r["deciles"]]
     return [mean(column) for column in zip(*found, strict=True)]
 
 
 def _protocol(table: Table, entries: Sequence[Entry]) -> str:
-    """What was measured, on how many queries, of what training."""
+    """The caption: data set, suite, adversary, number of queries and training recipe."""
     parts = [table.title, *(f"PGD L∞ {threat}" for threat in table.threats)]
     queries = sorted({entry.n for entry in entries if entry.n})
     parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)

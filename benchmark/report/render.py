@@ -1,4 +1,4 @@
-"""Which boards there are, and their files: pure functions of CSVs, the same bytes again."""
+"""All boards of some records, and their files: tables in three formats, and plots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.csv_files import read_folder
 from dmlbench.analysis.records import Record
 from dmlbench.analysis.where import condition
 from dmlbench.common.errors import UserError
@@ -36,7 +37,7 @@ FILTERS: dict[str, Callable[[Entry], tuple[str, ...]]] = {
     "queries": lambda e: (e.queries or "all",),
     "source": lambda e: ("published", e.place) if e.paper else ("here",),
 }
-"""What ``--where`` can ask of an entry: any of the texts may match."""
+"""Key of ``--where`` -> the texts of an entry that it is compared with; one must match."""
 
 
 def boards(
@@ -45,16 +46,16 @@ def boards(
     columns: Sequence[str] = (),
     where: Sequence[str] = (),
 ) -> list[Board]:
-    """A board a data set: those measured here by name, then those of the literature alone.
+    """A board for each data set: first those measured here, by name, then published ones alone.
 
     Args:
         records: tidy records.
-        literature: whether published rows stand beside ours.
-        columns: metrics to show; empty for the papers'.
-        where: conditions ``key=pattern`` that a line must meet, ``*`` for any text.
+        literature: True to show published rows as well.
+        columns: metrics to show; empty: those of the papers.
+        where: conditions ``key=pattern`` that a line must meet; ``*`` stands for any text.
 
     Raises:
-        UserError: a column that no line has, or a condition that cannot be.
+        UserError: no line has such a column, a condition is malformed, or no line meets them all.
     """
     ours = measured(records)
     theirs = published() if literature else []
@@ -76,8 +77,14 @@ def boards(
     return found
 
 
+def write_board(results: Path, dataset: str, folder: Path) -> Path:
+    """Write the tables of a data set from the CSVs in ``results``; returns the Markdown file."""
+    (board,) = [board for board in boards(read_folder(results)) if board.name == dataset]
+    return write_tables(board, folder)[0]
+
+
 def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS) -> list[Path]:
-    """Write ``<data set>.md``, ``.tex`` and ``.csv``; returns their paths."""
+    """Write ``<data set>.md``, ``.tex`` and ``.csv`` (or some of them); returns their paths."""
     paths = []
     for kind in formats:
         path = folder / f"{board.name}.{kind}"
@@ -87,7 +94,7 @@ def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS)
 
 
 def write_plots(board: Board, folder: Path) -> list[Path]:
-    """Write each plot of each table as PDF, SVG and PNG below ``plots/``; returns their paths."""
+    """Write each plot as PDF, SVG and PNG into ``plots/`` of ``folder``; returns their paths."""
     from dmlbench.report import style
 
     paths = []
@@ -100,12 +107,12 @@ def write_plots(board: Board, folder: Path) -> list[Path]:
 
 
 def figures(board: Board) -> Iterator[tuple[str, Figure]]:
-    """The plots of the tables of this data set, by the names of their files."""
+    """The plots of a board, each with the name of its files (without the ending)."""
     from dmlbench.report.plots import PLOTS
 
     for table in board.tables:
         if base(table.dataset) != board.name:
-            continue  # the related literature is drawn on its own board
+            continue  # published rows of a related data set are drawn on its own board
         stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} {table.suite}").strip("-")
         for name, plot in PLOTS.items():
             figure = plot(table)
@@ -114,12 +121,12 @@ def figures(board: Board) -> Iterator[tuple[str, Figure]]:
 
 
 def base(dataset: str) -> str:
-    """The registered name in the spec of a data set: ``fashion`` of ``fashion:subset=2``."""
+    """The name in the spec of a data set: ``fashion`` in ``fashion:subset=2``."""
     return dataset.partition(":")[0]
 
 
 def _card(name: str) -> tuple[str, str, str]:
-    """Summary, note and related literature of a data set; empty where it is not registered."""
+    """Summary, note and related data set with published rows; empty if it is not registered."""
     if name not in DATASETS.names():
         return "", "", ""
     card = DATASETS.get(name)().protocol

@@ -1,4 +1,4 @@
-"""A board as one CSV: the numbers as they are shown, with what stands behind them in columns."""
+"""A board as one CSV: the numbers as shown, with intervals and origins in columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dmlbench.report.columns import in_order
 
 
 def render(board: Board) -> str:
-    """A row a line, a column a metric (and its interval, or standard deviation over seeds)."""
+    """A row for each line; columns for each metric, its interval and its deviation over seeds."""
     metrics = in_order({c.name for table in board.tables for c in table.columns if c.better})
     records = [_record(table, line) for table in board.tables for line in table.lines]
     used = {name for record in records for name in record}

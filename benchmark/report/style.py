@@ -1,4 +1,7 @@
-"""How every plot looks: readable in black and white and by the colour-blind, same bytes again."""
+"""The look of every plot: readable in black and white and by colour-blind people.
+
+The same figure is always saved as the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1f2328", "#c9ced4"  # the page replaces both by colours of its own
+INK, FAINT = "#1f2328", "#c9ced4"  # page.py replaces both by colours of the page
 FORMATS = ("pdf", "svg", "png")
 SIDES = (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9))
 DASHES = ("-", "--", ":", "-.")
-LETTERS = 19  # of a caption, an inch
+LETTERS = 19  # of a caption in one inch
 RC = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.family": "DejaVu Sans",  # matplotlib brings it
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -58,7 +61,7 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of defense: its colour (Okabe and Ito) and its marker tell it from the others."""
+    """A family of defenses with a colour (of Okabe and Ito's palette) and a marker of its own."""
 
     name: str
     color: str
@@ -75,7 +78,7 @@ FAMILIES = (UNDEFENDED, EST, ACT, HM, HM_ICS, OTHER)
 
 
 def family(entry: Entry) -> Family:
-    """The family of a defense, by the papers' notation."""
+    """The family of an entry's defense, recognised by its name in the papers' notation."""
     label = entry.label
     if label.startswith("HM["):
         return HM_ICS if "ICS" in label else HM
@@ -84,7 +87,7 @@ def family(entry: Entry) -> Family:
 
 
 def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
-    """The first entry of each family (entries come best first), undefended ones first."""
+    """The best entry of each family, in the order of ``FAMILIES``; ``entries`` come best first."""
     first: dict[Family, Entry] = {}
     for entry in entries:
         if not entry.collapsed:
@@ -93,7 +96,7 @@ def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def marker(entry: Entry) -> dict[str, Any]:
-    """Keywords for matplotlib: filled if it was measured here, hollow if it was published."""
+    """Marker options for matplotlib: filled if measured here, hollow if published."""
     kind = family(entry)
     face = "none" if entry.paper else kind.color
     return {
@@ -109,13 +112,15 @@ def _styled() -> Iterator[None]:
     from matplotlib import style
 
     with style.context(["default", RC]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script it lacks
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a name in letters that the font lacks
         yield
 
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure of that size in inches, in this style."""
+    """A new figure, ``width`` x ``height`` inches, in this style."""
     from matplotlib.figure import Figure
 
     with _styled():
@@ -123,9 +128,7 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def say(fig: Figure, title: str, protocol: str, axes: Sequence[Axes] = ()) -> None:
-    """What the plot shows, above it; what was measured and on how many queries, below it, with
-    the legend of ``axes``.
-    """
+    """Write the title above the plot, and ``protocol`` and the legend of ``axes`` below it."""
     fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in found}
@@ -151,10 +154,10 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point, at the first side where it meets no other name."""
+    """Write each name beside its point, on the first side where it overlaps no other name."""
     texts: list[Any] = []
     taken: list[Any] = []
-    for _ in range(2):  # names move the axes: only the second time is it known where they lie
+    for _ in range(2):  # names move the axes, so their places are final only the second time
         axis.figure.draw_without_rendering()  # type: ignore[union-attr]
         for text in texts:
             text.remove()
@@ -173,7 +176,7 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name right of its point, from the highest down, moved below the one before it."""
+    """Write each name to the right of its point, moved down where it would overlap another."""
     fig = axis.figure
     fig.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout
     last = float("inf")
@@ -185,7 +188,7 @@ def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def save(fig: Figure, kind: str) -> bytes:
-    """The figure as ``pdf``, ``svg`` or ``png``: the same bytes from the same figure."""
+    """The bytes of the figure as ``pdf``, ``svg`` or ``png``."""
     buffer = io.BytesIO()
     with _styled():
         fig.savefig(buffer, format=kind, metadata=_NO_DATE[kind])

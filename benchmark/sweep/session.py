@@ -22,6 +22,7 @@ from dmlbench.storage.cell import ExceptionInfo, PlannedCell
 from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
+    from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.evaluator import Measurement
 
 
@@ -36,6 +37,9 @@ class Session:
         store: the results folder.
         compute: device, batch size, threads and precision.
         reporter: receives progress and messages.
+        keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
+        kept: identity of a cell -> its first attacked queries, of the cells that this process
+            has measured.
     """
 
     dataset: Dataset
@@ -44,6 +48,8 @@ class Session:
     store: Store
     compute: Compute
     reporter: Reporter
+    keep: int = 0
+    kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> RetrievalData:
@@ -89,6 +95,7 @@ def open_session(
     writing: bool = True,
     torchrun: bool = False,
     progress: bool = True,
+    keep: int = 0,
 ) -> Iterator[Session]:
     """The session of a run, and its progress on standard error, while the context lasts.
 
@@ -100,6 +107,7 @@ def open_session(
         writing: check now that ``results`` can be written to.
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
+        keep: number of attacked queries of each attack to keep, for pictures.
 
     Raises:
         UserError: the folder or the device cannot be used.
@@ -116,7 +124,7 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, Store(results), compute, reporter)
+        yield Session(dataset, data_root, cache, Store(results), compute, reporter, keep)
 
 
 @dataclass(frozen=True)

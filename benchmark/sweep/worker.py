@@ -93,7 +93,11 @@ class Worker:
         measured = self.evaluation(task.weights)
         if task.attack is None:
             return measured.benign()
-        return measured.attack(task.attack, task.weights.seed, task.title, task.queries)
+        keep, seed = self.session.keep, task.weights.seed
+        found = measured.attack(task.attack, seed, task.title, task.queries, keep)
+        if keep:
+            self.session.kept[task.cell.id] = found.kept
+        return found
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes

@@ -1,6 +1,6 @@
-"""Makes fashion-mini.npz from the full Fashion-MNIST: ``python make.py [DATA_ROOT]``.
+"""Make fashion-mini.npz from the full Fashion-MNIST: ``python make.py [DATA_ROOT]``.
 
-The same bytes come out everywhere: the draw is seeded, and the archive carries no dates. After a
+It writes the same bytes everywhere: the draw is seeded, and the archive carries no dates. After a
 change, put the digest that it prints into ``EMBEDDED_SHA256`` of ``dmlbench/datasets/fashion.py``.
 """
 

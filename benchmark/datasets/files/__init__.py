@@ -1,1 +1,1 @@
-"""Files of data sets: where they lie, archives, decoding and the cache."""
+"""Files of data sets: their folders, archives, decoding, and the cache of decoded images."""

@@ -1,4 +1,4 @@
-"""Archives from the hosts that still serve them: fetched in pieces, checked, unpacked safely."""
+"""Archives of data sets: downloaded in pieces, checked by MD5, unpacked safely."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Archive:
     """A tar or zip file on a host.
 
     Attributes:
-        url: where it is served.
-        md5: the digest that is published for it.
-        folder: the folder in it that is wanted.
+        url: its address.
+        md5: its published MD5 digest.
+        folder: the folder inside that holds the data set.
     """
 
     url: str
@@ -46,13 +46,13 @@ class Archive:
 
 
 def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
-    """The folder of ``archive`` in the data root, downloaded and unpacked if it is not there.
+    """Download and unpack ``archive`` into the data root; returns its folder.
 
-    An interrupted download goes on where it stopped. An archive that is in the data root already
-    is used if its digest is right.
+    An interrupted download continues. A folder or an archive that is there already is used; the
+    archive only if its digest is right.
 
     Raises:
-        UserError: the host cannot be reached, the digest is wrong, the disk is full, ...
+        UserError: the host cannot be reached, the digest is wrong, or the disk is full.
     """
     root = data_root or HOME
     check_writable(root, "--data-root")
@@ -75,7 +75,7 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
 
 
 def _download(url: str, partial: Path, reporter: Reporter) -> None:
-    """Append to ``partial`` what it lacks of the file at ``url``."""
+    """Download the rest of the file at ``url`` that is not yet in ``partial``."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -112,10 +112,10 @@ def _by_hand(partial: Path) -> str:
 
 
 def _unpack(path: Path, wanted: str, root: Path) -> None:
-    """Unpack beside and rename, so that an interruption leaves no half folder.
+    """Unpack into a temporary folder and rename it, so that an interruption leaves no half folder.
 
-    Members that would lie outside the folder, links out of it and devices are refused (tar's
-    ``data`` filter) or cannot be made (zip).
+    Files that would lie outside the folder, links to the outside and devices are refused (tar's
+    ``data`` filter) or cannot occur (zip).
     """
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"unpacking safely takes Python 3.11.4 or newer; unpack {path} by hand")

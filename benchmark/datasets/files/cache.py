@@ -1,12 +1,13 @@
-"""Image files, decoded and resized once, as one uint8 array on disk that is memory-mapped.
+"""The cache of decoded images: resized once, kept on disk as one uint8 array, memory-mapped.
 
-    <cache>/<content>.pixels   N x 3 x 256 x 256 bytes, named by the hash of their hashes
-    <cache>/<stamp>.npz        which content a list of files (names, sizes, times) has
+    <cache>/<content>.pixels   N x 3 x 256 x 256 bytes, named by the hash of the images' hashes
+    <cache>/<stamp>.npz        the hashes of the images of a list of files (names, sizes, times)
 
 The pixels are those of ``Resize((256, 256))`` on a PIL image, as in the published training code:
 bilinear, antialiased, the aspect ratio not kept. Files whose size or times changed are decoded
-again (the time of the last change to the inode, which nobody can set, tells even files apart that
-an archive gave the same name, size and time); the identity of the data follows the pixels alone.
+again (one of the times is that of the last change to the inode, which nobody can set: it differs
+even between files that an archive gave the same name, size and time). The identity of the data
+depends on the pixels alone.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images on disk.
+    """Decoded images on disk.
 
     Attributes:
         images: (N, 3, 256, 256) uint8, a read-only memory map.
         hashes: (N, 32) uint8, SHA-256 of each image's pixels.
-        files: (N, 32) uint8, SHA-256 of the file each was decoded from.
+        files: (N, 32) uint8, SHA-256 of the file of each image.
     """
 
     images: npt.NDArray[np.uint8]
@@ -51,11 +52,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where decoded images are kept, and who is told while files are decoded.
+    """The folder of decoded images.
 
     Attributes:
-        folder: None: ``decoded`` in the user's cache folder.
-        reporter: None: nobody.
+        folder: the folder; None: ``decoded`` in ``places.HOME``.
+        reporter: shows the progress of decoding; None: nothing is shown.
     """
 
     folder: Path | None = None
@@ -63,16 +64,16 @@ class Cache:
 
     @property
     def place(self) -> Path:
-        """The folder."""
+        """The folder that is used."""
         return self.folder or HOME / "decoded"
 
     def decoded(self, title: str, root: Path, names: Sequence[str]) -> Decoded:
-        """The files ``names`` of ``root``, from the cache or decoded into it.
+        """The images of the files ``names`` in ``root``, from the cache or decoded into it.
 
-        Two processes that need the same files decode them once: the second waits.
+        If two processes need the same files, one decodes them and the other waits.
 
         Raises:
-            UserError: a file is missing or cannot be decoded, the disk is full, ...
+            UserError: a file is missing or cannot be decoded, or the disk is full.
         """
         from filelock import FileLock, Timeout
 
@@ -99,7 +100,7 @@ class Cache:
         return found
 
     def find(self, key: str, count: int) -> Decoded | None:
-        """What the cache holds under ``key``; None if that is nothing, or not whole."""
+        """The ``count`` images cached under ``key``; None if they are not there or damaged."""
         try:
             content = io.BytesIO((self.place / f"{key}.npz").read_bytes())
             with np.load(content, allow_pickle=False) as index:
@@ -114,13 +115,14 @@ class Cache:
         return Decoded(images, hashes, files)
 
     def _build(self, key: str, title: str, root: Path, names: Sequence[str]) -> None:
+        """Decode the files and store them under ``key``."""
         needed, free = len(names) * IMAGE_BYTES, shutil.disk_usage(self.place).free
         if free < needed:
             raise UserError(
                 f"decoding {title} takes {needed / 1e6:,.0f} MB in {self.place}, where "
                 f"{free / 1e6:,.0f} MB are free: name another folder with --cache"
             )
-        for stale in self.place.glob(f"{key}.*.partial"):  # of a process that was killed
+        for stale in self.place.glob(f"{key}.*.partial"):  # left by a process that was killed
             stale.unlink()
         partial = self.place / f"{key}.{os.getpid()}.partial"
         try:
@@ -151,7 +153,7 @@ class Cache:
 
 
 def stamp(root: Path, names: Sequence[str]) -> str:
-    """A hash of the files' names, sizes and times; UserError if some are missing."""
+    """A hash of the files' names, sizes and times; UserError if a file is missing."""
     digest = hashlib.sha256(f"{DECODER_VERSION} {SIDE}\n".encode())
     missing = []
     for name in names:
@@ -179,10 +181,11 @@ def _refuse_unreadable(title: str, names: Sequence[str], seen: Sequence[Seen]) -
 
 
 def _content(hashes: npt.NDArray[np.uint8]) -> str:
+    """The name of the pixel file of images with these hashes."""
     return hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
 
 
 def listed(items: Sequence[str]) -> str:
-    """``a, b, c and 4 more``."""
+    """The first three items: ``a, b, c and 4 more``."""
     more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
     return ", ".join(items[:3]) + more

@@ -1,4 +1,4 @@
-"""Reading image files: bytes to 256 x 256 RGB pixels, by worker processes."""
+"""Decoding of image files to 256 x 256 RGB pixels, by worker processes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from dmlbench.common.progress import Reporter
 
-DECODER_VERSION = 1  # raised when the same file would give other pixels
+DECODER_VERSION = 1  # to be raised if the same file would give other pixels
 SIDE = 256
 IMAGE_BYTES = 3 * SIDE * SIDE
 CHUNK = 32  # files a worker takes at a time
 
-Job = tuple[Path, int, Sequence[str], Path | None]  # root, position of the first, names, output
+Chunk = tuple[Path, int, Sequence[str], Path | None]  # root, position of first, names, output
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What reading a file found: SHA-256 of its bytes and of its pixels, or why it has none."""
+    """A file that was read: SHA-256 of its bytes and of its pixels, or the problem with it."""
 
     file: bytes = b""
     pixels: bytes = b""
@@ -48,11 +48,19 @@ def read_files(
     reporter: Reporter | None = None,
     output: Path | None = None,
 ) -> list[Seen]:
-    """What reading each file found; the pixels go to their places in ``output``, if it is given."""
-    jobs = [(root, i, names[i : i + CHUNK], output) for i in range(0, len(names), CHUNK)]
+    """Read and decode the files ``names`` in ``root``, in order.
+
+    Args:
+        title: of the progress bar.
+        root: the folder.
+        names: paths below it.
+        reporter: shows the progress; None: nothing is shown.
+        output: a file for the pixels, image after image; None: they are not kept.
+    """
+    chunks = [(root, i, names[i : i + CHUNK], output) for i in range(0, len(names), CHUNK)]
     found: list[Seen] = []
     with nullcontext() if reporter is None else reporter.task(title, len(names)) as task:
-        for part in _results(jobs):
+        for part in _results(chunks):
             found += part
             if task is not None:
                 task.advance(len(part))
@@ -60,10 +68,10 @@ def read_files(
 
 
 def decode(content: bytes) -> npt.NDArray[np.uint8]:
-    """(3, 256, 256) pixels of an encoded image of any size and 8-bit mode, as RGB.
+    """Decode an image of any size with 8 bits a channel to (3, 256, 256) RGB pixels.
 
-    As torchvision's loader and the published code do, alpha is dropped and a rotation that EXIF
-    asks for is not applied.
+    As in torchvision's loader and the published code, alpha is dropped, and a rotation in the EXIF
+    data is ignored.
 
     Raises:
         ValueError: it is no image, or has more than 8 bits a channel, which RGB would clip.
@@ -75,23 +83,23 @@ def decode(content: bytes) -> npt.NDArray[np.uint8]:
     except UnidentifiedImageError:
         raise ValueError("not an image that Pillow knows") from None
     with warnings.catch_warnings(), opened as image:
-        warnings.simplefilter("ignore")  # what Pillow says of odd transparency and large images
+        warnings.simplefilter("ignore")  # Pillow's on odd transparency and large images
         if image.mode[0] in "IF":
             raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
         square = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def read_chunk(job: Job) -> list[Seen]:
-    """Read the files of a job and write their pixels to its output; runs in a worker."""
-    root, first, names, output = job
+def read_chunk(chunk: Chunk) -> list[Seen]:
+    """Read the files of a chunk and write their pixels to its output; runs in a worker."""
+    root, first, names, output = chunk
     found = []
     with nullcontext() if output is None else output.open("rb+") as file:
         for place, name in enumerate(names, start=first):
             try:
                 content = (root / name).read_bytes()
                 pixels = decode(content).tobytes()
-            except Exception as error:  # whatever a decoder raises on broken bytes
+            except Exception as error:  # decoders raise many kinds on broken bytes
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())
                 found.append(Seen(problem=reason or type(error).__name__))
                 continue
@@ -102,23 +110,23 @@ def read_chunk(job: Job) -> list[Seen]:
     return found
 
 
-def _results(jobs: Sequence[Job]) -> Iterator[list[Seen]]:
-    """What each job found, in order; by worker processes where there is work for several."""
-    workers = min(processors(), len(jobs))
+def _results(chunks: Sequence[Chunk]) -> Iterator[list[Seen]]:
+    """The results of each chunk, in order; by worker processes if there is work for several."""
+    workers = min(processors(), len(chunks))
     if workers < 2:
-        yield from map(read_chunk, jobs)
+        yield from map(read_chunk, chunks)
         return
-    # spawn: the parent may hold threads and a GPU, which a fork would copy half-way
+    # spawn, not fork: the parent may have threads and a GPU, which do not survive a fork
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
     try:
-        yield from pool.map(read_chunk, jobs)
+        yield from pool.map(read_chunk, chunks)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _serve() -> None:
-    """A worker leaves interrupts to its parent, and does not outlive it."""
+    """Set up a worker: it ignores Ctrl-C, which its parent handles, and ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Where data sets are looked for, and how torchvision downloads one to there."""
+"""The folder for data sets, and torchvision's downloads into it."""
 
 from __future__ import annotations
 

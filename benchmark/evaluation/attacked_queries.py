@@ -1,0 +1,80 @@
+"""Single queries that were attacked, kept with all that a picture of them needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmlbench.attacks.base import Attacked, Gallery
+from dmlbench.compute.embedding import embed
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class AttackedQuery:
+    """A query before and after an attack; tensors on the CPU.
+
+    Attributes:
+        index: its position in the test split.
+        clean: (C, H, W) its image, float32 in [0, 1].
+        perturbed: (C, H, W) its image after the attack.
+        top_before: positions of the 5 gallery items nearest to the clean query, nearest first;
+            the query itself is left out.
+        top_after: the same for the attacked query.
+        before: column of the attack -> its value for the clean query.
+        after: column of the attack -> its value for the attacked query.
+    """
+
+    index: int
+    clean: torch.Tensor
+    perturbed: torch.Tensor
+    top_before: tuple[int, ...]
+    top_after: tuple[int, ...]
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def first_of_batch(
+    network: nn.Module,
+    gallery: Gallery,
+    index: torch.Tensor,
+    images: torch.Tensor,
+    attacked: Attacked,
+    count: int,
+) -> list[AttackedQuery]:
+    """The first ``count`` queries of a batch that was attacked; all if it has fewer.
+
+    Args:
+        network: the network that was attacked.
+        gallery: clean embeddings of the test split.
+        index: (B,) positions of the batch in the test split.
+        images: (B, C, H, W) the batch before the attack.
+        attacked: the batch after it.
+        count: how many.
+    """
+    index, perturbed = index[:count], attacked.perturbed.images[:count]
+    if not len(index):
+        return []
+    with torch.no_grad():
+        after = embed(network, perturbed)
+
+    def top(e: torch.Tensor) -> list[tuple[int, ...]]:
+        distances = gallery.distances(e).scatter(1, index[:, None], torch.inf)
+        shown = min(TOP, distances.shape[1] - 1)
+        return [tuple(row) for row in distances.topk(shown, dim=1, largest=False).indices.tolist()]
+
+    tops = zip(top(gallery.embeddings[index]), top(after), strict=True)
+    return [
+        AttackedQuery(
+            position,
+            images[row].clone().cpu(),  # a view would keep the whole batch in memory
+            perturbed[row].clone().cpu(),
+            *nearest,
+            {name: float(values[row]) for name, values in attacked.clean.items()},
+            {name: float(values[row]) for name, values in attacked.outcomes.items()},
+        )
+        for row, (position, nearest) in enumerate(zip(index.tolist(), tops, strict=True))
+    ]

@@ -1,0 +1,33 @@
+"""Pictures of what the attacks of a run did to their first queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dmlbench.evaluation.pictures import draw
+from dmlbench.sweep.session import Session
+from dmlbench.sweep.tasks import CellTask, Measure
+from dmlbench.sweep.worker import Worker
+
+
+def draw_attacks(session: Session, tasks: Iterable[CellTask]) -> list[Path]:
+    """Draw the first ``session.keep`` queries of each attack among ``tasks``; returns the paths.
+
+    The queries were kept while their cell was measured. Where the cell was measured before this
+    run, so many queries are attacked again. Each picture is
+    ``adversarial/<first digits of the checkpoint>/<attack>/query-<index>.png`` in the results.
+    """
+    worker, paths = Worker(session), []
+    for task in tasks:
+        if not isinstance(task, Measure) or task.attack is None:
+            continue
+        queries = session.kept.get(task.cell.id)
+        if queries is None:
+            measured = worker.evaluation(task.weights)
+            seed, keep = task.weights.seed, session.keep
+            queries = measured.attacked_queries(task.attack, seed, keep, task.queries)
+        folder = session.store.root / "adversarial" / task.weights.facts["checkpoint"][:12]
+        paths += draw(task.attack.card.name, queries, session.data, folder)
+    worker.close()
+    return paths
