@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["ATTACKS", "Attack", "Attacked", "Column", "Gallery", "Goal", "RowWise"]
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
+
+PERCENT_SLACK = 1e-4  # that rounding may leave [0, 100] by
+RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS")
+"""Columns of the tables that no attack may have: benign metrics and scores."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,21 @@ class Attack(Component, abc.ABC):
     suite: str | None = parameter(
         None, "definitions: the papers' (strict) or the published code's (ers)", choices=SUITES
     )
+
+    @classmethod
+    def conflict(cls, others: Iterable[type[Component]]) -> str | None:
+        """A column that is another attack's, or a benign metric's: a table has one of each name."""
+        taken = dict.fromkeys(RESERVED, "a metric of the benchmark")
+        for other in others:
+            if issubclass(other, Attack) and other.card.name != cls.card.name:
+                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.columns}
+        for column in cls.columns:
+            if column.name in taken:
+                return (
+                    f"its column {column.name!r} is that of {taken[column.name]}: tables would mix "
+                    "the two, so give it another name"
+                )
+        return None
 
     @abc.abstractmethod
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:
@@ -179,6 +199,14 @@ class Attack(Component, abc.ABC):
         for name, value in outcomes.items():
             if value.shape != (rows,) or value.isinf().any():
                 raise CellError(f"{self.card.name}: outcome {name} must be {rows} finite numbers")
+        for column in self.columns:
+            value = outcomes[column.name]
+            outside = value[(value < -PERCENT_SLACK) | (value > 100 + PERCENT_SLACK)]
+            if column.unit == "%" and len(outside):
+                raise CellError(
+                    f"{self.card.name}: outcome {column.name} is {float(outside[0]):g}% for a "
+                    "query; it must be within 0 and 100"
+                )
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""

@@ -25,6 +25,7 @@ from dmlbench.cli.shared import (
 from dmlbench.common.errors import UserError
 
 if TYPE_CHECKING:
+    from dmlbench.datasets.base import Dataset
     from dmlbench.sweep.executors.base import Executor
     from dmlbench.sweep.session import Session
     from dmlbench.sweep.tasks import PlannedAttack
@@ -162,7 +163,7 @@ def run(
         doer = _executor(session, executor, workers, ray_gpus, cell_timeout)
         idle = not any(entry.agenda(resume) for entry in entries)
         with nullcontext() if idle else doer:
-            asked = _resolved(trainings, hostile, click.get_current_context().params)
+            asked = _resolved(chosen, trainings, hostile, click.get_current_context().params)
             write_config(session.store.root / "runs", asked)
             matrix = Scheduler(entries, hostile, session, doer, known, times, resume)
             cells = matrix.run()
@@ -200,7 +201,10 @@ def _executor(
 
 
 def _resolved(
-    trainings: Sequence[Training], hostile: Sequence[PlannedAttack], asked: Mapping[str, Any]
+    dataset: Dataset,
+    trainings: Sequence[Training],
+    hostile: Sequence[PlannedAttack],
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The flags of a run by name, with nothing left to a data set, a suite or a default."""
     from dmlbench.core import spec
@@ -209,8 +213,8 @@ def _resolved(
     training, shard = trainings[0], asked["shard"]
     decided = {
         "defense": list(dict.fromkeys(spec.canonical(one.defense) for one in trainings)),
-        "attack": [one.about["attack_resolved"] for one in hostile],
-        "dataset": training.dataset,
+        "attack": [spec.canonical(one.attack) for one in hostile],
+        "dataset": spec.canonical(dataset),
         "model": canonical_model(training.model),
         "recipe": spec.values(training.recipe),
         "seed": list(asked["seeds"]),

@@ -18,10 +18,11 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
+from dmlbench.core.reference import source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import Model, shown_model
 from dmlbench.storage.checkpoint import read_manifest
 from dmlbench.storage.store import Cell, Store
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
@@ -45,7 +46,7 @@ def plan(
 ) -> list[Training]:
     """The models of a run: seeds within defenses, each configuration once."""
     card = dataset.protocol
-    name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
+    name, changes = spec.shown(dataset), _recipe_changes(recipe, card.recipe)
     trainings = []
 
     def resolve(defense: Defense) -> Defense:
@@ -94,13 +95,14 @@ def planned_attacks(
             "attack": attack.card.name,
             "attack_version": attack.card.version,
             "attack_values": spec.values(attack),
+            **source_facts(attack, "attack_source"),
             **({} if queries is None else {"queries": queries}),
         }
         about = {
             "suite": suite,
             "queries": "" if queries is None else str(queries),
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
-            "attack_resolved": spec.canonical(attack),
+            "attack_resolved": spec.shown(attack),
         }
         columns = {c.name: {"unit": c.unit, "better": c.better} for c in attack.columns}
         found.append(PlannedAttack(attack, queries, facts, about, columns))
@@ -147,8 +149,8 @@ def external_weights(
         facts["training"] = known["training_id"]
     name = label or known.get("label") or path.stem
     about = {
-        "dataset": spec.canonical(dataset),
-        "model": canonical_model(model),
+        "dataset": spec.shown(dataset),
+        "model": shown_model(model),
         "distance": model.metric,
         "recipe": "",
         "defense": label or known.get("defense", name),

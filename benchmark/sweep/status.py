@@ -19,7 +19,8 @@ TAKEN = {  # what each policy of --resume takes from the store
     "always": (DONE, FAILED, STALE),
     "never": (),
 }
-_MUTABLE = ("checkpoint", "measure_version", "attack_version")  # what makes a cell stale
+# what makes a cell stale
+_MUTABLE = ("checkpoint", "measure_version", "attack_version", "attack_source")
 
 
 class Known:

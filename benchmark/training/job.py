@@ -9,8 +9,9 @@ from typing import Any
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
+from dmlbench.core.reference import source_facts
 from dmlbench.defenses.base import Defense
-from dmlbench.models.base import Model, canonical_model
+from dmlbench.models.base import Model, shown_model
 
 TRAINING_VERSION = 1  # raised when the engine changes what it computes
 
@@ -50,6 +51,7 @@ class Training:
             "defense": self.defense.card.name,
             "defense_version": self.defense.card.version,
             "defense_values": spec.values(self.defense),
+            **source_facts(self.defense, "defense_source"),
             "recipe": spec.values(self.recipe),
             "seed": self.seed,
         }
@@ -63,12 +65,12 @@ class Training:
         """The row of the model in tables, before any suite (``analysis.records.MODEL``)."""
         return {
             "dataset": self.dataset,
-            "model": canonical_model(self.model),
+            "model": shown_model(self.model),
             "distance": self.model.metric,
             "recipe": self.recipe_changes,
             "defense": self.spelling,
             "label": self.defense.label,
-            "resolved": spec.canonical(self.defense),
+            "resolved": spec.shown(self.defense),
             "training_cost": self.defense.training_cost,
             "seed": self.seed,
             "precision": precision,

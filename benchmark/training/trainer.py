@@ -137,7 +137,7 @@ def train(
             "dataset": training.dataset,
             "model": canonical_model(training.model),
             "defense": training.spelling,
-            "resolved": spec.canonical(training.defense),
+            "resolved": spec.shown(training.defense),
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
             "parameters": sum(p.numel() for p in run.model.parameters()),
