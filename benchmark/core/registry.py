@@ -73,7 +73,7 @@ class Registry(Generic[C]):
 
     def __init__(self, kind: str, group: str, required: tuple[str, ...] = ()) -> None:
         self.kind = kind
-        self._group = group
+        self.group = group
         self._required = required
         self._classes: dict[str, type[C]] = {}
         self._named: frozenset[str] = frozenset()  # built in or of an installed plugin
@@ -169,10 +169,10 @@ class Registry(Generic[C]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self._group)
+        package = importlib.import_module(self.group)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._group}.{module.name}")
-        for entry in importlib.metadata.entry_points(group=self._group):
+            importlib.import_module(f"{self.group}.{module.name}")
+        for entry in importlib.metadata.entry_points(group=self.group):
             try:
                 cls = entry.load()
                 self._validate(cls)
