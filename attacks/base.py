@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
+
+RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS")
+"""Columns of the tables that no attack may have: benign metrics and scores."""
 
 
 Bounds = tuple[float, float]
@@ -123,6 +126,21 @@ class Attack(Component, abc.ABC):
     suite: str | None = parameter(
         None, "definitions: the papers' (strict) or the published code's (ers)", choices=SUITES
     )
+
+    @classmethod
+    def conflict(cls, others: Iterable[type[Component]]) -> str | None:
+        """A column that is another attack's, or a benign metric's: a table has one of each name."""
+        taken = dict.fromkeys(RESERVED, "a metric of the benchmark")
+        for other in others:
+            if issubclass(other, Attack) and other.card.name != cls.card.name:
+                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.columns}
+        for column in cls.columns:
+            if column.name in taken:
+                return (
+                    f"its column {column.name!r} is that of {taken[column.name]}: tables would mix "
+                    "the two, so give it another name"
+                )
+        return None
 
     @abc.abstractmethod
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:

@@ -23,7 +23,7 @@ def list_(kind: str | None, as_json: bool) -> None:
     """Show every registered attack, defense, data set and model with its parameters."""
     described = {
         name: [describe(cls) for cls in registry]
-        for name, registry in _registries().items()
+        for name, registry in registries().items()
         if kind in (None, name)
     }
     if as_json:
@@ -38,7 +38,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         click.echo()
 
 
-def _registries() -> dict[str, Registry[Any]]:
+def registries() -> dict[str, Registry[Any]]:
     """The registry of each of ``KINDS``."""
     from dmlbench.attacks.base import ATTACKS
     from dmlbench.datasets.base import DATASETS

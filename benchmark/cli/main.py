@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.cli import attack, compare, data, leaderboard, list, merge, run, show, train
+from dmlbench.cli import attack, check, compare, data, leaderboard, list, merge, run, show, train
 from dmlbench.common.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -71,6 +71,7 @@ for verb in (
     run.run,
     train.train,
     attack.attack,
+    check.check,
     data.data,
     list.list_,
     show.show,

@@ -10,15 +10,17 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, SupportsIndex, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
 from dmlbench.core.papers import Paper
+from dmlbench.core.reference import Reference, origin, remember
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Component:
     absent: ClassVar[Mapping[str, str]] = {}
     """Keys that a user might expect but that do not exist -> the reason, for the error message."""
 
+    @classmethod
+    def conflict(cls, others: Iterable[type[Component]]) -> str | None:
+        """Why the class cannot be used beside ``others``; None if it can."""
+        return None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """For other processes, which load the class of a reference by that reference."""
+        known, plain = origin(type(self)), super().__reduce_ex__(protocol)
+        return plain if known is None else (known.restore, (), plain[2])
+
 
 C = TypeVar("C", bound=Component)
 
@@ -62,9 +74,10 @@ class Registry(Generic[C]):
 
     def __init__(self, kind: str, group: str, required: tuple[str, ...] = ()) -> None:
         self.kind = kind
-        self._group = group
+        self.group = group
         self._required = required
         self._classes: dict[str, type[C]] = {}
+        self._named: frozenset[str] = frozenset()  # built in or of an installed plugin
         self._loaded = False
 
     def register(self, cls: type[C]) -> type[C]:
@@ -75,12 +88,47 @@ class Registry(Generic[C]):
         """
         name = cls.card.name
         known = self._classes.get(name)
-        if known is not None and known is not cls:
+        if known is not None and known is not cls and not _newer(cls, known):
             raise ValueError(
                 f"{self.kind} {name!r} is registered twice: in {_place(known)} and in {_place(cls)}"
             )
         self._classes[name] = cls
         return cls
+
+    def find(self, reference: Reference) -> type[C]:
+        """The class at ``reference``: one that is registered, or any other that is fit to be.
+
+        Raises:
+            UserError: it cannot be loaded, is no component of this kind, or has the name or a
+                column of another.
+        """
+        self._load()
+        try:
+            cls: Any = reference.load()
+        except UserError as error:
+            missing = f"No module named {reference.place!r}" in str(error)
+            mistyped = missing and "." not in reference.place  # rather a name than a module
+            said = f"{self._unknown(reference.place)}; and " if mistyped else f"{self.kind} "
+            raise UserError(f"{said}{error}") from None
+        known = next((c for n, c in self._classes.items() if n in self._named and c is cls), None)
+        if known is not None:
+            return known
+        try:
+            self._validate(cls)
+            name = cls.card.name
+            if not re.fullmatch(r"[a-z0-9][\w.+-]*", name) or name != name.lower():
+                raise ValueError(
+                    f"its card is named {name!r}: a name is of lower-case letters, digits and +-._"
+                )
+            if conflict := cls.conflict(self._classes.values()):
+                raise ValueError(conflict)
+            self.register(cls)
+            cls()  # nothing abstract is left, and every field has a default
+        except Exception as error:  # among them what its own code raises
+            raise UserError(f"{self.kind} {reference}: {' '.join(str(error).split())}") from None
+        remember(cls, reference)
+        found: type[C] = cls
+        return found
 
     def get(self, name: str) -> type[C]:
         """The class registered as ``name``; UserError with suggestions if there is none."""
@@ -108,22 +156,26 @@ class Registry(Generic[C]):
             raise TypeError("it has no card")
         missing = [name for name in self._required if not hasattr(cls, name)]
         if missing:
-            raise TypeError(f"it lacks {', '.join(missing)}")
+            raise TypeError(f"it is no {self.kind}: it lacks {', '.join(missing)}")
         typing.get_type_hints(cls)
+        if conflict := cls.conflict(c for c in self._classes.values() if _is_built_in(c)):
+            raise TypeError(conflict)
 
     def _unknown(self, name: str) -> str:
         if name.lower() in self._classes:
             return f"unknown {self.kind} {name!r}: names are lower case: {name.lower()!r}"
+        if name.endswith(".py"):
+            return f"{self.kind} {name!r}: name the class in that file too, {name}:ClassName"
         return unknown(self.kind, name, self.names())
 
     def _load(self) -> None:
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self._group)
+        package = importlib.import_module(self.group)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._group}.{module.name}")
-        for entry in importlib.metadata.entry_points(group=self._group):
+            importlib.import_module(f"{self.group}.{module.name}")
+        for entry in importlib.metadata.entry_points(group=self.group):
             try:
                 cls = entry.load()
                 self._validate(cls)
@@ -133,6 +185,17 @@ class Registry(Generic[C]):
                     f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {error}",
                     stacklevel=2,
                 )
+        self._named = frozenset(self._classes)
+
+
+def _is_built_in(cls: type[Component]) -> bool:
+    return cls.__module__.partition(".")[0] == "dmlbench"
+
+
+def _newer(cls: type[Component], known: type[Component]) -> bool:
+    """Whether both are one class of one file, which was changed and read again."""
+    old, new = inspect.getsourcefile(known), inspect.getsourcefile(cls)
+    return old is not None and old == new and cls.__qualname__ == known.__qualname__
 
 
 def _place(cls: type[Component]) -> str:

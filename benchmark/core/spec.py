@@ -3,6 +3,8 @@
     ca+                          CA+ with its defaults
     ca+:w=5,eps=8/255            five queries, radius 8/255
     hm:source=random,ics=0       HM from random triplets, without ICS
+    pkg.attacks:Towards:steps=8  a class that is not registered, by its module
+    my/attacks.py:Towards        the same by its file
     pkg.module:factory:width=32  (models only) any callable that builds a network
 
 The type of a value is that of the component's field. A number may be written as a fraction. A
@@ -25,6 +27,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import did_you_mean, unknown
+from dmlbench.core import reference
 from dmlbench.core.registry import Component, Registry
 
 C = TypeVar("C", bound=Component)
@@ -164,13 +167,25 @@ def parse(text: str, registry: Registry[C]) -> C:
     """Build the component that the spec ``text`` describes.
 
     Raises:
-        UserError: an unknown name (with suggestions), an unknown key (with the valid ones), a
-            key given twice, or a value outside its domain.
+        UserError: an unknown name (with suggestions), a class that cannot be loaded or is unfit,
+            an unknown key (with the valid ones), a key given twice, or a value outside its domain.
     """
-    name, colon, rest = text.strip().partition(":")
-    cls = registry.get(name)
-    pairs = split_pairs(rest, f"{registry.kind} {text!r}") if colon else {}
+    pointed = read_reference(text, registry)
+    if pointed is None:
+        name, _, rest = text.strip().partition(":")
+        cls = registry.get(name)
+    else:
+        place, rest = pointed
+        name, cls = str(place), registry.find(place)
+    pairs = split_pairs(rest, f"{registry.kind} {text!r}")
     return build(cls, pairs, f"{registry.kind} {name}")
+
+
+def read_reference(text: str, registry: Registry[C]) -> tuple[reference.Reference, str] | None:
+    """The reference that ``text`` begins with, and its pairs; None if it begins with a name."""
+    name = text.strip().partition(":")[0]
+    pointed = None if name in registry.names() else reference.read(text)
+    return pointed and (pointed[0], pointed[1] or "")
 
 
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:
@@ -224,16 +239,28 @@ def split_pairs(text: str, subject: str) -> dict[str, str]:
 
 def canonical(component: Component) -> str:
     """Write ``component`` as the shortest spec that ``parse`` reads back to it."""
+    known = reference.origin(type(component))
+    return _spelt(component, str(known.reference) if known else component.card.name)
+
+
+def shown(component: Component) -> str:
+    """``canonical`` with the name of the card, for tables: no row says where a file lies."""
+    return _spelt(component, component.card.name)
+
+
+def _spelt(component: Component, name: str) -> str:
     pairs = [
         f"{p.name}={p.show(value)}"
         for p in parameters(type(component))
         if (value := getattr(component, p.name)) != p.default
     ]
-    return f"{component.card.name}:{','.join(pairs)}" if pairs else component.card.name
+    return f"{name}:{','.join(pairs)}" if pairs else name
 
 
 def shortest(component: C, resolve: Callable[[C], C]) -> str:
     """Write the shortest spec that becomes ``component`` once ``resolve`` has completed it.
+
+    It is for tables (``shown``).
 
     Example: ``hm`` for an HM whose eta, eps and alpha are those that ``resolve`` takes from the
     card of the data set.
@@ -247,7 +274,7 @@ def shortest(component: C, resolve: Callable[[C], C]) -> str:
             continue
         if same:
             bare = candidate
-    return canonical(bare)
+    return shown(bare)
 
 
 def values(component: Component) -> dict[str, Value]:

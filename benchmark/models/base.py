@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
+from dmlbench.core.reference import Reference, source_facts
 from dmlbench.core.registry import Card, Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import METRICS, Metric
@@ -123,6 +122,7 @@ class Model(Component, abc.ABC):
             "name": self.card.name,
             "version": self.card.version,
             "values": spec.values(self),
+            **source_facts(self, "source"),
         }
 
     @property
@@ -133,7 +133,9 @@ class Model(Component, abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FactoryModel(Model):
-    """A network of the user, built by a callable ``module:factory`` that returns an ``nn.Module``.
+    """A network of the user, built by ``module:factory`` or ``file.py:factory``.
+
+    The factory is any callable that returns an ``nn.Module``.
 
     ``pkg.nets:make:width=32,metric=C`` calls ``pkg.nets.make(width=32)``. A value that is a Python
     literal is passed as such, any other as a string. The network must map images in [0, 1] to
@@ -169,38 +171,56 @@ class FactoryModel(Model):
         return network
 
     def _factory(self) -> Callable[..., object]:
-        module, _, name = self.path.partition(":")
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))  # so that a file of the user is found
         try:
-            factory: Callable[..., object] = getattr(importlib.import_module(module), name)
+            factory: Any = Reference(*self.path.rsplit(":", 1)).load()
+        except UserError as error:
+            raise UserError(f"model {error}") from None
+        try:
             inspect.signature(factory).bind(**dict(self.arguments))
-        except Exception as error:  # importing runs the user's code
+        except (TypeError, ValueError) as error:
             raise UserError(f"model {self.path}: {error}") from None
-        return factory
+        made: Callable[..., object] = factory
+        return made
 
 
 def parse_model(text: str) -> Model:
-    """Build a model from a spec, or from ``module:factory`` or ``module:factory:key=value,...``.
+    """Build a model from a spec, or from a class or factory of the user.
+
+    Args:
+        text: a registered name with its keys; or ``module:Class`` or ``file.py:Class`` of a
+            ``Model``; or ``module:factory`` or ``file.py:factory``, any other callable.
 
     Raises:
         UserError: the text describes no model; the message says why.
     """
-    name, colon, rest = text.strip().partition(":")
-    head, _, tail = rest.partition(":")
-    if not colon or "=" in head or name in MODELS.names():
+    pointed = spec.read_reference(text, MODELS)
+    if pointed is None:
         return spec.parse(text, MODELS)
-    pairs = spec.split_pairs(tail, f"model {text!r}")
+    place, rest = pointed
+    try:
+        found = place.load()
+    except UserError as error:
+        raise UserError(f"model {error}") from None
+    if isinstance(found, type) and issubclass(found, Model):
+        return spec.parse(text, MODELS)
+    pairs = spec.split_pairs(rest, f"model {text!r}")
     metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
-    known = spec.build(FactoryModel, metric, f"model {name}:{head}", path=f"{name}:{head}")
+    known = spec.build(FactoryModel, metric, f"model {place}", path=str(place))
     arguments = tuple((key, _literal(value)) for key, value in sorted(pairs.items()))
     return FactoryModel(metric=known.metric, path=known.path, arguments=arguments)
 
 
 def canonical_model(model: Model) -> str:
     """Write ``model`` as the text that ``parse_model`` reads back to it."""
-    if not isinstance(model, FactoryModel):
-        return spec.canonical(model)
+    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.canonical(model)
+
+
+def shown_model(model: Model) -> str:
+    """``canonical_model`` for tables: a class by the name of its card (``spec.shown``)."""
+    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model)
+
+
+def _spell_factory(model: FactoryModel) -> str:
     pairs = [] if model.metric == "N" else [f"metric={model.metric}"]
     pairs += [f"{key}={_spell(value)}" for key, value in model.arguments]
     return f"{model.path}:{','.join(pairs)}" if pairs else model.path

@@ -16,6 +16,7 @@ from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
+from dmlbench.core.reference import source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -56,7 +57,7 @@ def plan(
     """
     check_seeds(seeds)
     card = dataset.protocol
-    name, changes = spec.canonical(dataset), _recipe_changes(recipe, card.recipe)
+    name, changes = spec.shown(dataset), _recipe_changes(recipe, card.recipe)
     trainings = []
 
     def resolve(defense: Defense) -> Defense:
@@ -111,13 +112,14 @@ def planned_attacks(
             "attack": attack.card.name,
             "attack_version": attack.card.version,
             "attack_values": spec.values(attack),
+            **source_facts(attack, "attack_source"),
             **({} if queries is None else {"queries": queries}),
         }
         about = {
             "suite": suite,
             "queries": "" if queries is None else str(queries),
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
-            "attack_resolved": spec.canonical(attack),
+            "attack_resolved": spec.shown(attack),
         }
         columns = {column.name: _info(attack, column) for column in attack.columns}
         found.append(PlannedAttack(attack, queries, facts, about, columns))

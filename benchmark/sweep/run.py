@@ -21,6 +21,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
+from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import canonical_model
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
@@ -98,7 +99,9 @@ def run(
     idle = not any(model.first_tasks(how.resume) for model in planned)
     with nullcontext() if idle else executor:
         if asked is not None:
-            write_config(session.store.root / "runs", _resolved(models, attacks, asked))
+            write_config(
+                session.store.root / "runs", _resolved(session.dataset, models, attacks, asked)
+            )
         scheduler = Scheduler(planned, attacks, session, executor, known, durations, how.resume)
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
@@ -154,6 +157,7 @@ def _executor(session: Session, how: How) -> Executor:
 
 
 def _resolved(
+    dataset: Dataset,
     models: Sequence[Training | Weights],
     attacks: Sequence[PlannedAttack],
     asked: Mapping[str, Any],
@@ -163,8 +167,8 @@ def _resolved(
     first, shard = trainings[0], asked.get("shard")
     decided = {
         "defense": list(dict.fromkeys(spec.canonical(one.defense) for one in trainings)),
-        "attack": [one.about["attack_resolved"] for one in attacks],
-        "dataset": first.dataset,
+        "attack": [spec.canonical(one.attack) for one in attacks],
+        "dataset": spec.canonical(dataset),
         "model": canonical_model(first.model),
         "recipe": spec.values(first.recipe),
         "seed": list(dict.fromkeys(one.seed for one in trainings)),

@@ -22,7 +22,7 @@ KEPT_STATUSES = {  # policy of --resume -> statuses of cells that a run keeps as
     "never": (),
 }
 # facts that may change while a cell stays the same measurement
-_VERSION_FACTS = ("checkpoint", "measure_version", "attack_version")
+_VERSION_FACTS = ("checkpoint", "measure_version", "attack_version", "attack_source")
 
 
 class StoredCells:

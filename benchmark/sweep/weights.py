@@ -12,7 +12,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import Model, canonical_model, parse_model
+from dmlbench.models.base import Model, parse_model, shown_model
 from dmlbench.storage.cell import About
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
@@ -42,7 +42,7 @@ def trained_weights(
         precision,
         training.seed,
         recipe=training.recipe_changes,
-        resolved=spec.canonical(training.defense),
+        resolved=spec.shown(training.defense),
         training_cost=training.defense.training_cost,
     )
     return Weights(training.model, path, facts, about, training.seed)
@@ -87,7 +87,7 @@ def checkpoint_weights(
         facts["training"] = known.training_id
     name = label or (known.label if known else weights.stem)
     about = _about(
-        spec.canonical(dataset),
+        spec.shown(dataset),
         network,
         label or (known.defense if known else name),
         name,
@@ -111,7 +111,7 @@ def memory_weights(
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
     check_seeds([seed])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about(spec.canonical(dataset), model, label, label, precision, seed)
+    about = _about(spec.shown(dataset), model, label, label, precision, seed)
     return Weights(model, None, facts, about, seed)
 
 
@@ -130,7 +130,7 @@ def _about(
     """The row of a model in tables; what an attack adds to it is still empty."""
     return About(
         dataset=dataset,
-        model=canonical_model(model),
+        model=shown_model(model),
         distance=model.metric,
         recipe=recipe,
         defense=defense,

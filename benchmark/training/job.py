@@ -9,6 +9,7 @@ from typing import Any
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
+from dmlbench.core.reference import source_facts
 from dmlbench.defenses.base import Defense
 from dmlbench.models.base import Model
 
@@ -50,6 +51,7 @@ class Training:
             "defense": self.defense.card.name,
             "defense_version": self.defense.card.version,
             "defense_values": spec.values(self.defense),
+            **source_facts(self.defense, "defense_source"),
             "recipe": spec.values(self.recipe),
             "seed": self.seed,
         }

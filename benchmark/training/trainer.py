@@ -152,7 +152,7 @@ def train(
             "model": canonical_model(training.model),
             "image_shape": (data.channels, data.size),
             "defense": training.spelling,
-            "resolved": spec.canonical(training.defense),
+            "resolved": spec.shown(training.defense),
             "label": training.defense.label,
             "training_cost": training.defense.training_cost,
             "parameters": sum(p.numel() for p in run.model.parameters()),

@@ -1,0 +1,206 @@
+"""Checks of a data set: its card, then what it loads, if its files are there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dmlbench.core import spec
+from dmlbench.core.protocol import SUITES, Recipe, Threat, TrainingThreat
+from dmlbench.datasets.base import Dataset, DatasetCard, Figures, RetrievalData, Split
+from dmlbench.datasets.files.cache import Cache
+from dmlbench.models.base import parse_model
+from dmlbench.testing import cards
+from dmlbench.testing.findings import FlawError, LeftOutError, require
+from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.training.batches import anchors
+
+SAID = "both splits"  # in the card's note, of a set whose splits share images
+
+
+@dataclass
+class Subject:
+    """A data set, and where its files are looked for."""
+
+    component: Dataset
+    data_root: Path | None = None
+    cache: Path | None = None
+
+    def load(self) -> RetrievalData:
+        """Read it; nothing is downloaded."""
+        cls, places = type(self.component), (Dataset.locate, Dataset.download)
+        needs_files = (cls.locate, cls.download) != places
+        if needs_files and self.component.locate(self.data_root) is None:
+            raise LeftOutError(f"its files are not here: {self.component.protocol.source}")
+        found: object = self.component.load(self.data_root, Cache(self.cache))
+        if not isinstance(found, RetrievalData):
+            raise FlawError(
+                f"load() returns {type(found).__name__}: return RetrievalData(train, test)"
+            )
+        return found
+
+    @cached_property
+    def data(self) -> RetrievalData:
+        """What ``load`` returns, read once for all checks."""
+        return self.load()
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Train and test."""
+        return {"train": self.data.train, "test": self.data.test}
+
+
+def protocol(s: Subject) -> None:
+    """The card says how a model is trained on it and attacked."""
+    card = s.component.card
+    require(
+        isinstance(card, DatasetCard),
+        "its card is no DatasetCard: a run needs the model, the recipe and the threats from it",
+    )
+    assert isinstance(card, DatasetCard)
+    threat, training = card.threat, card.training_threat
+    require(
+        isinstance(card.recipe, Recipe)
+        and isinstance(threat, Threat)
+        and isinstance(training, TrainingThreat),
+        "the card's recipe, threat and training_threat must be a Recipe, a Threat and a "
+        "TrainingThreat (dmlbench.core.protocol)",
+    )
+    for p in spec.parameters(Recipe):
+        p.check(getattr(card.recipe, p.name))
+    require(
+        0 <= threat.eps <= 1 and 0 < threat.alpha <= 1 and threat.steps >= 1,
+        f"the threat has eps {threat.eps}, alpha {threat.alpha} and {threat.steps} steps: eps and "
+        "alpha are lengths in a pixel range of 0 to 1, e.g. 8 / 255, and there is a step at least",
+    )
+    require(threat.suite in SUITES, f"the threat's suite is {threat.suite!r}: write strict or ers")
+    require(
+        0 < training.eps <= 1 and training.eta >= 1,
+        f"the training threat has eps {training.eps} and eta {training.eta}: eps is a length in a "
+        "pixel range of 0 to 1, e.g. 8 / 255, and eta at least 1",
+    )
+    require(card.source, "the card's source is empty: say in words where to get the files")
+    parse_model(card.model)
+
+
+def load(s: Subject) -> None:
+    """It can be read, as images and labels of two splits."""
+    assert s.data
+
+
+def form(s: Subject) -> None:
+    """Images and labels have the types and shapes that training and evaluation expect."""
+    for part, split in s.splits.items():
+        shape = split.images.shape
+        require(
+            split.images.dtype == np.uint8 and len(shape) == 4 and shape[2] == shape[3],
+            f"the {part} images are {split.images.dtype} of shape {shape}: they must be uint8, "
+            "(N, channels, size, size), square; resize or cut them as they are loaded",
+        )
+        require(
+            split.labels.dtype == np.int64 and split.labels.shape == shape[:1],
+            f"the {part} labels are {split.labels.dtype} of shape {split.labels.shape}: they must "
+            f"be int64, one an image, ({shape[0]},)",
+        )
+        require(not len(split) or split.labels.min() >= 0, f"a {part} label is negative")
+    train, test = (split.images.shape[1:] for split in s.splits.values())
+    require(train == test, f"train images are {train} and test images {test}: make them alike")
+    crop = s.data.crop
+    require(
+        crop is None or 0 < crop <= train[1],
+        f"crop is {crop}, and the images are {train[1]} pixels high: it must fit into them",
+    )
+
+
+def classes(s: Subject) -> None:
+    """Each split has two classes of two images, so that there is something to retrieve."""
+    for part, split in s.splits.items():
+        sizes = np.bincount(split.labels)
+        require(
+            int((sizes >= 2).sum()) >= 2,
+            f"the {part} split has {int((sizes >= 2).sum())} classes of two or more images: "
+            "retrieval needs two at least, each query's class another member",
+        )
+    pairs, partners = s.component.protocol.recipe.pairs, len(anchors(s.data.train.labels))
+    require(
+        pairs <= partners,
+        f"the recipe's batch of {pairs} pairs is larger than the train split, which has {partners} "
+        "images with a partner in their class: lower the recipe's pairs",
+    )
+
+
+def repeatable(s: Subject) -> None:
+    """Two loads give the same images, whatever was drawn before."""
+    digests = []
+    for seed in (1, 2):
+        with global_seeds(seed), no_global_randomness("load()", type(s.component).__mro__):
+            digests.append(s.load().digest)
+    require(
+        digests[0] == digests[1],
+        "two loads give different images or labels: every number is stored under the digest of "
+        "its data, so none would be found again. Sort what is listed from a folder or a set, and "
+        "draw from a generator with a fixed seed",
+    )
+
+
+def declared(s: Subject) -> None:
+    """The digest and the figures that it declares are true."""
+    known, found = s.component.known_digest, s.data.digest
+    require(
+        known in (None, found),
+        f"known_digest is {known!r}, and the digest is {found!r}: plans would store numbers under "
+        "the wrong data; write the one that was found, or leave known_digest out",
+    )
+    card = s.component.protocol
+    for part, split in s.splits.items():
+        said = card.train if part == "train" else card.test
+        figures = Figures(len(split), len(np.unique(split.labels)))
+        require(
+            said in (None, figures),
+            f"the card says that the {part} split has {said}, and it has {figures}",
+        )
+
+
+def disjoint(s: Subject) -> None:
+    """No image is in both splits, or the card's note says so."""
+    train, test = (_hashes(split) for split in s.splits.values())
+    shared = len(train & test)
+    require(
+        not shared or SAID in s.component.protocol.note,
+        f"{shared} images are in both splits: a model would be measured on what it was trained "
+        f"on. Leave them out of one, or say in the card's note that images are in {SAID}",
+    )
+
+
+def _hashes(split: Split) -> set[bytes]:
+    if split.hashes is not None:
+        return {row.tobytes() for row in split.hashes}
+    return {hashlib.sha256(image.tobytes()).digest() for image in split.images}
+
+
+def network(s: Subject) -> None:
+    """The card's network embeds the images."""
+    model = parse_model(s.component.protocol.model)
+    with global_seeds(0):
+        model.build(s.data.channels, s.data.size)
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "card": lambda s: cards.card(s.component),
+    "parameters": lambda s: cards.parameters(s.component),
+    "protocol": protocol,
+    "load": load,
+    "form": form,
+    "classes": classes,
+    "repeatable": repeatable,
+    "declared": declared,
+    "disjoint": disjoint,
+    "network": network,
+}
+NEEDS = {"load": "protocol", "form": "load", "repeatable": "load"}
+NEEDS |= dict.fromkeys(("classes", "declared", "disjoint", "network"), "form")
