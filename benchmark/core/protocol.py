@@ -25,7 +25,7 @@ class Recipe(Component):
 
 
 SUITES = ("strict", "ers")
-ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # of ten columns
+ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # ES has two of the ten columns
 
 
 @dataclass(frozen=True)
