@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 ) -> None:
     spec = make(tiny)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
-    real = trainer._Run.step
+    real = trainer._TrainingRun.step
     for stop in (1, 7, 12):  # in the first, the second and the third epoch
         folder, calls = tmp_path / f"cut{stop}", 0
 
@@ -91,11 +91,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(
                 raise KeyboardInterrupt
             return real(self, *args)
 
-        monkeypatch.setattr(trainer._Run, "step", cut)
+        monkeypatch.setattr(trainer._TrainingRun, "step", cut)
         with pytest.raises(KeyboardInterrupt):
             train(spec, tiny, folder, CPU, Silent())
         assert checkpoint.verified_manifest(folder) is None
-        monkeypatch.setattr(trainer._Run, "step", real)
+        monkeypatch.setattr(trainer._TrainingRun, "step", real)
         resumed = train(spec, tiny, folder, CPU, Silent())
         assert resumed.sha256 == whole.sha256
         assert resumed.history == whole.history
@@ -215,7 +215,7 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make(tiny)
-    real, calls = trainer._Run.step, 0
+    real, calls = trainer._TrainingRun.step, 0
 
     def cut(self: Any, *args: Any) -> Any:
         nonlocal calls
@@ -224,10 +224,10 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(trainer._Run, "step", cut)
+    monkeypatch.setattr(trainer._TrainingRun, "step", cut)
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
-    monkeypatch.setattr(trainer._Run, "step", real)
+    monkeypatch.setattr(trainer._TrainingRun, "step", real)
     with (tmp_path / LOG).open("a") as log:
         log.write('{"epoch": 2, "ste')
     train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
@@ -276,17 +276,17 @@ def test_proxies_learn_and_are_resumed(
     spec = make(tiny, NoDefense(loss="proxy-anchor"), epochs=2)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
     assert whole.history[1]["loss"] < whole.history[0]["loss"]
-    real = trainer._Run.epoch
+    real = trainer._TrainingRun.epoch
 
     def cut(self: Any, number: int, *args: Any) -> Any:
         if number == 1:
             raise KeyboardInterrupt
         return real(self, number, *args)
 
-    monkeypatch.setattr(trainer._Run, "epoch", cut)
+    monkeypatch.setattr(trainer._TrainingRun, "epoch", cut)
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path / "cut", CPU, Silent())
-    monkeypatch.setattr(trainer._Run, "epoch", real)
+    monkeypatch.setattr(trainer._TrainingRun, "epoch", real)
     assert train(spec, tiny, tmp_path / "cut", CPU, Silent()).sha256 == whole.sha256
 
 
@@ -309,14 +309,14 @@ def test_a_state_of_another_training_is_not_taken(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other, reporter = make(tiny), replace(make(tiny), seed=1), Silent()
-    real = trainer._Run.epoch
+    real = trainer._TrainingRun.epoch
 
     def cut(self: Any, number: int, *args: Any) -> Any:
         if number == 1:
             raise KeyboardInterrupt
         return real(self, number, *args)
 
-    monkeypatch.setattr(trainer._Run, "epoch", cut)
+    monkeypatch.setattr(trainer._TrainingRun, "epoch", cut)
     with pytest.raises(KeyboardInterrupt):
         train(other, tiny, tmp_path / "one", CPU, Silent())
     monkeypatch.undo()

@@ -95,7 +95,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # only there can a folder be opened and its entries flushed
+    if os.name != "posix":  # other systems cannot open a folder to flush it
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

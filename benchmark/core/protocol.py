@@ -25,7 +25,8 @@ class Recipe(Component):
 
 
 SUITES = ("strict", "ers")
-ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")  # of ten columns
+# the attacks of the ten columns of ERS; es gives two of them
+ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")
 
 
 @dataclass(frozen=True)

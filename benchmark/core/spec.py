@@ -33,7 +33,7 @@ from dmlbench.core.registry import Component, Registry
 C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
-AUTO = "auto"  # the spelling of None: "take it from the data set's card"
+AUTO = "auto"  # written in a spec for None: the card of the data set decides
 
 
 def parameter(
@@ -294,7 +294,7 @@ def check(component: Component) -> None:
             raise ValueError(f"{component.card.name}: {p.name} {error}") from None
 
 
-_type_hints = functools.cache(typing.get_type_hints)  # asked for again and again by long plans
+_type_hints = functools.cache(typing.get_type_hints)  # long plans call it very often
 
 
 def _real(text: str) -> float:

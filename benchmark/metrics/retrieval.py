@@ -112,7 +112,7 @@ def _same_class_ranks(
     # Only other-class items can worsen the rank of a positive: move the others behind all of them.
     distance.masked_fill_(labels[None, :] == labels[index][:, None], torch.inf)
     ahead = torch.zeros(positive.shape, dtype=torch.float64, device=gallery.device)
-    for side, right in ((-tie, False), (tie, True)):  # a tie counts on one side of two: half
+    for side, right in ((-tie, False), (tie, True)):  # a tie counts in one pass of two: half
         place = torch.searchsorted(positive, distance + side, right=right)
         ahead += _histogram(place, positive.shape[1]).cumsum(1) / 2
     j = torch.arange(1, positive.shape[1] + 1, device=gallery.device)

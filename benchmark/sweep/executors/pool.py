@@ -195,7 +195,7 @@ class Pool:
         return successor
 
     def _stop_worker(self, worker: _WorkerProcess) -> None:
-        worker.process.kill()  # nothing is lost: files appear whole, and epochs are saved
+        worker.process.kill()  # safe: files are written atomically, and each epoch is saved
         worker.process.join()
         worker.connection.close()
         worker.remove_bar()
