@@ -1,1 +1,1 @@
-"""Retrieval attacks: one family a file, on one PGD engine."""
+"""Retrieval attacks, one family a file. They share ``dmlbench.attacks.engine``."""

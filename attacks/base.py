@@ -1,7 +1,7 @@
-"""The base class of attacks: it owns validation, the threat model and verification.
+"""The base class of attacks: it validates, perturbs within the threat model, and verifies.
 
-A subclass writes its mathematics only: ``goal`` chooses the targets of a batch and returns an
-objective (loss and dL/de a sample) that can also say what became of each sample.
+A subclass writes its mathematics only. Its ``goal`` chooses the targets of a batch of queries and
+returns an objective (a loss for each query) that can also compute each query's outcome.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Column:
         better: which direction is better for the defender.
         help: what the number means, in a sentence or two: its value where nothing was attacked,
             and where the attack succeeds entirely.
-        bounds: the least and the largest value of a query, (low, high) or these for each metric;
-            left out, 0 and 100 where the unit is ``%``, and none elsewhere.
-        rank: the value of a query is a percentile rank, whose distribution is worth a plot.
+        bounds: the least and the largest value that a query can have: (low, high), or such a pair
+            for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
+        rank: true if the value of a query is a percentile rank; plots show its distribution.
     """
 
     name: str
@@ -80,11 +80,12 @@ class Column:
         return self.bounds or ((0, 100) if self.unit == "%" else (-math.inf, math.inf))
 
 
-Outcomes = dict[str, "torch.Tensor"]  # column -> (B,); NaN: the query does not count
+Outcomes = dict[str, "torch.Tensor"]
+"""Column name -> (B,) values, one for each query; NaN: the query does not count in the mean."""
 
 
 class Goal(Objective, Protocol):
-    """An objective that can say what became of each sample."""
+    """An objective that also computes the outcome of each sample."""
 
     def outcome(self, e: torch.Tensor) -> Outcomes:
         """Column name -> (B,) values for the embeddings ``e`` (B, D)."""
@@ -96,20 +97,23 @@ class Attacked:
     """A batch after an attack.
 
     Attributes:
-        outcomes: column -> (B,), the worst over the restarts for each query and column.
-        clean: column -> (B,), the same with eps = 0.
-        perturbed: images and cost; with restarts, of the restart that was worst in the first
-            column, and the cost of all.
+        outcomes: of the adversarial images; with restarts, the worst for each query and column.
+        clean: the same of the clean images (eps = 0).
+        perturbed: adversarial images and cost; with restarts, the images of the restart that was
+            worst in the first column, and the cost of all restarts together.
     """
 
-    outcomes: dict[str, torch.Tensor]
-    clean: dict[str, torch.Tensor]
+    outcomes: Outcomes
+    clean: Outcomes
     perturbed: Perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Component, abc.ABC):
-    """A white-box L-infinity attack by PGD. Fields left ``auto`` come from the data set's card."""
+    """A white-box attack by PGD in an L-infinity ball.
+
+    A field that is None (``auto``) is filled in from the data set's card by ``resolve``.
+    """
 
     columns: ClassVar[tuple[Column, ...]]
 
@@ -121,10 +125,14 @@ class Attack(Component, abc.ABC):
     )
     steps: int | None = parameter(None, "PGD steps", at_least=1)
     restarts: int = parameter(
-        0, "random starts in the ball, the worst a query counts; 0: the clean image", at_least=0
+        0,
+        "random starts in the ball, of which each query's worst counts; 0: the clean image",
+        at_least=0,
     )
     suite: str | None = parameter(
-        None, "definitions: the papers' (strict) or the published code's (ers)", choices=SUITES
+        None,
+        "definitions: the papers' (strict) or the published code's (ers)",
+        choices=SUITES,
     )
 
     @classmethod
@@ -144,10 +152,13 @@ class Attack(Component, abc.ABC):
 
     @abc.abstractmethod
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:
-        """Targets and loss for the test images at ``index`` (B,), from (seed, index) alone."""
+        """Targets and loss for the test images at the positions ``index`` (B,).
+
+        They may depend on ``seed`` and each image's own position only, not on the batch around it.
+        """
 
     def most_rows(self, gallery: Gallery) -> int:
-        """How many queries a batch may have, for an attack that keeps a lot for each."""
+        """The largest batch of queries, for an attack that keeps much data for each query."""
         return len(gallery)
 
     def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
@@ -166,7 +177,7 @@ class Attack(Component, abc.ABC):
     @property
     @final
     def strict(self) -> bool:
-        """Whether the papers' definitions apply, rather than the published code's."""
+        """True for the papers' definitions, false for those of the published code."""
         return self.suite != "ers"
 
     @final
@@ -187,8 +198,8 @@ class Attack(Component, abc.ABC):
             images: (B, C, H, W) clean images in [0, 1].
             index: (B,) their positions in the test split, which is the gallery.
             gallery: clean embeddings of the whole test split.
-            seed: of the cell; decides the targets together with ``index``.
-            active_set: let saturated samples leave the batch (changes no result).
+            seed: the cell's seed; together with ``index`` it decides the targets.
+            active_set: samples whose gradient is zero leave the batch, which changes no result.
 
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or

@@ -1,13 +1,15 @@
-"""CA+ and CA-: move a candidate in the rankings of chosen queries (AdvRank, candidate attack).
+"""CA+ and CA-: a candidate is perturbed to move in the rankings of chosen queries.
+
+The candidate attack of AdvRank (ECCV 2020, section "Candidate Attack").
 
 With q a chosen query, x the other gallery items and c~ the perturbed candidate,
 
     CA+:  L = mean_q mean_x max(0, d(q, c~) - d(q, x))
     CA-:  L = mean_q mean_x max(0, d(q, x) - d(q, c~))
 
-d(q, x) is constant over the steps. Sorted once, with prefix sums, it makes the loss and its
-slope in d(q, c~) a search: if k of the n distances are within a = d(q, c~), then CA+ is
-(k a - sum of the k least) / n with slope k / n.
+The distances d(q, x) are constant over the steps. They are sorted once and summed up, and then the
+loss and its slope in d(q, c~) are a search: if k of the n distances are within a = d(q, c~), then
+CA+ is (k a - sum of the k smallest) / n with slope k / n.
 
 ``strict`` ranks c~ among the gallery without the query's and the candidate's own entries, ties
 half. ``ers``, as the published code, keeps both entries and counts strictly closer ones.
@@ -40,13 +42,13 @@ class CandidateGoal(RowWise):
 
     Attributes:
         column: heading of the outcome.
-        up: CA+ (move towards the top) or CA-.
+        up: true for CA+ (towards the top), false for CA- (towards the bottom).
         tie: distances that differ by at most this are tied; 0 counts strictly closer ones only.
         metric: N, E or C.
         others: n, the number of items a candidate is ranked among.
         queries: (B, w, D) embeddings of the chosen queries.
         distances: (B, w, N) their distances to the others, ascending, then inf.
-        sums: (B, w, N + 1) float64; sums[..., k] is the sum of the k least.
+        sums: (B, w, N + 1) float64; sums[..., k] is the sum of the k smallest distances.
     """
 
     column: str
@@ -85,18 +87,18 @@ class CandidateGoal(RowWise):
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateAttack(Attack):
-    """What CA+ and CA- share."""
+    """The base of CA+ and CA-: it draws the queries and sorts their distances."""
 
     up: ClassVar[bool]
 
-    w: int = parameter(1, "number of queries a candidate is moved for", at_least=1)
+    w: int = parameter(1, "number of queries in whose rankings a candidate is moved", at_least=1)
 
     @abc.abstractmethod
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor | None:
-        """(B, P) the gallery items that queries are drawn from; None: all but the candidate."""
+        """(B, P) gallery positions that the queries are drawn from; None: all but the candidate."""
 
     def most_rows(self, gallery: Gallery) -> int:
-        """So many that their sorted distances take 400 MB, whatever the gallery's size."""
+        """As many as keep the sorted distances within 400 MB, whatever the gallery's size."""
         return max(1, SORTED_CELLS // (self.w * len(gallery)))
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CandidateGoal:
@@ -143,5 +145,5 @@ class CandidateDown(CandidateAttack):
     up = False
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
-        """The nearest 1%, or the nearest w where 1% is fewer."""
+        """The candidate's nearest 1%, or its nearest w where 1% is fewer."""
         return gallery.neighbourhood(index, self.w)

@@ -3,11 +3,11 @@
     ES:   L = -d(f(q~), f(q))                 (AdvRank and RobRank, embedding shift)
     TMA:  L = 1 - cos(f(q~), t)               (Tolias et al., ICCV 2019, global descriptor)
 
-The distance of ES vanishes at the start, and its gradient with it, so f(q) is shifted by 1e-7 in
-the first step.
+At the start f(q~) = f(q): distance and gradient of ES are zero there. So in the first step 1e-7 is
+added to f(q).
 
-``ers``, as the published code: ES:D is read off the embedding before the last step, and the first
-step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference.
+``ers``, as the published code: ES:D is measured on the embedding before the last step, and the
+first step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ TMA = Paper(
     url="https://arxiv.org/abs/1908.09163",
 )
 
-NUDGE, PUBLISHED_NUDGE = 1e-7, 1e-7 - 1e-6
+FIRST_OFFSET, PUBLISHED_FIRST_OFFSET = 1e-7, 1e-7 - 1e-6  # added to f(q) in the first step
 MOVED = "Distance that the embedding is moved; at most 2 under metric N."
 REACHED = "Cosine similarity with the target that is reached: 1 is a full success of the attack."
 
 
 @dataclass(frozen=True)
 class ShiftGoal(RowWise):
-    """Away from the clean embedding ``origin`` (B, D), shifted by ``nudge`` in the first step."""
+    """ES: away from ``origin`` (B, D), the clean embeddings of the queries at ``index``.
 
-    nudge: float
+    ``offset`` is added to ``origin`` in the first step.
+    """
+
+    offset: float
     gallery: Gallery
     index: torch.Tensor
     origin: torch.Tensor
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) and gradients (B, D)."""
-        origin = self.origin + self.nudge if step == 0 else self.origin
+        origin = self.origin + self.offset if step == 0 else self.origin
         metric = self.gallery.metric
         return -rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric)
 
@@ -61,7 +64,7 @@ class ShiftGoal(RowWise):
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingShift(Attack):
-    """ES, reported as ES:D and ES:R."""
+    """ES; ES:D is the distance moved, ES:R the R@1 of the moved query."""
 
     card = Card("es", "move a query's embedding as far as it goes from itself", ADVRANK)
     columns = (
@@ -71,13 +74,13 @@ class EmbeddingShift(Attack):
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
         """No target but the query itself."""
-        nudge = NUDGE if self.strict else PUBLISHED_NUDGE
-        return ShiftGoal(nudge, gallery, index, gallery.embeddings[index])
+        offset = FIRST_OFFSET if self.strict else PUBLISHED_FIRST_OFFSET
+        return ShiftGoal(offset, gallery, index, gallery.embeddings[index])
 
     def read(
         self, goal: ShiftGoal, perturbed: Perturbed, after: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """In ``ers`` ES:D is that of the embedding before the last step."""
+        """As ``outcome``; in ``ers`` ES:D is that of the embedding before the last step."""
         outcomes = goal.outcome(after)
         if not self.strict:
             outcomes["ES:D"] = goal.outcome(perturbed.last_embeddings)["ES:D"]
@@ -86,7 +89,7 @@ class EmbeddingShift(Attack):
 
 @dataclass(frozen=True)
 class MismatchGoal(RowWise):
-    """Towards ``target`` (B, D) in cosine."""
+    """TMA: towards ``target`` (B, D) by cosine similarity."""
 
     target: torch.Tensor
 
@@ -106,7 +109,7 @@ class MismatchGoal(RowWise):
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class TargetedMismatch(Attack):
-    """TMA on the global descriptor."""
+    """TMA on the global descriptor, which is the whole embedding."""
 
     card = Card("tma", "move a query's embedding onto a random gallery embedding", TMA)
     columns = (Column("TMA", "", "lower", REACHED, (-1, 1)),)

@@ -1,14 +1,17 @@
-"""LTM, GTM and GTT: push the right answers off the top of a query's ranking.
+"""LTM, GTM and GTT: the query is perturbed so that wrong items are at the top of its ranking.
 
     LTM:  L = max(0, max_{other class} d(q~, x) - min_{same class} d(q~, x))
                                               (Wang et al., CVPR 2020, learning to misrank)
     GTM:  L = d(q~, the nearest item of another class)          (RobRank, greedy top-1 misranking)
     GTT:  the QA- loss on the query's top-1 item                (RobRank, top-1 translocation)
 
-In ``ers``, as the published code: LTM's same-class minimum includes the query's own entry; GTM's
-"other class" is that of other than the top-1's label, and its target is the gallery item at the
-*place* that the nearest such item has among all such items (an indexing slip: close to an
-arbitrary item); GTT's loss keeps the own entries that QA- keeps there.
+In ``ers``, as the published code:
+
+- LTM: the minimum over the same class includes the query's own entry.
+- GTM: "another class" is one other than that of the query's top-1 item. The target is not the
+  nearest item of these classes. If that item is number k among all items of these classes, the
+  target is item k of the whole gallery: an indexing slip, and close to an arbitrary item.
+- GTT: the loss keeps the own entries, as QA- does in ``ers``.
 """
 
 from __future__ import annotations
@@ -33,13 +36,16 @@ LTM = Paper(
     url="https://arxiv.org/abs/2004.04199",
 )
 
-RETAINED = 4  # GTT counts a top-1 item that is still in the top 4
+RETAINED = 4  # GTT: the top-1 item counts as retained while it is in the top 4
 STAYED = "Share of queries whose top-1 item stays in the top 4, in percent."
 
 
 @dataclass(frozen=True)
 class MisrankGoal(RowWise):
-    """LTM: ``own`` says whether the query's own entry counts among its class."""
+    """LTM: the query's own class farther away than every other class.
+
+    ``own`` is true where the query's own entry counts among its class (``ers``).
+    """
 
     gallery: Gallery
     index: torch.Tensor
@@ -55,11 +61,13 @@ class MisrankGoal(RowWise):
         return gap.relu().masked_fill(alone, 0), slope * active
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1."""
+        """R@1 of the perturbed query."""
         return {"LTM": self.gallery.recall_at_1(e, self.index)}
 
     def _extremes(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B,) the farthest other-class item, the nearest same-class one, whether there is none."""
+        """(B,) positions of the farthest other-class item and of the nearest same-class one, and
+        true where either does not exist.
+        """
         labels = self.gallery.labels[self.index]
         far_d = torch.full_like(e[:, 0], -torch.inf)
         near_d = torch.full_like(e[:, 0], torch.inf)
@@ -83,19 +91,19 @@ class MisrankGoal(RowWise):
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class LearningToMisrank(Attack):
-    """LTM."""
+    """LTM (Wang et al., CVPR 2020)."""
 
     card = Card("ltm", "other classes closer than the query's own class", LTM)
     columns = (Column("LTM", "%", "higher", "R@1 after the attack, in percent."),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MisrankGoal:
-        """No target: the extremes follow the query."""
+        """No fixed target: the farthest and the nearest item change with the query."""
         return MisrankGoal(gallery, index, own=not self.strict)
 
 
 @dataclass(frozen=True)
 class TopOneGoal(RowWise):
-    """GTM: towards ``target`` (B, D)."""
+    """GTM: towards ``target`` (B, D) by distance."""
 
     gallery: Gallery
     index: torch.Tensor
@@ -107,14 +115,14 @@ class TopOneGoal(RowWise):
         return rowwise(e, self.target, metric), rowwise_gradient(e, self.target, metric)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1."""
+        """R@1 of the perturbed query."""
         return {"GTM": self.gallery.recall_at_1(e, self.index)}
 
 
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class GreedyTopOneMisranking(Attack):
-    """GTM."""
+    """GTM (RobRank)."""
 
     card = Card("gtm", "move a query onto the nearest item of another class", ROBRANK)
     columns = (Column("GTM", "%", "higher", "R@1 after the attack, in percent."),)
@@ -134,7 +142,7 @@ class GreedyTopOneMisranking(Attack):
 
 @dataclass(frozen=True)
 class TranslocationGoal(QueryLoss):
-    """GTT: the QA- loss, and whether the item is still in the top 4."""
+    """GTT: the QA- loss on the top-1 item; the outcome is 100 while it is in the top 4."""
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """100 where fewer than 4 others are closer (ties half), else 0; own entry left out."""
@@ -145,7 +153,7 @@ class TranslocationGoal(QueryLoss):
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class GreedyTopOneTranslocation(Attack):
-    """GTT."""
+    """GTT (RobRank)."""
 
     card = Card("gtt", "push the query's top-1 item out of the top 4", ROBRANK)
     columns = (Column("GTT", "%", "higher", STAYED),)

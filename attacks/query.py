@@ -1,4 +1,4 @@
-"""QA+ and QA-, plain and semantics-preserving: move candidates in the ranking of a query.
+"""QA+ and QA-, plain and semantics-preserving: the query is perturbed to move candidates.
 
 With c a chosen candidate, x the other gallery items and q~ the perturbed query,
 
@@ -8,11 +8,11 @@ With c a chosen candidate, x the other gallery items and q~ the perturbed query,
     SP-QA+-:  L_QA + xi * L_QA+(the query's nearest items),  xi = min(exp(s * L_QA+), 1e9)
 
 (AdvRank's semantics-preserving query attack, with RobRank's dynamic xi, which carries no
-gradient.) xi is of each query's own loss here, so that no query depends on its batch; the
-published code takes one xi of the batch's mean loss.
+gradient.) Here xi is computed from each query's own loss, so that no query depends on its batch;
+the published code computes one xi from the mean loss of the batch.
 
-``strict`` leaves the query's own entry and the candidate itself out by index and counts ties
-half. ``ers``, as the published code, keeps both and counts strictly closer items.
+The loss of QA+ and QA-, and what ``strict`` and ``ers`` change of it, is in
+``dmlbench.attacks.engine.query_loss``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SemanticsPreservingGoal(QueryGoal):
 
 @dataclass(frozen=True, kw_only=True)
 class QueryAttack(Attack):
-    """What the four query attacks share."""
+    """The base of the four query attacks: it draws the candidates."""
 
     up: ClassVar[bool]
 
@@ -97,15 +97,19 @@ class PlainQueryAttack(QueryAttack):
 class SemanticsPreservingQueryAttack(QueryAttack):
     """QA that keeps the query's five nearest items (but for candidates) where they are."""
 
-    xi: float | None = parameter(None, "scale s of the weight xi = exp(s L_sp)", at_least=0)
+    xi: float | None = parameter(
+        None,
+        "scale s of the weight xi = exp(s L_sp), L_sp the loss on the items kept",
+        at_least=0,
+    )
 
     def resolve(self, threat: Threat) -> Self:
-        """Fill in xi's scale too."""
+        """Fill in the scale of xi too."""
         scale = threat.sp_scale if self.xi is None else self.xi
         return replace(super().resolve(threat), xi=scale)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> SemanticsPreservingGoal:
-        """The loss on the candidates, and QA+ on the nearest items that are none of them."""
+        """The loss on the candidates, and QA+ on the nearest items that are not candidates."""
         chosen = self.candidates(gallery, index, seed)
         near = gallery.nearest(min(SP_ITEMS + self.m, len(gallery) - 1))[index].long()
         taken = (near[..., None] == chosen[:, None]).any(2)

@@ -1,1 +1,1 @@
-"""Defenses (adversarial training for deep metric learning): one family a file."""
+"""Defenses: adversarial training for deep metric learning, one family a file."""

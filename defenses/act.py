@@ -1,7 +1,10 @@
-"""ACT: the anti-collapse triplet (RobRank's defense).
+"""ACT: the anti-collapse triplet, the defense of RobRank (TPAMI 2024).
 
-The anchor stays clean; positive and negative are pulled together by PGD, minimising
-d(f(p~), f(n~)), and the triplet loss on (a, p~, n~) teaches the model to keep them apart.
+The anchor stays clean. PGD pulls the positive and the negative together:
+
+    minimise over p~, n~  d(f(p~), f(n~))
+
+and the model learns by the triplet loss on (a, p~, n~) to keep them apart.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CollapseObjective(RowWise):
-    """d(p, n) of pairs (T, 2, D)."""
+    """d(p, n) of pairs of a positive and a negative, embedded as (T, 2, D)."""
 
     metric: Metric
 
@@ -58,7 +61,7 @@ class AntiCollapseTriplet(AdversarialDefense):
         return f"ACT[{INITIAL[self.sampler]}]"
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Mine on the clean batch, collapse positives onto negatives, take the loss."""
+        """Mine clean triplets, pull positives and negatives together, take the triplet loss."""
         triplets = self.mine(self.sampler, batch, model.metric)
         if not len(triplets):
             return StepOutput.empty(batch)

@@ -1,7 +1,7 @@
 """The base of defenses: a defense turns a batch into a training loss.
 
 The engine (``dmlbench.training.trainer``) owns the data, the optimiser, checkpoints and progress. A
-defense mines triplets, may perturb them with the PGD engine, and returns the loss to descend.
+defense mines triplets, may perturb them by PGD, and returns the loss to minimise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StepOutput:
 
     Attributes:
         loss: scalar to back-propagate; None if the batch held no triplet.
-        hardness: scalar, mean d(a, p) - d(a, n) of the triplets the loss is taken on.
+        hardness: scalar, mean of d(a, p) - d(a, n) over the triplets that the loss is taken on.
         mean_cosine: scalar, mean pairwise cosine of the clean batch; near 1 in a collapse.
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
         passes: adversarial forward-backward passes spent, counted a triplet.
@@ -62,8 +62,9 @@ class StepOutput:
 
 
 State = dict[str, "torch.Tensor"]
-"""What a defense carries from step to step, by names of its own; saved with each epoch. Each is a
-mean over the step's triplets: several processes take the mean of theirs."""
+"""Name -> tensor that a defense keeps from step to step; the trainer saves it with each epoch.
+Each tensor must be a mean over the triplets of a step: where several processes train, the trainer
+replaces it by the mean over all of them."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Batch:
     Attributes:
         images: (2B, C, H, W) in [0, 1]; anchors at even positions, their positives after them.
         labels: (2B,).
-        embed: gives ``embeddings``; called once, and not at all where no one asks for them.
-        generator: random numbers of this step, on the images' device; in step in all processes.
+        embed: computes ``embeddings``; called at the first use of them, if there is one.
+        generator: random numbers of this step, on the images' device; the same in all processes.
         world: the processes that share the batch.
-        companion: the loss's own parameters (``Defense.companion``), where it has any.
+        companion: the loss as a module (``Defense.companion``), if the defense has one.
     """
 
     images: torch.Tensor
@@ -90,7 +91,7 @@ class Batch:
     def embeddings(self) -> torch.Tensor:
         """(2B, D) clean embeddings in eval mode, without gradient.
 
-        Several processes make them together: all must ask for them, or none.
+        Several processes compute them together: all must use them, or none.
         """
         return self.embed()
 
@@ -101,17 +102,23 @@ class Batch:
 
     @property
     def share(self) -> slice:
-        """The images that are for this process to work on."""
+        """The positions of the images that this process works on."""
         return self.world.share(len(self.images))
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """(2B, ...) of the whole batch from each process's rows of its share. Differentiable."""
+        """(2B, ...) rows of the whole batch, of which ``rows`` is this process's share.
+
+        Differentiable.
+        """
         return self.world.gather(rows, len(self.images))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defense(Component, abc.ABC):
-    """A way to train. Fields left ``auto`` come from the data set's card or the metric."""
+    """A way to train a model.
+
+    A field that is None (``auto``) is filled in from the data set's card, or by the metric.
+    """
 
     absent: ClassVar[Mapping[str, str]] = {
         "ics": "Intra-Class Structure (ics) needs an adversarial anchor beside its clean image, "
@@ -129,7 +136,10 @@ class Defense(Component, abc.ABC):
 
     @abc.abstractmethod
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """The loss of one batch. The model comes, and is left, in train mode."""
+        """The loss of one batch. The model is in train mode, and is left in train mode.
+
+        A name in ``state`` that is new or changed is seen by the next step.
+        """
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """The defense with every ``auto`` field filled in."""
@@ -137,29 +147,35 @@ class Defense(Component, abc.ABC):
 
     @property
     def training_cost(self) -> int:
-        """Forward-backward passes a step: eta + 1."""
+        """Forward-backward passes of a training step: eta + 1, and 1 without an adversary."""
         return 1
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
-        """What the loss learns beside the network, e.g. proxies of ``classes`` classes."""
+        """A loss module; its parameters, e.g. one proxy a class, are learned with the network.
+
+        Args:
+            classes: number of classes of the train split.
+            dim: D of the embeddings.
+            metric: N, E or C.
+        """
         return None
 
     def mine(
         self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
     ) -> Triplets:
-        """The triplets of ``mine_whole`` that are for this process to work on."""
+        """The triplets of ``mine_whole`` that this process works on."""
         return self.mine_whole(sampler, batch, metric, embeddings).share(batch.world)
 
     def mine_whole(
         self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
     ) -> Triplets:
-        """One triplet a pair of the batch, by the named sampler; the same in all processes.
+        """One triplet for each pair of the batch, by the named sampler; alike in all processes.
 
         Args:
             sampler: a name in ``SAMPLERS``.
             batch: the batch; one that holds a single class has no triplet.
             metric: N, E or C.
-            embeddings: (2B, D) what distances are taken of; the clean embeddings by default.
+            embeddings: (2B, D) whose distances the sampler reads; the clean embeddings by default.
         """
         e = batch.embeddings if embeddings is None else embeddings
         margin = self.margin or MARGIN[metric]
@@ -179,11 +195,11 @@ class Defense(Component, abc.ABC):
 
         Args:
             batch: the batch.
-            triplets: by ``mine`` or ``mine_whole``; where there are none, the step learns nothing.
+            triplets: from ``mine`` or ``mine_whole``; if there are none, the step learns nothing.
             e: (T, 3, D) embeddings of their anchors, positives and negatives, with gradient.
             metric: N, E or C.
-            perturbed: what PGD made of the triplets; None where nothing was perturbed.
-            loss: a scalar to descend in place of the triplet loss.
+            perturbed: the result of ``perturb``, for its cost; None if nothing was perturbed.
+            loss: a scalar to minimise instead of the triplet loss.
         """
         if not len(triplets):
             return StepOutput.empty(batch)
@@ -196,9 +212,12 @@ class Defense(Component, abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialDefense(Defense):
-    """A defense that perturbs its batch by PGD in eval mode (the inner problem)."""
+    """A defense that perturbs its batch by PGD in eval mode.
 
-    eta: int | None = parameter(None, "PGD steps of the inner problem", at_least=1)
+    That is the inner problem of adversarial training (Madry et al., ICLR 2018).
+    """
+
+    eta: int | None = parameter(None, "PGD steps that perturb a training batch", at_least=1)
     eps: float | None = parameter(
         None, "radius of the training perturbation", above=0, at_most=1, pixels=True
     )
@@ -212,7 +231,7 @@ class AdversarialDefense(Defense):
 
     @property
     def training_cost(self) -> int:
-        """One pass more than eta."""
+        """Passes of a training step: eta that perturb, and one that updates the weights."""
         assert self.eta is not None
         return self.eta + 1
 

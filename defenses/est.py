@@ -1,7 +1,10 @@
-"""EST: the embedding-shifted triplet (AdvRank's defense).
+"""EST: the embedding-shifted triplet, the defense of AdvRank (ECCV 2020).
 
-Every image of the batch is moved by PGD as far as it goes from its own embedding, and the usual
-triplet loss is taken on the result: L = -d(f(x~), f(x)) inside, triplets mined on f(x~) outside.
+Every image x of the batch is perturbed by PGD so that its embedding moves as far as possible:
+
+    minimise over x~  -d(f(x~), f(x))
+
+and the model learns by the triplet loss on triplets that are mined on the embeddings f(x~).
 """
 
 from __future__ import annotations
@@ -28,19 +31,19 @@ from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
 
-NUDGE = 1e-7  # the distance vanishes at the start, and its gradient with it
+FIRST_OFFSET = 1e-7  # at the start the distance is zero, and its gradient with it
 
 
 @dataclass(frozen=True)
 class ShiftObjective(RowWise):
-    """-d(e, origin) of single images (T, 1, D)."""
+    """-d(e, origin) of single images; ``origin`` (T, 1, D) are their clean embeddings."""
 
     metric: Metric
     origin: torch.Tensor
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (T,) and gradients (T, 1, D)."""
-        origin = self.origin + NUDGE if step == 0 else self.origin
+        origin = self.origin + FIRST_OFFSET if step == 0 else self.origin
         return -rowwise(e, origin, self.metric)[:, 0], -rowwise_gradient(e, origin, self.metric)
 
 
@@ -59,7 +62,7 @@ class EmbeddingShiftedTriplet(AdversarialDefense):
         return f"EST[{INITIAL[self.sampler]}]"
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Shift the batch, mine on what it became, take the triplet loss there."""
+        """Perturb the batch, mine triplets on the result, and take the triplet loss on them."""
         objective = ShiftObjective(model.metric, batch.embeddings[batch.share, None])
         perturbed = self.perturb(model, batch.images[batch.share, None], objective)
         e = batch.gather(model(perturbed.images[:, 0]))

@@ -1,12 +1,12 @@
-"""Hardness Manipulation with Gradual Adversary and Intra-Class Structure (Zhou and Patel).
+"""Hardness Manipulation with Gradual Adversary and Intra-Class Structure.
 
-A source triplet is perturbed, anchor, positive and negative alike, until its hardness
-H~ = d(a~, p~) - d(a~, n~) reaches a destination H_D:
+Zhou and Patel, CVPR 2022. All three images of a source triplet are perturbed until its hardness
+H~ = d(a~, p~) - d(a~, n~) reaches a destination hardness H_D:
 
     minimise over the three perturbations  max(0, H_D - H~)^2
 
-and the model descends the triplet loss on (a~, p~, n~). A triplet that is at H_D has zero
-gradient and stays put, so it leaves the inner problem.
+and the model learns by the triplet loss on (a~, p~, n~). A triplet that has reached H_D has zero
+gradient and stays as it is, so it leaves the batch of PGD.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 
 GRADUAL = {"lga": "g_LGA", "g_2": "g_2", "g_half": "g_1/2"}
-"""Gradual adversaries H_D = -gamma l^power (HM and its supplement): name -> the paper's."""
+"""Gradual adversaries H_D = -gamma l^power (HM and its supplement): name -> the paper's name.
+l is ``HardnessManipulation.ease``."""
 POWER = {"lga": 1.0, "g_2": 2.0, "g_half": 0.5}
 
 
@@ -88,7 +89,7 @@ class HardnessManipulation(AdversarialDefense):
     ics_margin: float = parameter(0.0, "margin of the Intra-Class Structure loss", at_least=0)
 
     def __post_init__(self) -> None:
-        """Refuse what nothing would read: it would be another row with the same numbers."""
+        """Refuse a key that nothing reads: it would make another row with the same numbers."""
         unread = {
             "level": self.level and self.destination != "constant",
             "xi": self.xi and self.destination not in SAMPLER_NAMES,
@@ -104,7 +105,7 @@ class HardnessManipulation(AdversarialDefense):
 
     @property
     def eased(self) -> bool:
-        """Whether the destination follows the loss."""
+        """True if the destination depends on the previous loss."""
         return self.destination in GRADUAL or self.xi > 0
 
     @property
@@ -116,23 +117,23 @@ class HardnessManipulation(AdversarialDefense):
 
     @property
     def identical(self) -> bool:
-        """Whether there is nothing to manipulate: HM[X,X] is plain training."""
+        """True if there is nothing to perturb: HM[X,X] is plain training."""
         return self.source == self.destination and not self.xi
 
     @property
     def training_cost(self) -> int:
-        """One pass more than eta; HM[X,X] perturbs nothing."""
+        """Passes of a training step: eta + 1; HM[X,X] perturbs nothing and takes 1."""
         return 1 if self.identical else super().training_cost
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in u too, which is gamma by default, and ICS's weight."""
+        """Fill in u (by default the margin gamma) and the weight of ICS too."""
         filled = super().resolve(threat, metric)
         ics = threat.ics if self.ics is None else self.ics
         u = (self.u or filled.margin) if self.eased else None
         return dataclasses.replace(filled, u=u, ics=ics)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Sample, manipulate the hardness, take the triplet loss (and ICS) on the result."""
+        """Mine triplets, perturb them to their H_D, take the triplet loss (and ICS) on them."""
         metric = model.metric
         triplets = self.mine(self.source, batch, metric)
         if not len(triplets):
@@ -153,7 +154,7 @@ class HardnessManipulation(AdversarialDefense):
         return step
 
     def hardness_goal(self, batch: Batch, state: State, metric: Metric) -> torch.Tensor:
-        """H_D: a scalar, or (T,) for another sampler's triplets with the same anchors."""
+        """H_D: a scalar, or (T,) the hardness of another sampler's triplets of the same anchors."""
         assert self.margin is not None
         if self.destination == "constant":
             return batch.embeddings.new_tensor(self.level)
@@ -165,8 +166,9 @@ class HardnessManipulation(AdversarialDefense):
         return goal + self.xi * (1 - self.ease(state, batch.embeddings)) if self.xi else goal
 
     def ease(self, state: State, like: torch.Tensor) -> torch.Tensor:
-        """L = min(u, previous step's adversarial loss) / u, 1 before the first (HM, Gradual
-        Adversary): it falls from 1, and H_D rises, as the model learns to withstand it.
+        """The factor l = min(u, adversarial loss of the previous step) / u; 1 in the first step.
+
+        HM, section "Gradual Adversary". As the model learns, l falls from 1 and H_D rises.
         """
         assert self.u is not None
         if "previous_loss" not in state:
@@ -176,9 +178,10 @@ class HardnessManipulation(AdversarialDefense):
     def structure_loss(
         self, model: EmbeddingModel, batch: Batch, triplets: Triplets, adversarial: torch.Tensor
     ) -> torch.Tensor:
-        """ICS (HM, Intra-Class Structure): triplet(a, a~, p), a and p clean; margin 0 in the paper.
+        """The ICS loss: the triplet loss on (a, a~, p), a and p clean; margin 0 in the paper.
 
-        It keeps the adversarial anchor closer to its own clean image than the positive is.
+        HM, section "Intra-Class Structure". It keeps an anchor closer to its own adversarial image
+        than to its positive. ``adversarial`` (T, 3, D) are the perturbed triplets' embeddings.
         """
         e = model(batch.images[torch.cat([triplets.anchor, triplets.positive])])
         a, p = e.chunk(2)

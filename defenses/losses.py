@@ -1,9 +1,9 @@
 """Losses of undefended training other than the triplet loss, from pytorch-metric-learning.
 
-Each with that library's defaults, which are its papers'. Contrastive and margin loss measure
-Euclidean distance, of unit vectors for the metrics N and C; multi-similarity and proxy-anchor
-compare by cosine, n-pair by inner product. N-pair takes one pair of each class in the batch, so it
-reads little of one of few classes.
+Each has that library's defaults, which are those of its paper. Contrastive and margin loss take the
+Euclidean distance (of unit vectors for the metrics N and C), multi-similarity and proxy-anchor the
+cosine, n-pair the inner product. N-pair uses one pair of each class in the batch, so it learns from
+few images where a batch has few classes.
 """
 
 from __future__ import annotations

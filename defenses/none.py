@@ -36,7 +36,7 @@ FACENET = Paper(
     url="https://arxiv.org/abs/1503.03832",
 )
 
-TRIPLET, MARGIN_LOSS = "triplet", "margin"  # the losses that are taken on mined triplets
+TRIPLET, MARGIN_LOSS = "triplet", "margin"  # these two losses need mined triplets
 
 
 @DEFENSES.register
@@ -48,7 +48,9 @@ class NoDefense(Defense):
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
     loss: str = parameter(
-        TRIPLET, "others by pytorch-metric-learning, its defaults", choices=(TRIPLET, *LOSSES)
+        TRIPLET,
+        "the loss; all but triplet are pytorch-metric-learning's, with its defaults",
+        choices=(TRIPLET, *LOSSES),
     )
 
     @property
@@ -60,10 +62,10 @@ class NoDefense(Defense):
         return f"N/A[{self.loss}{mined}]"
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in the margin, which is the triplet loss's alone.
+        """Fill in the margin, which only the triplet loss reads.
 
         Raises:
-            UserError: a margin or sampler is given for a loss that has none.
+            UserError: a margin or a sampler is given for a loss that does not read it.
         """
         if self.loss == TRIPLET:
             return super().resolve(threat, metric)
@@ -74,13 +76,14 @@ class NoDefense(Defense):
         return self
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
-        """The loss, where it is not the triplet loss; proxy-anchor's proxies learn."""
+        """The loss module; None for the triplet loss. Proxy-anchor learns its proxies."""
         return None if self.loss == TRIPLET else build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Forward the batch, mine its embeddings, and take the loss on them.
+        """Embed the batch, mine triplets on its embeddings, and take the loss on them.
 
-        A network that embeds otherwise in training is mined in eval mode, by a pass of its own.
+        Where the network embeds differently in train mode (as with batch norm), triplets are mined
+        on embeddings in eval mode, which costs a forward pass more.
         """
         e = batch.gather(model(batch.images[batch.share]))
         if model.same_in_training:

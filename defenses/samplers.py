@@ -1,9 +1,9 @@
-"""Triplet samplers on an SPC-2 batch (two images a class: anchor at 2i, positive at 2i + 1).
+"""Triplet samplers on a batch of B same-class pairs (SPC-2): anchor at 2i, positive at 2i + 1.
 
-One triplet a pair. Each sampler states, as a (B, 2B) matrix of weights, how likely each item is
-the negative (and, for softhard, the positive) of each anchor; mostly they are true or false.
-Where no item qualifies, any valid one of the right class does; an anchor whose batch holds no
-other class has no triplet and is dropped.
+They draw one triplet for each pair. A sampler returns a (B, 2B) matrix of weights: how likely each
+item of the batch is drawn as the negative (and, for softhard, as the positive) of each anchor. Most
+weights are true or false. Where all weights of an anchor are zero, any item of the right class may
+be drawn. An anchor is dropped where the batch holds no other class.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Triplets:
-    """Positions in the batch, (T,) each: the anchor should be closer to positive than negative.
+    """T triplets: each anchor should be closer to its positive than to its negative.
 
-    ``weight`` is what a mean over these triplets weighs in the mean over all processes.
+    Attributes:
+        anchor, positive, negative: (T,) positions in the batch.
+        weight: of the mean over these triplets in the mean over all processes.
     """
 
     anchor: torch.Tensor
@@ -39,23 +41,23 @@ class Triplets:
         return torch.stack([self.anchor, self.positive, self.negative], dim=1)
 
     def share(self, world: World) -> Triplets:
-        """Those that this process works on."""
+        """The triplets that this process works on."""
         part = world.share(len(self))
         weight = world.weight(len(self))
         return Triplets(self.anchor[part], self.positive[part], self.negative[part], weight)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a sampler looks at, one row an anchor.
+class Distances:
+    """The distances of a batch as a sampler reads them, one row for each anchor.
 
     Attributes:
         distance: (B, 2B) distances of the anchors to the batch.
         same: (B, 2B) bool, items of the anchor's class other than itself.
         other: (B, 2B) bool, items of other classes.
-        positive: (B,) positions of the pairs' positives.
-        margin: of the triplet loss.
-        dim: D, of the embeddings.
+        positive: (B,) positions of the anchors' partners in their pairs.
+        margin: the margin of the triplet loss.
+        dim: D of the embeddings.
     """
 
     distance: torch.Tensor
@@ -72,20 +74,20 @@ class Batch:
 
 
 Weights = tuple["torch.Tensor | None", "torch.Tensor"]
-"""Unnormalised probabilities (B, 2B) of the positives (None: the pair's own) and the negatives."""
+"""Weights (B, 2B) of the positives (None: the pairs' own) and of the negatives."""
 
 
-def _random(batch: Batch) -> Weights:
+def _random(batch: Distances) -> Weights:
     return None, batch.other
 
 
-def _semihard(batch: Batch) -> Weights:
+def _semihard(batch: Distances) -> Weights:
     """d(a, p) < d(a, n) < d(a, p) + margin (Schroff et al., CVPR 2015)."""
     d = batch.distance
     return None, batch.other & (batch.d_ap < d) & (d < batch.d_ap + batch.margin)
 
 
-def _softhard(batch: Batch) -> Weights:
+def _softhard(batch: Distances) -> Weights:
     """A negative closer than the farthest same-class item, a positive farther than the
     closest other-class item (Roth et al., ICML 2020).
     """
@@ -94,14 +96,14 @@ def _softhard(batch: Batch) -> Weights:
     return batch.same & (batch.distance > closest), batch.other & (batch.distance < farthest)
 
 
-def _hardest(batch: Batch) -> Weights:
+def _hardest(batch: Distances) -> Weights:
     """The closest negative."""
     distance = batch.distance.masked_fill(~batch.other, torch.inf)
     closest = torch.zeros_like(batch.other).scatter_(1, distance.argmin(1, keepdim=True), True)
     return None, closest & batch.other
 
 
-def _distance(batch: Batch) -> Weights:
+def _distance(batch: Distances) -> Weights:
     """Negatives by the inverse density of distances on the sphere (Wu et al., ICCV 2017):
 
     q(d) ~ d^(D-2) (1 - d^2 / 4)^((D-3)/2), so that all distances are about as likely to be drawn.
@@ -115,7 +117,7 @@ def _distance(batch: Batch) -> Weights:
     return None, weights.masked_fill(~batch.other, 0)
 
 
-SAMPLERS: dict[str, Callable[[Batch], Weights]] = {
+SAMPLERS: dict[str, Callable[[Distances], Weights]] = {
     "random": _random,
     "semihard": _semihard,
     "softhard": _softhard,
@@ -123,7 +125,7 @@ SAMPLERS: dict[str, Callable[[Batch], Weights]] = {
     "hardest": _hardest,
 }
 INITIAL = {"random": "R", "semihard": "M", "softhard": "S", "distance": "D", "hardest": "H"}
-"""The papers' letters."""
+"""Sampler -> its letter in the papers."""
 
 
 def sample(
@@ -141,15 +143,15 @@ def sample(
         embeddings: (2B, D), without gradient.
         labels: (2B,); labels[2i] == labels[2i + 1].
         metric: N, E or C.
-        margin: of the triplet loss; semihard reads it.
-        generator: on the embeddings' device.
+        margin: the margin of the triplet loss, which semihard reads.
+        generator: random numbers, on the embeddings' device.
     """
     device = embeddings.device
     anchor = torch.arange(0, len(labels), 2, device=device)
     match = labels[anchor][:, None] == labels[None, :]
     itself = torch.arange(len(labels), device=device)[None, :] == anchor[:, None]
     distance = pairwise(embeddings[anchor], embeddings, metric)
-    batch = Batch(distance, match & ~itself, ~match, anchor + 1, margin, embeddings.shape[1])
+    batch = Distances(distance, match & ~itself, ~match, anchor + 1, margin, embeddings.shape[1])
     positives, negatives = SAMPLERS[sampler](batch)
     negative = _draw(negatives, batch.other, generator)
     positive = batch.positive if positives is None else _draw(positives, batch.same, generator)
@@ -158,8 +160,9 @@ def sample(
 
 
 def _draw(first: torch.Tensor, fallback: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B,) one position a row by the weights (B, 2B); any one of ``fallback`` where all are zero,
-    any at all where that is empty too.
+    """(B,) one position for each row, drawn by the weights ``first`` (B, 2B).
+
+    A row whose weights are all zero draws from ``fallback``, or from all where that is zero too.
     """
     weights = torch.where(first.any(1, keepdim=True), first.double(), fallback.double())
     weights = torch.where(weights.any(1, keepdim=True), weights, 1.0)

@@ -217,7 +217,7 @@ def test_es_and_tma_equal_their_definition(metric: str) -> None:
     assert found["ES:D"][1].item() == pytest.approx(distance(e[1], g.embeddings[0], metric).item())
     assert torch.equal(found["ES:R"], g.recall_at_1(e, index))
     _, gradient = shift.value_and_grad(g.embeddings[index], 0)
-    assert gradient.abs().min() > 0  # the nudge of the first step
+    assert gradient.abs().min() > 0  # the offset of the first step
     mismatch: Any = resolved("tma", "strict").goal(g, index, seed=0)
     x = e[2].clone().requires_grad_()
     cosine = torch.nn.functional.cosine_similarity(x, mismatch.target[2], dim=0)
@@ -265,7 +265,7 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
-    monkeypatch.setattr(embedding_shift, "PUBLISHED_NUDGE", embedding_shift.NUDGE)
+    monkeypatch.setattr(embedding_shift, "PUBLISHED_FIRST_OFFSET", embedding_shift.FIRST_OFFSET)
     found = {
         (suite, steps): resolved("es", suite, steps=steps)
         .run(model, images, index, gallery, seed=0)

@@ -1,1 +1,1 @@
-"""What the attack families stand on: PGD, the gallery, targets."""
+"""The parts that all attacks share: objectives, optimisers, the gallery, the choice of targets."""

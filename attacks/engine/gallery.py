@@ -1,4 +1,4 @@
-"""What is searched: the clean test split as embeddings, with what all attacks share of it."""
+"""The gallery: the clean embeddings of the test split, in which a query is searched."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dmlbench.metrics.ranks import tie_tolerance
 from dmlbench.metrics.retrieval import retrieval
 
 BLOCK_CELLS = 16_000_000  # distances held at once: 128 MB in float64, 264 rows of SOP
-PART = 8192  # items made float64 at once
+PART = 8192  # gallery items converted to float64 at once
 TOP_SHARE = 100  # "the nearest 1%"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The clean test split as embeddings.
+    """The clean embeddings of the test split, with what several attacks need to know of them.
 
     Attributes:
         embeddings: (N, D), unit length for metrics N and C.
@@ -45,7 +45,7 @@ class Gallery:
 
     @property
     def tie(self) -> float:
-        """Distances that differ by less count as tied (``tie_tolerance``). Computed once."""
+        """Two distances that differ by less than this are tied (``tie_tolerance``). Kept."""
         if "tie" not in self._shared:
             self._shared["tie"] = torch.tensor(tie_tolerance(self.embeddings))
         return float(self._shared["tie"])
@@ -69,7 +69,7 @@ class Gallery:
         return retrieval(e, index, x, labels, self.metric, recalls=(1,)).scores["R@1"]
 
     def nearest(self, count: int) -> torch.Tensor:
-        """(N, count) int32 positions of each item's nearest others, closest first. Kept.
+        """(N, count) int32 positions of each item's nearest other items, closest first. Kept.
 
         Raises:
             CellError: there are fewer than ``count`` others.
@@ -87,12 +87,12 @@ class Gallery:
         return known[:, :count]
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
-        """(B, P) the nearest 1% of the items at ``index``, or the nearest ``least`` if more."""
+        """(B, P) positions of the nearest 1% of each item at ``index`` (B,), at least ``least``."""
         size = max(len(self) // TOP_SHARE, least)
         return self.nearest(min(size, len(self) - 1))[index].long()
 
     def nearest_of_another_class(self) -> torch.Tensor:
-        """(N,) position of each item's nearest item with another label. Computed once.
+        """(N,) position of each item's nearest item with another label. Kept.
 
         Raises:
             CellError: the gallery holds a single class.
@@ -100,7 +100,7 @@ class Gallery:
         return self._nearest_unlike("own label", self.labels)
 
     def nearest_unlike_the_top1(self) -> torch.Tensor:
-        """(N,) position of each item's nearest item whose label differs from its top-1's."""
+        """(N,) position of each item's nearest item whose label differs from its top-1's. Kept."""
         top1 = self.nearest(1)[:, 0]
         return self._nearest_unlike("label of the top-1", self.labels[top1])
 
@@ -116,7 +116,7 @@ class Gallery:
         return self._shared[name]
 
     def _others(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, N) distances, inf to the item itself."""
+        """(B, N) distances of the items at ``rows`` to all, inf to the item itself."""
         return self.distances(self.embeddings[rows]).scatter_(1, rows[:, None], torch.inf)
 
     def _blocks(self) -> list[torch.Tensor]:

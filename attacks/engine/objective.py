@@ -1,4 +1,4 @@
-"""What an optimiser minimises: a loss of the embeddings, one value a sample."""
+"""Objectives: losses of the embeddings, one value a sample, which an optimiser minimises."""
 
 from __future__ import annotations
 

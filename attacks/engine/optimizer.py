@@ -1,4 +1,4 @@
-"""What every optimiser of perturbations shares: the ball, the active set, the checks.
+"""The base of optimisers, with all that they share: the ball, the active set, the checks.
 
 The objective gives dL/de for the embeddings directly, so no graph is ever built over the gallery.
 

@@ -1,12 +1,13 @@
-"""The loss of QA+ and QA-, and the ranks that it moves.
+"""The loss of QA+ and QA-, and the ranks of their candidates.
 
 With c a chosen candidate, x the other gallery items and q~ the perturbed query,
 
     QA+:  L = mean_c mean_x max(0, d(q~, c) - d(q~, x))
     QA-:  L = mean_c mean_x max(0, d(q~, x) - d(q~, c))          (AdvRank, query attack)
 
-Only sums over x enter: of active items, and of active items weighted by 1 / d. So a step is two
-matrix products with the gallery, a chunk of it at a time, and no graph.
+An item x is active where its hinge is not zero. Loss and gradient need two sums over x only: of
+the active items, and of the active items weighted by 1 / d. So a step is two matrix products with
+the gallery, a chunk of it at a time, and no graph.
 
 ``strict`` leaves the query's own entry and the candidate itself out by index and counts ties
 half. ``ers``, as the published code, keeps both and counts strictly closer items.
@@ -27,12 +28,12 @@ CHUNK = 1024  # gallery items at once: memory is B x CHUNK whatever the gallery'
 
 @dataclass(frozen=True)
 class QueryLoss(RowWise):
-    """QA+ or QA- of a batch of queries on m candidates each.
+    """The loss of QA+ or QA- for a batch of queries with m candidates each.
 
     Attributes:
-        up: QA+ or QA-.
-        strict: leave own entries out by index, count ties half.
-        gallery: what the candidates are ranked among.
+        up: true for QA+ (raise the candidates), false for QA- (lower them).
+        strict: the papers' definition: own entries left out by index, ties count half.
+        gallery: the items that the candidates are ranked among.
         index: (B,) the queries' own positions.
         candidates: (B, m) positions of the candidates.
     """

@@ -1,9 +1,9 @@
-"""Seeded target choice from a query's identity.
+"""Random targets and random starts that depend on the seed and the query alone.
 
-Every gallery item gets a priority from (seed, purpose, query, item), and the items of least
-priority within the query's pool are its targets. So a query's targets do not depend on batch
-size, order, subset or workers; a larger count extends a smaller one; and where rounding swaps two
-neighbours inside a pool, nothing changes.
+Every gallery item gets a random priority from (seed, purpose, query, item). The items of least
+priority among those allowed (the query's pool) are its targets. So a query's targets do not depend
+on batch size, order, subset or workers; a larger count extends a smaller one; and where rounding
+swaps two neighbours inside a pool, nothing changes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def draw(
     Args:
         size: number of gallery items.
         index: (B,) the queries' positions in the test split.
-        count: targets a query.
-        seed: of the cell.
-        purpose: the attack's name: other attacks draw other targets.
+        count: number of targets for each query.
+        seed: the cell's seed.
+        purpose: the attack's name, so that other attacks draw other targets.
         pool: (B, P) gallery positions to draw from, different within a row; None: everything
             but the query itself.
 
@@ -61,7 +61,7 @@ def draw(
 def random_start(
     images: torch.Tensor, eps: float, index: torch.Tensor, seed: int, restart: int
 ) -> torch.Tensor:
-    """``images`` (B, C, H, W) plus uniform noise in [-eps, eps] from each query's identity."""
+    """``images`` (B, C, H, W) plus uniform noise in [-eps, eps] that depends on the query alone."""
     noise = np.empty(images.shape, dtype=np.float32)
     for row, query in enumerate(index.tolist()):
         generator = np.random.Generator(_philox(seed, f"start {restart}", query))
