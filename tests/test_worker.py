@@ -127,7 +127,7 @@ def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
     row = session.store.get(attacked.cell.id)
     assert row is not None
     assert not row.ok
-    assert row.error.startswith("it was measured, but cannot be right: ")
+    assert row.error.startswith("the result cannot be right: ")
     assert ("CA+ is 250; it is within 0 and 100" in row.error) is (value == 250)
     tidy, _ = export(session.store)
     assert {r["status"] for r in read_tidy(tidy)} == {"ok", "failed"}

@@ -1,1 +1,1 @@
-"""Stored cells as records: tables, seeds, pivots and comparisons, without torch."""
+"""Tables, statistics over seeds, pivots and comparisons of stored cells. Imports no torch."""

@@ -1,8 +1,8 @@
-"""Tell two models apart: paired bootstrap differences of what was measured of both.
+"""Compare two models by paired bootstrap differences.
 
-The same queries meet the same attacks, so a difference is taken query by query, and its interval
-is far narrower than those of the two numbers. Several seeds of a model are averaged query by
-query first, over the seeds that both have.
+Both models were attacked on the same queries, so the difference is taken query by query, and its
+interval is far narrower than those of the two numbers. Several seeds of a model are first averaged
+query by query, over the seeds that both models have.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 
 TRAINED = ("dataset", "model", "recipe", "resolved")
-"""What a model was made of but its seed.
+"""Fields of ``About`` that differ between models, apart from the seed.
 
-Not ``seeds.CONFIGURATION``, which tells rows of tables apart: one model has several suites,
-precisions and labels.
+Fewer than ``seeds.CONFIGURATION``, which also tells the rows of one model apart: its suites,
+precisions, numbers of queries and labels.
 """
 
 
@@ -34,8 +34,8 @@ class Side:
 
     Attributes:
         name: as the user wrote it.
-        store: where its results lie.
-        cells: what was measured of it; several seeds of one configuration at most.
+        store: the results folder that it was found in.
+        cells: its cells that succeeded; of several seeds, but of one configuration.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """What one metric says.
+    """The difference of two models in one metric.
 
     Attributes:
-        suite: of the attack; empty for the clean images.
-        attack: spec of the attack; empty for the clean images.
-        metric: name of the number.
-        better: which direction is better for the defender.
-        a: the mean of the first model.
-        b: the mean of the second.
-        difference: b - a over the queries that count for both, with its 95% interval.
-        seeds: of the first and the second model, the pairs that were compared.
+        suite: suite of the attack; empty for clean images.
+        attack: spec of the attack; empty for clean images.
+        metric: name of the metric.
+        better: ``higher`` or ``lower`` is better for the defender.
+        a: mean of the first model.
+        b: mean of the second model.
+        difference: b - a over the queries that have a value in both, with its 95% interval.
+        seeds: pairs of seeds, of the first and the second model, that were compared.
     """
 
     suite: str
@@ -69,7 +69,7 @@ class Difference:
 
     @property
     def favours(self) -> str:
-        """``A`` or ``B`` if the interval leaves zero out, else nothing."""
+        """``A`` or ``B``, the better model; empty if the interval contains zero."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None or low <= 0 <= high:
             return ""
@@ -77,10 +77,15 @@ class Difference:
 
 
 def find(name: str, store: Store, dataset: str | None) -> Side:
-    """The model that ``name`` means: a checkpoint, a model's folder, or a defense in ``store``.
+    """The cells of a model.
+
+    Args:
+        name: path of a checkpoint or of a model's folder, or a defense as it is spelt in ``store``.
+        store: the results folder; a checkpoint that lies in another is looked up there.
+        dataset: spec of the data set; None: any.
 
     Raises:
-        UserError: nothing was measured of it, or several configurations answer to the name.
+        UserError: it has no cells, or several configurations have that name.
     """
     path = Path(name)
     digest = _digest(path) if path.exists() else None
@@ -108,10 +113,10 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
 
 
 def compare(a: Side, b: Side) -> list[Difference]:
-    """Every metric that was measured of both on the same images, in the order of tables.
+    """The differences in all metrics that both models have on the same images, in table order.
 
     Raises:
-        UserError: there is none.
+        UserError: they share no metric.
     """
     ours, theirs = _by_metric(a), _by_metric(b)
     found = []
@@ -138,7 +143,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
 
 @dataclass(frozen=True)
 class _Key:
-    """What two measurements must agree in to be compared."""
+    """Properties that two measurements must share to be compared."""
 
     suite: str
     queries: str
@@ -150,7 +155,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A metric of one seed, with the value of each query."""
+    """A metric of one seed: ``values`` (Q,) has one value for each query."""
 
     attack: str
     better: str
@@ -158,9 +163,9 @@ class _Measured:
 
 
 def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
-    """Metric -> seed -> what was measured; a metric without outcomes (NMI) is left out.
+    """Metric -> seed -> values; a metric without a value for each query (NMI) is left out.
 
-    The seed is that of an attack's targets, which is the training's where a run has trained.
+    The seed is that of the attack's targets. In ``dmlbench run`` it equals that of the training.
     """
     data = next((c.facts["data"] for c in side.cells if "data" in c.facts), "")
     found: dict[_Key, dict[int, _Measured]] = {}
@@ -184,7 +189,7 @@ def _names(cell: Cell) -> set[str]:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the weights that a file, or a model's folder, holds."""
+    """SHA-256 of the weights in a file or in a model's folder."""
     if path.is_file():
         return file_sha256(path)
     manifest = read_manifest(path)

@@ -1,8 +1,8 @@
 """CSV files of results: written from the cells of a store, and read back as typed records.
 
-results.csv          tidy: a row a cell and metric
-wide.csv             a row a model, a column a metric
-seeds.csv            the same with mean, deviation and interval over the seeds
+results.csv          tidy: one row for each cell and metric
+wide.csv             one row for each model, one column for each metric
+seeds.csv            the same with mean, deviation and interval over seeds
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dmlbench.metrics.distance import METRICS
 from dmlbench.storage.cell import implausible
 from dmlbench.storage.store import Store
 
-OTHERS = ("wide.csv", "seeds.csv")  # exports of a results folder that are not tidy
+OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 
 
 def export(store: Store) -> tuple[Path, Path]:
     """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
 
-    Where several runs share the folder, the last to write has seen the cells of all.
+    If several runs share the folder, the last one to write has seen the cells of all.
     """
     tidy, wide = store.root / "results.csv", store.root / "wide.csv"
     seen = None
@@ -56,7 +56,7 @@ def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
 
 
 def read_folder(folder: Path) -> list[Record]:
-    """The records of every tidy CSV in ``folder``, file by file in the order of their names.
+    """The records of every tidy CSV in ``folder``, file by file, sorted by name.
 
     Raises:
         UserError: ``folder`` is a file, or a CSV in it is not what ``dmlbench run`` writes.
@@ -68,10 +68,10 @@ def read_folder(folder: Path) -> list[Record]:
 
 
 def read_tidy(path: Path) -> list[Record]:
-    """The records of a tidy CSV. Columns that are not known are left alone.
+    """The records of a tidy CSV. Unknown columns are ignored.
 
     Raises:
-        UserError: it cannot be read, lacks a column, or a row makes no sense.
+        UserError: it cannot be read, lacks a column, or has an impossible row.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ def read_tidy(path: Path) -> list[Record]:
 
 
 def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
-    """A row of the file, typed."""
+    """A row of the file with typed values; ``place`` is for error messages."""
     if None in raw or None in raw.values():
         raise UserError(f"{place} has {'more' if None in raw else 'fewer'} cells than the header")
     record: Record = {}
@@ -99,14 +99,14 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
         except ValueError as error:
             wrong = f"{name} is {raw[name]!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
-    wrong = _nonsense(record)
+    wrong = _problem(record)
     if wrong:
         raise UserError(f"{place}: {wrong}; restore the file, or leave the row out")
     return record
 
 
-def _nonsense(record: Record) -> str:
-    """Why a record whose cells each are fine cannot be; empty if it can."""
+def _problem(record: Record) -> str:
+    """The reason why a record cannot be right; empty if it can."""
     if record["status"] != "ok":
         return "" if record["value"] is None else "a failed cell has a value"
     name, estimate = (
@@ -137,7 +137,8 @@ def _filled(text: str) -> str:
 
 
 def _dataset(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]*\w", text.partition(":")[0]):  # it names the files of its board
+    name = text.partition(":")[0]
+    if not re.fullmatch(r"[\w.-]*\w", name):  # the files of its board are named after it
         raise ValueError("not the name of a data set")
     return text
 
@@ -209,4 +210,4 @@ READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("cell", "dmlbench", "started"), _filled),
     "versions": _versions,
 }
-"""Column -> what its text must be; ValueError with what it is not. Others are not read."""
+"""Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""

@@ -1,4 +1,4 @@
-"""Choose among tidy records, and lay them out by two of their columns. Pure functions."""
+"""Filter cells, and arrange their values in a table by chosen columns. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _IDENTIFYING = (*ROW, "attack_resolved", "metric")
 
 
 def column(name: str) -> str:
-    """``name`` if it is a tidy column; UserError with a suggestion otherwise."""
+    """``name`` if it is a tidy column; else UserError with a suggestion."""
     if name in TIDY_COLUMNS:
         return name
     raise UserError(unknown("column", name, TIDY_COLUMNS))
 
 
 def chosen(cells: Iterable[Cell], conditions: Sequence[Condition]) -> list[Cell]:
-    """The cells that meet every condition, each with those of its metrics that do."""
+    """The cells, and of each the metrics, that meet every condition."""
     found = []
     for cell in cells:
         records = [r for r in tidy([cell]) if _meets(r, conditions)]
@@ -44,14 +44,18 @@ def chosen(cells: Iterable[Cell], conditions: Sequence[Condition]) -> list[Cell]
 def pivot(
     cells: Iterable[Cell], rows: Sequence[str], columns: Sequence[str]
 ) -> dict[tuple[str, ...], dict[tuple[str, ...], Spread]]:
-    """Row -> column -> the value there, over the seeds if they are in neither.
+    """Row -> column -> value, averaged over seeds unless ``seed`` is among the columns.
 
-    Of two records of a number the one that tables show counts (``record_order``).
+    Args:
+        cells: cells to arrange.
+        rows: tidy columns whose values name the rows.
+        columns: tidy columns whose values name the columns.
 
     Raises:
-        UserError: values that differ in more than the seed would fall into one place.
+        UserError: values that differ in more than the seed would share a place in the table.
     """
     records = sorted((r for r in tidy(cells) if r["status"] == "ok"), key=record_order)
+    # of several records of one number the last counts, as in tables
     newest = {tuple(r[name] for name in _IDENTIFYING): r for r in records}
     places: dict[tuple[str, ...], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for r in newest.values():

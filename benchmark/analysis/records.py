@@ -1,7 +1,7 @@
-"""Cells as tables: tidy (a row a cell and metric) and wide (a row a model). Pure functions.
+"""Cells as records: tidy (one for each cell and metric) and wide (one for each model).
 
-A tidy record holds all that a table or a plot needs, so that what is rendered from stored cells
-and what is rendered from a CSV of them is the same.
+A tidy record contains everything that a table or plot needs. So a board from stored cells and a
+board from their CSV are the same. Pure functions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODEL = (
     "precision",
 )
 ROW = (*MODEL, "suite", "queries")
-COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # on the benign records
+COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # only for clean images
 TIDY_COLUMNS = (
     *ROW,
     "attack",
@@ -65,9 +65,9 @@ TIDY_COLUMNS = (
 
 
 def tidy(cells: Iterable[Cell]) -> list[Record]:
-    """A record of ``TIDY_COLUMNS`` for each cell and metric; one of a failed cell has no value.
+    """A record for each cell and metric, with keys of ``TIDY_COLUMNS``.
 
-    A training that failed has no metric either.
+    Records of failed cells have no value; a failed training has one record without a metric.
     """
     records = []
     for cell in cells:
@@ -88,7 +88,7 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
 
 
 def _origin(cell: Cell) -> Record:
-    """What became of a cell, and what produced it."""
+    """The columns for status, identity and provenance."""
     made = cell.provenance
     return {
         "status": cell.status,
@@ -108,17 +108,17 @@ def _origin(cell: Cell) -> Record:
 
 @dataclass
 class Row:
-    """A model and everything measured of it in one suite, with one choice of queries.
+    """All numbers of a model in one suite and with one number of queries.
 
     Attributes:
-        about: what it is (``ROW``).
-        records: heading -> the tidy record that gave its estimate; attack headings carry what
-            differs from the protocol, as in ``CA+ (w=5)``.
+        about: description of the row, with the keys of ``ROW``.
+        records: heading -> tidy record of its estimate. The heading of an attack names the
+            parameters that differ from the protocol, as in ``CA+ (w=5)``.
         estimates: heading -> estimate.
         better: heading -> ``higher`` or ``lower`` is better for the defender.
         digits: heading -> decimals, 1 for percentages and 3 for similarities and distances.
-        collapsed: whether the model retrieves nothing any more; None before it was measured.
-        failed: heading -> error of the cell that should have given it.
+        collapsed: True if the model retrieves nothing any more; None if not measured.
+        failed: heading -> error of its cell.
     """
 
     about: dict[str, Any]
@@ -130,7 +130,7 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
-        """Take in a number of this row, or that it failed."""
+        """Add a number, or the error of a failed cell."""
         name, variant = record["metric"], record["attack"].partition(":")[2]
         if not name:
             self.failed["training"] = record["error"]
@@ -150,9 +150,9 @@ class Row:
             self.collapsed = record["collapsed"]
 
     def settle_ers(self) -> None:
-        """Have ERS follow from its ten columns where they are there (metric N only).
+        """Compute ERS from its ten columns if they are complete (metric N only).
 
-        Its interval is that of a cell which was drawn from the same.
+        The interval is taken from an ERS cell of the same columns; else there is none.
         """
         complete = self.about["distance"] == "N" and self.estimates.keys() >= set(ERS_COLUMNS)
         columns = {name: self.estimates[name].value for name in ERS_COLUMNS if complete}
@@ -166,7 +166,7 @@ class Row:
             self.failed.pop(ERS, None)
 
     def record(self) -> dict[str, Any]:
-        """For a CSV: values, and the interval of each attack column beside it."""
+        """The row for a CSV: values, and the interval after each attack column."""
         record = dict(self.about) | {"collapsed": self.collapsed}
         for name, estimate in self.estimates.items():
             record[name] = estimate.value
@@ -177,18 +177,17 @@ class Row:
 
 
 def wide(cells: Iterable[Cell]) -> list[Row]:
-    """One row a model, suite and choice of queries, in ``order``."""
+    """One row for each model, suite and number of queries, sorted."""
     return rows(tidy(cells))
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row a model, suite and choice of queries, sorted.
+    """One row for each model, suite and number of queries, sorted.
 
-    Of two records of a number the better one counts: of the newer definition, then the one that
-    did not fail, then the later.
+    Of several records of a number one counts: of the newest definition, then one that did not
+    fail, then the latest.
 
-    Records that belong to no suite (benign metrics, a failed training) are part of every row of
-    their model.
+    Records without a suite (clean images, a failed training) are part of every row of their model.
     """
     models: dict[tuple[Any, ...], list[Record]] = {}
     for record in sorted(records, key=record_order):
@@ -209,14 +208,14 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 
 def record_order(record: Record) -> tuple[Any, ...]:
-    """Sort key: ``ORDER``; of two records of a number the one that counts comes last."""
+    """Sort key: ``ORDER``; of several records of a number the one that counts is the last."""
     definition = tuple(int(part) for part in record["versions"].split("."))
     keys = (record[key] for key in ORDER)
     return (*keys, definition, record["status"] == "ok", record["started"], record["cell"])
 
 
 def headings(rows: Sequence[Row]) -> list[str]:
-    """Every heading of ``rows``: benign metrics, ERS's columns in its order, others, the scores."""
+    """Every heading of ``rows``: clean metrics, the columns of ERS, others, scores."""
     seen = dict.fromkeys(name for row in rows for name in row.better)
     first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in seen]
     last = scores(seen)
@@ -224,7 +223,7 @@ def headings(rows: Sequence[Row]) -> list[str]:
 
 
 def scores(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that are drawn from other columns, as they are shown."""
+    """The scores among ``names``, which are computed from other columns, in table order."""
     found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
     return sorted(found, key=lambda name: (name == ERS, name))
 

@@ -1,4 +1,4 @@
-"""Numbers over the seeds of a model: their mean, deviation and interval. Pure functions."""
+"""Statistics over the seeds of a model: mean, deviation and interval. Pure functions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Spread:
     """A number over ``n`` seeds.
 
     Attributes:
-        n: how many seeds.
-        mean: over the seeds.
-        sd: sample standard deviation; None of one seed.
+        n: number of seeds.
+        mean: mean over seeds.
+        sd: sample standard deviation; None for one seed.
     """
 
     n: int
@@ -31,12 +31,12 @@ class Spread:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the 95% interval of the mean; None of one seed."""
+        """Lower end of the 95% interval of the mean; None for one seed."""
         return None if self._reach is None else self.mean - self._reach
 
     @property
     def high(self) -> float | None:
-        """Upper end of the 95% interval of the mean; None of one seed."""
+        """Upper end of the 95% interval of the mean; None for one seed."""
         return None if self._reach is None else self.mean + self._reach
 
     def as_json(self) -> dict[str, float | None]:
@@ -45,9 +45,9 @@ class Spread:
 
     @cached_property
     def _reach(self) -> float | None:
-        """Half the interval, by Student's t with n - 1 degrees of freedom.
+        """Half the width of the interval, by Student's t with n - 1 degrees of freedom.
 
-        It takes the seeds as draws from a normal distribution.
+        The numbers are assumed to be normally distributed over seeds.
         """
         if self.sd is None:
             return None
@@ -57,15 +57,15 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """``values`` (n,), n >= 1, one a seed: ``spread([1, 2, 3])`` is 2 +- 1, from -0.48 to 4.48."""
+    """The spread of ``values`` (n,), n >= 1: of 1, 2, 3 it is 2 +- 1, from -0.48 to 4.48."""
     return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows in groups that differ in nothing but the seed, one row a seed, by seed.
+    """Groups of rows that differ in the seed alone, one row for each seed, sorted by seed.
 
-    Of several rows of one seed the one that was measured last counts: weights that were trained
-    again may differ in their last bits, and a folder of images may hold others than before.
+    Of several rows with one seed the one that was measured last counts: weights that were trained
+    again may differ in their last bits, and a folder of images may have changed.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -78,16 +78,15 @@ def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _newest(row: Row) -> str:
-    """The time of the newest number in a row; it sorts as text."""
+    """The time of the newest number in a row, as text that sorts by time."""
     return max((record["started"] for record in row.records.values()), default="")
 
 
 def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """A record for each configuration.
 
-    Keys: ``CONFIGURATION``, ``seeds`` (those there are), and for each heading the mean
-    under its name, and ``sd``, ``low``, ``high`` and ``n`` after it. A seed whose cell has failed
-    does not count in ``n``.
+    Keys: ``CONFIGURATION``, ``seeds``, and for each heading its name (the mean) and its name with
+    ``sd``, ``low``, ``high`` and ``n``. A seed whose cell failed does not count in ``n``.
     """
     records = []
     for group in by_configuration(rows):

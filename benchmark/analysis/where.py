@@ -1,4 +1,4 @@
-"""Conditions of ``--where``: ``key=text``, upper and lower case alike, ``*`` for any text."""
+"""Conditions of ``--where``: ``key=text`` in any letter case; ``*`` stands for any text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dmlbench.common.suggest import unknown
 
 @dataclass(frozen=True)
 class Condition:
-    """The text that a key must have."""
+    """A condition: the value of ``key`` must match ``pattern`` as a whole."""
 
     key: str
     pattern: re.Pattern[str]
 
     def meets(self, *texts: str) -> bool:
-        """True if one of the texts, which are those of the key, is as it must be."""
+        """True if one of the values of the key matches."""
         return any(self.pattern.fullmatch(text) for text in texts)
 
 
 def condition(text: str, keys: Collection[str]) -> Condition:
-    """The condition that ``text`` spells.
+    """The condition in ``text``, ``defense=hm*``.
 
     Raises:
         UserError: it is not ``key=text``, or the key is not one of ``keys``.

@@ -1,1 +1,1 @@
-"""Everything that is written to and read from a results folder."""
+"""The results folder: cells, trained models, and the reading of foreign weights."""

@@ -1,7 +1,7 @@
-"""A cell: one measurement of a model, as a typed record. Its JSON is read and written here alone.
+"""A cell: one measurement of a model, as a typed record. Only this module knows its JSON.
 
-What a run plans (``PlannedCell``) is its identity, the facts behind it, its row in tables and its
-columns. What is stored (``Cell``) adds what was measured, or why that failed, and what measured it.
+A run plans a ``PlannedCell``: identity, facts, row in tables, columns. It stores a ``Cell``, which
+adds the numbers, or the error, and the provenance.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ ORDER = (
     "queries",
     "attack",
 )
-"""What rows are sorted by."""
+"""Fields of ``About`` that the rows of tables are sorted by."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The row of a cell in tables, for people; ``facts`` decide the identity.
+    """The description of a cell that tables show. It is no part of the identity.
 
     Attributes:
-        attack: spec as a user would write it; empty for clean images.
-        attack_resolved: the same with every value that the suite fills in.
+        attack: spec of the attack in short, ``ca+``; empty for clean images.
+        attack_resolved: the same spec with every value that the suite fills in.
         dataset: spec of the data set.
         model: spec of the network.
         distance: N, E or C.
-        recipe: where the training leaves the data set's recipe, ``epochs=2``; else empty.
-        defense: spec as a user would write it.
+        recipe: changes to the data set's training recipe, ``epochs=2``; empty without changes.
+        defense: spec of the defense in short, ``hm``.
         label: the defense in the papers' notation.
-        resolved: spec of the defense with every value; empty if the training is not known.
-        training_cost: forward and backward passes of a training step; 0 if it is not known.
-        seed: of the training.
-        precision: of the network in evaluation.
+        resolved: spec of the defense with every value; empty if the training is unknown.
+        training_cost: forward and backward passes of a training step; 0 if unknown.
+        seed: seed of the training.
+        precision: floating-point precision of the network in evaluation, ``fp32``.
         suite: the definitions that the attack follows; empty for clean images.
-        queries: how many test images were attacked, drawn at random; empty: all.
+        queries: number of test images that were attacked, drawn at random; empty: all.
     """
 
     attack: str
@@ -75,14 +75,14 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The unit of a number (``%`` or nothing), and which direction is better for the defender."""
+    """A column of results: its unit (``%`` or empty) and the better direction for the defender."""
 
     unit: str
     better: Literal["higher", "lower"]
 
 
 class ExceptionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The error that ended a cell; None where it is not known (its process is gone)."""
+    """The exception that ended a cell; None for a part that is unknown (the process died)."""
 
     type: str | None
     traceback: str | None
@@ -92,10 +92,10 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A cell before it is measured.
 
     Attributes:
-        id: ``identity(facts)``.
-        facts: everything that decides its numbers, JSON types.
-        about: its row in tables.
-        columns: name of each number -> what it is; empty for a training.
+        id: ``identity(facts)``, 16 hex digits.
+        facts: everything that decides the numbers, JSON types.
+        about: its description in tables.
+        columns: metric -> unit and better direction; empty for a training.
     """
 
     id: str
@@ -111,7 +111,7 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         seconds: float,
         provenance: Provenance,
     ) -> Cell:
-        """The cell with its numbers."""
+        """The cell after a measurement that succeeded."""
         return Cell(
             id=self.id,
             facts=self.facts,
@@ -135,7 +135,7 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         seconds: float,
         provenance: Provenance,
     ) -> Cell:
-        """The cell without numbers, and why."""
+        """The cell after a measurement that raised an error."""
         cell = self.measured({}, {}, started, seconds, provenance)
         return msgspec.structs.replace(cell, status="failed", error=error, exception=exception)
 
@@ -144,16 +144,16 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
     """A cell as it is stored, measured or failed.
 
     Attributes:
-        status: whether it has its numbers.
-        error: one line for people; of a failed cell only.
-        exception: where it was raised; of a failed cell only.
-        metrics: name -> estimate, one for each of ``columns``; empty if it failed.
-        findings: what else was seen, JSON types (``dmlbench.evaluation.Measurement``).
+        status: ``ok`` with numbers, ``failed`` with an error.
+        error: message of a failed cell; else empty.
+        exception: type and traceback of a failed cell; else None.
+        metrics: metric -> estimate, one for each of ``columns``; empty if the cell failed.
+        findings: other observations, JSON types (``evaluation.evaluator.Measurement``).
         started: seconds since 1970.
-        seconds: how long it took.
-        provenance: what measured it.
+        seconds: duration.
+        provenance: code, libraries and machine that measured it.
         schema: version of this record.
-        outcomes: SHA-256 of the Parquet file with the outcome of each query, if there is one.
+        outcomes: SHA-256 of the Parquet file with the outcome of each query; None without one.
     """
 
     status: Literal["ok", "failed"]
@@ -169,12 +169,12 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ok(self) -> bool:
-        """True if it has its numbers."""
+        """True if the measurement succeeded."""
         return self.status == "ok"
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Versions of the definitions it was measured with; newer ones compare greater."""
+        """Versions of the measurement and of the attack; newer ones compare greater."""
         return tuple(self.facts.get(key, 0) for key in ("measure_version", "attack_version"))
 
     @property
@@ -183,16 +183,16 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
         return (*(getattr(self.about, key) for key in ORDER), self.versions, self.id)
 
     def as_json(self) -> dict[str, Any]:
-        """The cell in JSON types, as it is stored."""
+        """The cell in JSON types, as it is stored on disk."""
         found: dict[str, Any] = msgspec.to_builtins(self)
         return found
 
 
 def encode(cell: Cell, place: Path) -> bytes:
-    """The content of the file at ``place``.
+    """The bytes of the cell's file at ``place``.
 
     Raises:
-        ValueError: ``decode`` would not take it.
+        ValueError: ``decode`` would refuse them, e.g. for a value out of bounds.
     """
     content = json_bytes(cell.as_json())
     decode(content, place)
@@ -200,11 +200,11 @@ def encode(cell: Cell, place: Path) -> bytes:
 
 
 def decode(content: bytes, place: Path) -> Cell:
-    """The cell in the file at ``place``, which is named after it; older schemas are brought up.
+    """The cell in the file at ``place``, ``<id>.json``; older schemas are converted to today's.
 
     Raises:
         UserError: a newer version wrote it.
-        ValueError: it is damaged; the message says in what.
+        ValueError: the file is damaged; the message says how.
     """
     try:
         cell = _DECODER.decode(content)
@@ -221,7 +221,7 @@ _DECODER = msgspec.json.Decoder(Cell)
 
 
 def _problem(cell: Cell) -> str:
-    """Why no measurement gives such a cell; empty if one can."""
+    """The reason why a cell cannot be right; empty if it can."""
     if not cell.ok:
         complete = cell.exception is not None and not cell.metrics
         return "" if complete else "a failed cell has an exception and no metrics"
@@ -235,10 +235,10 @@ def _problem(cell: Cell) -> str:
 
 
 def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> str:
-    """The reason why no measurement of a metric can give this estimate; empty if one can.
+    """The reason why an estimate of a metric cannot be right; empty if it can.
 
     Args:
-        name: of the metric, ``CA+``.
+        name: name of the metric, ``CA+``.
         estimate: its value and interval.
         bounds: the least and the largest value that the metric can have.
     """
@@ -255,7 +255,7 @@ def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> s
 
 
 def _in_schema(raw: Any, place: Path) -> dict[str, Any]:
-    """The JSON of a cell in today's schema."""
+    """A cell's JSON, converted from an older schema to today's."""
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(schema, int) or schema < 1:
         raise ValueError("it has no schema")
@@ -269,7 +269,7 @@ def _in_schema(raw: Any, place: Path) -> dict[str, Any]:
 
 
 def _since_1(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema 2 added the digest of the outcomes, and the exception of a failed cell."""
+    """From schema 1 to 2, which added the digest of outcomes and the exception of failed cells."""
     added: dict[str, Any] = {"schema": 2, "outcomes": None}
     if raw.get("status") == "failed":
         added["exception"] = {"type": None, "traceback": None}
@@ -277,7 +277,7 @@ def _since_1(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _since_2(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema 3 added the choice of queries; before, all were attacked."""
+    """From schema 2 to 3, which added the number of queries; before, all were attacked."""
     about = raw.get("about")
     added = {"about": {**about, "queries": ""}} if isinstance(about, dict) else {}
     return {**raw, **added, "schema": 3}

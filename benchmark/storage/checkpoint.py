@@ -1,4 +1,4 @@
-"""Checkpoints with a manifest: what the weights are, and what made them.
+"""Trained models on disk: a checkpoint with the weights, and a manifest that describes them.
 
 A trained model is a folder with ``checkpoint.safetensors`` and ``manifest.json``. The manifest
 holds the SHA-256 of the weights, and a checkpoint that does not match it is refused: a flipped
@@ -26,27 +26,27 @@ MANIFEST_SCHEMA = 1
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a trained model. Fields with a default are those that early versions left out.
+    """The description of a trained model. Early versions left out the fields with a default.
 
     Attributes:
         schema: version of this record.
         checkpoint: name of the file with the weights.
-        sha256: of that file.
+        sha256: digest of that file, in hex.
         training_id: identity of the training.
-        training: the facts of the training, which its identity is made of.
+        training: everything that decides the weights; ``training_id`` is its identity.
         dataset: spec of the data set.
         model: spec of the network.
         image_shape: channels and side of the images that it takes.
-        defense: spec as a user would write it.
+        defense: spec of the defense in short, ``hm``.
         resolved: spec of the defense with every value.
         label: the defense in the papers' notation.
         training_cost: forward and backward passes of a training step.
-        parameters: numbers that the network has learned.
-        processes: that shared the training.
-        history: the losses and other means of each epoch; None where there was nothing to average.
-        seconds: how long it took.
+        parameters: number of parameters of the network.
+        processes: number of processes that shared the training.
+        history: loss and other means of each epoch; None for a mean of nothing.
+        seconds: duration.
         started: seconds since 1970.
-        provenance: what trained it.
+        provenance: code, libraries and machine that trained it.
     """
 
     schema: int
@@ -69,24 +69,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest in JSON types, as it is stored."""
+        """The manifest in JSON types, as it is stored on disk."""
         found: dict[str, Any] = msgspec.to_builtins(self)
         return found
 
 
 class _Versioned(msgspec.Struct):
-    """The one field of a manifest that every version has."""
+    """A manifest of any version."""
 
     schema: int
 
 
 def save(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> Manifest:
-    """Write the weights, then the manifest (its presence says that the model is complete).
+    """Write the weights, then the manifest: a model with a manifest is complete.
 
     Args:
-        folder: where the model lies.
-        model: the network.
-        facts: the fields of the manifest but for its first three.
+        folder: folder of the model.
+        model: the trained network.
+        facts: the fields of the manifest except schema, checkpoint and sha256.
     """
     from safetensors.torch import save as to_bytes
 
@@ -99,7 +99,7 @@ def save(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a model's folder; None if there is none. The weights are not looked at.
+    """The manifest in a model's folder; None if there is none. The weights are not checked.
 
     Raises:
         UserError: it cannot be read.
@@ -118,15 +118,15 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -> Manifest | None:
-    """The manifest of a complete model, its weights verified; None if there is no manifest.
+    """The manifest in a model's folder, after a check of the weights; None if there is none.
 
     Args:
-        folder: where the model lies.
-        training: the facts of the training that should have made it, if they are known.
+        folder: folder of the model.
+        training: facts of the training that the model must come from; None: of any.
 
     Raises:
         UserError: the manifest cannot be read, the checkpoint is missing or altered, or the
-            model was made by another training.
+            model comes from another training.
     """
     manifest = read_manifest(folder)
     if manifest is None:

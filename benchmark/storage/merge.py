@@ -1,4 +1,4 @@
-"""Bring results folders together: cells by identity, models by training run."""
+"""Merge results folders: cells by identity, models by training run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from dmlbench.storage.store import Store
 
 @dataclass
 class Merged:
-    """What came over: cells and models that were not there, or had failed."""
+    """Numbers of cells and models that were copied."""
 
     cells: int = 0
     models: int = 0
 
 
 def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
-    """Copy what the target lacks; what it has stands.
+    """Copy the cells and models that the target lacks; nothing in the target is lost.
 
-    A failed cell gives way to one that succeeded. Of a model that both have with other weights,
-    the target's stands, and the source's cells of the other weights are left behind.
+    A failed cell of the target is replaced by one that succeeded. If both folders have a model
+    with different weights, the target keeps its own, and the source's cells of the other weights
+    are not copied.
 
     Raises:
         UserError: the source holds no results, or a model of it is damaged.
@@ -57,6 +58,6 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The weights, then the manifest: its presence says that the model is complete."""
+    """Copy the weights, then the manifest: a model with a manifest is complete."""
     for name in (WEIGHTS, MANIFEST):
         write_atomically(target / name, (source / name).read_bytes())

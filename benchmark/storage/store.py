@@ -1,10 +1,10 @@
-"""Results on disk: one JSON file a cell, written atomically.
+"""A results folder: one JSON file for each cell, written atomically.
 
-results/cells/<id>.json      what one cell found, with its identity and provenance
+results/cells/<id>.json      a cell: its numbers, identity and provenance
 results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
-results/runs/<id>.yaml       what each run was asked for, resolved; ``run --config`` reads it
-results/quarantine/          cells that were damaged
+results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
+results/quarantine/          damaged cells
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Store:
-    """A results folder. It needs no lock: files appear whole, and a cell's name is its identity.
+    """A results folder. It needs no lock: files appear whole, and are named by their identity.
 
-    Two processes that do the same cell write the same name, and the last one stands.
+    If two processes measure the same cell, they write the same file, and the last one is kept.
     """
 
     root: Path
 
     def model_folder(self, training_id: str) -> Path:
-        """Where the model of a training run lies."""
+        """The folder of the model of a training run."""
         return self.root / "models" / training_id
 
     def manifests(self) -> list[Manifest]:
-        """Those of the trained models; one that cannot be read is left out."""
+        """The manifests of all trained models; one that cannot be read is left out."""
         folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
         found = (self._manifest(folder) for folder in folders)
         return [manifest for manifest in found if manifest is not None]
 
     def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
-        """Write a cell under its identity, its outcomes first: the cell says that it is whole.
+        """Write the outcomes, then the cell: a cell that is there is complete.
 
         Raises:
-            CellError: no measurement gives such a cell (250%); nothing is written.
+            CellError: the cell cannot be right (a recall of 250%); nothing is written.
         """
         table, digest = b"", None
         if outcomes is not None:
@@ -70,31 +70,31 @@ class Store:
         try:
             content = encode(msgspec.structs.replace(cell, outcomes=digest), path)
         except ValueError as error:
-            raise CellError(f"it was measured, but cannot be right: {error}") from None
+            raise CellError(f"the result cannot be right: {error}") from None
         if outcomes is not None:
             write_atomically(self._path(cell.id, "parquet"), table)
         write_atomically(path, content)
 
     def get(self, cell_id: str) -> Cell | None:
-        """The cell of that identity, or None if there is none that can be trusted."""
+        """The cell of that identity; None if there is none, or its file is damaged."""
         path = self._path(cell_id)
         return _read(path) if path.is_file() else None
 
     def done(self, cell_id: str) -> Cell | None:
-        """The cell of that identity if it has succeeded and its outcomes are there."""
+        """The cell of that identity if it succeeded and its outcomes are there; else None."""
         cell = self.get(cell_id)
         whole = cell is not None and cell.ok
         return cell if whole and self._path(cell_id, "parquet").is_file() else None
 
     def remove(self, cell_id: str) -> None:
-        """Forget a cell, if it is there."""
+        """Delete a cell, if it is there."""
         self._path(cell_id).unlink(missing_ok=True)
 
     def outcomes(self, cell_id: str) -> pd.DataFrame:
-        """The outcome of each query: columns as in the cell's metrics, rows by test index.
+        """The outcome of each query: a column for each metric, rows by test index.
 
         Raises:
-            UserError: they are not what the cell was stored with; both are in quarantine then.
+            UserError: they have changed since the cell was stored; both are moved to quarantine.
         """
         import pandas as pd
 
@@ -110,7 +110,7 @@ class Store:
         return pd.read_parquet(io.BytesIO(content))
 
     def read(self) -> tuple[list[Cell], list[Path]]:
-        """Every cell, and the files that cannot be read or are not what their name says."""
+        """Every cell, and the paths of damaged files."""
         found, damaged = [], []
         for path in self._paths():
             cell = _read(path)
@@ -121,21 +121,21 @@ class Store:
         return found, damaged
 
     def whole(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those that have failed or whose outcomes are there; the others count as not done."""
+        """The cells without those whose outcomes are missing: these must be measured again."""
         outcomes = {path.stem for path in (self.root / "cells").glob("*.parquet")}
         return [cell for cell in cells if not cell.ok or cell.id in outcomes]
 
     def repair(self, damaged: Iterable[Path]) -> None:
-        """Move damaged cells to ``quarantine/`` and remove what killed writers have left."""
+        """Move damaged cells to ``quarantine/`` and delete temporary files of killed processes."""
         for path in damaged:
             self._quarantine(path)
         remove_abandoned(self.root)
 
     def cells(self) -> list[Cell]:
-        """Every cell that stands, sorted by what it is about (``Cell.order``).
+        """Every cell that counts, sorted by ``Cell.order``.
 
-        A cell of weights that have been replaced since (its training run is here, with another
-        checkpoint) does not stand.
+        A cell of weights that were replaced (the folder has the model of its training run with
+        another checkpoint) does not count.
         """
         found, _ = self.read()
         trainings = {str(cell.facts["training"]) for cell in found if "training" in cell.facts}
@@ -155,31 +155,31 @@ class Store:
         return sorted((self.root / "cells").glob("*.json"))
 
     def state(self) -> list[tuple[str, int]]:
-        """Names and times of the cells' files: it changes when a cell is written or removed."""
+        """Names and times of the cells' files, which change when a cell is written or deleted."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "cells") as entries:
             return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
         return []
 
     @property
     def quarantine(self) -> Path:
-        """Where damaged cells are moved to."""
+        """The folder that damaged cells are moved to."""
         return self.root / "quarantine"
 
     def _quarantine(self, path: Path) -> None:
-        """Move a cell file, and its outcomes, out of the way."""
+        """Move a cell's file and its outcomes to the quarantine."""
         folder = self.quarantine
         try:
             folder.mkdir(exist_ok=True)
             for file in (path, path.with_suffix(".parquet")):
-                with contextlib.suppress(FileNotFoundError):  # another run was faster
+                with contextlib.suppress(FileNotFoundError):  # another run has moved it
                     file.replace(folder / file.name)
         except OSError as error:
             raise UserError(f"cannot move {path} to {folder}: {error.strerror}") from None
 
     def _manifest(self, folder: Path) -> Manifest | None:
-        """The manifest there; None if there is none, or it cannot be read.
+        """The manifest in a model's folder; None if there is none, or it cannot be read.
 
-        The error is raised where the model is needed.
+        The error is raised where the model itself is used.
         """
         try:
             return read_manifest(folder)
@@ -188,7 +188,7 @@ class Store:
 
 
 def _read(path: Path) -> Cell | None:
-    """The cell in a file, in today's schema; None if it is damaged.
+    """The cell in a file, converted to today's schema; None if the file is damaged.
 
     Raises:
         UserError: a newer version wrote it.

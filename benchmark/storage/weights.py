@@ -1,4 +1,4 @@
-"""Weights from files, whoever made them, read without running code that a file may hold."""
+"""Read weights from files of any origin, without running code that a file may contain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "robrank."
 
 
 class _StandIn:
-    """What a class named in a Lightning checkpoint becomes: it keeps nothing and does nothing."""
+    """An empty replacement for a class that a Lightning checkpoint names."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -28,10 +28,11 @@ class _StandIn:
 def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     """The state dict in a safetensors file, a PyTorch file or a checkpoint of PyTorch Lightning.
 
-    PyTorch files are read with ``weights_only``. A Lightning checkpoint (RobRank's models) names
-    classes of its callbacks, which that refuses: here those of Lightning's and RobRank's own
-    modules become inert stand-ins, nothing is imported, and every other class is still refused.
-    Of its state only ``backbone.*`` is returned, not the parameters of its loss.
+    PyTorch files are read with ``weights_only``, which refuses every class but tensors. A
+    Lightning checkpoint (RobRank's models) also names classes of its callbacks: those of
+    Lightning's and RobRank's own modules are replaced by empty ones, nothing is imported, and every
+    other class is still refused. Only its ``backbone.*`` is returned, not the parameters of its
+    loss.
 
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
@@ -64,7 +65,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """``model.load_state_dict`` for a state without the version marks that safetensors drops.
+    """``model.load_state_dict`` for a state that has lost its version marks, as in safetensors.
 
     Raises:
         RuntimeError: the names or the shapes are not the model's.
@@ -85,7 +86,7 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
 
 
 def _refusal(error: Exception) -> str:
-    """What of a file PyTorch refused, out of the page that it says about it."""
+    """The reason why PyTorch refused a file, in a few words instead of its page."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     return f"it names {named[1]}" if named else "it is no file of PyTorch's or safetensors'"
 
