@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dmlbench.datasets.base import RetrievalData, Split
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.testing import tiny_data
 from tests.faults import Sweeps, install
 from tests.zygote import Zygote
 
@@ -62,18 +62,9 @@ absent-card = dmlbench_test_plugin:NoCard
 """
 
 
-def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
-    """Noisy copies of class prototypes: learnable, not separable without learning."""
-    prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, size, size))
-    noise = np.random.default_rng(seed).normal(0, 60, (classes * each, 1, size, size))
-    labels = np.repeat(np.arange(classes), each)
-    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
-    return Split(images, labels.astype(np.int64))
-
-
 @pytest.fixture(scope="session")
 def tiny() -> RetrievalData:
-    return RetrievalData(make_split(1, each=16), make_split(2))
+    return tiny_data()
 
 
 # a busy machine fails no property: how long an example takes is not what is tested
