@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dmlbench.datasets.base import RetrievalData
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.datasets.base import DATASETS, RetrievalData
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data
 from tests.faults import Sweeps, install
 from tests.zygote import Zygote
@@ -76,6 +80,19 @@ torch.set_num_threads(1)  # the tests run in two processes, and so do the comman
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test loads or registers is forgotten after it."""
+    every = (ATTACKS, DEFENSES, DATASETS, MODELS)
+    known = [(registry.names() and dict(registry._classes), registry) for registry in every]
+    paths = list(sys.path)
+    yield
+    sys.path[:] = paths
+    for classes, registry in known:
+        assert isinstance(classes, dict)
+        registry._classes = classes  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")
