@@ -126,7 +126,8 @@ def alone(s: Subject) -> None:
 def untouched(s: Subject) -> None:
     """The images are not changed in place."""
     given = s.images.clone()
-    _embedded(s.network, given)
+    with torch.no_grad():
+        s.network(given)
     require(
         torch.equal(given, s.images),
         "it changes the images it is given, and the perturbation with them: work on a copy (no "
@@ -155,7 +156,8 @@ def trainable(s: Subject) -> None:
     before = _embedded(network, s.images)
     with global_seeds(0):
         e = network(s.images)
-    (e[0] - e[1]).square().sum().backward()
+    if e.requires_grad:
+        (e[0] - e[1]).square().sum().backward()
     require(
         any(p.grad is not None and p.grad.any() for p in learned),
         "no parameter gets a gradient: it cannot be trained. Leave out detach() and "
