@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dmlbench.datasets.base import RetrievalData, Split
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.datasets.base import DATASETS, RetrievalData
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.models.base import MODELS
+from dmlbench.testing import tiny_data
 from tests.faults import Sweeps, install
 from tests.zygote import Zygote
 
@@ -62,18 +66,9 @@ absent-card = dmlbench_test_plugin:NoCard
 """
 
 
-def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
-    """Make noisy copies of one image per class: a model can learn the classes."""
-    prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, size, size))
-    noise = np.random.default_rng(seed).normal(0, 60, (classes * each, 1, size, size))
-    labels = np.repeat(np.arange(classes), each)
-    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
-    return Split(images, labels.astype(np.int64))
-
-
 @pytest.fixture(scope="session")
 def tiny() -> RetrievalData:
-    return RetrievalData(make_split(1, each=16), make_split(2))
+    return tiny_data()
 
 
 # a busy machine fails no property: how long an example takes is not what is tested
@@ -85,6 +80,19 @@ torch.set_num_threads(1)  # the tests run in two processes, and so do the comman
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test loads or registers is forgotten after it."""
+    every = (ATTACKS, DEFENSES, DATASETS, MODELS)
+    known = [(registry.names() and dict(registry._classes), registry) for registry in every]
+    paths = list(sys.path)
+    yield
+    sys.path[:] = paths
+    for classes, registry in known:
+        assert isinstance(classes, dict)
+        registry._classes = classes  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_weights_survive_safetensors(
 ) -> None:
     """MnasNet insists on a version mark that safetensors does not keep."""
     model = built[name].eval()
-    checkpoint.save(tmp_path, model, {})
+    checkpoint.save_weights(tmp_path / checkpoint.WEIGHTS, model)
     torch.manual_seed(1)
     fresh = parse_model(spell(name, weights="none", dim=6)).build(3, SIDE).eval()
     images = torch.rand(2, 3, SIDE, SIDE)
@@ -237,7 +237,7 @@ def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
     assert not torch.equal(fresh(images), model(images))
     checkpoint.load_weights(tmp_path / "last.ckpt", fresh)
     assert torch.equal(fresh(images), model(images))
-    checkpoint.save(tmp_path, fresh, {})
+    checkpoint.save_weights(tmp_path / checkpoint.WEIGHTS, fresh)
     checkpoint.load_weights(tmp_path / checkpoint.WEIGHTS, model)  # as it is named today
     torch.save({"backbone.layers.0.downsample.reduction.weight": images}, tmp_path / "part.pt")
     with pytest.raises(UserError, match=r"does not fit the model: .*Missing key"):

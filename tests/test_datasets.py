@@ -19,7 +19,7 @@ from dmlbench.core import spec
 from dmlbench.datasets import cifar, fashion, mnist
 from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
 from dmlbench.models.base import parse_model
-from tests.conftest import make_split
+from dmlbench.testing import make_split
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
-from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.cli.main import main
-from dmlbench.compute.embedding import embed
-from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from tests.outside import BLOCKS, TEST
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FILES = dict(zip(re.findall(r"`(\w+\.py)`:\n", CONTRIBUTING), BLOCKS, strict=False))
+CHECKS = [line for line in CONTRIBUTING.splitlines() if line.startswith("dmlbench check ")]
 COMMANDS = [line.partition("#")[0] for line in README.splitlines() if line.startswith("dmlbench ")]
 
 
@@ -51,23 +49,45 @@ def test_the_ci_runs_the_readmes_test_line() -> None:
     assert "grep -m1 'venv .venv.*pytest$' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_attack_in_contributing_works(tiny: RetrievalData, tmp_path: Path) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    (tmp_path / "contributed.py").write_text(code)
-    sys.path.insert(0, str(tmp_path))
-    try:
-        from contributed import TowardsAttack  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(tmp_path))
-        ATTACKS._classes.pop("towards", None)
-    model = C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-    gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
-    index = torch.arange(len(images))
-    found = {}
-    for eps in (0.0, 0.3):
-        attack = TowardsAttack(eps=eps).resolve(Threat(0.1, 0.05, 6))
-        attacked = attack.run(model, images, index, gallery, seed=0)
-        found[eps] = attacked.outcomes["TOW:D"].mean()
-    assert found[0.3] < found[0.0]
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("command", CHECKS)
+def test_the_methods_in_contributing_pass_their_checks(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file as it is written there, checked by the line that stands below it."""
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+
+
+def test_contributing_shows_a_whole_one_of_each_kind() -> None:
+    shown = [spec.partition(":")[0] for command in CHECKS for spec in shlex.split(command)[2:]]
+    assert shown == list(FILES) == ["towards.py", "near.py", "stripes.py", "nets.py"]
+
+
+@pytest.mark.usefixtures("registries")
+def test_the_test_in_contributing_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "towards.py").write_text(FILES["towards.py"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found: dict[str, Any] = {}
+    exec(TEST, found)
+    found["test_towards"]()
+
+
+RUNS = [line for line in CONTRIBUTING.splitlines() if line.startswith("dmlbench run ")]
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("command", RUNS)
+def test_the_runs_in_contributing_parse(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets as far as a results folder that cannot be."""
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, [*shlex.split(command)[1:], "--results", "file"])
+    assert re.search("not a folder|Not a directory", done.output), done.output

@@ -21,12 +21,6 @@ LEVELS = (
     *("attacks.engine", "attacks.base", "attacks", "defenses", "training", "evaluation"),
     *("analysis", "sweep", "report", "api", "testing", "dmlbench", "cli", "__main__"),
 )
-EXCEPTIONS = {  # (importing, imported): the reason why it is still there
-    ("dmlbench.storage.store", "dmlbench.analysis.records"): "Store.export flattens cells",
-    ("dmlbench.storage.store", "dmlbench.analysis.seeds"): "Store.export averages over seeds",
-    ("dmlbench.datasets.files.archive", "dmlbench.datasets.base"): "HOME lies there",
-    ("dmlbench.datasets.files.cache", "dmlbench.datasets.base"): "HOME lies there",
-}
 
 
 def source_files(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
@@ -75,13 +69,11 @@ for module, path in MODULES.items():
 
 def test_every_import_points_down_or_stays_in_its_folder() -> None:
     up = {(a, b) for a, found in IMPORTS.items() for b in found if level(b) > level(a)}
-    assert sorted(up - EXCEPTIONS.keys()) == []
-    assert sorted(EXCEPTIONS.keys() - up) == [], "mended: remove it from EXCEPTIONS"
+    assert sorted(up) == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    without = {a: {b for b in found if (a, b) not in EXCEPTIONS} for a, found in IMPORTS.items()}
-    TopologicalSorter(without).prepare()  # CycleError names the circle
+    TopologicalSorter(IMPORTS).prepare()  # CycleError names the circle
 
 
 def test_importing_the_command_line_imports_no_torch() -> None:

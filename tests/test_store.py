@@ -489,7 +489,8 @@ def test_a_checkpoint_round_trips(saved: Path) -> None:
 def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:
     path = saved / checkpoint.MANIFEST
     text = json.loads(path.read_text())
-    assert list(text) == list(checkpoint.Manifest.__struct_fields__)
+    fields = [name for name in checkpoint.Manifest.__struct_fields__ if name != "image_shape"]
+    assert list(text) == fields  # image_shape came later: it is written where it is known
     early = {k: v for k, v in text.items() if k not in ("model", "resolved", "processes")}
     path.write_text(json.dumps(early))
     assert checkpoint.verified_manifest(saved) == manifest(sha256=text["sha256"])

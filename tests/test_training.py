@@ -25,10 +25,10 @@ from dmlbench.defenses.none import NoDefense
 from dmlbench.evaluation.evaluator import evaluation
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
+from dmlbench.testing import make_split
 from dmlbench.training import batches, trainer
 from dmlbench.training.log import LOG, TENSORBOARD
 from dmlbench.training.trainer import Monitoring, Training, train
-from tests.conftest import make_split
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
 CPU = Compute("cpu")

@@ -70,7 +70,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_json(self) -> dict[str, Any]:
         """The manifest in JSON types, as it is stored on disk."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return found
 
 
@@ -78,6 +78,14 @@ class _Versioned(msgspec.Struct):
     """A manifest of any version."""
 
     schema: int
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the state dict of ``model`` as safetensors."""
+    from safetensors.torch import save as to_bytes
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, to_bytes(state))
 
 
 def save(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> Manifest:
@@ -88,10 +96,7 @@ def save(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> Manifest:
         model: the trained network.
         facts: the fields of the manifest except schema, checkpoint and sha256.
     """
-    from safetensors.torch import save as to_bytes
-
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, to_bytes(state))
+    save_weights(folder / WEIGHTS, model)
     digest = file_sha256(folder / WEIGHTS)
     manifest = Manifest(schema=MANIFEST_SCHEMA, checkpoint=WEIGHTS, sha256=digest, **facts)
     write_json(folder / MANIFEST, manifest.as_json())

@@ -107,7 +107,10 @@ def form(s: Subject) -> None:
             f"the {part} labels are {split.labels.dtype} of shape {split.labels.shape}: they must "
             f"be int64, one an image, ({shape[0]},)",
         )
-        require(not len(split) or split.labels.min() >= 0, f"a {part} label is negative")
+        require(
+            not len(split) or split.labels.min() >= 0,
+            f"a {part} label is negative: number the classes from 0",
+        )
     train, test = (split.images.shape[1:] for split in s.splits.values())
     require(train == test, f"train images are {train} and test images {test}: make them alike")
     crop = s.data.crop

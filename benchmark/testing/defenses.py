@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,14 +53,15 @@ class Subject:
         """A fresh run, a batch, and what the defense makes of it."""
         run = Run(self.defense, self.data)
         batch = run.batch(0)
-        return run, batch, self.defense.step(run.model, batch, run.state)
+        return run, batch, run.defense.step(run.model, batch, run.state)
 
 
 class Run:
     """A training that does what the trainer does, a step at a time."""
 
     def __init__(self, defense: Defense, data: RetrievalData) -> None:
-        self.defense, self.data, self.done = defense, data, 0
+        self.defense = dataclasses.replace(defense)  # nothing that an earlier run left in it
+        self.data, self.done = data, 0
         self.model: EmbeddingModel = tiny_network().train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -103,7 +104,7 @@ class Run:
         torch.save(saved | {"defense": self.state}, buffer)
         buffer.seek(0)
         found = torch.load(buffer, weights_only=True)
-        run = Run(copy.deepcopy(self.defense), self.data)
+        run = Run(self.defense, self.data)
         run.model.load_state_dict(found["model"])
         run.optimizer.load_state_dict(found["optimizer"])
         if run.companion is not None:
@@ -188,7 +189,7 @@ def cost(s: Subject) -> None:
     inner = cost - 1
     rows, rest = divmod(found.full_passes, inner) if inner else (1, found.full_passes)
     require(
-        rest == 0 and 1 <= rows <= len(batch.labels),
+        rest == 0 and (not inner or len(batch.labels) // 2 <= rows <= len(batch.labels)),
         f"training_cost is {cost}, so that {inner} adversarial passes a triplet are expected, but "
         f"the step reports {found.full_passes} for {len(batch.labels)} images: boards plot "
         "robustness over this cost; return eta + 1, and the passes that PGD reports",
@@ -200,7 +201,7 @@ def randomness(s: Subject) -> None:
     run = Run(s.defense, s.data)
     batch = run.batch(0)
     with global_seeds(1), no_global_randomness("step()", type(s.defense).__mro__):
-        s.defense.step(run.model, batch, run.state)
+        run.defense.step(run.model, batch, run.state)
     found = []
     for seed in (1, 2):
         with global_seeds(seed):

@@ -65,7 +65,7 @@ def own_entry(attack: Attack, seed: int) -> None:
     gallery.nearest_of_another_class()
     gallery.nearest_unlike_the_top1()
     assert gallery.tie > 0
-    for query in range(0, ITEMS, 4):
+    for query in range(0, ITEMS, 7):
         index, clean = torch.tensor([query]), x[query : query + 1]
         noise = torch.randn(1, DIMENSIONS, dtype=torch.float64, generator=generator)
         neighbour = x[gallery.nearest(1)[query].long()]
