@@ -15,7 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(
-        "--dataset", default="fashion-mini", show_default=True, metavar="SPEC", help="Data set."
+        "--dataset",
+        default="fashion-mini",
+        show_default=True,
+        metavar="SPEC",
+        help="Data set. A SPEC is a name, MODULE:CLASS or FILE.py:CLASS, and :KEY=VALUE,... behind "
+        "it.",
     ),
     "defenses": click.option(
         "--defense",
@@ -26,7 +31,9 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="Defense to train, or 'all'. May be repeated.",
     ),
     "model": click.option(
-        "--model", metavar="SPEC", help="Network, or MODULE:FACTORY. Default: the data set's."
+        "--model",
+        metavar="SPEC",
+        help="Network; also a function, MODULE:FACTORY. Default: the data set's.",
     ),
     "recipe": click.option(
         "--recipe",
