@@ -20,7 +20,8 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         show_default=True,
         metavar="SPEC",
         help="Data set; 'dmlbench list datasets' shows all. It sets network, training recipe and "
-        "the adversary, unless other options change them.",
+        "the adversary, unless other options change them. A SPEC is a name, MODULE:CLASS or "
+        "FILE.py:CLASS, and :KEY=VALUE,... behind it.",
     ),
     "defenses": click.option(
         "--defense",
@@ -33,8 +34,8 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "model": click.option(
         "--model",
         metavar="SPEC",
-        help="Network that embeds the images, e.g. resnet18, or MODULE:FACTORY for one of your "
-        "own. Default: the data set's.",
+        help="Network that embeds the images, e.g. resnet18, or a function of your own, "
+        "MODULE:FACTORY. Default: the data set's.",
     ),
     "recipe": click.option(
         "--recipe",
