@@ -172,6 +172,7 @@ class Evaluation:
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "radius": radius,
             "flat_start": flat / len(index),
+            "passes": passes / len(index),
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),

@@ -63,7 +63,7 @@ _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
     "(broken) to 100 (untouched).",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
-    "GTM, in percent.",
+    "GTM, in percent. In the suite auto it also has to be right under Top1.",
 }
 
 
