@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.embedding_shift import NUDGE
+from dmlbench.attacks.embedding_shift import FIRST_OFFSET
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.classes import Classes, Nearest
 from dmlbench.attacks.engine.gallery import Gallery
@@ -160,8 +160,8 @@ def knn_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, st
 
 
 def shift_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, step: int) -> Slope:
-    """Minus the distance from the clean embedding, which is nudged in the first step as in ES."""
-    origin = goal.gallery.embeddings[goal.index] + (NUDGE if step == 0 else 0)
+    """Minus the distance from the clean embedding, which is offset in the first step as in ES."""
+    origin = goal.gallery.embeddings[goal.index] + (FIRST_OFFSET if step == 0 else 0)
     metric = goal.gallery.metric
     return Slope(-rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric))
 
