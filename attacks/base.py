@@ -66,6 +66,7 @@ class Column:
         bounds: the least and the largest value that a query can have: (low, high), or such a pair
             for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
         rank: true if the value of a query is a percentile rank; plots show its distribution.
+        median: heading of the median over queries, where tables have that beside the mean.
     """
 
     name: str
@@ -74,6 +75,15 @@ class Column:
     help: str = ""
     bounds: Bounds | Mapping[Metric, Bounds] | None = None
     rank: bool = False
+    median: str = ""
+
+    @property
+    def headings(self) -> tuple[Column, ...]:
+        """Itself, and its median as a column of tables."""
+        if not self.median:
+            return (self,)
+        of = f"Median of {self.name}, whose mean is beside it. {self.help}"
+        return self, dataclasses.replace(self, name=self.median, median="", help=of)
 
     def within(self, metric: Metric) -> Bounds:
         """The least and the largest value under ``metric``, infinite where there is none."""
@@ -151,13 +161,18 @@ class Attack(Component, abc.ABC):
     )
 
     @classmethod
+    def headings(cls) -> list[Column]:
+        """The columns of tables that it fills."""
+        return [heading for column in cls.columns for heading in column.headings]
+
+    @classmethod
     def conflict(cls, others: Iterable[type[Component]]) -> str | None:
         """A column that is another attack's, or a benign metric's: a table has one of each name."""
         taken = dict.fromkeys(RESERVED, "a metric of the benchmark")
         for other in others:
             if issubclass(other, Attack) and other.card.name != cls.card.name:
-                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.columns}
-        for column in cls.columns:
+                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.headings()}
+        for column in cls.headings():
             if column.name in taken:
                 return (
                     f"its column {column.name!r} is that of {taken[column.name]}: tables would mix "

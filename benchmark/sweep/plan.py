@@ -120,7 +120,7 @@ def planned_attacks(
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.shown(attack),
         }
-        columns = {column.name: _info(attack, column) for column in attack.columns}
+        columns = {column.name: _info(attack, column) for column in attack.headings()}
         found.append(PlannedAttack(attack, queries, facts, about, columns))
     return found
 
