@@ -9,10 +9,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 
+from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
 from dmlbench.attacks.engine.optimizer import Perturbed
@@ -21,7 +22,7 @@ from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
 from dmlbench.core import spec
-from dmlbench.core.protocol import SUITES
+from dmlbench.core.protocol import AUTO_STEPS, OPTIMIZER_OF, SUITES
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import SLACK, Metric
@@ -49,6 +50,7 @@ RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS")
 
 
 Bounds = tuple[float, float]
+OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Column:
         bounds: the least and the largest value that a query can have: (low, high), or such a pair
             for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
         rank: true if the value of a query is a percentile rank; plots show its distribution.
+        median: heading of the median over queries, where tables have that beside the mean.
     """
 
     name: str
@@ -72,6 +75,15 @@ class Column:
     help: str = ""
     bounds: Bounds | Mapping[Metric, Bounds] | None = None
     rank: bool = False
+    median: str = ""
+
+    @property
+    def headings(self) -> tuple[Column, ...]:
+        """Itself, and its median as a column of tables."""
+        if not self.median:
+            return (self,)
+        of = f"Median of {self.name}, whose mean is beside it. {self.help}"
+        return self, dataclasses.replace(self, name=self.median, median="", help=of)
 
     def within(self, metric: Metric) -> Bounds:
         """The least and the largest value under ``metric``, infinite where there is none."""
@@ -110,9 +122,10 @@ class Attacked:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Component, abc.ABC):
-    """A white-box attack by PGD in an L-infinity ball.
+    """A white-box attack in an L-infinity ball.
 
-    A field that is None (``auto``) is filled in from the data set's card by ``resolve``.
+    A field that is None (``auto``) is filled in from the suite and the data set's card by
+    ``resolve``; ``optimizer`` stays None where it is the suite's.
     """
 
     columns: ClassVar[tuple[Column, ...]]
@@ -121,9 +134,13 @@ class Attack(Component, abc.ABC):
         None, "radius of the L-infinity ball", at_least=0, at_most=1, pixels=True
     )
     alpha: float | None = parameter(
-        None, "size of a step; eps where steps=1 (FGSM)", above=0, at_most=1, pixels=True
+        None,
+        "size of a step; eps where steps=1 (FGSM); of APGD the first, usually 2 eps",
+        above=0,
+        at_most=1,
+        pixels=True,
     )
-    steps: int | None = parameter(None, "PGD steps", at_least=1)
+    steps: int | None = parameter(None, "steps of the optimizer", at_least=1)
     restarts: int = parameter(
         0,
         "random starts in the ball, of which each query's worst counts; 0: the clean image",
@@ -131,9 +148,22 @@ class Attack(Component, abc.ABC):
     )
     suite: str | None = parameter(
         None,
-        "definitions: the papers' (strict) or the published code's (ers)",
+        "the papers' definitions (strict), the published code's (ers), or the papers' under a "
+        "strong optimizer (auto)",
         choices=SUITES,
     )
+    optimizer: str | None = parameter(
+        None,
+        "what minimises the loss: fixed sign steps (pgd), or steps that adapt to each query "
+        "(apgd); auto: the suite's",
+        choices=tuple(OPTIMIZERS),
+        late=True,
+    )
+
+    @classmethod
+    def headings(cls) -> list[Column]:
+        """The columns of tables that it fills."""
+        return [heading for column in cls.columns for heading in column.headings]
 
     @classmethod
     def conflict(cls, others: Iterable[type[Component]]) -> str | None:
@@ -141,8 +171,8 @@ class Attack(Component, abc.ABC):
         taken = dict.fromkeys(RESERVED, "a metric of the benchmark")
         for other in others:
             if issubclass(other, Attack) and other.card.name != cls.card.name:
-                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.columns}
-        for column in cls.columns:
+                taken |= {c.name: f"the attack {other.card.name!r}" for c in other.headings()}
+        for column in cls.headings():
             if column.name in taken:
                 return (
                     f"its column {column.name!r} is that of {taken[column.name]}: tables would mix "
@@ -166,13 +196,36 @@ class Attack(Component, abc.ABC):
         outcomes: Outcomes = goal.outcome(after)
         return outcomes
 
+    def perturb(
+        self,
+        optimizer: PGD | APGD,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        goal: Any,
+        start: torch.Tensor | None,
+    ) -> Perturbed:
+        """Search the ball around ``images`` from ``start``, or from the images themselves."""
+        return optimizer.run(embed, images, goal, start)
+
     def resolve(self, threat: Threat) -> Self:
         """The attack with every ``auto`` field filled in from ``threat``."""
-        steps = self.steps or threat.steps
-        eps = threat.eps if self.eps is None else self.eps
-        alpha = self.alpha or (eps or threat.alpha if steps == 1 else threat.alpha)
         suite = self.suite or threat.suite
-        return dataclasses.replace(self, eps=eps, alpha=alpha, steps=steps, suite=suite)
+        steps = self.steps or (AUTO_STEPS if suite == "auto" else threat.steps)
+        eps = threat.eps if self.eps is None else self.eps
+        usual = OPTIMIZER_OF[suite]
+        if (self.optimizer or usual) == "apgd":
+            alpha = self.alpha or min(2 * eps, 1) or threat.alpha
+        else:
+            alpha = self.alpha or (eps or threat.alpha if steps == 1 else threat.alpha)
+        optimizer = None if self.optimizer == usual else self.optimizer
+        return dataclasses.replace(
+            self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
+        )
+
+    @property
+    def most_passes(self) -> int:
+        """Forward-backward passes that a query takes at most; steps must be resolved."""
+        return (self.steps or 0) * max(1, self.restarts)
 
     @property
     @final
@@ -209,21 +262,19 @@ class Attack(Component, abc.ABC):
         from dmlbench.compute.embedding import embed, frozen
 
         spec.check(self)
-        if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
-            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
+        optimizer = self.optimiser(active_set)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
-        pgd = PGD(self.eps, self.alpha, self.steps, active_set)
         found: Attacked | None = None
         with frozen(model):
             for restart in range(max(1, self.restarts)):
                 start = None
                 if self.restarts:
-                    start = random_start(images, self.eps, index, seed, restart)
-                perturbed = pgd.run(lambda x: embed(model, x), images, goal, start)
+                    start = random_start(images, self.eps or 0, index, seed, restart)
+                perturbed = self.perturb(optimizer, lambda x: embed(model, x), images, goal, start)
                 with torch.no_grad():
                     after = embed(model, perturbed.images)
                 outcomes = self.read(goal, perturbed, after)
@@ -234,6 +285,14 @@ class Attack(Component, abc.ABC):
                 found = one if found is None else self._worse(found, one)
         assert found is not None
         return found
+
+    @final
+    def optimiser(self, active_set: bool = True) -> PGD | APGD:
+        """What searches the ball; the attack must be resolved."""
+        if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
+            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
+        kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
+        return kind(self.eps, self.alpha, self.steps, active_set)
 
     def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
         """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""

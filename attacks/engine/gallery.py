@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.lazy import torch
@@ -13,6 +15,8 @@ from dmlbench.metrics.retrieval import retrieval
 BLOCK_CELLS = 16_000_000  # distances held at once: 128 MB in float64, 264 rows of SOP
 PART = 8192  # gallery items converted to float64 at once
 TOP_SHARE = 100  # "the nearest 1%"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Gallery:
     embeddings: torch.Tensor
     labels: torch.Tensor
     metric: Metric
-    _shared: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -43,12 +47,17 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def shared(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` returns, made once for all attacks and kept as ``name``."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        kept: T = self._shared[name]
+        return kept
+
     @property
     def tie(self) -> float:
         """Two distances that differ by less than this are tied (``tie_tolerance``). Kept."""
-        if "tie" not in self._shared:
-            self._shared["tie"] = torch.tensor(tie_tolerance(self.embeddings))
-        return float(self._shared["tie"])
+        return self.shared("tie", lambda: float(torch.tensor(tie_tolerance(self.embeddings))))
 
     def distances(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, N) float64 distances of ``queries`` (B, D) to every item.
@@ -107,13 +116,15 @@ class Gallery:
     def _nearest_unlike(self, name: str, reference: torch.Tensor) -> torch.Tensor:
         if bool((self.labels == self.labels[0]).all()):
             raise CellError("the gallery holds a single class: no item has another label")
-        if name not in self._shared:
+
+        def search() -> torch.Tensor:
             blocks = []
             for rows in self._blocks():
                 alike = reference[rows][:, None] == self.labels
                 blocks.append(self._others(rows).masked_fill_(alike, torch.inf).argmin(1))
-            self._shared[name] = torch.cat(blocks)
-        return self._shared[name]
+            return torch.cat(blocks)
+
+        return self.shared(name, search)
 
     def _others(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, N) distances of the items at ``rows`` to all, inf to the item itself."""

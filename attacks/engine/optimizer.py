@@ -3,15 +3,17 @@
 The objective gives dL/de for the embeddings directly, so no graph is ever built over the gallery.
 
 A sample whose dL/de is zero is done: PGD's sign(0) = 0 leaves it where it is, in this step and
-therefore in every later one. It leaves the batch. This is exact, not a heuristic.
+therefore in every later one, and APGD keeps its best image. It leaves the batch. This is exact,
+not a heuristic.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from dmlbench.attacks.engine.objective import Objective, RowWise
 from dmlbench.common.errors import CellError
@@ -40,6 +42,18 @@ class Perturbed:
     last_embeddings: torch.Tensor
     flat_start: torch.Tensor
 
+    def replaced(self, rows: torch.Tensor, other: Perturbed) -> Perturbed:
+        """With the images of the samples ``rows`` (b,) from ``other``, whose cost is added.
+
+        ``full_passes`` and ``flat_start`` stay as they are.
+        """
+        return dataclasses.replace(
+            self,
+            images=self.images.index_copy(0, rows, other.images),
+            last_embeddings=self.last_embeddings.index_copy(0, rows, other.last_embeddings),
+            passes=self.passes + other.passes,
+        )
+
 
 @dataclass(frozen=True)
 class Ball(RowWise):
@@ -49,8 +63,8 @@ class Ball(RowWise):
     high: torch.Tensor
 
     @classmethod
-    def around(cls, clean: torch.Tensor, eps: float) -> Ball:
-        """The balls of radius ``eps`` around the images ``clean``."""
+    def around(cls, clean: torch.Tensor, eps: float | torch.Tensor) -> Ball:
+        """The balls around the images ``clean`` (B, ...), of one radius or of (B, 1, ...)."""
         return cls((clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1))
 
     def project_(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,12 +98,15 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     """Minimises an objective over the images in an L-infinity ball.
 
     Attributes:
-        eps: radius of the ball, in [0, 1] pixel space.
+        eps: radius of the ball, in [0, 1] pixel space; one for all, or (B,) for each sample.
         steps: number of steps, one forward-backward pass each.
         active_set: let samples that are done leave the batch.
+        judges_last: one more forward pass judges the images after the last step.
     """
 
-    eps: float
+    judges_last: ClassVar[bool] = False
+
+    eps: float | torch.Tensor
     steps: int
     active_set: bool
 
@@ -98,15 +115,22 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         """The state before the first step, at the images ``x``."""
 
     @abc.abstractmethod
-    def step(self, now: IterateT, loss: torch.Tensor, dx: torch.Tensor, number: int) -> IterateT:
+    def step(
+        self, now: IterateT, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
+    ) -> IterateT:
         """The state after step ``number`` (0, 1, ...).
 
         Args:
             now: the state before; its tensors, and ``dx``, may be overwritten.
             loss: (b,) at ``now.x``.
             dx: gradient of the losses in ``now.x``; zero for a sample that is done.
+            live: (b,) bool, false for a sample whose dL/de is zero.
             number: of the step.
         """
+
+    def judge(self, now: IterateT, loss: torch.Tensor) -> IterateT:
+        """The state at the end, if ``judges_last``; ``loss`` (b,) is that of ``now.x``."""
+        return now
 
     def run(
         self,
@@ -127,7 +151,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         Raises:
             CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
         """
-        ball = Ball.around(clean, self.eps)
+        ball = Ball.around(clean, self._a_sample(self.eps, clean))
         x = clean.clone() if start is None else ball.project_(start.clone())
         now = self.begin(x, ball)
         result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
@@ -145,16 +169,21 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             e = e.detach()
             if number == 0:
                 last, flat = torch.empty_like(e), ~dx.flatten(1).any(dim=1)
-            now = self.step(now, loss, dx, number)
+            live = de.flatten(1).any(dim=1)
+            now = self.step(now, loss, dx, live, number)
             if not self.active_set or number == self.steps - 1:
                 last[rows] = e
                 continue
-            live = de.flatten(1).any(dim=1)
             stopped = len(rows) - int(live.sum())
             if stopped and stopped >= COMPACT_SHARE * len(rows):
                 result[rows], last[rows] = now.result, e
                 keep = live.nonzero()[:, 0]
                 objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
+        if self.judges_last and len(rows):
+            with torch.no_grad():
+                loss, _ = objective.value_and_grad(embed(now.x), self.steps)
+            finite &= loss.isfinite().all()
+            now = self.judge(now, loss)
         result[rows] = now.result
         if not finite:
             raise CellError(
@@ -166,10 +195,18 @@ class Optimizer(abc.ABC, Generic[IterateT]):
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
-        radius = float((adversarial - clean).abs().max()) if clean.numel() else 0.0
+        moved, eps = (adversarial - clean).abs(), self._a_sample(self.eps, clean)
         inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())
-        if not inside or not radius <= self.eps + RADIUS_TOLERANCE:
+        if not inside or not bool((moved <= eps + RADIUS_TOLERANCE).all()):
             raise CellError(
-                f"the perturbation has radius {radius:.6g} (eps {self.eps:.6g}), "
+                f"the perturbation has radius {float(moved.max()):.6g} "
+                f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
                 f"{'inside' if inside else 'outside'} [0, 1]"
             )
+
+    @staticmethod
+    def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
+        """A number as it is, and (B,) as (B, 1, ...) to go with ``images`` (B, ...)."""
+        if isinstance(value, float | int):
+            return value
+        return value.to(images).view(-1, *[1] * (images.ndim - 1))

@@ -18,7 +18,7 @@ class PGD(Optimizer[Iterate]):
     With steps = 1 and alpha = eps this is FGSM.
     """
 
-    eps: float
+    eps: float | torch.Tensor
     alpha: float
     steps: int
     active_set: bool = True
@@ -27,7 +27,9 @@ class PGD(Optimizer[Iterate]):
         """Nothing but the images."""
         return Iterate(x, ball)
 
-    def step(self, now: Iterate, loss: torch.Tensor, dx: torch.Tensor, number: int) -> Iterate:
+    def step(
+        self, now: Iterate, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
+    ) -> Iterate:
         """A sign step, projected."""
         now.ball.project_(now.x.sub_(dx.sign_(), alpha=self.alpha))
         return now

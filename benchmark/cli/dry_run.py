@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.console import aligned
 from dmlbench.common.progress import duration
+from dmlbench.core.protocol import SUITE_ATTACKS, Threat
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.status import DONE, PlannedModel
-from dmlbench.sweep.tasks import CellTask, Train
+from dmlbench.sweep.tasks import CellTask, Measure, Train
 from dmlbench.sweep.weights import UNTRAINED
 
 CACHED = "cached"  # the status of a model that is trained already
@@ -22,6 +25,7 @@ def preview(models: Sequence[PlannedModel], resume: str, times: Durations) -> li
     Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
     case), ``status`` (cached, done, failed, stale, to do), ``runs`` (True if the run does it),
     ``seconds`` (expected: the median of similar tasks in the past; None if there were none),
+    ``passes`` (forward-backward passes of an attack for each query, at most; else None),
     ``training`` and ``cell`` (identities; ``cell`` is None before the model is trained).
     """
     records = []
@@ -63,6 +67,20 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
     return "; ".join([*counts, f"{len(runs)} tasks to do, {time}"])
 
 
+def price(records: Sequence[dict[str, Any]], threat: Threat) -> str:
+    """Passes that the attacks of each suite take a query, and those of the suite strict."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        if record["passes"] is not None:
+            found.setdefault(record["suite"], {})[record["task"]] = record["passes"]
+    sums = {suite: sum(passes.values()) for suite, passes in found.items()}
+    plain = replace(threat, suite="strict")
+    nine = (ATTACKS.get(name)().resolve(plain) for name in SUITE_ATTACKS["strict"])
+    text = ", ".join(f"{suite} {passes}" for suite, passes in sums.items())
+    strict = sum(attack.most_passes for attack in nine)
+    return f"passes a query at most: {text or 'none'} (the nine attacks of strict: {strict})"
+
+
 def _counts(records: Sequence[dict[str, Any]]) -> str:
     found = Counter(record["status"] for record in records)
     return ", ".join(f"{count} {status}" for status, count in sorted(found.items()))
@@ -71,6 +89,7 @@ def _counts(records: Sequence[dict[str, Any]]) -> str:
 def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -> dict[str, Any]:
     about, facts = task.cell.about, task.cell.facts
     training = isinstance(task, Train)
+    attack = task.attack if isinstance(task, Measure) else None
     identified = not training and facts.get("checkpoint") != UNTRAINED
     return {
         "defense": about.defense,
@@ -81,6 +100,7 @@ def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -
         "status": status,
         "runs": runs,
         "seconds": times.seconds(times.kind(task)),
+        "passes": attack.most_passes if attack is not None else None,
         "training": task.model,
         "cell": task.cell.id if identified else None,
     }

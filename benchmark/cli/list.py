@@ -31,7 +31,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         return
     from dmlbench.attacks.base import ATTACKS
 
-    help = {column.name: column.help for attack in ATTACKS for column in attack.columns}
+    help = {column.name: column.help for attack in ATTACKS for column in attack.headings()}
     for name, entries in described.items():
         click.secho(name, bold=True)
         _print_kind(entries, help)
@@ -73,7 +73,7 @@ def describe(cls: type[Component]) -> dict[str, Any]:
     }
     if issubclass(cls, Attack):
         described["columns"] = [
-            {"name": c.name, "unit": c.unit, "better": c.better} for c in cls.columns
+            {"name": c.name, "unit": c.unit, "better": c.better} for c in cls.headings()
         ]
     if isinstance(card, DatasetCard):
         described |= {

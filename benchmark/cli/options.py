@@ -65,9 +65,10 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         "suites",
         multiple=True,
         type=click.Choice(SUITES),
-        help="Definitions of the attacks: as the papers write them (strict), or as the code behind "
-        "the published numbers computes them (ers). May be repeated. Without --attack, the "
-        "nine attacks of ERS, the Empirical Robustness Score, are run.",
+        help="Definitions of the attacks: as the papers write them (strict), as the code behind "
+        "the published numbers computes them (ers), or as the papers write them but with a strong "
+        "optimizer (auto). May be repeated. Without --attack, the nine attacks of ERS, the "
+        "Empirical Robustness Score, are run; auto adds top1.",
     ),
     "queries": click.option(
         "--queries",

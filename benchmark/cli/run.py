@@ -178,7 +178,7 @@ def _show(
     as_json: bool,
 ) -> None:
     """Print the output of a dry run."""
-    from dmlbench.cli.dry_run import lines, preview, summary
+    from dmlbench.cli.dry_run import lines, preview, price, summary
     from dmlbench.sweep.durations import Durations, expected_device
     from dmlbench.sweep.run import mine, plan_training, read_store
 
@@ -190,4 +190,6 @@ def _show(
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n".join([*lines(records), summary(records, how.workers or 1, device)]))
+        threat = session.dataset.protocol.threat
+        end = (price(records, threat), summary(records, how.workers or 1, device))
+        click.echo("\n".join([*lines(records), *end]))

@@ -24,9 +24,17 @@ class Recipe(Component):
     precision: str = parameter("fp32", "number format inside the network", choices=PRECISIONS)
 
 
-SUITES = ("strict", "ers")
+OPTIMIZER_OF = {"strict": "pgd", "ers": "pgd", "auto": "apgd"}
+SUITES = tuple(OPTIMIZER_OF)
+AUTO_STEPS = 100  # of an attack of the suite auto, whatever the data set
 # the attacks of the ten columns of ERS; es gives two of them
 ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")
+SUITE_ATTACKS = {"strict": ERS_ATTACKS, "ers": ERS_ATTACKS, "auto": (*ERS_ATTACKS, "top1")}
+RECALL_ATTACKS = {  # of each suite those that Robust R@1 is the worst case of
+    "strict": ("es", "ltm", "gtm"),
+    "ers": ("es", "ltm", "gtm"),
+    "auto": ("es", "ltm", "gtm", "top1"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Threat:
         alpha: size of one step along the sign of the gradient, in [0, 1] pixel space.
         steps: number of steps.
         suite: ``strict`` follows the definitions in the papers, ``ers`` those in their published
-            code.
+            code, ``auto`` those in the papers, with a strong optimizer.
         sp_scale: factor in the exponent of SP-QA's weight xi = min(exp(sp_scale * L_sp), 1e9).
     """
 

@@ -34,6 +34,7 @@ C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
 AUTO = "auto"  # written in a spec for None: the card of the data set decides
+UNSAID = "default"  # how None is shown where ``auto`` is one of the choices; it is not spelt there
 
 
 def parameter(
@@ -45,6 +46,7 @@ def parameter(
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
     pixels: bool = False,
+    late: bool = False,
 ) -> Any:
     """A dataclass field that users may set in a spec.
 
@@ -55,11 +57,19 @@ def parameter(
         above, at_least, at_most: bounds on a number.
         choices: the values a string may take.
         pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
+        late: True if results were stored before the parameter existed: ``values`` leaves it out
+            at its default, so that their identities stay.
     """
     bounds = {"above": above, "at_least": at_least, "at_most": at_most}
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "bounds": bounds, "choices": choices, "pixels": pixels},
+        metadata={
+            "help": help,
+            "bounds": bounds,
+            "choices": choices,
+            "pixels": pixels,
+            "late": late,
+        },
     )
 
 
@@ -75,6 +85,7 @@ class Parameter:
     bounds: Mapping[str, float | None]
     choices: tuple[str, ...]
     pixels: bool
+    late: bool = False
 
     @property
     def domain(self) -> str:
@@ -92,19 +103,20 @@ class Parameter:
     def show(self, value: Any) -> str:
         """Write ``value`` as in a spec."""
         if value is None:
-            return AUTO
+            return UNSAID if AUTO in self.choices else AUTO
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, float):
             return _number(value, self.pixels)
         text = str(value)
-        if re.search(r'[",\s]', text) or text == AUTO or not text:
+        ambiguous = text == AUTO and text not in self.choices
+        if re.search(r'[",\s]', text) or ambiguous or not text:
             return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return text
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
-        if text == AUTO and self.optional:
+        if text == AUTO and self.optional and AUTO not in self.choices:
             return None
         value = self._convert(_unquote(text))
         self.check(value)
@@ -158,7 +170,7 @@ def parameters(cls: type[Component]) -> list[Parameter]:
             (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
         if get_origin(hint) is Literal:
             hint, choices = str, get_args(hint)
-        meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels")}
+        meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels", "late")}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
     return found
 
@@ -278,8 +290,9 @@ def shortest(component: C, resolve: Callable[[C], C]) -> str:
 
 
 def values(component: Component) -> dict[str, Value]:
-    """Parameter -> value (JSON types) of a component, including those that have the default."""
-    return {p.name: getattr(component, p.name) for p in parameters(type(component))}
+    """Parameter -> value (JSON types) of a component; late parameters only off their default."""
+    pairs = ((p, getattr(component, p.name)) for p in parameters(type(component)))
+    return {p.name: value for p, value in pairs if not (p.late and value == p.default)}
 
 
 def check(component: Component) -> None:

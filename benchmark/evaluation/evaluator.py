@@ -22,7 +22,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
-from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median, deciles
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
@@ -167,11 +167,15 @@ class Evaluation:
                 task.advance(len(batch), "  ".join(running))
         outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
+        metrics |= {
+            c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
+        }
         findings = {
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "radius": radius,
             "flat_start": flat / len(index),
+            "passes": passes / len(index),
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),

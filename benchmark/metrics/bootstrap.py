@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -36,16 +37,26 @@ def bootstrap_mean(values: npt.ArrayLike) -> Estimate:
     Raises:
         ValueError: every entry is NaN.
     """
+    return _bootstrap(values, np.mean)
+
+
+def bootstrap_median(values: npt.ArrayLike) -> Estimate:
+    """The same for the median."""
+    return _bootstrap(values, np.median)
+
+
+def _bootstrap(values: npt.ArrayLike, statistic: Callable[..., np.floating]) -> Estimate:
     sample = np.asarray(values, dtype=np.float64)
     sample = sample[~np.isnan(sample)]
     n = len(sample)
     if n == 0:
         raise ValueError("no value to average: every outcome is NaN")
     generator = np.random.default_rng(SEED)
-    means = np.array([sample[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
+    drawn = (sample[generator.integers(n, size=n)] for _ in range(RESAMPLES))
+    found = np.array([statistic(one) for one in drawn])
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(float(sample.mean()), float(low), float(high), n)
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return Estimate(float(statistic(sample)), float(low), float(high), n)
 
 
 def deciles(values: npt.ArrayLike) -> list[float]:

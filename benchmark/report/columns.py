@@ -63,7 +63,7 @@ _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
     "(broken) to 100 (untouched).",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
-    "GTM, in percent.",
+    "GTM, in percent. In the suite auto it also has to be right under Top1.",
 }
 
 
@@ -81,7 +81,7 @@ def _attack_help() -> dict[str, str]:
     found = {}
     for attack in ATTACKS:
         paper = f" ({attack.card.paper.short})" if attack.card.paper else ""
-        for one in attack.columns:
+        for one in attack.headings():
             summary = attack.card.summary[:1].upper() + attack.card.summary[1:]
             found[one.name] = f"Attack: {summary}{paper}. {one.help}".rstrip()
     return found
@@ -91,7 +91,7 @@ def _attack_help() -> dict[str, str]:
 def directions() -> dict[str, str]:
     """Heading -> ``higher`` or ``lower``, for clean metrics and every registered attack."""
     known = dict.fromkeys((*BENIGN, "ERS", WORST), "higher")
-    return known | {c.name: c.better for attack in ATTACKS for c in attack.columns}
+    return known | {c.name: c.better for attack in ATTACKS for c in attack.headings()}
 
 
 @cache

@@ -16,6 +16,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
+_MEASURED = ("benign", "attack")
 _CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
 
 
@@ -27,8 +28,8 @@ class TaskKind:
         exact: hash of the facts that decide the duration. The seed and the attacked weights are not
             among them.
         family: the same hash without the defense or the attack.
-        passes: number of forward-backward passes in a training step; 1 for a measured cell, and 0
-            for one that is computed from other cells.
+        passes: number of forward-backward passes in a training step, or of an attack for each
+            query; 1 for a benign cell, and 0 for one that is computed from other cells.
     """
 
     exact: str
@@ -103,4 +104,6 @@ def _training_kind(facts: dict[str, Any], passes: int) -> TaskKind:
 def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
-    return TaskKind(identity(exact), identity(family), int(facts["kind"] in ("benign", "attack")))
+    steps = facts.get("attack_values", {"steps": 1})  # benign cells are like each other
+    passes = steps["steps"] * max(1, steps.get("restarts", 0))
+    return TaskKind(identity(exact), identity(family), passes if facts["kind"] in _MEASURED else 0)

@@ -15,7 +15,7 @@ from msgspec import ValidationError, convert, structs
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.protocol import ERS_ATTACKS, Recipe, Threat
+from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat
 from dmlbench.core.reference import source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
@@ -30,8 +30,7 @@ from dmlbench.training.job import Training
 MEASURE_VERSION = 1  # is raised when a change of dmlbench.evaluation changes a number
 
 PERCENT = ColumnInfo("%", "higher")
-WORST_OF = ("es", "ltm", "gtm")  # attacks that make an R@1
-RECALLS = ("R@1", "ES:R", "LTM", "GTM")  # of the clean images, and of theirs
+RECALLS = ("R@1", "ES:R", "LTM", "GTM", "Top1")  # of the clean images, and under attacks
 
 
 def plan(
@@ -121,7 +120,7 @@ def planned_attacks(
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.shown(attack),
         }
-        columns = {column.name: _info(attack, column) for column in attack.columns}
+        columns = {column.name: _info(attack, column) for column in attack.headings()}
         found.append(PlannedAttack(attack, queries, facts, about, columns))
     return found
 
@@ -156,7 +155,7 @@ def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     """List the cells of Robust R@1 and ERS, for each suite that has all attacks they need.
 
-    Both use the attacks as the protocol defines them. If ES, LTM or GTM were also run with
+    Both use the attacks as the protocol defines them. If attacks of Robust R@1 were also run with
     restarts, a second Robust R@1 includes those, and their names are part of its name.
     """
     found = []
@@ -172,10 +171,11 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
 
     for suite in dict.fromkeys(cell.about.suite for cell in attacked):
         same = {c.about.attack: c for c in attacked if c.about.suite == suite}
-        if same.keys() >= set(WORST_OF):
-            plain = [benign, *(same[name] for name in WORST_OF)]
+        worst_of = RECALL_ATTACKS[suite]
+        if same.keys() >= set(worst_of):
+            plain = [benign, *(same[name] for name in worst_of)]
             draw("worst case", WORST, plain, RECALLS)
-            if restarted := _restarted(same):
+            if restarted := _restarted(same, worst_of):
                 name = f"worst case:{' '.join(restarted)}"
                 draw(name, WORST, [*plain, *restarted.values()], RECALLS)
         if weights.about.distance == "N" and same.keys() >= set(ERS_ATTACKS):
@@ -183,8 +183,8 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     return found
 
 
-def _restarted(cells: Mapping[str, PlannedCell]) -> dict[str, PlannedCell]:
-    """``es:restarts=5`` -> cell: of ES, LTM and GTM those that differ in that alone.
+def _restarted(cells: Mapping[str, PlannedCell], names: Sequence[str]) -> dict[str, PlannedCell]:
+    """The cells of the attacks ``names`` that differ from the protocol in their restarts alone.
 
     Only the one with the most restarts of each attack is kept: its starts include those of the
     others.
@@ -195,6 +195,6 @@ def _restarted(cells: Mapping[str, PlannedCell]) -> dict[str, PlannedCell]:
     most: dict[str, tuple[int, str]] = {}
     for attack in cells:
         name, _, changed = attack.partition(":")
-        if name in WORST_OF and (count := re.fullmatch(r"restarts=(\d+)", changed)):
+        if name in names and (count := re.fullmatch(r"restarts=(\d+)", changed)):
             most[name] = max(most.get(name, (0, "")), (int(count[1]), attack))
-    return {most[name][1]: cells[most[name][1]] for name in WORST_OF if name in most}
+    return {most[name][1]: cells[most[name][1]] for name in names if name in most}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.protocol import ERS_ATTACKS, SUITES, Recipe
+from dmlbench.core.protocol import SUITE_ATTACKS, SUITES, Recipe
 from dmlbench.core.registry import Component, Registry
 from dmlbench.datasets.base import Dataset
 
@@ -35,7 +35,7 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
 def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[Attack]:
     """The attacks asked for, once for each suite that is named; an attack's own suite wins.
 
-    Without ``specs`` they are the nine attacks of ERS.
+    Without ``specs`` they are those of the suite: the nine of ERS, and what else it has.
 
     Raises:
         UserError: neither attacks nor suites are named, or a spec cannot be read.
@@ -45,11 +45,12 @@ def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[
     for suite in suites:
         if suite not in SUITES:
             raise UserError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
-    chosen = parse_all(specs or ERS_ATTACKS, ATTACKS)
+    if not suites:
+        return parse_all(specs, ATTACKS)
     return [
         one if one.suite else replace(one, suite=suite)
-        for suite in suites or (None,)
-        for one in chosen
+        for suite in suites
+        for one in parse_all(specs or SUITE_ATTACKS[suite], ATTACKS)
     ]
 
 

@@ -112,7 +112,8 @@ class Combine:
     """The task of computing Robust R@1 or ERS from measured cells of one suite: one cell.
 
     Robust R@1 is the worst case of each query, as AutoAttack takes it for classification: a query
-    counts if its nearest neighbour is right on the clean image and under each of ES, LTM and GTM.
+    counts if its nearest neighbour is right on the clean image and under each of ES, LTM and GTM
+    (and ``top1``, in the suite auto).
 
     Attributes:
         weights: the weights.

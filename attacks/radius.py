@@ -1,0 +1,162 @@
+"""The smallest perturbation that breaks each query's top-1, by bisection.
+
+A perturbation stays valid in every larger ball, so the share of queries whose radius is above eps
+is R@1 as a function of eps, and falls as eps grows. ``Radius`` is the mean of the radii (the area
+under that curve), ``r50`` their median. Both are in 1/255.
+
+The radii that are looked at, in 1/255, are 1/32 and then a factor of sqrt(2) up to 2, and whole
+numbers from there on to eps. Each is searched by the margin of ``top1``; the largest is eps.
+A search begins at the smallest perturbation that has broken the query so far, brought into the
+smaller ball. A query that is wrong on the clean image has radius 0, one that is never broken eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+from dmlbench.attacks.base import ATTACKS, Column
+from dmlbench.attacks.engine.apgd import APGD
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.pgd import PGD
+from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
+from dmlbench.common.lazy import torch
+from dmlbench.core.protocol import Threat
+from dmlbench.core.registry import Card
+
+LEAST, DENSE_UP_TO = 1 / 32, 2  # in 1/255: the first level, and where whole numbers begin
+STEPS = 50  # of one search, in the suite auto
+
+
+def levels(eps: float) -> list[float]:
+    """The radii that are looked at in a ball of ``eps``, ascending, in 1/255; the last is eps."""
+    end = 255 * eps
+    count = round(2 * math.log2(DENSE_UP_TO / LEAST))
+    dense = [LEAST * 2 ** (i / 2) for i in range(count + 1)]
+    whole = [float(n) for n in range(DENSE_UP_TO + 1, math.ceil(end))]
+    return [*(level for level in [*dense, *whole] if level < end * (1 - 1e-9)), end]
+
+
+@dataclass(frozen=True)
+class Bisected(Perturbed):
+    """With the radius of each query, (B,) in 1/255."""
+
+    radius: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RadiusGoal(TopOneGoal):
+    """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
+
+    end: float
+
+    def first(self, e: torch.Tensor) -> torch.Tensor:
+        """(B,) 100 where the top-1 of ``e`` is right, else 0; NaN where there is none."""
+        return super().outcome(e)[self.column]
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The radius of a query that nothing but ``e`` was tried on: eps where it is right."""
+        return {self.column: self.first(e) / 100 * self.end}
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class Radius(TopOneAttack):
+    """The margin attack in balls of many sizes."""
+
+    card = Card("radius", "the smallest eps at which the margin attack breaks each query", CROCE)
+    columns = (
+        Column(
+            "Radius",
+            "/255",
+            "higher",
+            "The smallest eps, in 1/255, at which the margin attack breaks the top-1; 0 where the "
+            "clean top-1 is wrong. The mean is the area under R@1 as a function of eps, and at the "
+            "median R@1 has fallen to half.",
+            (0, 255),
+            median="r50",
+        ),
+    )
+    loss = "margin"
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "pgd":
+            raise ValueError("optimizer must be apgd: the balls of a batch differ in their steps")
+
+    def resolve(self, threat: Threat) -> Self:
+        """By APGD in every suite; in the suite auto a search has 50 steps."""
+        auto = (self.suite or threat.suite) == "auto"
+        steps = self.steps or (STEPS if auto else None)
+        return super(Radius, replace(self, steps=steps, optimizer="apgd")).resolve(threat)
+
+    @property
+    def most_passes(self) -> int:
+        """Those of all rounds."""
+        return super().most_passes * rounds(levels(self.eps or 0))
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> RadiusGoal:
+        """The margin."""
+        margin = super().goal(gallery, index, seed)
+        values = {field.name: getattr(margin, field.name) for field in fields(margin)}
+        return RadiusGoal(**values, end=levels(self.eps or 0)[-1])
+
+    def read(
+        self, goal: RadiusGoal, perturbed: Perturbed, after: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The radii that the bisection has found; NaN where there is no R@1."""
+        assert isinstance(perturbed, Bisected)
+        radius = perturbed.radius.double()
+        return {goal.column: radius.masked_fill(goal.first(after).isnan(), torch.nan)}
+
+    def perturb(
+        self,
+        optimizer: PGD | APGD,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        goal: RadiusGoal,
+        start: torch.Tensor | None,
+    ) -> Bisected:
+        """Bisect between the largest ball that held and the smallest that broke the query.
+
+        Both are places among all radii, from 0; the place after the last stands for none.
+        """
+        radii = torch.tensor([0.0, *levels(self.eps or 0)], device=images.device)
+        first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
+        with torch.no_grad():
+            right = goal.first(embed(images)) > 0
+        held = torch.zeros_like(goal.index)
+        broken = torch.where(right, len(radii), held)
+        best, begin, passes = images.clone(), images if start is None else start, 0
+        last, flat = images.new_empty(0), torch.zeros_like(right)
+        for number in range(rounds(levels(self.eps or 0))):
+            rows = (broken - held > 1).nonzero()[:, 0]
+            if not len(rows):
+                break
+            level = (held + broken)[rows] // 2 if number else broken[rows] - 1
+            ball = radii[level] / 255
+            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set)
+            part = goal.take(rows)
+            found = search.run(embed, images[rows], part, begin[rows])
+            with torch.no_grad():
+                fell = part.first(embed(found.images)) == 0
+            broken[rows] = torch.where(fell, level, broken[rows])
+            held[rows] = torch.where(fell, held[rows], level)
+            best[rows[fell]] = found.images[fell]
+            passes, begin = passes + found.passes, best
+            if number == 0:
+                last = found.last_embeddings.new_zeros(
+                    len(images), *found.last_embeddings.shape[1:]
+                )
+                flat[rows] = found.flat_start
+            last[rows] = found.last_embeddings
+        radius = radii[broken.clamp(max=len(radii) - 1)]
+        full = len(images) * self.most_passes
+        return Bisected(best, passes, full, last, flat, radius)
+
+
+def rounds(radii: list[float]) -> int:
+    """Searches that a query takes at most: the largest ball, then a bisection of the others."""
+    return 1 + math.ceil(math.log2(len(radii)))

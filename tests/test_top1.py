@@ -1,0 +1,260 @@
+"""The attacks on the top-1 against explicit loops over classes, and their stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dmlbench.attacks.base import ATTACKS, Attack, Gallery
+from dmlbench.attacks.engine import classes
+from dmlbench.attacks.engine.classes import Classes
+from dmlbench.attacks.engine.targets import random_start
+from dmlbench.attacks.top1 import LOSSES, TopOneGoal
+from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.core.protocol import Threat
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.models.small import C2F2
+
+THREAT = Threat(eps=0.1, alpha=0.03, steps=10, suite="auto")
+UNEQUAL = [0] * 14 + [7] * 12 + [3] * 11 + [9] * 5 + [4] * 2 + [2]  # the last is alone in its class
+LOWEST = torch.finfo(torch.float64).min
+
+
+def make_gallery(labels: list[int], metric: str, dtype: torch.dtype = torch.float64) -> Gallery:
+    x = torch.randn(len(labels), 6, dtype=dtype)
+    if metric != "E":
+        x = torch.nn.functional.normalize(x, dim=1)
+    y = torch.tensor(labels)[torch.randperm(len(labels))]
+    return Gallery(x, y, metric)  # type: ignore[arg-type]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
+    return 1 - a @ b if metric == "C" else (a - b).norm()
+
+
+def by_class(
+    e: torch.Tensor, own: int, g: Gallery, labels: list[int]
+) -> dict[int, list[torch.Tensor]]:
+    """Ascending distances to the items of each class; the query's own entry is left out."""
+    found: dict[int, list[torch.Tensor]] = {}
+    for item, label in enumerate(labels):
+        if item != own:
+            found.setdefault(label, []).append(distance(e, g.embeddings[item], g.metric))
+    return {label: sorted(d, key=torch.Tensor.item) for label, d in found.items()}
+
+
+def slow_loss(
+    name: str, e: torch.Tensor, own: int, mine: int, g: Gallery, labels: list[int], clean: Any
+) -> tuple[torch.Tensor, bool]:
+    """The loss as the module's docstring has it, and whether the query is broken."""
+    d = by_class(e, own, g, labels)
+    if mine not in d or len(d) == 1:
+        return 0 * e.sum(), False
+    others = {label: v for label, v in d.items() if label != mine}
+    margin = min((v[0] for v in others.values()), key=torch.Tensor.item) - d[mine][0]
+    if margin < 0:
+        return 0 * e.sum() + LOWEST, True
+    if name == "dlr" and len(d) > 2:
+        least = sorted((v[0] for v in d.values()), key=torch.Tensor.item)
+        return margin / (least[2] - least[0]), False
+    if name == "knn":
+        means = {label: torch.stack(v[:10]).mean() for label, v in d.items()}
+        return min((means[c] for c in others), key=torch.Tensor.item) - means[mine], False
+    if name == "shift":
+        return -distance(e, clean, g.metric), False
+    return margin, False
+
+
+@pytest.mark.parametrize("of", ["class", "item"])
+@pytest.mark.parametrize("metric", ["N", "E", "C"])
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize(
+    "labels", [UNEQUAL, [0, 1] * 20, list(range(30)), [5] * 20], ids=lambda x: str(len(set(x)))
+)
+def test_losses_and_gradients_equal_their_definition(
+    name: str, metric: str, of: str, labels: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classes, "CHUNK", 15)  # blocks of one class, of several, and of many
+    g, index = make_gallery(labels, metric), torch.arange(0, len(labels), 2)
+    attack: Any = ATTACKS.get(name)(of=of).resolve(THREAT)
+    goal = attack.goal(g, index, seed=0)
+    seen = {True: 0, False: 0}
+    for noise in (0.05, 0.3):
+        e = g.embeddings[index] + noise * torch.randn(len(index), 6, dtype=torch.float64)
+        loss, gradient = goal.value_and_grad(e, 1)
+        for row, own in enumerate(index.tolist()):
+            x = e[row].clone().requires_grad_()
+            used, mine = g.labels.tolist(), int(g.labels[own])
+            if of == "item":
+                used, mine = list(range(len(labels))), int(g.nearest(1)[own, 0])
+            clean = g.embeddings[own]
+            expected, broken = slow_loss(name, x, own, mine, g, used, clean)
+            (slope,) = torch.autograd.grad(expected, x)
+            torch.testing.assert_close(loss[row], expected.detach(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(gradient[row], slope, rtol=1e-7, atol=1e-10)
+            seen[broken] += 1
+    if len(set(labels)) > 1 or of == "item":
+        assert seen[False] > 0
+    if len(set(labels)) > 1 and len(set(labels)) < len(labels):
+        assert seen[True] > 0
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_gradients_agree_with_finite_differences(name: str) -> None:
+    g, index = make_gallery(UNEQUAL, "N"), torch.arange(44)
+    goal = ATTACKS.get(name)().resolve(THREAT).goal(g, index, seed=0)
+    e = g.embeddings[index] + 0.1 * torch.randn(44, 6, dtype=torch.float64)
+    loss, gradient = goal.value_and_grad(e, 1)
+    for _ in range(3):
+        way, h = torch.randn_like(e), 1e-7
+        ahead, behind = (goal.value_and_grad(e + s * h * way, 1)[0] for s in (1, -1))
+        slope = torch.where(loss == LOWEST, 0, (ahead - behind) / (2 * h))
+        torch.testing.assert_close((gradient * way).sum(1), slope, rtol=1e-5, atol=1e-6)
+    assert (gradient != 0).any(1).sum() > 5
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 15, 1000])
+def test_blocks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g, index = make_gallery(UNEQUAL, "N"), torch.arange(45)
+    e = g.embeddings + 0.2 * torch.randn_like(g.embeddings)
+    whole = Classes(g, g.labels)
+    expected = whole.nearest(e, index, whole.place_of_item, 10)
+    monkeypatch.setattr(classes, "CHUNK", chunk)
+    parts = Classes(g, g.labels)
+    found = parts.nearest(e, index, parts.place_of_item, 10)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_memory_does_not_grow_with_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product is wider than a block."""
+    widths, product = [], torch.addmm
+
+    def watched(bias: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        widths.append(len(bias))
+        return product(bias, *args, **kwargs)
+
+    monkeypatch.setattr(classes, "CHUNK", 64)
+    g = make_gallery([i // 3 for i in range(3000)], "N")
+    found = Classes(g, g.labels)
+    monkeypatch.setattr(torch, "addmm", watched)
+    found.nearest(g.embeddings[:4], torch.arange(4), found.place_of_item[:4])
+    assert max(widths) <= 64
+    assert sum(widths) == 3000
+
+
+@pytest.fixture(scope="module")
+def model() -> EmbeddingModel:
+    torch.manual_seed(0)
+    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images(tiny: RetrievalData) -> torch.Tensor:
+    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
+
+
+@pytest.fixture(scope="module")
+def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
+    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
+
+
+def resolved(name: str, **fields: Any) -> Attack:
+    return ATTACKS.get(name)(**{"steps": 10} | fields).resolve(THREAT)
+
+
+@pytest.mark.parametrize("of", ["class", "item"])
+@pytest.mark.parametrize("optimizer", ["pgd", "apgd"])
+@pytest.mark.parametrize("name", ["margin", "knn", "top1"])
+def test_neither_batch_order_nor_active_set_change_a_bit(
+    name: str,
+    optimizer: str,
+    of: str,
+    model: EmbeddingModel,
+    images: torch.Tensor,
+    gallery: Gallery,
+) -> None:
+    attack, index = resolved(name, optimizer=optimizer, of=of), torch.arange(40)
+
+    def run(rows: torch.Tensor, active_set: bool = True) -> torch.Tensor:
+        found = attack.run(model, images[rows], rows, gallery, seed=0, active_set=active_set)
+        return found.perturbed.images
+
+    whole, order = run(index), torch.randperm(40)
+    assert torch.equal(whole, run(index, active_set=False))
+    assert torch.equal(torch.cat([run(rows) for rows in order.split(9)]), whole[order])
+
+
+def test_the_first_iterate_that_breaks_a_query_is_kept_and_confirmed(
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
+) -> None:
+    index = torch.arange(40)
+    attack = resolved("margin", optimizer="pgd", alpha=0.02)
+    found = attack.run(model, images, index, gallery, seed=0)
+    goal = attack.goal(gallery, index, seed=0)
+    x, first = images.clone(), torch.full((40,), -1)
+    trace = []
+    for step in range(10):
+        x = x.detach().requires_grad_()
+        e = embed(model, x)
+        loss, de = goal.value_and_grad(e.detach(), step)
+        broken = loss == torch.finfo(torch.float32).min
+        first[(first < 0) & broken] = step
+        trace.append(x.detach())
+        (dx,) = torch.autograd.grad(e, x, de)
+        x = (x - 0.02 * dx.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+    assert (first > 0).sum() > 5
+    for row in (first >= 0).nonzero()[:, 0].tolist():
+        assert torch.equal(found.perturbed.images[row], trace[int(first[row])][row])
+        assert found.outcomes["Margin"][row] == 0
+    wrong = (gallery.recall_at_1(gallery.embeddings, index) == 0).nonzero()[:, 0]
+    assert torch.equal(found.perturbed.images[wrong], images[wrong])
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.05])
+@pytest.mark.parametrize("of", ["class", "item"])
+def test_the_stack_is_its_stages_in_turn(
+    of: str, eps: float, model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
+) -> None:
+    """A loop over single queries: what one stage leaves goes to the next, from its own start."""
+    stack, index = resolved("top1", of=of, eps=eps), torch.arange(40)
+    found = stack.run(model, images, index, gallery, seed=3)
+    broken_by, passes = dict.fromkeys((*LOSSES, "none"), 0), 0
+    for row in range(40):
+        rows = torch.tensor([row])
+        for number, name in enumerate(LOSSES):
+            attack: Any = resolved(name, of=of, eps=eps)
+            goal = attack.goal(gallery, rows, seed=3)
+            start = random_start(images[rows], eps, rows, 3, number) if number else None
+            optimizer = attack.optimiser()
+            one = optimizer.run(lambda x: embed(model, x), images[rows], goal, start)
+            passes += one.passes
+            (outcome,) = goal.outcome(embed(model, one.images)).values()
+            if outcome == 0:
+                break
+        broken_by["none" if outcome else name] += 1
+        assert found.outcomes["Top1"][row] == outcome[0]
+        assert torch.equal(found.perturbed.images[rows], one.images)
+    assert broken_by["none"] < 40
+    assert passes <= found.perturbed.passes <= found.perturbed.full_passes == 40 * 10 * 4
+
+
+def test_an_item_needs_no_labels_and_a_tie_is_lost(
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
+) -> None:
+    index, unlabelled = torch.arange(40), torch.zeros_like(gallery.labels)
+    attack = resolved("top1", of="item")
+    a = attack.run(model, images, index, gallery, seed=0)
+    b = attack.run(
+        model, images, index, Gallery(gallery.embeddings, unlabelled, gallery.metric), seed=0
+    )
+    assert torch.equal(a.outcomes["Top1"], b.outcomes["Top1"])
+    assert (a.clean["Top1"] == 100).all()
+    twice = Gallery(gallery.embeddings[[0, 1, 1, 2]], torch.arange(4), gallery.metric)
+    goal = attack.goal(twice, torch.tensor([0]), seed=0)
+    assert isinstance(goal, TopOneGoal)
+    assert goal.outcome(twice.embeddings[:1])["Top1"].item() in (0, 100)
+    tied = attack.goal(twice, torch.tensor([3]), seed=0)
+    assert tied.outcome(twice.embeddings[1:2])["Top1"].item() == 0
