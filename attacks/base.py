@@ -53,13 +53,17 @@ Bounds = tuple[float, float]
 OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
 
+UNITS = ("%", "/255", "")
+
+
 @dataclass(frozen=True)
 class Column:
     """A number that an attack reports, as a mean over queries.
 
     Attributes:
         name: its heading, as in the papers' tables.
-        unit: ``%`` for ranks and recalls in percent, ``""`` for similarities and distances.
+        unit: ``%`` for ranks and recalls in percent, ``/255`` for perturbations in grey levels,
+            ``""`` for similarities and distances.
         better: which direction is better for the defender.
         help: what the number means, in a sentence or two: its value where nothing was attacked,
             and where the attack succeeds entirely.
@@ -288,7 +292,7 @@ class Attack(Component, abc.ABC):
 
     @final
     def optimiser(self, active_set: bool = True) -> PGD | APGD:
-        """What searches the ball; the attack must be resolved."""
+        """The optimizer that searches the ball; the attack must be resolved."""
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]

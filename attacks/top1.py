@@ -176,7 +176,7 @@ LOSSES: dict[str, Loss] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TopOneAttack(Attack):
-    """What the attacks on the top-1 share."""
+    """The base of the attacks on the top-1."""
 
     loss: ClassVar[str]
 

@@ -10,11 +10,29 @@ BLOCKS = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
 ATTACK, DEFENSE, DATASET, NETWORK, TEST = BLOCKS
 METADATA = "Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n"
 
+# the attack with its gradient written by hand, so that mistakes can be made in it
+BY_HAND = ATTACK
+for autograd, by_hand in (
+    ("AutogradLoss, Column, Gallery", "Column, Gallery, RowWise"),
+    ("class Towards(AutogradLoss)", "class Towards(RowWise)"),
+    (
+        "    def loss(self, e: torch.Tensor, step: int) -> torch.Tensor:\n"
+        "        return (e - self.target).square().sum(1) / 2\n",
+        "    def value_and_grad(\n"
+        "        self, e: torch.Tensor, step: int\n"
+        "    ) -> tuple[torch.Tensor, torch.Tensor]:\n"
+        "        difference = e - self.target\n"
+        "        return difference.square().sum(1) / 2, difference\n",
+    ),
+):
+    assert autograd in BY_HAND, autograd
+    BY_HAND = BY_HAND.replace(autograd, by_hand)
+
 LOSS = "return difference.square().sum(1) / 2, difference"
 TARGET = "        chosen = draw(len(gallery), index, 1, seed, self.card.name)\n"
 DRAWN = f"{TARGET}        return Towards(gallery.embeddings[chosen[:, 0]])"
 DISTANCE = "(e - self.target).norm(dim=1)"
-COLUMN = 'Column("TOW:D", "", "higher")'
+COLUMN = '"TOW:D", "", "higher", "Distance to the target: 0 is a full success.", BOUNDS'
 
 SLIPS: dict[str, list[tuple[str, str]]] = {  # module -> what is written in place of what
     "draws_in_the_loss": [
@@ -48,7 +66,7 @@ SLIPS: dict[str, list[tuple[str, str]]] = {  # module -> what is written in plac
          "        hit = self.gallery.labels[top] == self.gallery.labels[self.index]\n"
          '        return {"TOW:D": hit.double()}'),
     ],
-    "out_of_range": [(DISTANCE, f"250 + 0 * {DISTANCE}"), (COLUMN, COLUMN.replace('""', '"%"'))],
+    "out_of_range": [(DISTANCE, f"250 + 0 * {DISTANCE}"), (COLUMN, '"TOW:D", "%", "higher"')],
     "does_the_opposite": [(LOSS, "return -difference.square().sum(1) / 2, -difference")],
     "changes_images": [(LOSS, "e.mul_(1)\n        e += 1\n        e -= 1 + 1e-9\n        "
                               "return difference.square().sum(1) / 2, difference")],
@@ -67,7 +85,7 @@ def install(root: Path) -> Path:
     (package / "__init__.py").touch()
     (package / "attacks.py").write_text(ATTACK)
     for name, changes in SLIPS.items():
-        code = ATTACK.replace("@ATTACKS.register\n", "").replace('"towards"', f'"{name}"')
+        code = BY_HAND.replace("@ATTACKS.register\n", "").replace('"towards"', f'"{name}"')
         for old, new in changes:
             assert old in code, (name, old)
             code = code.replace(old, new)

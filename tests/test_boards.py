@@ -311,7 +311,7 @@ def test_the_same_results_give_the_same_bytes_whatever_their_order(tmp_path: Pat
         ("seed", "first", "seed is 'first'"),
         ("better", "up", "not one of higher, lower, nothing"),
         ("distance", "L2", "not one of N, E, C"),
-        ("suite", "strictly", "not one of strict, ers, nothing"),
+        ("suite", "strictly", "not one of strict, ers, auto, nothing"),
         ("status", "fine", "not one of ok, failed"),
         ("collapsed", "maybe", "not one of True, False"),
         ("dataset", "", "dataset is '', which is not the name of a data set"),

@@ -45,10 +45,13 @@ def test_the_self_checks_are_stored(tiny: RetrievalData) -> None:
             assert 0 < checks["radius"] <= 0.1 + 1e-6
             assert 0 <= checks["flat_start"] < 1
             assert 0 <= checks["passes_saved"] < 1
-            assert set(checks["clean"]) == set(one.metrics)
+            columns = {column.name for column in attack.columns}
+            assert set(checks["clean"]) == columns
+            assert set(one.metrics) == {heading.name for heading in attack.headings()}
             still = dataclasses.replace(attack, eps=0.0, alpha=0.1)
-            for column, value in found.attack(still, 0, name).metrics.items():
-                assert value.value == pytest.approx(checks["clean"][column], abs=1e-6)
+            unmoved = found.attack(still, 0, name).metrics
+            for column in columns:
+                assert unmoved[column].value == pytest.approx(checks["clean"][column], abs=1e-6)
         benign = found.benign().metrics["R@1"].value
         assert checks["clean"].keys() == {"TMA"}
         ltm = found.attack(LearningToMisrank().resolve(THREAT), 0, "ltm")

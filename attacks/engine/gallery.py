@@ -48,7 +48,7 @@ class Gallery:
         return len(self.labels)
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
-        """What ``make`` returns, made once for all attacks and kept as ``name``."""
+        """The result of ``make``, made once for all attacks and kept under ``name``."""
         if name not in self._shared:
             self._shared[name] = make()
         kept: T = self._shared[name]

@@ -16,7 +16,7 @@ from dmlbench.defenses.base import DEFENSES, Defense
 from dmlbench.models.base import parse_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
-from dmlbench.sweep.run import How
+from dmlbench.sweep.run import RunOptions
 from dmlbench.sweep.run import run as run_sweep
 from dmlbench.sweep.session import open_session
 
@@ -138,7 +138,7 @@ def run(
     attacked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
-    how = How(resume=resume, workers=workers)
+    options = RunOptions(resume=resume, workers=workers)
     with (
         results_folder(results) as folder,
         open_session(
@@ -159,5 +159,5 @@ def run(
         asked = {"queries": queries, "resume": resume, "workers": workers, "results": results}
         again = asked | {"device": device, "threads": threads, "precision": precision}
         recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
-        cells = run_sweep(session, trainings, planned, how, recorded)
+        cells = run_sweep(session, trainings, planned, options, recorded)
         return Report.of(cells, session.store)

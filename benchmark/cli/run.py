@@ -15,7 +15,7 @@ from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
 if TYPE_CHECKING:
-    from dmlbench.sweep.run import How
+    from dmlbench.sweep.run import RunOptions
     from dmlbench.sweep.session import Session
     from dmlbench.sweep.tasks import PlannedAttack
     from dmlbench.training.job import Training
@@ -136,10 +136,10 @@ def run(
     from dmlbench.models.base import parse_model
     from dmlbench.sweep import plan
     from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
-    from dmlbench.sweep.run import How, run
+    from dmlbench.sweep.run import RunOptions, run
     from dmlbench.sweep.session import open_session
 
-    how = How(
+    run_options = RunOptions(
         resume=resume,
         shard=shard,
         executor=executor,
@@ -158,9 +158,9 @@ def run(
         session.check_queries(queries)
         trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
         if dry_run:
-            _show(session, trainings, planned, how, as_json)
+            _show(session, trainings, planned, run_options, as_json)
             return
-        cells = run(session, trainings, planned, how, asked=_flags())
+        cells = run(session, trainings, planned, run_options, asked=_flags())
     finish(cells, chosen.card.name, results, leaderboards, as_json)
 
 
@@ -174,22 +174,22 @@ def _show(
     session: Session,
     trainings: Sequence[Training],
     attacks: Sequence[PlannedAttack],
-    how: How,
+    run_options: RunOptions,
     as_json: bool,
 ) -> None:
     """Print the output of a dry run."""
     from dmlbench.cli.dry_run import lines, preview, price, summary
     from dmlbench.sweep.durations import Durations, expected_device
-    from dmlbench.sweep.run import mine, plan_training, read_store
+    from dmlbench.sweep.run import of_shard, plan_models, read_store
 
     known = read_store(session, repair=False)
-    models = plan_training(session, mine(trainings, how), attacks, known)
+    models = plan_models(session, of_shard(trainings, run_options), attacks, known)
     device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
-    records = preview(models, how.resume, durations)
+    records = preview(models, run_options.resume, durations)
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:
         threat = session.dataset.protocol.threat
-        end = (price(records, threat), summary(records, how.workers or 1, device))
+        end = (price(records, threat), summary(records, run_options.workers or 1, device))
         click.echo("\n".join([*lines(records), *end]))

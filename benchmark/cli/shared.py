@@ -1,4 +1,4 @@
-"""What several verbs do before and after a run: check folders, print, export, render."""
+"""Steps that several verbs share: check folders, print, export, render a board."""
 
 from __future__ import annotations
 

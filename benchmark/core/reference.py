@@ -45,7 +45,7 @@ class Reference:
 
     @property
     def is_file(self) -> bool:
-        """Whether ``place`` is a file; else it is a module."""
+        """True if ``place`` is a file, false if it is a module."""
         return self.place.endswith(".py")
 
     def load(self) -> object:
@@ -84,7 +84,7 @@ def read(text: str) -> tuple[Reference, str | None] | None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a class that is not registered came from.
+    """The file or module that a class which is not registered came from.
 
     Attributes:
         reference: as the user wrote it.
@@ -125,12 +125,12 @@ def remember(cls: type, reference: Reference) -> Origin:
 
 
 def origin(cls: type) -> Origin | None:
-    """Where ``cls`` came from, if it was given by a reference and is not registered."""
+    """The origin of a class that was given by a reference; None if it is registered."""
     return _origins.get(cls)
 
 
 def source_facts(component: object, key: str) -> dict[str, str | None]:
-    """What the source adds to an identity: ``{key: SHA-256}``, or nothing if it is registered."""
+    """The source's part of an identity: ``{key: SHA-256}``; empty if it is registered."""
     known = origin(type(component))
     return {key: known.source} if known else {}
 

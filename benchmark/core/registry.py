@@ -193,7 +193,7 @@ def _is_built_in(cls: type[Component]) -> bool:
 
 
 def _newer(cls: type[Component], known: type[Component]) -> bool:
-    """Whether both are one class of one file, which was changed and read again."""
+    """True if both are one class of one file, which was changed and read again."""
     old, new = inspect.getsourcefile(known), inspect.getsourcefile(cls)
     return old is not None and old == new and cls.__qualname__ == known.__qualname__
 

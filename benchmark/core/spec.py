@@ -34,7 +34,7 @@ C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
 AUTO = "auto"  # written in a spec for None: the card of the data set decides
-UNSAID = "default"  # how None is shown where ``auto`` is one of the choices; it is not spelt there
+UNSAID = "default"  # written for None where ``auto`` is one of the choices
 
 
 def parameter(
@@ -100,10 +100,15 @@ class Parameter:
         ]
         return " ".join([self.type.__name__, " and ".join(bounds)]).strip()
 
+    @property
+    def _none(self) -> str:
+        """The word for None in a spec."""
+        return UNSAID if AUTO in self.choices else AUTO
+
     def show(self, value: Any) -> str:
         """Write ``value`` as in a spec."""
         if value is None:
-            return UNSAID if AUTO in self.choices else AUTO
+            return self._none
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, float):
@@ -116,7 +121,7 @@ class Parameter:
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
-        if text == AUTO and self.optional and AUTO not in self.choices:
+        if text == self._none and self.optional:
             return None
         value = self._convert(_unquote(text))
         self.check(value)

@@ -117,7 +117,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     known = {name: word for entry in entries for name, word in entry.better.items()}
     shown = {name for entry in entries for name in (*entry.numbers, *entry.failed)} & known.keys()
     names = [name for name in chosen if name in shown] if chosen else _usual(shown)
-    metrics = [column(name, known[name]) for name in names]
+    metrics = [column(name, known[name], suite) for name in names]
     ranks = _ranks(entries)
     first = ["Rank"] * any(ranks) + ["Defense", "Model", "Loss", "η"]
     first += ["Recipe"] * any(e.recipe for e in entries)

@@ -63,14 +63,16 @@ _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
     "(broken) to 100 (untouched).",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
-    "GTM, in percent. In the suite auto it also has to be right under Top1.",
+    "GTM, in percent.",
 }
 
 
-def column(name: str, better: str) -> BoardColumn:
+def column(name: str, better: str, suite: str) -> BoardColumn:
     """The column of a metric; its heading may name a variant, as in ``CA+ (w=5)``."""
     bare, _, variant = name.partition(" (")
     text = _BENIGN_HELP.get(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
+    if bare == WORST and suite == "auto":
+        text = f"{text} It also has to be right under Top1."
     return BoardColumn(
         name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text
     )

@@ -11,7 +11,7 @@ from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.columns import column, ranks
+from dmlbench.report.columns import BoardColumn, ranks
 from dmlbench.report.entries import Entry, parameters
 
 if TYPE_CHECKING:
@@ -280,7 +280,8 @@ def _name(entry: Entry, table: Table) -> str:
 
 def _label(name: str, entries: Sequence[Entry]) -> str:
     """The heading of a metric with its arrow."""
-    return column(name, next(e.better[name] for e in entries if name in e.better)).label
+    better = next(e.better[name] for e in entries if name in e.better)
+    return BoardColumn(name, better, "").label
 
 
 def _deciles(entry: Entry, name: str) -> list[float]:

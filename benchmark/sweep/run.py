@@ -37,8 +37,8 @@ EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
-    """How a run is carried out; changes no number.
+class RunOptions:
+    """Options of a run that change no number.
 
     Attributes:
         resume: which stored cells are taken as they are, a key of ``status.KEPT_STATUSES``.
@@ -71,7 +71,7 @@ def run(
     session: Session,
     models: Sequence[Training | Weights],
     attacks: Sequence[PlannedAttack],
-    how: How = How(),
+    options: RunOptions = RunOptions(),
     asked: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
     """Train and measure what is not stored yet, store it, and bring the CSVs up to date.
@@ -80,7 +80,7 @@ def run(
         session: data, results folder, device and progress.
         models: trainings, whose models are trained unless they are stored, and weights that exist.
         attacks: what each model is measured under, beside the clean images.
-        how: resuming, workers, shards.
+        options: resuming, workers, shards.
         asked: the flags (or arguments) of the run by name. With them the run is written to
             ``runs/`` of the results folder, resolved, so that ``run --config`` can repeat it.
 
@@ -92,17 +92,17 @@ def run(
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
     """
     known = read_store(session)
-    planned = plan_training(session, mine(models, how), attacks, known)
+    planned = plan_models(session, of_shard(models, options), attacks, known)
     device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
-    executor = _executor(session, how)
-    idle = not any(model.first_tasks(how.resume) for model in planned)
+    executor = _executor(session, options)
+    idle = not any(model.first_tasks(options.resume) for model in planned)
     with nullcontext() if idle else executor:
         if asked is not None:
             write_config(
                 session.store.root / "runs", _resolved(session.dataset, models, attacks, asked)
             )
-        scheduler = Scheduler(planned, attacks, session, executor, known, durations, how.resume)
+        scheduler = Scheduler(planned, attacks, session, executor, known, durations, options.resume)
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
     export(session.store)
@@ -121,7 +121,7 @@ def read_store(session: Session, repair: bool = True) -> StoredCells:
     return StoredCells(store.whole(cells))
 
 
-def plan_training(
+def plan_models(
     session: Session,
     models: Sequence[Training | Weights],
     attacks: Sequence[PlannedAttack],
@@ -137,23 +137,25 @@ def plan_training(
     ]
 
 
-def mine(models: Sequence[Training | Weights], how: How) -> Sequence[Training | Weights]:
+def of_shard(
+    models: Sequence[Training | Weights], options: RunOptions
+) -> Sequence[Training | Weights]:
     """The models of this process's shard; all of them if there is none."""
     trainings = [one for one in models if isinstance(one, Training)]
-    return plan.shard(trainings, *how.shard) if how.shard else models
+    return plan.shard(trainings, *options.shard) if options.shard else models
 
 
-def _executor(session: Session, how: How) -> Executor:
+def _executor(session: Session, options: RunOptions) -> Executor:
     """The executor asked for; a limit of time needs a process that can be killed."""
     from dmlbench.sweep.executors.pool import Pool
     from dmlbench.sweep.executors.ray_cluster import RayCluster
     from dmlbench.sweep.executors.serial import Serial
 
-    if how.executor == "ray":
-        return RayCluster(session, how.workers, how.ray_gpus, how.cell_timeout)
-    if how.cell_timeout is None and (how.workers or 1) == 1:
+    if options.executor == "ray":
+        return RayCluster(session, options.workers, options.ray_gpus, options.cell_timeout)
+    if options.cell_timeout is None and (options.workers or 1) == 1:
         return Serial(session)
-    return Pool(session, how.workers or 1, how.cell_timeout)
+    return Pool(session, options.workers or 1, options.cell_timeout)
 
 
 def _resolved(

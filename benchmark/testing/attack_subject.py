@@ -76,7 +76,7 @@ def noise(shape: Any, seed: int) -> torch.Tensor:
 
 
 def alike(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
-    """Whether two tensors have the same numbers, to within ``tolerance``; NaN is NaN."""
+    """True if two tensors have the same numbers to within ``tolerance``; NaN equals NaN."""
     return a.shape == b.shape and torch.allclose(
         a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
     )

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from dmlbench.attacks.base import RESERVED, Column
+from dmlbench.attacks.base import RESERVED, UNITS, Column
 from dmlbench.common.errors import CellError
 from dmlbench.testing import cards, goals
 from dmlbench.testing.attack_subject import SEED, THREAT, Subject, alike, near, noise
@@ -30,7 +30,10 @@ def columns(s: Subject) -> None:
             c.name and not set(c.name) & set("\n(,"),
             f"a column is named {c.name!r}: it heads a table, so leave out brackets and commas",
         )
-        require(c.unit in ("%", ""), f"column {c.name} has the unit {c.unit!r}: write '%' or ''")
+        require(
+            c.unit in UNITS,
+            f"column {c.name} has the unit {c.unit!r}: write '%', '/255' (grey levels) or ''",
+        )
         require(
             c.better in ("higher", "lower"),
             f"column {c.name} says {c.better!r} is better: write 'higher' or 'lower', for the "

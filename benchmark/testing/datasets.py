@@ -46,7 +46,7 @@ class Subject:
 
     @cached_property
     def data(self) -> RetrievalData:
-        """What ``load`` returns, read once for all checks."""
+        """The result of ``load``, read once for all checks."""
         return self.load()
 
     @property

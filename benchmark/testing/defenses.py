@@ -215,7 +215,7 @@ def randomness(s: Subject) -> None:
 
 
 def resumes(s: Subject) -> None:
-    """What it keeps from step to step is in ``state``, which is saved with each epoch."""
+    """Check that all it keeps from step to step is in ``state``, which each epoch saves."""
     run = Run(s.defense, s.data).train(2)
     bad = [k for k, v in run.state.items() if not isinstance(v, torch.Tensor) or v.requires_grad]
     require(

@@ -196,7 +196,7 @@ def stored(s: Subject) -> None:
 
 
 def same_in_training(s: Subject) -> None:
-    """What says that it embeds alike in training and evaluation does so."""
+    """Check that a network which says so embeds alike in training and evaluation."""
     if not s.component.same_in_training:
         return
     network = s.build().train()
