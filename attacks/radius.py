@@ -71,7 +71,7 @@ class Radius(TopOneAttack):
     columns = (
         Column(
             "Radius",
-            "/255",
+            "",
             "higher",
             "The smallest eps, in 1/255, at which the margin attack breaks the top-1; 0 where the "
             "clean top-1 is wrong. The mean is the area under R@1 as a function of eps, and at the "

@@ -1,7 +1,8 @@
 """Measure the time of attacks beyond that of the network: ``python -m scripts.overhead [options]``.
 
 Images and embeddings are random. For the setting with 224 px images use
-``--model resnet18 --channels 3 --size 224``. For each attack the columns are
+``--model resnet18 --channels 3 --size 224``. With ``--optimizer apgd`` a step is one of ten of
+APGD, the forward pass that judges the last one included. For each attack the columns are
 
 - overhead: the time of a full PGD step, divided by that of a bare one (forward pass and gradient in
   the input, parameters frozen). The two alternate in one run, and the median of the ratios is
@@ -25,6 +26,7 @@ import click
 import torch
 
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
+from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import embed, frozen, on_device
@@ -33,6 +35,7 @@ from dmlbench.models.base import parse_model
 from scripts.record import CSV, save
 
 DIM = 512
+APGD_STEPS = 10
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
@@ -76,6 +79,7 @@ def resident(key: str) -> int:
 @click.option("--gallery", "size", type=int, default=10_000, show_default=True)
 @click.option("--repeats", type=int, default=9, show_default=True)
 @click.option("--attack", "names", multiple=True, help="Default: every registered one.")
+@click.option("--optimizer", type=click.Choice(["pgd", "apgd"]), default="pgd", show_default=True)
 @CSV
 def main(
     device_name: str,
@@ -87,6 +91,7 @@ def main(
     size: int,
     repeats: int,
     names: tuple[str, ...],
+    optimizer: str,
     path: Path | None,
 ) -> None:
     """Print a row for each attack."""
@@ -108,7 +113,7 @@ def main(
             rows = []
             for name in names or ATTACKS.names():
                 ratio, rate, ready, peak = measure(
-                    name, model, images, index, gallery, repeats, device
+                    name, model, images, index, gallery, repeats, device, optimizer
                 )
                 found = {
                     "overhead": f"{ratio:.3f}",
@@ -136,17 +141,22 @@ def measure(
     gallery: Gallery,
     repeats: int,
     device: torch.device,
+    optimizer: str,
 ) -> tuple[float, float, float, float]:
     """Return overhead ratio, queries per second at 32 steps, set-up share, peak memory in MiB."""
     attack = ATTACKS.get(name)().resolve(THREAT)
     attack.goal(gallery, index, seed=0)  # neighbours are sorted once in a run, not timed
     ready = clock(lambda: attack.goal(gallery, index, seed=0), device)
     goal = attack.goal(gallery, index, seed=0)
-    step = PGD(THREAT.eps, THREAT.alpha, 1, active_set=False)
+    step, steps = PGD(THREAT.eps, THREAT.alpha, 1, active_set=False), 1
+    search: PGD | APGD = step
+    if optimizer == "apgd":  # many steps, which share its last forward pass
+        steps = APGD_STEPS
+        search = APGD(THREAT.eps, 2 * THREAT.eps, steps, active_set=False)
     ratios, seconds = [], []
     for _ in range(repeats):
         bare = clock(lambda: bare_step(model, images), device)
-        full = clock(lambda: step.run(lambda x: embed(model, x), images, goal), device)
+        full = clock(lambda: search.run(lambda x: embed(model, x), images, goal), device) / steps
         ratios.append(full / bare)
         seconds.append(full)
     whole = 32 * statistics.median(seconds) + ready

@@ -36,6 +36,12 @@ def test_a_suite_has_its_optimizer_and_a_key_changes_it() -> None:
     assert resolved("es:optimizer=apgd,eps=0")["alpha"] > 0
 
 
+def test_none_is_spelt_default_where_auto_is_a_value() -> None:
+    assert spec.parse("es:suite=default", ATTACKS) == spec.parse("es", ATTACKS)
+    assert spec.parse("es:optimizer=auto", ATTACKS) == spec.parse("es", ATTACKS)
+    assert spec.parse("es:suite=auto", ATTACKS).suite == "auto"
+
+
 def test_an_unknown_optimizer_is_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"did you mean 'apgd'.*must be one of pgd, apgd"):
         spec.parse("es:optimizer=agpd", ATTACKS)

@@ -68,7 +68,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="Definitions of the attacks: as the papers write them (strict), as the code behind "
         "the published numbers computes them (ers), or as the papers write them but with a strong "
         "optimizer (auto). May be repeated. Without --attack, the nine attacks of ERS, the "
-        "Empirical Robustness Score, are run; auto adds top1.",
+        "Empirical Robustness Score, are run; auto adds top1 and radius.",
     ),
     "queries": click.option(
         "--queries",

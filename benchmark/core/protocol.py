@@ -29,7 +29,11 @@ SUITES = tuple(OPTIMIZER_OF)
 AUTO_STEPS = 100  # of an attack of the suite auto, whatever the data set
 # the attacks of the ten columns of ERS; es gives two of them
 ERS_ATTACKS = ("ca+", "ca-", "qa+", "qa-", "tma", "es", "ltm", "gtm", "gtt")
-SUITE_ATTACKS = {"strict": ERS_ATTACKS, "ers": ERS_ATTACKS, "auto": (*ERS_ATTACKS, "top1")}
+SUITE_ATTACKS = {
+    "strict": ERS_ATTACKS,
+    "ers": ERS_ATTACKS,
+    "auto": (*ERS_ATTACKS, "top1", "radius"),
+}
 RECALL_ATTACKS = {  # of each suite those that Robust R@1 is the worst case of
     "strict": ("es", "ltm", "gtm"),
     "ers": ("es", "ltm", "gtm"),

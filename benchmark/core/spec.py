@@ -34,7 +34,7 @@ C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
 AUTO = "auto"  # written in a spec for None: the card of the data set decides
-UNSAID = "default"  # written for None where ``auto`` is one of the choices
+OTHER_AUTO = "default"  # the same where ``auto`` is a value: a suite has that name
 
 
 def parameter(
@@ -88,6 +88,11 @@ class Parameter:
     late: bool = False
 
     @property
+    def none(self) -> str:
+        """The spelling of None in a spec."""
+        return OTHER_AUTO if AUTO in self.choices else AUTO
+
+    @property
     def domain(self) -> str:
         """The values that are allowed, e.g. ``int >= 1`` or ``random | semihard``."""
         if self.choices:
@@ -100,28 +105,22 @@ class Parameter:
         ]
         return " ".join([self.type.__name__, " and ".join(bounds)]).strip()
 
-    @property
-    def _none(self) -> str:
-        """The word for None in a spec."""
-        return UNSAID if AUTO in self.choices else AUTO
-
     def show(self, value: Any) -> str:
         """Write ``value`` as in a spec."""
         if value is None:
-            return self._none
+            return self.none
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, float):
             return _number(value, self.pixels)
         text = str(value)
-        ambiguous = text == AUTO and text not in self.choices
-        if re.search(r'[",\s]', text) or ambiguous or not text:
+        if re.search(r'[",\s]', text) or text == self.none or not text:
             return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return text
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
-        if text == self._none and self.optional:
+        if text == self.none and self.optional:
             return None
         value = self._convert(_unquote(text))
         self.check(value)

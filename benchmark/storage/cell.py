@@ -75,7 +75,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The unit of a column (``%``, ``/255`` or empty), and which direction is better for the defender."""
+    """The unit of a column (``%``, ``/255`` or empty) and the direction good for the defender."""
 
     unit: str
     better: Literal["higher", "lower"]
