@@ -297,7 +297,7 @@ def test_a_preview_says_what_is_there_and_how_long_the_rest_takes(tmp_path: Path
     assert records[8]["cell"] is None  # its weights are not known yet
     text = "\n".join([*lines(records), summary(records, 2, "cpu: x")])
     assert "2 models: 1 cached, 1 to do; 12 cells: 4 done, 1 failed, 7 to do" in text
-    assert "9 tasks to do, about 6.0 s on cpu: x, without 1 task like none in the past" in text
+    assert "9 tasks to do, about 6.0 s on cpu: x (no estimate for 1 of them" in text
     assert (
         Durations("cpu: y", known.cells.values(), store).seconds(times.kind(entries[0].cells[0][0]))
         is None

@@ -61,9 +61,9 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
     known = [r["seconds"] for r in runs if r["seconds"] is not None]
     if not runs:
         return "; ".join([*counts, "nothing to do"])
-    time = f"about {duration(sum(known) / workers)} on {device}" if known else f"on {device}"
+    time = f"about {duration(sum(known) / workers)} on {device}" if any(known) else f"on {device}"
     if unknown := len(runs) - len(known):
-        time += f", without {unknown} task{'s' * (unknown > 1)} like none in the past"
+        time += f" (no estimate for {unknown} of them: nothing similar has been timed here)"
     return "; ".join([*counts, f"{len(runs)} tasks to do, {time}"])
 
 
