@@ -85,6 +85,20 @@ def test_batch_size_changes_no_bit(
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_a_network_that_hides_its_gradient_starts_flat(
+    problem: tuple[torch.Tensor, Hinge],
+) -> None:
+    """Autograd returns its zero gradient expanded: such a tensor cannot be changed in place."""
+    clean, goal = problem
+
+    def hidden(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).detach()[:, :8] + 0 * x.sum()
+
+    found = PGD(0.1, 0.03, 3).run(hidden, clean, goal)
+    assert found.flat_start.all()
+    assert torch.equal(found.images, clean)
+
+
 def test_one_step_of_eps_is_fgsm(
     model: EmbeddingModel, problem: tuple[torch.Tensor, Hinge]
 ) -> None:

@@ -31,5 +31,5 @@ class PGD(Optimizer[Iterate]):
         self, now: Iterate, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
     ) -> Iterate:
         """A sign step, projected."""
-        now.ball.project_(now.x.sub_(dx.sign_(), alpha=self.alpha))
+        now.ball.project_(now.x.sub_(dx.sign(), alpha=self.alpha))
         return now
