@@ -104,7 +104,7 @@ def test_an_own_network_in_a_notebook(tmp_path: Path) -> None:
     (table,) = [out["data"] for out in shown if out["output_type"] == "execute_result"]
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
-    report = dml.evaluate(net, suite="strict", queries=100, progress=False)
+    report = dml.evaluate(net, suite="strict", queries=20, progress=False)
     assert table["text/html"] == report._repr_html_()
     assert said[0]["text"].strip() == repr(report["ERS"].value)
 

@@ -11,7 +11,7 @@ torch.manual_seed(0)
 net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
 
 # %%
-report = dmlbench.evaluate(net, suite="strict", queries=100)
+report = dmlbench.evaluate(net, suite="strict", queries=20)
 report  # noqa: B018  # shown by the notebook
 
 # %%
