@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmlbench.api.folders import results_folder
 from dmlbench.api.report import Report
+from dmlbench.api.session import dataset_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.core import spec
-from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import canonical_model, parse_model
 from dmlbench.models.module import module_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import run
-from dmlbench.sweep.session import Session, open_session
+from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import checkpoint_weights, memory_weights
 
@@ -90,22 +89,19 @@ def evaluate(
     Raises:
         UserError: an argument that is wrong, data or weights that are missing.
     """
-    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    chosen = dataset_of(dataset)
     asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
-    with (
-        results_folder(results) as folder,
-        open_session(
-            chosen,
-            folder,
-            device=device,
-            batch_size=batch_size,
-            threads=threads,
-            precision=precision,
-            progress=progress,
-            data_root=None if data_root is None else Path(data_root),
-            cache=None if cache is None else Path(cache),
-        ) as session,
-    ):
+    with opened(
+        chosen,
+        results,
+        data_root,
+        cache,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        precision=precision,
+        progress=progress,
+    ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
         weights = _weights(session, model, metric, (mean, std), network, label, seed)

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.evaluate import as_list
-from dmlbench.api.folders import results_folder
 from dmlbench.api.load import load_model
 from dmlbench.api.report import Report
-from dmlbench.core import spec
-from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.api.session import dataset_of, opened
+from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import DEFENSES, Defense
 from dmlbench.models.base import parse_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
 from dmlbench.sweep.run import RunOptions
 from dmlbench.sweep.run import run as run_sweep
-from dmlbench.sweep.session import open_session
 
 if TYPE_CHECKING:
     from dmlbench.attacks.base import Attack
@@ -65,18 +63,12 @@ def train(
     from dmlbench.training.trainer import Monitoring
     from dmlbench.training.trainer import train as train_model
 
-    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    chosen = dataset_of(dataset)
     wanted = parse_all([defense], DEFENSES)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
-    with open_session(
-        chosen,
-        Path(results),
-        device=device,
-        threads=threads,
-        progress=progress,
-        data_root=None if data_root is None else Path(data_root),
-        cache=None if cache is None else Path(cache),
+    with opened(
+        chosen, results, data_root, cache, device=device, threads=threads, progress=progress
     ) as session:
         (training,) = plan.plan(chosen, session.digest, network, wanted, [seed], settings)
         folder = session.store.model_folder(training.id)
@@ -132,27 +124,24 @@ def run(
     Raises:
         UserError: an argument that is wrong, data that are missing.
     """
-    chosen = spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    chosen = dataset_of(dataset)
     several = [defenses] if isinstance(defenses, str | Defense) else defenses
     wanted = parse_all(["none", *several], DEFENSES)
     attacked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
     options = RunOptions(resume=resume, workers=workers)
-    with (
-        results_folder(results) as folder,
-        open_session(
-            chosen,
-            folder,
-            device=device,
-            batch_size=batch_size,
-            threads=threads,
-            precision=precision,
-            progress=progress,
-            data_root=None if data_root is None else Path(data_root),
-            cache=None if cache is None else Path(cache),
-        ) as session,
-    ):
+    with opened(
+        chosen,
+        results,
+        data_root,
+        cache,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        precision=precision,
+        progress=progress,
+    ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries)
         trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
