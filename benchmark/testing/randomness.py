@@ -20,7 +20,7 @@ from dmlbench.testing.findings import require
 ADVICE = (
     "a query's numbers would depend on what ran before it, and could not be measured again; "
     "draw from a generator that is seeded with the seed and the index you are given "
-    "(attacks: dmlbench.attacks.engine.targets.draw; defenses: clean.generator)"
+    "(attacks: dmlbench.attacks.engine.targets.draw; defenses: batch.generator)"
 )
 States = dict[str, Any]
 
