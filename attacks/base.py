@@ -71,6 +71,8 @@ class Column:
             for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
         rank: true if the value of a query is a percentile rank; plots show its distribution.
         median: heading of the median over queries, where tables have that beside the mean.
+        curve: meaning of a query's value as an axis of plots, e.g. ``eps in 1/255``, where they
+            draw the share of queries above each value: R@1 as a function of eps. Else empty.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Column:
     bounds: Bounds | Mapping[Metric, Bounds] | None = None
     rank: bool = False
     median: str = ""
+    curve: str = ""
 
     @property
     def headings(self) -> tuple[Column, ...]:

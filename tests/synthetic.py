@@ -27,7 +27,12 @@ def model(values: dict[str, float] = FULL, collapsed: bool = False, **about: Any
 
 
 def attacked(
-    name: str, value: float, changed: str = "", deciles: Iterable[float] = (), **about: Any
+    name: str,
+    value: float,
+    changed: str = "",
+    deciles: Iterable[float] = (),
+    curve: Iterable[tuple[float, float]] = (),
+    **about: Any,
 ) -> Cell:
     """Make the cell of an attack; ``changed`` are values unlike the protocol: ``eps=4/255``."""
     attack = name.lower().partition(":")[0]
@@ -41,6 +46,8 @@ def attacked(
     unit = "" if name in ("TMA", "ES:D") else "%"
     one.columns[name] = ColumnInfo(unit, "lower" if name in LOWER else "higher")
     one.findings.update({"clean": {name: 50.0}, "deciles": {name: list(deciles)}})
+    if curve:
+        one.findings["curves"] = {name: [list(point) for point in curve]}
     return one
 
 

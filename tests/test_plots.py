@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from scipy.stats import binomtest
 
+from dmlbench.analysis.csv_files import READERS
 from dmlbench.analysis.records import tidy
+from dmlbench.metrics.bootstrap import shares_above
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
 from dmlbench.report.entries import measured
@@ -30,6 +33,8 @@ def table() -> Table:
         values = {name: value * share for name, value in FULL.items()}
         cells += [c for c in model(values, **about) if c.about.attack != "ca+"]
         cells.append(attacked("CA+", 10 * share, deciles=range(0, 101, 10), **about))
+        curve = [(0, 80), (2.0, 60 * share), (9.0, 20 * share), (77.0, 0)]
+        cells.append(attacked("Radius", 20 * share, curve=curve, **about))
         for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8", "w=5"):
             cells.append(attacked("CA+", 30 * share, changed=changed, **about))
         fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
@@ -37,7 +42,7 @@ def table() -> Table:
         cells.append(replace(fgsm, about=replace(fgsm.about, attack_resolved=resolved)))
     # the reader gives numbers where a record of cells has their text
     records = [
-        r | {"deciles": tuple(map(float, r.get("deciles", "").split()))} for r in tidy(cells)
+        r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")} for r in tidy(cells)
     ]
     (one,) = tables(measured(records))
     return one
@@ -58,6 +63,44 @@ def test_each_plot_is_the_same_bytes_again_and_says_what_was_measured(
     assert "eps 77/255, 32 steps of 3/255" in text
     assert "n = 40 queries" in text
     assert str(figure.get_suptitle()) in text
+
+
+def test_the_curve_of_the_radius_is_a_step_function_with_a_band(table: Table) -> None:
+    figure = PLOTS["curves"](table)
+    assert figure is not None
+    (axis,) = figure.axes
+    line = next(one for one in axis.lines if "HM" in str(one.get_label()))
+    assert list(line.get_xdata()) == [0, 2, 9, 77]
+    assert list(line.get_ydata()) == [80, 60, 20, 20]  # right at eps: broken nowhere that is known
+    assert len(axis.collections) == 3
+    (low, high) = axis.get_ylim()
+    assert (low, high) == (0, 100)
+    band = axis.collections[[one.get_label() for one in axis.lines].index(line.get_label())]
+    ys = band.get_paths()[0].vertices[:, 1]
+    inside = binomtest(24, 40).proportion_ci(method="wilson")
+    assert np.isclose(ys, 100 * inside.low).any()
+    assert np.isclose(ys, 100 * inside.high).any()
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.5, 77.0, float("nan")]), min_size=1))
+def test_shares_above_counts_the_values_above_each_step(values: list[float]) -> None:
+    known = [v for v in values if v == v]
+    if not known:
+        return
+    points = shares_above(values)
+    assert [x for x, _ in points] == sorted({0.0, *known})
+    for x, share in points:
+        assert share == pytest.approx(100 * sum(v > x for v in known) / len(known))
+
+
+def test_shares_above_is_thinned_to_quantiles_where_there_are_many_steps() -> None:
+    values = np.random.default_rng(0).permutation(5000) + 1.0
+    points = shares_above(values)
+    assert len(points) == 102
+    assert points[0] == (0, 100)
+    assert points[-1] == (5000, 0)
+    for x, share in points:
+        assert share == pytest.approx(100 * (values > x).mean())
 
 
 def test_every_format_has_no_date_and_is_vector_where_it_can_be(table: Table) -> None:

@@ -27,6 +27,7 @@ from dmlbench.metrics.distance import METRICS
 from dmlbench.storage.cell import implausible
 from dmlbench.storage.store import Store
 
+LATER = ("curve",)  # columns that CSVs of older versions lack: empty there
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 
 
@@ -76,7 +77,11 @@ def read_tidy(path: Path) -> list[Record]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [name for name in READERS if name not in (reader.fieldnames or ())]
+            missing = [
+                name
+                for name in READERS
+                if name not in (reader.fieldnames or ()) and name not in LATER
+            ]
             if missing:
                 few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
                 raise UserError(
@@ -95,9 +100,9 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
     record: Record = {}
     for name, read in READERS.items():
         try:
-            record[name] = read(raw[name])
+            record[name] = read(raw.get(name, ""))
         except ValueError as error:
-            wrong = f"{name} is {raw[name]!r}, which is {error}"
+            wrong = f"{name} is {raw.get(name)!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
     wrong = _problem(record)
     if wrong:
@@ -166,6 +171,17 @@ def _deciles(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def _curve(text: str) -> tuple[tuple[float, float], ...]:
+    points = [point.partition(":") for point in text.split()]
+    found = tuple((_number(x), _number(share)) for x, _, share in points)
+    shares = [share for _, share in found]
+    if sorted(found) != list(found) or sorted(shares, reverse=True) != shares:
+        raise ValueError("not points x:share with rising x and falling shares")
+    if shares and not 0 <= shares[-1] <= shares[0] <= 100:
+        raise ValueError("not shares from 0 to 100")
+    return found
+
+
 def _versions(text: str) -> str:
     for part in text.split("."):
         _count(part)
@@ -201,6 +217,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("value", "low", "high", "clean"), _maybe(_number)),
     "n": _maybe(_count),
     "deciles": _deciles,
+    "curve": _curve,
     **dict.fromkeys(COLLAPSE, _maybe(_number, "")),
     "collapsed": _maybe(_truth, ""),
     "unit": _text,

@@ -46,6 +46,7 @@ TIDY_COLUMNS = (
     "n",
     "clean",
     "deciles",
+    "curve",
     *COLLAPSE,
     "unit",
     "better",
@@ -83,6 +84,8 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
                 record |= asdict(cell.metrics[name])
                 record |= {"clean": found.get("clean", {}).get(name, "")}
                 record |= {"deciles": " ".join(map(repr, shares))}
+                curve = found.get("curves", {}).get(name, ())
+                record |= {"curve": " ".join(f"{x!r}:{share!r}" for x, share in curve)}
             records.append(record)
     return records
 

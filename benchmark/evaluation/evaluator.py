@@ -22,7 +22,13 @@ from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
-from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median, deciles
+from dmlbench.metrics.bootstrap import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_median,
+    deciles,
+    shares_above,
+)
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
@@ -173,6 +179,7 @@ class Evaluation:
         findings = {
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
+            "curves": {c.name: shares_above(outcomes[c.name]) for c in attack.columns if c.curve},
             "radius": radius,
             "flat_start": flat / len(index),
             "passes": passes / len(index),

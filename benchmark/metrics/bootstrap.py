@@ -1,4 +1,4 @@
-"""Statistics over queries for tables: the mean, its bootstrap interval, the deciles."""
+"""Statistics over queries: mean and median with bootstrap intervals, deciles, shares."""
 
 from __future__ import annotations
 
@@ -63,3 +63,20 @@ def deciles(values: npt.ArrayLike) -> list[float]:
     """Compute the 0%, 10%, ..., 100% quantiles of ``values`` (n,): 11 numbers. NaN is left out."""
     sample = np.asarray(values, dtype=np.float64)
     return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]
+
+
+def shares_above(values: npt.ArrayLike, points: int = 101) -> list[tuple[float, float]]:
+    """Points (x, percent of ``values`` that are above x) of a falling step function, by rising x.
+
+    Args:
+        values: (n,) numbers, at least 0; NaN is left out.
+        points: at most so many are returned, besides x = 0. Where the values have more steps,
+            they are thinned to quantiles.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    sample = np.sort(sample[~np.isnan(sample)])
+    steps = np.unique(sample)
+    if len(steps) > points:
+        steps = np.unique(np.quantile(sample, np.linspace(0, 1, points), method="higher"))
+    above = len(sample) - np.searchsorted(sample, steps := np.union1d([0.0], steps), side="right")
+    return [(float(x), float(100 * k / len(sample))) for x, k in zip(steps, above, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.report.columns import DESCRIBING, BoardColumn, column, in_order
 from dmlbench.report.entries import Entry, Number
 
@@ -14,6 +15,17 @@ Mark = Literal["", "best", "second", "failed", "missing"]
 HIDDEN = ("mAP@10",)  # measured, but in no table of the papers; ``--column`` shows it
 SWEPT = ("eps", "alpha", "steps")
 NOTHING = "–"
+UPPER_BOUND = {
+    "strict": [
+        "The papers' attacks: robustness against them is an upper bound, since sign steps of one "
+        "size are a weak optimizer, most of all in a large ball. Suite auto has a stronger one."
+    ],
+    "ers": [
+        "The attacks as published: robustness against them is an upper bound, since sign steps of "
+        "one size are a weak optimizer, most of all in a large ball. Suite auto has a stronger one."
+    ],
+}
+"""Suite -> what to say below its table."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,16 @@ class Table:
         return f"{self.dataset}, suite {self.suite}" if self.suite else self.dataset
 
     @property
+    def optimizer(self) -> str:
+        """The optimizer of the suite's attacks: ``PGD`` or ``APGD``."""
+        return OPTIMIZER_OF.get(self.suite, "pgd").upper()
+
+    @property
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
-        notes = [f"White-box PGD in the L∞ ball, {threat}." for threat in self.threats]
+        notes = [f"White-box {self.optimizer} in the L∞ ball, {one}." for one in self.threats]
+        if self.threats and not all(line.entry.paper for line in self.lines):
+            notes += UPPER_BOUND.get(self.suite, [])
         entries = [line.entry for line in self.lines]
         if any(entry.collapsed for entry in entries):
             notes.append("† collapsed: the model retrieves nothing any more; not ranked.")

@@ -97,6 +97,12 @@ def directions() -> dict[str, str]:
 
 
 @cache
+def curves() -> dict[str, str]:
+    """Heading -> what its x axis is, of the columns that are drawn as shares of queries."""
+    return {c.name: c.curve for attack in ATTACKS for c in attack.columns if c.curve}
+
+
+@cache
 def ranks() -> list[str]:
     """Headings of the registered attacks' columns that are percentile ranks, in order."""
     return in_order({c.name for attack in ATTACKS for c in attack.columns if c.rank})

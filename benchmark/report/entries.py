@@ -10,6 +10,7 @@ from importlib import resources
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
 from dmlbench.core.papers import HM, ROBRANK, Paper
+from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN
 from dmlbench.report.columns import directions
@@ -168,7 +169,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
         records=records,
-        threat=_threat(records),
+        threat=_threat(records, about["suite"]),
     )
 
 
@@ -195,14 +196,18 @@ def _loss(defense: str) -> str:
     return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
-def _threat(records: Mapping[str, Sequence[Record]]) -> str:
-    """``eps 77/255, 32 steps of 3/255``: the adversary of the attacks that follow the protocol."""
+def _threat(records: Mapping[str, Sequence[Record]], suite: str) -> str:
+    """``eps 77/255, 32 steps of 3/255``: the adversary of the attacks that follow the protocol.
+
+    APGD has no step of one size.
+    """
     plain = [
         r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
     ]
     for known in (parameters(r["attack_resolved"]) for r in plain):
         if {"eps", "alpha", "steps"} <= known.keys():
-            return f"eps {known['eps']}, {known['steps']} steps of {known['alpha']}"
+            size = "" if OPTIMIZER_OF[suite] == "apgd" else f" of {known['alpha']}"
+            return f"eps {known['eps']}, {known['steps']} steps{size}"
     return ""
 
 

@@ -1,0 +1,92 @@
+"""Curves over queries: R@1 as a function of eps, for all models of a table in one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dmlbench.report import captions, style
+from dmlbench.report.board import Table
+from dmlbench.report.columns import curves
+from dmlbench.report.entries import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NARROW = 16  # a longest x up to this is drawn on a logarithmic axis: what matters is near zero
+Points = Sequence[tuple[float, float]]
+
+
+def shares_above(table: Table) -> Figure | None:
+    """R@1 against eps (the share of queries of a larger radius), and curves of the same kind.
+
+    A panel for each column with a curve. The band is the 95% interval at each x, over queries; of
+    several seeds, their mean is drawn and the band goes from the lowest to the highest.
+    """
+    entries = [line.entry for line in table.lines if not line.entry.paper]
+    panels = {
+        name: [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
+        for name in curves()
+    }
+    panels = {name: found for name, found in panels.items() if found}
+    if not panels:
+        return None
+    drawn = [e for e in entries if any(e in found for found in panels.values())]
+    with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
+        axes = fig.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (name, found) in zip(axes, panels.items(), strict=True):
+            for entry in found:
+                place = drawn.index(entry)
+                _draw(axis, entry, name, captions.name(entry, table), style.DASHES[place % 4])
+            axis.set(xlabel=curves()[name], ylabel="R@1 in % (higher is better)", ylim=(0, 100))
+            _scale(axis, [point for e in found for r in e.records[name] for point in r["curve"]])
+        words = f"{captions.protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
+        style.say(fig, "Right top-1 against the strength of the attack", words, axes)
+    return fig
+
+
+def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
+    """A step function with its band; the line ends where the largest perturbation begins."""
+    records = [record for record in entry.records[name] if record["curve"]]
+    xs = np.unique([x for record in records for x, _ in record["curve"]])
+    shares = np.array([_at(record["curve"], xs) for record in records])
+    # the last x is the largest that was tried: what is right there is not known to break beyond it
+    shares[:, -1] = shares[:, -2] if len(xs) > 1 else shares[:, -1]
+    if len(records) == 1:
+        low, high = _interval(shares[0], records[0]["n"])
+    else:
+        low, high = shares.min(axis=0), shares.max(axis=0)
+    color = style.family(entry).color
+    axis.plot(xs, shares.mean(axis=0), drawstyle="steps-post", color=color, ls=dash, label=label)
+    axis.fill_between(xs, low, high, step="post", color=color, alpha=0.15, lw=0)
+
+
+def _at(curve: Points, xs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The shares of a step function at ``xs``."""
+    places, shares = np.array(curve).T
+    found: npt.NDArray[np.float64] = shares[np.searchsorted(places, xs, side="right") - 1]
+    return found
+
+
+def _interval(
+    shares: npt.NDArray[np.float64], n: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The 95% interval (Wilson's) of each share, in percent, of ``n`` queries."""
+    from scipy.stats import binomtest
+
+    counts = np.rint(shares * n / 100).astype(int)
+    found = [binomtest(int(k), n).proportion_ci(method="wilson") for k in counts]
+    return 100 * np.array([one.low for one in found]), 100 * np.array([one.high for one in found])
+
+
+def _scale(axis: Axes, points: Points) -> None:
+    """From zero to the largest x; logarithmic above the least positive x where all are small."""
+    largest = max(x for x, _ in points)
+    positive = [x for x, _ in points if x > 0]
+    if positive and largest <= NARROW:
+        axis.set_xscale("symlog", base=2, linthresh=min(positive))
+    axis.set_xlim(0, largest or 1)
