@@ -13,7 +13,8 @@ named), but ERS and passes:
 - best: under the strongest of the twenty alone, whose name follows; twenty: under all of them;
 - margin, dlr, knn, shift: broken by that stage of top1 alone, as an attack of its own;
 - only dlr, only knn, only shift: broken by it and by no other stage;
-- ERS strict, ERS auto; passes strict, passes auto: forward-backward passes a query, measured.
+- ERS strict, ERS auto; ERS equal: of the nine attacks by APGD in as many steps as strict takes;
+- passes strict, passes auto: forward-backward passes a query, measured.
 
 Cells are stored in FOLDER, so that a measurement that was stopped goes on. With ``--cost`` the
 two suites are timed instead, in turn, on few queries that are measured anew each time.
@@ -34,7 +35,7 @@ import torch
 import dmlbench
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.core import spec
-from dmlbench.core.protocol import RECALL_ATTACKS, SUITE_ATTACKS, Threat
+from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, SUITE_ATTACKS, Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.storage.store import Store
@@ -85,7 +86,12 @@ Right = npt.NDArray[np.bool_]
 
 
 def of_suite(name: str) -> list[str]:
-    """The attacks of a suite, with its name; of strict with ES from five starts."""
+    """The attacks of a suite, with its name; of strict with ES from five starts.
+
+    ``equal`` is the suite auto without top1, in 32 steps.
+    """
+    if name == "equal":
+        return [f"{attack}:steps=32,suite=auto" for attack in ERS_ATTACKS]
     specs = [f"{attack}:suite={name}" for attack in SUITE_ATTACKS[name] if attack != "radius"]
     return specs + ["es:restarts=5,suite=strict"] * (name == "strict")
 
@@ -179,7 +185,7 @@ def row(found: Measured, eps: str, store: Store) -> dict[str, Any]:
         "twenty": percent(np.all(list(twenty.values()), axis=0)),
         **{name: percent(one) for name, one in broken.items()},
         **alone,
-        **{f"ERS {name}": round(found.ers(name, eps), 1) for name in suites},
+        **{f"ERS {name}": round(found.ers(name, eps), 1) for name in ("strict", "equal", "auto")},
         **{f"passes {name}": round(found.passes(name, eps, store), 1) for name in suites},
     }
 
@@ -236,7 +242,13 @@ def main(
             if cost:
                 lines.append(timed(checkpoint, dataset, eps, queries, repeats))
             else:
-                specs = [*of_suite("strict"), *of_suite("auto"), *STAGES.values(), *TWENTY]
+                specs = [
+                    *of_suite("strict"),
+                    *of_suite("equal"),
+                    *of_suite("auto"),
+                    *STAGES.values(),
+                    *TWENTY,
+                ]
                 report = dmlbench.evaluate(
                     checkpoint,
                     dataset,
