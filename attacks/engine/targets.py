@@ -9,6 +9,8 @@ swaps two neighbours inside a pool, nothing changes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import np, torch
@@ -67,6 +69,29 @@ def random_start(
         generator = np.random.Generator(_philox(seed, f"start {restart}", query))
         noise[row] = generator.uniform(-eps, eps, noise[row].shape)
     return images + torch.from_numpy(noise).to(images.device)
+
+
+def uniform(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, *shape) float64, uniform in [0, 1); each row depends on the seed and its query alone."""
+    return _rows(index, seed, purpose, lambda generator: generator.random(shape))
+
+
+def normal(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, *shape) float32, standard normal; each row depends on the seed and its query alone."""
+    return _rows(
+        index, seed, purpose, lambda generator: generator.standard_normal(shape, np.float32)
+    )
+
+
+def _rows(
+    index: torch.Tensor,
+    seed: int,
+    purpose: str,
+    row: Callable[[np.random.Generator], np.ndarray[Any, Any]],
+) -> torch.Tensor:
+    queries = index.tolist()
+    rows = [row(np.random.Generator(_philox(seed, purpose, query))) for query in queries]
+    return torch.from_numpy(np.stack(rows)).to(index.device)
 
 
 def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:

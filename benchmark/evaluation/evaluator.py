@@ -146,7 +146,7 @@ class Evaluation:
         index = self.chosen(queries)
         kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
-        passes = full_passes = flat = 0
+        passes = forward = full = full_forward = flat = 0
         radius = 0.0
         gallery = self.gallery
         with self.reporter.task(title, len(index)) as task:
@@ -158,7 +158,9 @@ class Evaluation:
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
                 done = attacked.perturbed
                 passes += done.passes
-                full_passes += done.full_passes
+                full += done.full_passes
+                forward += done.forward_passes
+                full_forward += done.full_forward_passes
                 flat += int(done.flat_start.sum())
                 radius = max(radius, float((done.images - images).abs().max()))
                 running = [
@@ -176,10 +178,12 @@ class Evaluation:
             "radius": radius,
             "flat_start": flat / len(index),
             "passes": passes / len(index),
-            "passes_saved": 1 - passes / full_passes,
+            "passes_saved": 1 - (passes + forward) / (full + full_forward),
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
+        if full_forward:
+            findings["forward_passes"] = forward / len(index)
         return Measurement(metrics, findings, outcomes, kept)
 
     def attacked_queries(
