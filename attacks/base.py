@@ -71,6 +71,8 @@ class Column:
             for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
         rank: true if the value of a query is a percentile rank; plots show its distribution.
         median: heading of the median over queries, where tables have that beside the mean.
+        curve: what the value of a query is the limit of (``eps in 1/255``), where plots show the
+            share of queries whose value is above x, which is R@1, as a curve over x; else empty.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Column:
     bounds: Bounds | Mapping[Metric, Bounds] | None = None
     rank: bool = False
     median: str = ""
+    curve: str = ""
 
     @property
     def headings(self) -> tuple[Column, ...]:
@@ -225,6 +228,11 @@ class Attack(Component, abc.ABC):
         return dataclasses.replace(
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Parameter -> value (JSON types), or what decides its numbers in the place of a value."""
+        return dict(spec.values(self))
 
     @property
     def most_passes(self) -> int:

@@ -34,6 +34,7 @@ def columns(name: str) -> tuple[Column, ...]:
         "whole budget where it never was. At the median R@1 has fallen to half.",
         (0, float("inf")),
         median=f"{name}:q50",
+        curve="forward passes",
     )
     return Column(name, "%", "higher", HELP), withstood
 

@@ -43,9 +43,9 @@ class NESAttack(BlackBoxAttack):
     loss: str = parameter(  # type: ignore[misc]  # of the others it is a constant of the class
         "margin", "the loss that is minimised", choices=tuple(LOSSES)
     )
-    samples: int = parameter(20, "images that a gradient is estimated from, in pairs", at_least=2)
+    samples: int = parameter(10, "images that a gradient is estimated from, in pairs", at_least=2)
     sigma: float = parameter(
-        1 / 255, "standard deviation of their noise", above=0, at_most=1, pixels=True
+        4 / 255, "standard deviation of their noise", above=0, at_most=1, pixels=True
     )
 
     def __post_init__(self) -> None:

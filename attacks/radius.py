@@ -73,6 +73,7 @@ class Radius(TopOneAttack):
             "median R@1 has fallen to half.",
             (0, 255),
             median="r50",
+            curve="eps in 1/255",
         ),
     )
     loss = "margin"

@@ -108,8 +108,11 @@ class TopOneStack(TopOneAttack):
         by_square = torch.zeros_like(goal.index, dtype=torch.bool)
         if len(left):
             square = Square(self.eps or 0, BUDGET, SHARE)
-            found = found.replaced(left, square.run(embed, images[left], goal.take(left).ranked()))
-            by_square[left] = True
+            shown = square.run(embed, images[left], goal.take(left).ranked())
+            fell = shown.until > 0
+            kept = torch.where(fell.view(-1, 1, 1, 1), shown.images, found.images[left])
+            found = found.replaced(left, replace(shown, images=kept))
+            by_square[left] = fell
         values = {field.name: getattr(found, field.name) for field in fields(Perturbed)}
         values["full_forward_passes"] = BUDGET * len(images)
         return Stacked(**values, by_square=by_square)

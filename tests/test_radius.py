@@ -139,6 +139,6 @@ def test_a_row_has_the_mean_and_the_median(
     (cell,) = (c for c in cells if c["facts"]["kind"] == "attack")
     assert set(cell["metrics"]) == {"Radius", "r50"}
     assert cell["metrics"]["r50"]["value"] == pytest.approx(
-        cell["findings"]["deciles"]["Radius"][5]
+        cell["findings"]["deciles"]["Radius"][50]
     )
     assert "r50" in (tmp_path / "leaderboards/tiny.md").read_text()

@@ -22,7 +22,13 @@ from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
-from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median, deciles
+from dmlbench.metrics.bootstrap import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_median,
+    deciles,
+    percentiles,
+)
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
@@ -93,7 +99,7 @@ class Evaluation:
             if not torch.equal(embed(self.network, self.images(first)), parts[0]):
                 raise CellError("the model is not deterministic: two forward passes differ")
         labels = torch.from_numpy(self.data.test.labels).to(self.device)
-        return Gallery(torch.cat(parts), labels, self.model.metric)
+        return Gallery(torch.cat(parts), labels, self.model.metric, images=self.images)
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """Test images at ``index``, float32 in [0, 1]."""
@@ -174,7 +180,10 @@ class Evaluation:
         }
         findings = {
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
-            "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
+            "deciles": {
+                c.name: (percentiles if c.curve else deciles)(outcomes[c.name])
+                for c in attack.columns
+            },
             "radius": radius,
             "flat_start": flat / len(index),
             "passes": passes / len(index),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Annotated
 
 import msgspec
@@ -59,7 +60,24 @@ def _bootstrap(values: npt.ArrayLike, statistic: Callable[..., np.floating]) -> 
     return Estimate(float(statistic(sample)), float(low), float(high), n)
 
 
+def wilson(share: npt.ArrayLike, n: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """The 95% interval of shares in [0, 1] that were counted in ``n`` queries (Wilson, 1927)."""
+    p, z = np.asarray(share, dtype=np.float64), NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
 def deciles(values: npt.ArrayLike) -> list[float]:
     """Compute the 0%, 10%, ..., 100% quantiles of ``values`` (n,): 11 numbers. NaN is left out."""
+    return _quantiles(values, 10)
+
+
+def percentiles(values: npt.ArrayLike) -> list[float]:
+    """The same by single percents: 101 numbers."""
+    return _quantiles(values, 100)
+
+
+def _quantiles(values: npt.ArrayLike, parts: int) -> list[float]:
     sample = np.asarray(values, dtype=np.float64)
-    return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]
+    return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, parts + 1))]

@@ -96,6 +96,25 @@ def directions() -> dict[str, str]:
     return known | {c.name: c.better for attack in ATTACKS for c in attack.headings()}
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A column that is drawn as R@1 over something: the attack's name, and what it is over."""
+
+    title: str
+    over: str
+
+
+@cache
+def curves() -> dict[str, Curve]:
+    """Heading -> its curve, of the registered attacks' columns that have one."""
+    return {
+        c.name: Curve(attack.card.name, c.curve)
+        for attack in ATTACKS
+        for c in attack.columns
+        if c.curve
+    }
+
+
 @cache
 def ranks() -> list[str]:
     """Headings of the registered attacks' columns that are percentile ranks, in order."""

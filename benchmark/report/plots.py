@@ -11,8 +11,10 @@ from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.columns import BoardColumn, ranks
+from dmlbench.report.captions import entry_name, labelled, protocol
+from dmlbench.report.columns import ranks
 from dmlbench.report.entries import Entry, parameters
+from dmlbench.report.withstood import withstood
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +42,8 @@ def tradeoff(table: Table) -> Figure | None:
         _scatter(axis, found, [points[id(e)] for e in found])
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
-        named = [(*points[id(e)], _name(e, table)) for e in found if points[id(e)] in front]
-        style.say(fig, "Robustness against benign retrieval", _protocol(table, found), [axis])
+        named = [(*points[id(e)], entry_name(e, table)) for e in found if points[id(e)] in front]
+        style.say(fig, "Robustness against benign retrieval", protocol(table, found), [axis])
         style.name_points(axis, list({point[:2]: point for point in named}.values()))
     return fig
 
@@ -72,7 +74,7 @@ def cost(table: Table) -> Figure | None:
         )
         ends = [max(group, key=_cost) for group in joined] or found
         named = [(float(_cost(e)), e.numbers["ERS"].value, e.label) for e in ends]
-        style.say(fig, "Robustness against training cost", _protocol(table, found), [axis])
+        style.say(fig, "Robustness against training cost", protocol(table, found), [axis])
         style.name_ends(axis, named)
     return fig
 
@@ -88,7 +90,7 @@ def ten_terms(table: Table) -> Figure | None:
         axis = fig.add_subplot()
         for entry in found:
             mapped = terms({name: entry.numbers[name].value for name in ERS_COLUMNS})
-            label = f"{_name(entry, table)}: ERS {entry.numbers['ERS'].text}"
+            label = f"{entry_name(entry, table)}: ERS {entry.numbers['ERS'].text}"
             xs = [mapped[name] for name in ERS_COLUMNS]
             axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
         axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
@@ -96,7 +98,7 @@ def ten_terms(table: Table) -> Figure | None:
         axis.set(xlim=(0, 100), xlabel="term of ERS: 0 broken, 100 untouched")
         axis.grid(axis="x", visible=False)
         title = "The ten terms of ERS, the best of each family"
-        style.say(fig, title, _protocol(table, found), [axis])
+        style.say(fig, title, protocol(table, found), [axis])
     return fig
 
 
@@ -122,12 +124,12 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(_label(name, found))
+            axis.set_title(labelled(name, found))
             axis.margins(x=0.15, y=0.5 / len(found))
-        axes[0].set_yticks(range(len(found)), [_name(e, table) for e in found])
+        axes[0].set_yticks(range(len(found)), [entry_name(e, table) for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% bootstrap interval, or standard deviation over seeds"
-        style.say(fig, "Measured values and their intervals", f"{_protocol(table, found)}; {words}")
+        style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
     return fig
 
 
@@ -155,12 +157,16 @@ def distributions(table: Table) -> Figure | None:
                 if shares := _deciles(entry, name):
                     looks = style.marker(entry) | {"markersize": 3}
                     axis.plot(
-                        shares, range(0, 101, 10), label=_name(entry, table), clip_on=False, **looks
+                        shares,
+                        range(0, 101, 10),
+                        label=entry_name(entry, table),
+                        clip_on=False,
+                        **looks,
                     )
-            axis.set_title(_label(name, entries))
+            axis.set_title(labelled(name, entries))
             axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
         axes[0].set_ylabel("queries up to it, in %")
-        words = f"{_protocol(table, entries)}; deciles over queries"
+        words = f"{protocol(table, entries)}; deciles over queries"
         style.say(fig, "Ranks that single queries reach under attack", words, axes)
     return fig
 
@@ -173,6 +179,7 @@ PLOTS: dict[str, Plot] = {
     "eps": against_eps,
     "steps": against_steps,
     "ranks": distributions,
+    "withstood": withstood,
 }
 
 
@@ -209,11 +216,11 @@ def _curves(
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
                     looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
-                    axis.plot(xs, ys, label=_name(entry, table), clip_on=False, **looks)
-            axis.set_title(_label(name, swept))
+                    axis.plot(xs, ys, label=entry_name(entry, table), clip_on=False, **looks)
+            axis.set_title(labelled(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, title, f"{_protocol(table, swept)}; here {key} varies", axes)
+        style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
     return fig
 
 
@@ -268,34 +275,7 @@ def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float,
                 axis.plot(xs, ys, ls="", label=label, **style.marker(chosen[0][0]))
 
 
-def _name(entry: Entry, table: Table) -> str:
-    """``HM[S,g_LGA]&ICS, η=8``, with network and recipe if the table has several."""
-    parts = [entry.label]
-    parts += [f"η={entry.eta}"] * (entry.eta is not None)
-    parts += [entry.model] * (len({line.entry.model for line in table.lines}) > 1)
-    recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
-    parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
-    return ", ".join(parts)
-
-
-def _label(name: str, entries: Sequence[Entry]) -> str:
-    """The heading of a metric with its arrow."""
-    better = next(e.better[name] for e in entries if name in e.better)
-    return BoardColumn(name, better, "").label
-
-
 def _deciles(entry: Entry, name: str) -> list[float]:
     """The eleven deciles of a metric, averaged over the models of an entry; empty if none."""
     found = [r["deciles"] for r in entry.records.get(name, ()) if r["deciles"]]
     return [mean(column) for column in zip(*found, strict=True)]
-
-
-def _protocol(table: Table, entries: Sequence[Entry]) -> str:
-    """The caption: data set, suite, adversary, number of queries and training recipe."""
-    parts = [table.title, *(f"PGD L∞ {threat}" for threat in table.threats)]
-    queries = sorted({entry.n for entry in entries if entry.n})
-    parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
-    parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
-    if any(entry.paper for entry in entries):
-        parts.append("hollow: published, on the whole test split")
-    return "; ".join(parts)
