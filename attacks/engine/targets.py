@@ -9,8 +9,7 @@ swaps two neighbours inside a pool, nothing changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import np, torch
@@ -73,25 +72,24 @@ def random_start(
 
 def uniform(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
     """(B, *shape) float64, uniform in [0, 1); each row depends on the seed and its query alone."""
-    return _rows(index, seed, purpose, lambda generator: generator.random(shape))
+    found = np.empty((len(index), *shape))
+    for row, generator in zip(found, _generators(index, seed, purpose), strict=True):
+        generator.random(out=row)
+    return torch.from_numpy(found).to(index.device)
 
 
 def normal(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
     """(B, *shape) float32, standard normal; each row depends on the seed and its query alone."""
-    return _rows(
-        index, seed, purpose, lambda generator: generator.standard_normal(shape, np.float32)
-    )
+    found = np.empty((len(index), *shape), dtype=np.float32)
+    for row, generator in zip(found, _generators(index, seed, purpose), strict=True):
+        generator.standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(found).to(index.device)
 
 
-def _rows(
-    index: torch.Tensor,
-    seed: int,
-    purpose: str,
-    row: Callable[[np.random.Generator], np.ndarray[Any, Any]],
-) -> torch.Tensor:
-    queries = index.tolist()
-    rows = [row(np.random.Generator(_philox(seed, purpose, query))) for query in queries]
-    return torch.from_numpy(np.stack(rows)).to(index.device)
+def _generators(index: torch.Tensor, seed: int, purpose: str) -> Iterator[np.random.Generator]:
+    """One for each query."""
+    for query in index.tolist():
+        yield np.random.Generator(_philox(seed, purpose, query))
 
 
 def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:
