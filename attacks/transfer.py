@@ -60,7 +60,8 @@ class Source:
         """
         from dmlbench.compute.embedding import on_device
 
-        model = self.network.build(images.shape[1], images.shape[2])
+        with torch.random.fork_rng(devices=[]):  # the first weights are random
+            model = self.network.build(images.shape[1], images.shape[2])
         load_weights(self.weights.path, model)
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")
@@ -104,17 +105,14 @@ class Transfer(TopOneAttack):
         if isinstance(by, Transfer | BlackBoxAttack):
             raise UserError(f"transfer: by={by.card.name} is no attack that follows a gradient")
         assert whole.suite is not None
-        same: dict[str, Any] = {
-            "eps": whole.eps,
-            "alpha": whole.alpha,
-            "steps": whole.steps,
-            "suite": whole.suite,
-            "optimizer": whole.optimizer or OPTIMIZER_OF[whole.suite],
-        }
+        threat_keys = ("eps", "alpha", "steps", "suite", "optimizer")
+        if own := [key for key in threat_keys if getattr(by, key) is not None]:
+            raise UserError(f"transfer: {own[0]} is a key of transfer itself, not of by={self.by}")
+        same: dict[str, Any] = {key: getattr(whole, key) for key in threat_keys}
+        same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack) and self.of == "item":
             same["of"] = self.of
-        free = {k: v for k, v in same.items() if getattr(by, k) is None or k == "of"}
-        inner = replace(by, **free).resolve(replace(threat, suite=whole.suite))
+        inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
         return replace(
             whole, by=spec.canonical(by), source=_source(self.from_, self.network), attack=inner
         )
