@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed, Search
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
@@ -205,7 +205,7 @@ class Attack(Component, abc.ABC):
 
     def perturb(
         self,
-        optimizer: PGD | APGD,
+        optimizer: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: Any,
@@ -230,9 +230,19 @@ class Attack(Component, abc.ABC):
         )
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """Parameter -> value (JSON types), or what decides its numbers in the place of a value."""
+        return dict(spec.values(self))
+
+    @property
     def most_passes(self) -> int:
         """Forward-backward passes that a query takes at most; steps must be resolved."""
         return (self.steps or 0) * max(1, self.restarts)
+
+    @property
+    def most_forward_passes(self) -> int:
+        """Passes without a backward one that a query takes at most, where a search counts them."""
+        return 0
 
     @property
     @final
@@ -293,9 +303,8 @@ class Attack(Component, abc.ABC):
         assert found is not None
         return found
 
-    @final
-    def optimiser(self, active_set: bool = True) -> PGD | APGD:
-        """The optimizer that searches the ball; the attack must be resolved."""
+    def optimiser(self, active_set: bool = True) -> Search:
+        """The search of the ball; the attack must be resolved."""
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
@@ -329,6 +338,14 @@ class Attack(Component, abc.ABC):
         p, q = a.perturbed, b.perturbed
         images = torch.where(newer[:, None, None, None], q.images, p.images)
         last = torch.where(newer[:, None], q.last_embeddings, p.last_embeddings)
-        passes, full_passes = p.passes + q.passes, p.full_passes + q.full_passes
-        merged = Perturbed(images, passes, full_passes, last, p.flat_start & q.flat_start)
+        merged = dataclasses.replace(
+            q,
+            images=images,
+            passes=p.passes + q.passes,
+            full_passes=p.full_passes + q.full_passes,
+            last_embeddings=last,
+            flat_start=p.flat_start & q.flat_start,
+            forward_passes=p.forward_passes + q.forward_passes,
+            full_forward_passes=p.full_forward_passes + q.full_forward_passes,
+        )
         return Attacked(outcomes, a.clean, merged)

@@ -20,8 +20,7 @@ from typing import Self
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed
-from dmlbench.attacks.engine.pgd import PGD
+from dmlbench.attacks.engine.optimizer import Perturbed, Search
 from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
 from dmlbench.common.lazy import torch
 from dmlbench.core.protocol import Threat
@@ -52,10 +51,6 @@ class RadiusGoal(TopOneGoal):
     """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
 
     end: float
-
-    def first(self, e: torch.Tensor) -> torch.Tensor:
-        """(B,) 100 where the top-1 of ``e`` is right, else 0; NaN where there is none."""
-        return super().outcome(e)[self.column]
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """The radius of a query that nothing but ``e`` was tried on: eps where it is right."""
@@ -114,7 +109,7 @@ class Radius(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: PGD | APGD,
+        optimizer: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: RadiusGoal,
@@ -125,6 +120,7 @@ class Radius(TopOneAttack):
         Both are places among all radii, from 0; the place after the last stands for none.
         """
         radii = torch.tensor([0.0, *levels(self.eps or 0)], device=images.device)
+        assert isinstance(optimizer, APGD)
         first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
         with torch.no_grad():
             right = goal.first(embed(images)) > 0

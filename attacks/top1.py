@@ -11,8 +11,7 @@ entry left out) and t the nearest other class, all losses are minimised:
     shift:   -d(f(q~), f(q)), the loss of ES
 
 A query is broken as soon as M < 0. It then leaves the search with the image that broke it: its
-loss counts as the lowest there is, its gradient as zero. ``top1`` runs the four in turn, each on
-the queries that the ones before have left.
+loss counts as the lowest there is, its gradient as zero.
 
 ``of=item`` needs no labels: the item that is the query's top-1 on the clean image has to stay it.
 It is a class of its own then, and so is every other item.
@@ -21,18 +20,14 @@ It is a class of its own then, and so is every other item.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.embedding_shift import FIRST_OFFSET
-from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.classes import Classes, Nearest
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed
-from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.query_loss import QueryLoss
-from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
@@ -111,6 +106,14 @@ class TopOneGoal(RowWise):
             loss.gradient.masked_fill((broken | impossible)[:, None], 0),
         )
 
+    def first(self, e: torch.Tensor) -> torch.Tensor:
+        """(B,) 100 where the top-1 of ``e`` is right, else 0; NaN where there is none."""
+        return TopOneGoal.outcome(self, e)[self.column]
+
+    def ranked(self) -> RankGoal:
+        """The same goal as ranked lists show it."""
+        return RankGoal(**{field.name: getattr(self, field.name) for field in fields(TopOneGoal)})
+
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """R@1; of an item, 100 where it is still the top-1 (a tie is a loss), else 0."""
         if self.item is None:
@@ -127,6 +130,22 @@ class TopOneGoal(RowWise):
         metric = self.gallery.metric
         value = (rowwise(e[:, None], x, metric) * weight).sum(1)
         return Slope(value, (rowwise_gradient(e[:, None], x, metric) * weight[..., None]).sum(1))
+
+
+@dataclass(frozen=True)
+class RankGoal(TopOneGoal):
+    """The same, seen through ranked lists alone; it has no gradient.
+
+    The loss is the number of items of the own class ahead of the first item of another one, and
+    the mean of that number over the first ten such items, which tells equals apart.
+    """
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) float64; the gradients (B, D) are zero, as the losses are steps."""
+        ahead = self.classes.ranked_lists.own_ahead(e, self.index, self.own)
+        loss = ahead[:, 0] + ahead.double().mean(1) / (len(self.gallery) + 1)
+        loss = loss.masked_fill(ahead[:, 0] == 0, torch.finfo(loss.dtype).min)
+        return loss.masked_fill(ahead[:, 0] < 0, 0), torch.zeros_like(e)
 
 
 Loss = Callable[[TopOneGoal, "torch.Tensor", Nearest, Slope, int], Slope]
@@ -235,42 +254,3 @@ class Shift(TopOneAttack):
     card = Card("shift", "move a query's embedding away from itself until its top-1 fails", ADVRANK)
     columns = (Column("Shift", "%", "higher", HELP),)
     loss = "shift"
-
-
-@ATTACKS.register
-@dataclass(frozen=True, kw_only=True)
-class TopOneStack(TopOneAttack):
-    """Margin, dlr, knn and shift in turn, each on the queries that are left."""
-
-    card = Card("top1", "margin, dlr, knn and shift in turn on the queries still right", CROCE)
-    columns = (Column("Top1", "%", "higher", HELP),)
-    loss = "margin"
-
-    @property
-    def most_passes(self) -> int:
-        """Those of each stage."""
-        return super().most_passes * len(LOSSES)
-
-    def perturb(
-        self,
-        optimizer: PGD | APGD,
-        embed: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        goal: TopOneGoal,
-        start: torch.Tensor | None,
-    ) -> Perturbed:
-        """The margin from ``start``, the others from random places in the ball."""
-        found = optimizer.run(embed, images, goal, start)
-        found = replace(found, full_passes=found.full_passes * len(LOSSES))
-        for stage, loss in enumerate(LOSSES):
-            if stage == 0:
-                continue
-            with torch.no_grad():
-                outcome = goal.outcome(embed(found.images))[self.columns[0].name]
-            left = (outcome > 0).nonzero()[:, 0]
-            if not len(left):
-                break
-            part = replace(goal.take(left), name=loss)
-            begin = random_start(images[left], self.eps or 0, part.index, goal.seed, stage)
-            found = found.replaced(left, optimizer.run(embed, images[left], part, begin))
-        return found

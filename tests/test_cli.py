@@ -128,7 +128,7 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     assert failed["attack"].tolist() == ["broken"]
     assert "failed" in (tmp_path / "leaderboards" / "tiny.md").read_text()
     measured = set(table[table["status"] == "ok"]["attack"].dropna())
-    assert measured == {*ATTACKS.names(), "worst case", "ERS"}
+    assert measured == {*ATTACKS.names(), "worst case", "ERS"} - {"transfer"}  # it needs a key
     again = dmlbench(*arguments, "--attack", "broken")
     assert again.returncode == 1
     assert "this plugin is broken" in again.stderr  # tried again, not remembered as done

@@ -18,13 +18,17 @@ NETWORKS = [
 CITED = [*ATTACKS, *DEFENSES, *MODELS]
 
 
+SHORT = {"square": {"budget": 30}, "nes": {"budget": 60}}  # enough to see that they hurt
+ATTACKED = [cls for cls in ATTACKS if cls.card.name != "transfer"]  # see test_transfer
+
+
 def name(cls: type[Component]) -> str:
     return cls.card.name
 
 
-@pytest.mark.parametrize("cls", [*ATTACKS, *DEFENSES, *DATASETS, *NETWORKS], ids=name)
+@pytest.mark.parametrize("cls", [*ATTACKED, *DEFENSES, *DATASETS, *NETWORKS], ids=name)
 def test_what_is_registered_conforms(cls: type[Component]) -> None:
-    found = testing.check(cls)
+    found = testing.check(cls(**SHORT.get(cls.card.name, {})))
     left_out = [finding.check for finding in found if finding.passed is None]
     assert not left_out or cls in list(DATASETS)  # files that are not on this machine
 

@@ -9,10 +9,12 @@ over its last dimension. Memory is queries x CHUNK (or x the largest class), wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK
+from dmlbench.attacks.engine.ranked_list import RankedLists
 from dmlbench.common.lazy import torch
 
 RIVALS = 2  # other classes that are looked for
@@ -69,6 +71,7 @@ class Classes:
 
     def __init__(self, gallery: Gallery, labels: torch.Tensor) -> None:
         self._metric = gallery.metric
+        self._gallery = gallery
         labels = torch.unique(labels, return_inverse=True)[1]
         sizes = torch.bincount(labels)
         by_size = sizes.argsort(stable=True, descending=True)
@@ -99,6 +102,11 @@ class Classes:
             address = torch.arange(count * width, device=items.device).view(count, width)
             self._address[items[there]] = padded + address[there]
             first, padded = first + count, padded + count * width
+
+    @cached_property
+    def ranked_lists(self) -> RankedLists:
+        """The lists of the gallery, with these classes."""
+        return RankedLists.of(self._gallery, self.place_of_item)
 
     def nearest(
         self, e: torch.Tensor, index: torch.Tensor, own: torch.Tensor, k: int = 1

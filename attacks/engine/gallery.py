@@ -27,12 +27,17 @@ class Gallery:
         embeddings: (N, D), unit length for metrics N and C.
         labels: (N,) int64.
         metric: N, E or C.
+        images: gives the images (b, C, H, W) at positions (b,), for another network to embed;
+            None where they are not at hand.
     """
 
     embeddings: torch.Tensor
     labels: torch.Tensor
     metric: Metric
     _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    images: Callable[[torch.Tensor], torch.Tensor] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)

@@ -30,6 +30,11 @@ class Objective(Protocol):
         ...
 
 
+def broken(loss: torch.Tensor) -> torch.Tensor:
+    """(B,) true where the loss is the lowest number there is: its query is broken."""
+    return loss == torch.finfo(loss.dtype).min
+
+
 @dataclass(frozen=True)
 class RowWise:
     """Base of dataclasses that hold something for each sample of a batch.

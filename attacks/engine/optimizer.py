@@ -12,8 +12,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from dmlbench.attacks.engine.objective import Objective, RowWise
 from dmlbench.common.errors import CellError
@@ -34,6 +34,8 @@ class Perturbed:
         last_embeddings: (B, ..., D) of the last forward pass, which precedes the last step.
         flat_start: (B,) bool, true where the input gradient was zero everywhere at the first step
             (a saturated loss, or a network that masks its gradient).
+        forward_passes: passes without a backward one, of searches that take no gradient.
+        full_forward_passes: what they would have been had no query left.
     """
 
     images: torch.Tensor
@@ -41,18 +43,35 @@ class Perturbed:
     full_passes: int
     last_embeddings: torch.Tensor
     flat_start: torch.Tensor
+    forward_passes: int = field(default=0, kw_only=True)
+    full_forward_passes: int = field(default=0, kw_only=True)
 
     def replaced(self, rows: torch.Tensor, other: Perturbed) -> Perturbed:
         """With the images of the samples ``rows`` (b,) from ``other``, whose cost is added.
 
-        ``full_passes`` and ``flat_start`` stay as they are.
+        The full passes and ``flat_start`` stay as they are.
         """
         return dataclasses.replace(
             self,
             images=self.images.index_copy(0, rows, other.images),
             last_embeddings=self.last_embeddings.index_copy(0, rows, other.last_embeddings),
             passes=self.passes + other.passes,
+            forward_passes=self.forward_passes + other.forward_passes,
         )
+
+
+class Search(Protocol):
+    """A search for the images in a ball that minimise an objective."""
+
+    def run(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        clean: torch.Tensor,
+        objective: Any,
+        start: torch.Tensor | None = None,
+    ) -> Perturbed:
+        """Search around ``clean`` from ``start`` (``Optimizer.run``, ``BlackBox.run``)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         Raises:
             CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
         """
-        ball = Ball.around(clean, self._a_sample(self.eps, clean))
+        ball = Ball.around(clean, _a_sample(self.eps, clean))
         x = clean.clone() if start is None else ball.project_(start.clone())
         now = self.begin(x, ball)
         result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
@@ -195,18 +214,23 @@ class Optimizer(abc.ABC, Generic[IterateT]):
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
-        moved, eps = (adversarial - clean).abs(), self._a_sample(self.eps, clean)
-        inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())
-        if not inside or not bool((moved <= eps + RADIUS_TOLERANCE).all()):
-            raise CellError(
-                f"the perturbation has radius {float(moved.max()):.6g} "
-                f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
-                f"{'inside' if inside else 'outside'} [0, 1]"
-            )
+        check_ball(clean, adversarial, self.eps)
 
-    @staticmethod
-    def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
-        """A number as it is, and (B,) as (B, 1, ...) to go with ``images`` (B, ...)."""
-        if isinstance(value, float | int):
-            return value
-        return value.to(images).view(-1, *[1] * (images.ndim - 1))
+
+def check_ball(clean: torch.Tensor, adversarial: torch.Tensor, eps: float | torch.Tensor) -> None:
+    """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
+    moved, eps = (adversarial - clean).abs(), _a_sample(eps, clean)
+    inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())
+    if not inside or not bool((moved <= eps + RADIUS_TOLERANCE).all()):
+        raise CellError(
+            f"the perturbation has radius {float(moved.max()):.6g} "
+            f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
+            f"{'inside' if inside else 'outside'} [0, 1]"
+        )
+
+
+def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
+    """A number as it is, and (B,) as (B, 1, ...) to go with ``images`` (B, ...)."""
+    if isinstance(value, float | int):
+        return value
+    return value.to(images).view(-1, *[1] * (images.ndim - 1))

@@ -9,6 +9,7 @@ swaps two neighbours inside a pool, nothing changes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import np, torch
@@ -67,6 +68,28 @@ def random_start(
         generator = np.random.Generator(_philox(seed, f"start {restart}", query))
         noise[row] = generator.uniform(-eps, eps, noise[row].shape)
     return images + torch.from_numpy(noise).to(images.device)
+
+
+def uniform(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, *shape) float64, uniform in [0, 1); each row depends on the seed and its query alone."""
+    found = np.empty((len(index), *shape))
+    for row, generator in zip(found, _generators(index, seed, purpose), strict=True):
+        generator.random(out=row)
+    return torch.from_numpy(found).to(index.device)
+
+
+def normal(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, *shape) float32, standard normal; each row depends on the seed and its query alone."""
+    found = np.empty((len(index), *shape), dtype=np.float32)
+    for row, generator in zip(found, _generators(index, seed, purpose), strict=True):
+        generator.standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(found).to(index.device)
+
+
+def _generators(index: torch.Tensor, seed: int, purpose: str) -> Iterator[np.random.Generator]:
+    """One for each query."""
+    for query in index.tolist():
+        yield np.random.Generator(_philox(seed, purpose, query))
 
 
 def _philox(seed: int, purpose: str, query: int) -> np.random.Philox:

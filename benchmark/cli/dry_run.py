@@ -26,6 +26,7 @@ def preview(models: Sequence[PlannedModel], resume: str, times: Durations) -> li
     case), ``status`` (cached, done, failed, stale, to do), ``runs`` (True if the run does it),
     ``seconds`` (expected: the median of similar tasks in the past; None if there were none),
     ``passes`` (forward-backward passes of an attack for each query, at most; else None),
+    ``forward_passes`` (passes without a backward one, beside those),
     ``training`` and ``cell`` (identities; ``cell`` is None before the model is trained).
     """
     records = []
@@ -68,17 +69,24 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
 
 
 def price(records: Sequence[dict[str, Any]], threat: Threat) -> str:
-    """Passes that the attacks of each suite take a query, and those of the suite strict."""
-    found: dict[str, dict[str, int]] = {}
+    """Passes that the attacks of each suite take a query, and those of the suite strict.
+
+    A pass is forward and backward; those that are forward alone are counted apart.
+    """
+    found: dict[str, dict[str, tuple[int, int]]] = {}
     for record in records:
         if record["passes"] is not None:
-            found.setdefault(record["suite"], {})[record["task"]] = record["passes"]
-    sums = {suite: sum(passes.values()) for suite, passes in found.items()}
+            both = record["passes"], record["forward_passes"]
+            found.setdefault(record["suite"], {})[record["task"]] = both
+    texts = []
+    for suite, passes in found.items():
+        whole, forward = (sum(column) for column in zip(*passes.values(), strict=True))
+        texts.append(f"{suite} {whole}" + f" and {forward} forward only" * bool(forward))
     plain = replace(threat, suite="strict")
     nine = (ATTACKS.get(name)().resolve(plain) for name in SUITE_ATTACKS["strict"])
-    text = ", ".join(f"{suite} {passes}" for suite, passes in sums.items())
     strict = sum(attack.most_passes for attack in nine)
-    return f"passes a query at most: {text or 'none'} (the nine attacks of strict: {strict})"
+    text = ", ".join(texts) or "none"
+    return f"passes a query at most: {text} (the nine attacks of strict: {strict})"
 
 
 def _counts(records: Sequence[dict[str, Any]]) -> str:
@@ -101,6 +109,7 @@ def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -
         "runs": runs,
         "seconds": times.seconds(times.kind(task)),
         "passes": attack.most_passes if attack is not None else None,
+        "forward_passes": attack.most_forward_passes if attack is not None else None,
         "training": task.model,
         "cell": task.cell.id if identified else None,
     }

@@ -15,7 +15,7 @@ import typing
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
@@ -51,6 +51,10 @@ class Component:
     def conflict(cls, others: Iterable[type[Component]]) -> str | None:
         """Why the class cannot be used beside ``others``; None if it can."""
         return None
+
+    def in_tables(self) -> Self:
+        """The component that tables name: no row says where a file lies."""
+        return self
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """For other processes, which load the class of a reference by that reference."""

@@ -47,6 +47,7 @@ def parameter(
     choices: tuple[str, ...] = (),
     pixels: bool = False,
     late: bool = False,
+    required: bool = False,
 ) -> Any:
     """A dataclass field that users may set in a spec.
 
@@ -59,6 +60,7 @@ def parameter(
         pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
         late: True if results were stored before the parameter existed: ``values`` leaves it out
             at its default, so that their identities stay.
+        required: True if a spec must name it; ``all`` leaves such a component out.
     """
     bounds = {"above": above, "at_least": at_least, "at_most": at_most}
     return dataclasses.field(
@@ -69,13 +71,17 @@ def parameter(
             "choices": choices,
             "pixels": pixels,
             "late": late,
+            "required": required,
         },
     )
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """The type, the bounds and the help text of one field that users may set."""
+    """The type, the bounds and the help text of one field that users may set.
+
+    A field whose key is a word of Python's (``from``) has that name with an underscore behind it.
+    """
 
     name: str
     type: type
@@ -86,6 +92,12 @@ class Parameter:
     choices: tuple[str, ...]
     pixels: bool
     late: bool = False
+    required: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in a spec."""
+        return self.name.rstrip("_")
 
     @property
     def none(self) -> str:
@@ -160,6 +172,9 @@ class Parameter:
         return value
 
 
+_FACTS = ("help", "bounds", "pixels", "late", "required")  # of a parameter
+
+
 def parameters(cls: type[Component]) -> list[Parameter]:
     """The parameters of a component class, in the order of its fields."""
     hints = _type_hints(typing.cast(Any, cls))
@@ -174,7 +189,7 @@ def parameters(cls: type[Component]) -> list[Parameter]:
             (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
         if get_origin(hint) is Literal:
             hint, choices = str, get_args(hint)
-        meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels", "late")}
+        meta = {key: field.metadata[key] for key in _FACTS}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
     return found
 
@@ -216,14 +231,17 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
     Raises:
         UserError: an unknown key, or a value that is not allowed.
     """
-    known = {p.name: p for p in parameters(cls)}
+    known = {p.key: p for p in parameters(cls)}
     values = dict(fixed)
+    for p in known.values():
+        if p.required and p.key not in pairs:
+            raise UserError(f"{subject}: name {p.key}=..., {p.help}")
     for key, spelt in pairs.items():
         if key not in known:
             reason = cls.absent.get(key)
             raise UserError(f"{subject}: {reason or unknown('key', key, known)}")
         try:
-            values[key] = known[key].read(spelt)
+            values[known[key].name] = known[key].read(spelt)
         except ValueError as error:
             raise UserError(f"{subject}: {key} {error}") from None
     try:
@@ -261,12 +279,12 @@ def canonical(component: Component) -> str:
 
 def shown(component: Component) -> str:
     """``canonical`` with the name of the card, for tables: no row says where a file lies."""
-    return _spelt(component, component.card.name)
+    return _spelt(component.in_tables(), component.card.name)
 
 
 def _spelt(component: Component, name: str) -> str:
     pairs = [
-        f"{p.name}={p.show(value)}"
+        f"{p.key}={p.show(value)}"
         for p in parameters(type(component))
         if (value := getattr(component, p.name)) != p.default
     ]
@@ -296,7 +314,7 @@ def shortest(component: C, resolve: Callable[[C], C]) -> str:
 def values(component: Component) -> dict[str, Value]:
     """Parameter -> value (JSON types) of a component; late parameters only off their default."""
     pairs = ((p, getattr(component, p.name)) for p in parameters(type(component)))
-    return {p.name: value for p, value in pairs if not (p.late and value == p.default)}
+    return {p.key: value for p, value in pairs if not (p.late and value == p.default)}
 
 
 def check(component: Component) -> None:
@@ -308,7 +326,7 @@ def check(component: Component) -> None:
         try:
             p.check(getattr(component, p.name))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{component.card.name}: {p.name} {error}") from None
+            raise ValueError(f"{component.card.name}: {p.key} {error}") from None
 
 
 _type_hints = functools.cache(typing.get_type_hints)  # long plans call it very often

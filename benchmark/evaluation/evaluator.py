@@ -99,7 +99,7 @@ class Evaluation:
             if not torch.equal(embed(self.network, self.images(first)), parts[0]):
                 raise CellError("the model is not deterministic: two forward passes differ")
         labels = torch.from_numpy(self.data.test.labels).to(self.device)
-        return Gallery(torch.cat(parts), labels, self.model.metric)
+        return Gallery(torch.cat(parts), labels, self.model.metric, images=self.images)
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """Test images at ``index``, float32 in [0, 1]."""
@@ -152,7 +152,7 @@ class Evaluation:
         index = self.chosen(queries)
         kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
-        passes = full_passes = flat = 0
+        passes = forward = full = full_forward = flat = 0
         radius = 0.0
         gallery = self.gallery
         with self.reporter.task(title, len(index)) as task:
@@ -164,7 +164,9 @@ class Evaluation:
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
                 done = attacked.perturbed
                 passes += done.passes
-                full_passes += done.full_passes
+                full += done.full_passes
+                forward += done.forward_passes
+                full_forward += done.full_forward_passes
                 flat += int(done.flat_start.sum())
                 radius = max(radius, float((done.images - images).abs().max()))
                 running = [
@@ -183,10 +185,12 @@ class Evaluation:
             "radius": radius,
             "flat_start": flat / len(index),
             "passes": passes / len(index),
-            "passes_saved": 1 - passes / full_passes,
+            "passes_saved": 1 - (passes + forward) / (full + full_forward),
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
+        if full_forward:
+            findings["forward_passes"] = forward / len(index)
         return Measurement(metrics, findings, outcomes, kept)
 
     def attacked_queries(

@@ -1,14 +1,15 @@
-"""The words on plots: the name of a model, and the caption with the protocol."""
+"""Names and captions of plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from dmlbench.report.board import Table
+from dmlbench.report.columns import BoardColumn
 from dmlbench.report.entries import Entry
 
 
-def name(entry: Entry, table: Table) -> str:
+def entry_name(entry: Entry, table: Table) -> str:
     """``HM[S,g_LGA]&ICS, η=8``, with network and recipe if the table has several."""
     parts = [entry.label]
     parts += [f"η={entry.eta}"] * (entry.eta is not None)
@@ -16,6 +17,12 @@ def name(entry: Entry, table: Table) -> str:
     recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
     parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
     return ", ".join(parts)
+
+
+def labelled(name: str, entries: Sequence[Entry]) -> str:
+    """The heading of a metric with its arrow."""
+    better = next(e.better[name] for e in entries if name in e.better)
+    return BoardColumn(name, better, "").label
 
 
 def protocol(table: Table, entries: Sequence[Entry]) -> str:

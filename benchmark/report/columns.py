@@ -96,10 +96,23 @@ def directions() -> dict[str, str]:
     return known | {c.name: c.better for attack in ATTACKS for c in attack.headings()}
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A column that is drawn as R@1 over something: the attack's name, and what it is over."""
+
+    title: str
+    over: str
+
+
 @cache
-def curves() -> dict[str, str]:
-    """Heading -> what its x axis is, of the columns that are drawn as shares of queries."""
-    return {c.name: c.curve for attack in ATTACKS for c in attack.columns if c.curve}
+def curves() -> dict[str, Curve]:
+    """Heading -> its curve, of the registered attacks' columns that have one."""
+    return {
+        c.name: Curve(attack.card.name, c.curve)
+        for attack in ATTACKS
+        for c in attack.columns
+        if c.curve
+    }
 
 
 @cache

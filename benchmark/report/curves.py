@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dmlbench.report import captions, style
+from dmlbench.report import style
 from dmlbench.report.board import Table
+from dmlbench.report.captions import entry_name, protocol
 from dmlbench.report.columns import curves
 from dmlbench.report.entries import Entry
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NARROW = 16  # a longest x up to this is drawn on a logarithmic axis: what matters is near zero
+PANELS = 4  # at most, side by side
+NARROW, WIDE = 16, 256  # the axis is linear where the largest x lies between them
 Points = Sequence[tuple[float, float]]
 
 
@@ -28,23 +30,30 @@ def shares_above(table: Table) -> Figure | None:
     several seeds, their mean is drawn and the band goes from the lowest to the highest.
     """
     entries = [line.entry for line in table.lines if not line.entry.paper]
+    known = curves()
+    headings = dict.fromkeys(
+        name for e in entries for name in e.records if name.partition(" (")[0] in known
+    )
     panels = {
         name: [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
-        for name in curves()
+        for name in headings
     }
-    panels = {name: found for name, found in panels.items() if found}
+    panels = dict([(name, found) for name, found in panels.items() if found][:PANELS])
     if not panels:
         return None
     drawn = [e for e in entries if any(e in found for found in panels.values())]
     with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
-        axes = fig.subplots(1, len(panels), squeeze=False)[0]
+        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (name, found) in zip(axes, panels.items(), strict=True):
             for entry in found:
-                place = drawn.index(entry)
-                _draw(axis, entry, name, captions.name(entry, table), style.DASHES[place % 4])
-            axis.set(xlabel=curves()[name], ylabel="R@1 in % (higher is better)", ylim=(0, 100))
+                dash = style.DASHES[drawn.index(entry) % 4]
+                _draw(axis, entry, name, entry_name(entry, table), dash)
+            bare, _, variant = name.partition(" (")
+            title = f"{known[bare].title} ({variant}" if variant else known[bare].title
+            axis.set(title=title, xlabel=known[bare].over, ylim=(0, 100))
             _scale(axis, [point for e in found for r in e.records[name] for point in r["curve"]])
-        words = f"{captions.protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
+        axes[0].set_ylabel("R@1 in % (higher is better)")
+        words = f"{protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
         style.say(fig, "Right top-1 against the strength of the attack", words, axes)
     return fig
 
@@ -84,9 +93,9 @@ def _interval(
 
 
 def _scale(axis: Axes, points: Points) -> None:
-    """From zero to the largest x; logarithmic above the least positive x where all are small."""
+    """From zero to the largest x; logarithmic where what matters is near zero, or x is large."""
     largest = max(x for x, _ in points)
     positive = [x for x, _ in points if x > 0]
-    if positive and largest <= NARROW:
-        axis.set_xscale("symlog", base=2, linthresh=min(positive))
+    if positive and not NARROW < largest < WIDE:
+        axis.set_xscale("symlog", linthresh=min(positive))
     axis.set_xlim(0, largest or 1)

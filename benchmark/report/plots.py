@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
-from dmlbench.report import captions, style
+from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.columns import BoardColumn, ranks
+from dmlbench.report.captions import entry_name, labelled, protocol
+from dmlbench.report.columns import ranks
 from dmlbench.report.curves import shares_above
 from dmlbench.report.entries import Entry, parameters
 
@@ -41,10 +42,8 @@ def tradeoff(table: Table) -> Figure | None:
         _scatter(axis, found, [points[id(e)] for e in found])
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
-        named = [(*points[id(e)], captions.name(e, table)) for e in found if points[id(e)] in front]
-        style.say(
-            fig, "Robustness against benign retrieval", captions.protocol(table, found), [axis]
-        )
+        named = [(*points[id(e)], entry_name(e, table)) for e in found if points[id(e)] in front]
+        style.say(fig, "Robustness against benign retrieval", protocol(table, found), [axis])
         style.name_points(axis, list({point[:2]: point for point in named}.values()))
     return fig
 
@@ -75,7 +74,7 @@ def cost(table: Table) -> Figure | None:
         )
         ends = [max(group, key=_cost) for group in joined] or found
         named = [(float(_cost(e)), e.numbers["ERS"].value, e.label) for e in ends]
-        style.say(fig, "Robustness against training cost", captions.protocol(table, found), [axis])
+        style.say(fig, "Robustness against training cost", protocol(table, found), [axis])
         style.name_ends(axis, named)
     return fig
 
@@ -91,7 +90,7 @@ def ten_terms(table: Table) -> Figure | None:
         axis = fig.add_subplot()
         for entry in found:
             mapped = terms({name: entry.numbers[name].value for name in ERS_COLUMNS})
-            label = f"{captions.name(entry, table)}: ERS {entry.numbers['ERS'].text}"
+            label = f"{entry_name(entry, table)}: ERS {entry.numbers['ERS'].text}"
             xs = [mapped[name] for name in ERS_COLUMNS]
             axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
         axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
@@ -99,7 +98,7 @@ def ten_terms(table: Table) -> Figure | None:
         axis.set(xlim=(0, 100), xlabel="term of ERS: 0 broken, 100 untouched")
         axis.grid(axis="x", visible=False)
         title = "The ten terms of ERS, the best of each family"
-        style.say(fig, title, captions.protocol(table, found), [axis])
+        style.say(fig, title, protocol(table, found), [axis])
     return fig
 
 
@@ -125,16 +124,12 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(_label(name, found))
+            axis.set_title(labelled(name, found))
             axis.margins(x=0.15, y=0.5 / len(found))
-        axes[0].set_yticks(range(len(found)), [captions.name(e, table) for e in found])
+        axes[0].set_yticks(range(len(found)), [entry_name(e, table) for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% bootstrap interval, or standard deviation over seeds"
-        style.say(
-            fig,
-            "Measured values and their intervals",
-            f"{captions.protocol(table, found)}; {words}",
-        )
+        style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
     return fig
 
 
@@ -164,14 +159,14 @@ def distributions(table: Table) -> Figure | None:
                     axis.plot(
                         shares,
                         range(0, 101, 10),
-                        label=captions.name(entry, table),
+                        label=entry_name(entry, table),
                         clip_on=False,
                         **looks,
                     )
-            axis.set_title(_label(name, entries))
+            axis.set_title(labelled(name, entries))
             axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
         axes[0].set_ylabel("queries up to it, in %")
-        words = f"{captions.protocol(table, entries)}; deciles over queries"
+        words = f"{protocol(table, entries)}; deciles over queries"
         style.say(fig, "Ranks that single queries reach under attack", words, axes)
     return fig
 
@@ -221,11 +216,11 @@ def _curves(
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
                     looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
-                    axis.plot(xs, ys, label=captions.name(entry, table), clip_on=False, **looks)
-            axis.set_title(_label(name, swept))
+                    axis.plot(xs, ys, label=entry_name(entry, table), clip_on=False, **looks)
+            axis.set_title(labelled(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, title, f"{captions.protocol(table, swept)}; here {key} varies", axes)
+        style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
     return fig
 
 
@@ -278,12 +273,6 @@ def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float,
                 xs, ys = zip(*(point for _, point in chosen), strict=True)
                 label = kind.name if here else f"{kind.name}, published"
                 axis.plot(xs, ys, ls="", label=label, **style.marker(chosen[0][0]))
-
-
-def _label(name: str, entries: Sequence[Entry]) -> str:
-    """The heading of a metric with its arrow."""
-    better = next(e.better[name] for e in entries if name in e.better)
-    return BoardColumn(name, better, "").label
 
 
 def _deciles(entry: Entry, name: str) -> list[float]:

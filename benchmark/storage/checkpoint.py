@@ -8,6 +8,7 @@ bit loads without complaint otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,46 @@ def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -
             f"{_remedy(folder)}"
         )
     return manifest
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """A file of weights.
+
+    Attributes:
+        path: the file.
+        sha256: digest of its content.
+        manifest: the manifest in its folder; None if there is none of this file.
+    """
+
+    path: Path
+    sha256: str
+    manifest: Manifest | None = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """A name without its place: that of the model's folder, or the file's and a digest."""
+        if self.manifest is not None:
+            return self.path.absolute().parent.name
+        return f"{self.path.stem}@{self.sha256[:8]}"
+
+
+def stored_weights(path: Path) -> StoredWeights:
+    """The weights in a file, or in the folder of a trained model.
+
+    Raises:
+        UserError: they are not there, or are not what the manifest beside them says.
+    """
+    manifest = verified_manifest(path if path.is_dir() else path.parent)
+    if path.is_dir():
+        if manifest is None:
+            raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
+        return StoredWeights(path / manifest.checkpoint, manifest.sha256, manifest)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    sha256 = file_sha256(path)
+    same = manifest is not None and manifest.sha256 == sha256
+    return StoredWeights(path, sha256, manifest if same else None)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

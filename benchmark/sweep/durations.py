@@ -105,5 +105,6 @@ def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
     steps = facts.get("attack_values", {"steps": 1})  # benign cells are like each other
-    passes = steps["steps"] * max(1, steps.get("restarts", 0))
+    # a pass of a black box is forward alone, and counted as a whole one: it takes less
+    passes = (steps["steps"] or steps["budget"]) * max(1, steps.get("restarts", 0))
     return TaskKind(identity(exact), identity(family), passes if facts["kind"] in _MEASURED else 0)

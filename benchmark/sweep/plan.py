@@ -110,7 +110,7 @@ def planned_attacks(
         facts = {
             "attack": attack.card.name,
             "attack_version": attack.card.version,
-            "attack_values": spec.values(attack),
+            "attack_values": attack.facts,
             **source_facts(attack, "attack_source"),
             **({} if queries is None else {"queries": queries}),
         }

@@ -17,12 +17,12 @@ C = TypeVar("C", bound=Component)
 
 
 def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
-    """The components of ``specs``; ``all`` stands for every registered name.
+    """The components of ``specs``; ``all`` stands for every name that needs no key.
 
     Raises:
         UserError: a spec that cannot be read, or a component with a value out of its range.
     """
-    names = [one for text in specs for one in (registry.names() if text == "all" else [text])]
+    names = [one for text in specs for one in (_all(registry) if text == "all" else [text])]
     found = [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
     try:
         for component in found:
@@ -30,6 +30,11 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
     except ValueError as error:
         raise UserError(str(error)) from None
     return found
+
+
+def _all(registry: Registry[C]) -> list[str]:
+    """The names that need no key."""
+    return [c.card.name for c in registry if not any(p.required for p in spec.parameters(c))]
 
 
 def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[Attack]:

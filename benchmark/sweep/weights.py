@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import Model, parse_model, shown_model
 from dmlbench.storage.cell import About
-from dmlbench.storage.checkpoint import Manifest, verified_manifest
+from dmlbench.storage.checkpoint import Manifest, stored_weights
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Weights
 from dmlbench.training.job import Training
@@ -72,20 +71,13 @@ def checkpoint_weights(
         UserError: they are not there.
     """
     check_seeds([seed])
-    known = verified_manifest(path if path.is_dir() else path.parent)
-    if path.is_dir() and known is None:
-        raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
-    weights = path / known.checkpoint if path.is_dir() and known else path
-    if not weights.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    sha256 = file_sha256(weights)
-    if known is not None and known.sha256 != sha256:
-        known = None
+    stored = stored_weights(path)
+    known = stored.manifest
     network = model or parse_model((known.model if known else "") or dataset.protocol.model)
-    facts = {"checkpoint": sha256, "data": digest, "model": network.facts}
+    facts = {"checkpoint": stored.sha256, "data": digest, "model": network.facts}
     if known:
         facts["training"] = known.training_id
-    name = label or (known.label if known else weights.stem)
+    name = label or (known.label if known else stored.path.stem)
     about = _about(
         spec.shown(dataset),
         network,
@@ -96,7 +88,7 @@ def checkpoint_weights(
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
     )
-    return Weights(network, weights, facts, about, seed)
+    return Weights(network, stored.path, facts, about, seed)
 
 
 def memory_weights(

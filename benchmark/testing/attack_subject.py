@@ -44,7 +44,8 @@ class Subject:
     def gallery(self) -> Gallery:
         """The images as the network embeds them, in float32."""
         labels = torch.from_numpy(tiny_data().test.labels)
-        return Gallery(embed(self.model, self.images), labels, self.model.metric)
+        e = embed(self.model, self.images)
+        return Gallery(e, labels, self.model.metric, images=lambda index: self.images[index])
 
     def wide_gallery(self, metric: Metric) -> Gallery:
         """The gallery in float64 for another metric; of E the embeddings have no unit length."""

@@ -1,0 +1,192 @@
+"""Transfer: adversarial images are made on another model and shown to the one under test.
+
+The other model (``from``) is attacked in full sight of its gradient, with its own embeddings of
+the same gallery. The model under test sees the result once, so it is a black box of one pass.
+A query whose clean top-1 is wrong keeps its clean image.
+
+The identity of a number has the digest of the other model's weights, not the place of their file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from dmlbench.attacks.base import ATTACKS, Attack, Column
+from dmlbench.attacks.black_box import BlackBoxAttack
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.optimizer import Perturbed, Search
+from dmlbench.attacks.top1 import HELP, TopOneAttack, TopOneGoal
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.lazy import torch
+from dmlbench.core import spec
+from dmlbench.core.papers import Paper
+from dmlbench.core.protocol import OPTIMIZER_OF, Threat
+from dmlbench.core.reference import source_facts
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
+from dmlbench.models.base import Model, parse_model
+from dmlbench.storage.checkpoint import StoredWeights, load_weights, stored_weights
+
+if TYPE_CHECKING:
+    from dmlbench.compute.embedding import EmbeddingModel
+
+PAPERNOT = Paper(
+    key="papernot2016transferability",
+    title="Transferability in Machine Learning: from Phenomena to Black-Box Attacks using "
+    "Adversarial Samples",
+    authors="Papernot, Nicolas and McDaniel, Patrick and Goodfellow, Ian",
+    venue="arXiv",
+    year=2016,
+    url="https://arxiv.org/abs/1605.07277",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that images are made on."""
+
+    weights: StoredWeights
+    network: Model
+
+    def load(self, images: torch.Tensor) -> EmbeddingModel:
+        """The model, in eval mode on the device of ``images`` (B, C, H, W).
+
+        Raises:
+            UserError: the weights do not fit the network, or the network such images.
+        """
+        from dmlbench.compute.embedding import on_device
+
+        with torch.random.fork_rng(devices=[]):  # the first weights are random
+            model = self.network.build(images.shape[1], images.shape[2])
+        load_weights(self.weights.path, model)
+        if stored_weights(self.weights.path).sha256 != self.weights.sha256:
+            raise UserError(f"{self.weights.path} was replaced during the run: run again")
+        return on_device(model.eval().requires_grad_(False), images.device)
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class Transfer(TopOneAttack):
+    """The images of another model; eps, alpha, steps and optimizer are those of its attack."""
+
+    card = Card("transfer", "adversarial images made on another model", PAPERNOT)
+    columns = (Column("Transfer", "%", "higher", HELP),)
+    loss = "margin"
+
+    from_: str = parameter(
+        "", "the model that the images are made on: its folder, or a file of weights", required=True
+    )
+    by: str = parameter("margin", "spec of the attack on it, by APGD unless optimizer= says else")
+    network: str | None = parameter(
+        None, "spec of its network; auto: what its manifest says, which lies beside the weights"
+    )
+    source: Source | None = dataclasses.field(default=None, repr=False)
+    attack: Attack | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.restarts:
+            raise ValueError('restarts are those of the attack on it: by="margin:restarts=5"')
+
+    def resolve(self, threat: Threat) -> Self:
+        """Find the other model, and complete the attack on it.
+
+        Raises:
+            UserError: the model is not there, or the attack cannot be read.
+        """
+        if not self.from_:
+            raise UserError("transfer: name the model that the images are made on: from=FOLDER")
+        optimizer = self.optimizer or "apgd"
+        whole = super(Transfer, replace(self, optimizer=optimizer)).resolve(threat)
+        by = spec.parse(self.by, ATTACKS)
+        if isinstance(by, Transfer | BlackBoxAttack):
+            raise UserError(f"transfer: by={by.card.name} is no attack that follows a gradient")
+        assert whole.suite is not None
+        threat_keys = ("eps", "alpha", "steps", "suite", "optimizer")
+        if own := [key for key in threat_keys if getattr(by, key) is not None]:
+            raise UserError(f"transfer: {own[0]} is a key of transfer itself, not of by={self.by}")
+        same: dict[str, Any] = {key: getattr(whole, key) for key in threat_keys}
+        same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
+        if isinstance(by, TopOneAttack) and self.of == "item":
+            same["of"] = self.of
+        inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
+        return replace(
+            whole, by=spec.canonical(by), source=_source(self.from_, self.network), attack=inner
+        )
+
+    def in_tables(self) -> Self:
+        """With the name of the other model, and not its place."""
+        return self if self.source is None else replace(self, from_=self.source.weights.name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """With the digest of the weights, the network and the whole attack on it."""
+        assert self.source is not None
+        assert self.attack is not None
+        card = self.attack.card
+        by = {"attack": card.name, "version": card.version, "values": self.attack.facts}
+        return super().facts | {
+            "from": self.source.weights.sha256,
+            "network": self.source.network.facts,
+            "by": by | source_facts(self.attack, "source"),
+        }
+
+    @property
+    def most_passes(self) -> int:
+        """Those on the other model; the one under test takes one forward pass."""
+        return 0 if self.attack is None else self.attack.most_passes
+
+    @property
+    def most_forward_passes(self) -> int:
+        """Those on the other model too."""
+        return 0 if self.attack is None else self.attack.most_forward_passes
+
+    def perturb(
+        self,
+        optimizer: Search,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        goal: TopOneGoal,
+        start: torch.Tensor | None,
+    ) -> Perturbed:
+        """Attack the other model; queries whose clean top-1 is wrong keep their image."""
+        gallery, source = goal.gallery, self.source
+        if source is None or self.attack is None:
+            raise ValueError("transfer has auto fields: call resolve(threat) before run")
+        name = f"seen by {source.weights.sha256} {source.network}"
+        model, seen = gallery.shared(name, lambda: _look(source, gallery, images))
+        found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
+        right = goal.first(gallery.embeddings[goal.index]) > 0
+        return replace(found, images=torch.where(right.view(-1, 1, 1, 1), found.images, images))
+
+
+def _look(source: Source, gallery: Gallery, images: torch.Tensor) -> tuple[EmbeddingModel, Gallery]:
+    """The other model, and the gallery as it embeds it, as many images at once as ``images``."""
+    from dmlbench.compute.embedding import embed
+
+    if gallery.images is None:
+        raise CellError("transfer needs the images of the gallery, for the other model to embed")
+    model = source.load(images)
+    index = torch.arange(len(gallery), device=images.device)
+    with torch.no_grad():
+        parts = [embed(model, gallery.images(rows)) for rows in torch.split(index, len(images))]
+    return model, Gallery(torch.cat(parts), gallery.labels, model.metric, images=gallery.images)
+
+
+def _source(path: str, network: str | None) -> Source:
+    """The model at ``path``.
+
+    Raises:
+        UserError: there is none, it was altered, or nothing says what its network is.
+    """
+    try:
+        weights = stored_weights(Path(path))
+    except UserError as error:
+        raise UserError(f"transfer: from: {error}") from None
+    known = weights.manifest.model if weights.manifest else ""
+    if not (network or known):
+        raise UserError(f"transfer: no manifest says what network {path} is of: add network=SPEC")
+    return Source(weights, parse_model(network or known))

@@ -1,0 +1,182 @@
+"""Transfer: the images of another model, its place and digest, and models that are unfit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+
+from dmlbench import testing
+from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.hashing import identity
+from dmlbench.compute.embedding import EmbeddingModel, embed, on_device
+from dmlbench.core import spec
+from dmlbench.core.protocol import Threat
+from dmlbench.datasets.base import RetrievalData
+from dmlbench.models.base import parse_model
+from dmlbench.storage.checkpoint import save_weights
+from dmlbench.sweep import plan
+from dmlbench.sweep.requests import parse_attacks
+
+THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
+NETWORK = "c2f2:dim=8"
+
+
+def network(seed: int) -> EmbeddingModel:
+    torch.manual_seed(seed)
+    return on_device(parse_model(NETWORK).build(1, 8), torch.device("cpu")).eval()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    save_weights(tmp_path / "source.safetensors", network(1))
+    return tmp_path / "source.safetensors"
+
+
+def transfer(weights: Path, more: str = "") -> Any:
+    quoted = f'transfer:from={weights},network="{NETWORK}"{more}'
+    return spec.parse(quoted, ATTACKS)
+
+
+@pytest.fixture(scope="module")
+def images(tiny: RetrievalData) -> torch.Tensor:
+    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
+
+
+def gallery_of(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
+    with torch.no_grad():
+        e = embed(model, images)
+    return Gallery(
+        e, torch.from_numpy(tiny.test.labels), model.metric, images=lambda index: images[index]
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "by"),
+    [
+        ("", "margin:optimizer=apgd"),
+        (',by="ca+:w=2",steps=3', "ca+:w=2,steps=3,optimizer=apgd"),
+        (",of=item,optimizer=pgd", "margin:of=item"),
+        (',by="margin:restarts=2",eps=0.05', "margin:restarts=2,eps=0.05,optimizer=apgd"),
+    ],
+)
+def test_it_is_the_attack_on_the_other_model_shown_to_this_one(
+    more: str, by: str, weights: Path, images: torch.Tensor, tiny: RetrievalData
+) -> None:
+    target, other, index = network(0), network(1), torch.arange(40)
+    gallery, seen = (gallery_of(one, images, tiny) for one in (target, other))
+    attack = transfer(weights, more).resolve(THREAT)
+    found = attack.run(target, images, index, gallery, seed=4)
+    source = spec.parse(by, ATTACKS).resolve(THREAT)
+    made = source.run(other, images, index, seen, seed=4).perturbed
+    right = attack.goal(gallery, index, 4).first(gallery.embeddings) > 0
+    by_hand = torch.where(right.view(-1, 1, 1, 1), made.images, images)
+    assert torch.equal(found.perturbed.images, by_hand)
+    e = embed(target, by_hand).detach()
+    assert torch.equal(found.outcomes["Transfer"], attack.goal(gallery, index, 4).first(e))
+    assert (found.outcomes["Transfer"] < found.clean["Transfer"]).any()
+    assert found.perturbed.passes == made.passes
+    assert attack.most_passes == source.most_passes
+
+
+def test_its_identity_is_the_weights_and_the_attack_on_them(weights: Path, tmp_path: Path) -> None:
+    def facts(attack: Any) -> dict[str, Any]:
+        (planned,) = plan.planned_attacks([attack], THREAT)
+        assert str(tmp_path) not in json.dumps([planned.facts, planned.about])
+        return planned.facts
+
+    moved = tmp_path / "elsewhere" / "w.safetensors"
+    moved.parent.mkdir()
+    shutil.copy(weights, moved)
+    here = identity(facts(transfer(weights)))
+    assert here == identity(facts(transfer(moved)))
+    assert here == identity(facts(transfer(weights, ",by=margin")))
+    save_weights(moved, network(2))
+    others = [transfer(moved), transfer(weights, ",by=dlr"), transfer(weights, ",optimizer=pgd")]
+    others.append(transfer(weights, ',by="margin:of=item"'))
+    assert len({here, *(identity(facts(one)) for one in others)}) == 5
+    (planned,) = plan.planned_attacks([transfer(moved)], THREAT)
+    assert planned.about["attack"].startswith("transfer:from=w@")
+    run = spec.canonical(planned.attack)  # what `run --config` reads again
+    assert spec.parse(run, ATTACKS).resolve(THREAT) == planned.attack
+
+
+def test_models_that_are_missing_or_unfit_are_named(
+    weights: Path, tmp_path: Path, images: torch.Tensor, tiny: RetrievalData
+) -> None:
+    for text, said in (
+        ("transfer", "name from=..., the model"),
+        (f"transfer:from={weights},restarts=2", 'by="margin:restarts=5"'),
+    ):
+        with pytest.raises(UserError, match=said):
+            spec.parse(text, ATTACKS)
+    for text, said in (
+        ("transfer:from=nowhere", "transfer: from: checkpoint nowhere does not exist"),
+        (f"transfer:from={tmp_path}", "folder without a manifest.json"),
+        (f"transfer:from={weights}", "add network=SPEC"),
+        (f"transfer:from={weights},network=c2f3", "unknown model 'c2f3'"),
+        (f"transfer:from={weights},network=c2f2,by=square", "follows a gradient"),
+        (
+            f'transfer:from={weights},network=c2f2,by="es:eps=0.1"',
+            "eps is a key of transfer itself",
+        ),
+        (f"transfer:from={weights},network=c2f2,by=nothing", "unknown attack 'nothing'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            spec.parse(text, ATTACKS).resolve(THREAT)
+    target, index = network(0), torch.arange(40)
+    gallery = gallery_of(target, images, tiny)
+    unfit = spec.parse(f"transfer:from={weights},network=c2f2", ATTACKS).resolve(THREAT)
+    with pytest.raises(UserError, match="does not fit the model"):
+        unfit.run(target, images, index, gallery, seed=0)
+    replaced = transfer(weights).resolve(THREAT)
+    save_weights(weights, network(2))
+    with pytest.raises(UserError, match="was replaced during the run"):
+        replaced.run(target, images, index, gallery, seed=0)
+    blind = Gallery(gallery.embeddings, gallery.labels, "N")
+    with pytest.raises(CellError, match="needs the images of the gallery"):
+        transfer(weights).resolve(THREAT).run(target, images, index, blind, seed=0)
+
+
+def test_all_attacks_are_those_that_need_no_key() -> None:
+    names = [attack.card.name for attack in parse_attacks(["all"], [])]
+    assert "square" in names
+    assert "transfer" not in names
+
+
+def test_it_conforms(weights: Path) -> None:
+    torch.manual_seed(1)
+    save_weights(weights, parse_model("c2f2").build(1, 8))
+    testing.check(transfer(weights, "").__class__(from_=str(weights), network="c2f2"))
+
+
+def test_the_command_line(dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    """From a model's folder to itself: the white-box attack."""
+    trained = dmlbench("train", "--defense", "none", "--dataset", "tiny")
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = (tmp_path / "results/models").iterdir()
+    done = dmlbench(
+        *("attack", "--checkpoint", f"results/models/{folder.name}", "--dataset", "tiny"),
+        *("--attack", f"transfer:from=results/models/{folder.name}"),
+        *("--attack", "margin:optimizer=apgd", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    cells = [json.loads(p.read_text()) for p in (tmp_path / "results/cells").glob("*.json")]
+    value = {name: m["value"] for cell in cells for name, m in cell["metrics"].items()}
+    assert value["Transfer"] == value["Margin"]
+    (cell,) = (c for c in cells if c["facts"].get("attack") == "transfer")
+    assert cell["about"]["attack"] == f"transfer:from={folder.name}"
+    missing = dmlbench(
+        *("attack", "--checkpoint", f"results/models/{folder.name}", "--dataset", "tiny"),
+        *("--attack", "transfer:from=results/models/none"),
+    )
+    assert missing.returncode == 2
+    error = "error: transfer: from: checkpoint results/models/none does not exist"
+    assert [x for x in missing.stderr.splitlines() if not x.startswith("warning: ")] == [error]
