@@ -32,6 +32,8 @@ def table() -> Table:
         cells.append(attacked("CA+", 10 * share, deciles=range(0, 101, 10), **about))
         for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8", "w=5"):
             cells.append(attacked("CA+", 30 * share, changed=changed, **about))
+        withstood = [0.0] * 20 + [float(x) for x in range(1, 52)] + [1000.0] * 30
+        cells.append(attacked("Square:Q", 300 * share, deciles=withstood, **about))
         fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
         resolved = fgsm.about.attack_resolved.replace("alpha=3/255", "alpha=77/255")
         cells.append(replace(fgsm, about=replace(fgsm.about, attack_resolved=resolved)))
@@ -89,6 +91,23 @@ def test_fgsm_is_no_point_of_a_sweep_over_steps(table: Table) -> None:
     figure = PLOTS["steps"](table)
     assert figure is not None
     assert np.allclose(figure.axes[0].lines[-1].get_xdata(), [0, 4, 8, 32])
+
+
+def test_the_curve_of_a_black_box_begins_at_the_clean_recall(table: Table) -> None:
+    """20 of 100 queries are wrong at once, and 29 withstand all 1000 passes."""
+    figure = PLOTS["withstood"](table)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_title(loc="left") == "square"
+    assert axis.get_xlabel() == "forward passes"
+    line = axis.lines[-1]
+    xs, ys = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert (xs[0], xs[-1]) == (0, 1000)
+    assert (ys[0], ys[-1]) == pytest.approx((81, 29))
+    assert (np.diff(ys) < 0).all()
+    band = axis.collections[-1].get_paths()[0].vertices
+    assert band[:, 1].min() > 10
+    assert band[:, 1].max() < 95
 
 
 def test_missing_numbers_are_not_plotted() -> None:

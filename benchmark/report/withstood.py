@@ -40,7 +40,9 @@ def withstood(table: Table) -> Figure | None:
                 xs, shares = zip(*points, strict=True)
                 color, dash = style.family(entry).color, style.DASHES[place % 4]
                 low, high = wilson(shares, int(entry.numbers[heading].n or 1))
-                axis.fill_between(xs, 100 * low, 100 * high, step="post", color=color, alpha=0.15)
+                axis.fill_between(
+                    xs, 100 * low, 100 * high, step="post", color=color, alpha=0.15, lw=0
+                )
                 axis.step(
                     *(xs, [100 * share for share in shares]),
                     where="post",
@@ -50,9 +52,13 @@ def withstood(table: Table) -> Figure | None:
                 )
             name, _, variant = heading.partition(" (")
             axis.set_title(f"{known[name].title} ({variant}" if variant else known[name].title)
-            axis.set_xscale("symlog", linthresh=1)
+            axis.set_xscale("symlog", linthresh=1)  # 0 is a place on it
             axis.set(xlabel=known[name].over, ylim=(0, 100))
-            axis.set_xlim(left=0)
+            end = max(survivors(e, heading)[-1][0] for e in drawn if survivors(e, heading))
+            ticks = [0, *(10**power for power in range(6) if 10**power <= end)]
+            axis.set_xlim(0, end)
+            axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+            axis.minorticks_off()
         axes[0].set_ylabel("R@1 in %")
         words = f"{protocol(table, drawn)}; bands: 95% Wilson intervals over queries"
         style.say(fig, "R@1 against what the attacker spends", words, axes)
