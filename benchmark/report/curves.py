@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,5 +99,11 @@ def _scale(axis: Axes, points: Points) -> None:
     largest = max(x for x, _ in points)
     positive = [x for x, _ in points if x > 0]
     if positive and not NARROW < largest < WIDE:
-        axis.set_xscale("symlog", linthresh=min(positive))
+        axis.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 is a place on it
+        least, most = math.ceil(math.log2(min(positive))), math.floor(math.log2(largest))
+        ticks = [0, *(2.0**power for power in range(least, most + 1, 1 + (most - least) // 6))]
+        axis.set_xticks(
+            ticks, [f"{tick:g}" if tick >= 1 else str(Fraction(tick)) for tick in ticks]
+        )
+        axis.minorticks_off()
     axis.set_xlim(0, largest or 1)
