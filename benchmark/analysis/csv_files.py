@@ -21,6 +21,7 @@ from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
+from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
@@ -76,7 +77,8 @@ def read_tidy(path: Path) -> list[Record]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [name for name in READERS if name not in (reader.fieldnames or ())]
+            there = reader.fieldnames or ()
+            missing = [name for name in READERS if name not in there and name not in LATER]
             if missing:
                 few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
                 raise UserError(
@@ -95,7 +97,7 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
     record: Record = {}
     for name, read in READERS.items():
         try:
-            record[name] = read(raw[name])
+            record[name] = read(raw.get(name, ""))
         except ValueError as error:
             wrong = f"{name} is {raw[name]!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
@@ -172,6 +174,11 @@ def _versions(text: str) -> str:
     return text
 
 
+def _flags(text: str) -> str:
+    read_flags(text)
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -209,5 +216,9 @@ READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("error", "data", "checkpoint_sha256", "git", "device", "torch"), _text),
     **dict.fromkeys(("cell", "dmlbench", "started"), _filled),
     "versions": _versions,
+    "flags": _flags,
 }
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
+
+LATER = ("flags",)
+"""Columns that older CSVs lack; they are empty then."""

@@ -9,6 +9,7 @@ from importlib import resources
 
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
+from dmlbench.core.flags import Flag
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN
@@ -74,6 +75,7 @@ class Entry:
         seeds: of the models that were measured here, one each.
         failed: heading (or ``training``) -> error.
         collapsed: True if the model no longer retrieves anything.
+        flags: heading -> the reasons not to trust its number, where there are any.
         records: heading -> the tidy record of each model that was measured here.
     """
 
@@ -96,6 +98,7 @@ class Entry:
     seeds: tuple[int, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     collapsed: bool = False
+    flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
     @property
@@ -130,10 +133,34 @@ class Entry:
         return max(attacked or counts.values(), default=None)
 
     @property
-    def score(self) -> float | None:
-        """The ERS that decides the rank, rounded as shown; None if the model is not ranked."""
+    def flagged(self) -> bool:
+        """True if a number is not to be trusted; a note does not count."""
+        return any(not flag.note for flags in self.flags.values() for flag in flags)
+
+    def reasons(self, note: bool) -> list[str]:
+        """Its flags (or its notes) in sentences, each with the columns that it is about."""
+        about: dict[str, dict[str, Flag]] = {}
+        for heading, flags in self.flags.items():
+            for flag in flags:
+                if flag.note is note:
+                    about.setdefault(flag.name, {})[heading] = flag
+        found = []
+        for name, by_heading in about.items():
+            first = next(iter(by_heading.values()))
+            columns = ", ".join(by_heading)
+            found.append(f"{name} ({columns}): {first.says}. Remedy: {first.remedy}.")
+        return found
+
+    @property
+    def standing(self) -> float | None:
+        """The ERS that decides the place, rounded as shown; None without one, or if collapsed."""
         number = self.numbers.get("ERS")
         return None if number is None or self.collapsed else float(number.text)
+
+    @property
+    def score(self) -> float | None:
+        """The ERS that decides the rank, rounded as shown; None if the model is not ranked."""
+        return None if self.flagged else self.standing
 
 
 def measured(records: Iterable[Record]) -> list[Entry]:
@@ -167,9 +194,21 @@ def _entry(group: Sequence[Row]) -> Entry:
         better={k: v for row in group for k, v in row.better.items()},
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
+        flags=_flags(group),
         records=records,
         threat=_threat(records),
     )
+
+
+def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
+    """Heading -> its flags of all seeds; those of the clean images once, under the first."""
+    found: dict[str, Sequence[Flag]] = {}
+    for row in group:
+        for heading, flags in row.flags.items():
+            clean = heading in BENIGN and any(name in found for name in BENIGN)
+            if not clean or heading in found:
+                found[heading] = tuple(dict.fromkeys((*found.get(heading, ()), *flags)))
+    return found
 
 
 def _over_models(group: Sequence[Row], name: str) -> Number:

@@ -17,6 +17,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity
 from dmlbench.compute.provenance import Provenance
+from dmlbench.core.flags import Flag
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
 
@@ -182,6 +183,15 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
         """Sort key: ``ORDER``, then versions and identity."""
         return (*(getattr(self.about, key) for key in ORDER), self.versions, self.id)
 
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The reasons not to trust its numbers, which are a part of its findings.
+
+        Raises:
+            msgspec.ValidationError: they are damaged; a cell that was read has been checked.
+        """
+        return msgspec.convert(self.findings.get("flags", ()), tuple[Flag, ...])
+
     def as_json(self) -> dict[str, Any]:
         """The cell in JSON types, as it is stored on disk."""
         found: dict[str, Any] = msgspec.to_builtins(self)
@@ -212,6 +222,7 @@ def decode(content: bytes, place: Path) -> Cell:
         cell = msgspec.convert(_in_schema(msgspec.json.decode(content), place), Cell)
     if place.stem != cell.id or identity(cell.facts) != cell.id:
         raise ValueError("its name or its facts are not those of its id")
+    _ = cell.flags
     if problem := _problem(cell):
         raise ValueError(problem)
     return cell
