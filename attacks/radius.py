@@ -20,7 +20,7 @@ from typing import Self
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed, expectation
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
 from dmlbench.common.lazy import torch
@@ -28,6 +28,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 
 LEAST, DENSE_UP_TO = 1 / 32, 2  # in 1/255: the first level, and where whole numbers begin
+HALF = 50  # percent of the draws of a randomised network; of another the top-1 is right or wrong
 STEPS = 50  # of one search, in the suite auto
 
 
@@ -125,8 +126,13 @@ class Radius(TopOneAttack):
         """
         radii = torch.tensor([0.0, *levels(self.eps or 0)], device=images.device)
         first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
-        with torch.no_grad():
-            right = goal.first(embed(images)) > 0
+        draws = optimizer.draws
+
+        def share_right(part: RadiusGoal, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return expectation(draws, lambda: part.first(embed(x)))
+
+        right = share_right(goal, images) >= HALF
         held = torch.zeros_like(goal.index)
         broken = torch.where(right, len(radii), held)
         best, begin, passes = images.clone(), images if start is None else start, 0
@@ -137,11 +143,10 @@ class Radius(TopOneAttack):
                 break
             level = (held + broken)[rows] // 2 if number else broken[rows] - 1
             ball = radii[level] / 255
-            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set)
+            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set, draws)
             part = goal.take(rows)
             found = search.run(embed, images[rows], part, begin[rows])
-            with torch.no_grad():
-                fell = part.first(embed(found.images)) == 0
+            fell = share_right(part, found.images) < HALF
             broken[rows] = torch.where(fell, level, broken[rows])
             held[rows] = torch.where(fell, held[rows], level)
             best[rows[fell]] = found.images[fell]
@@ -153,7 +158,7 @@ class Radius(TopOneAttack):
                 flat[rows] = found.flat_start
             last[rows] = found.last_embeddings
         radius = radii[broken.clamp(max=len(radii) - 1)]
-        full = len(images) * self.most_passes
+        full = len(images) * self.most_passes * draws
         return Bisected(best, passes, full, last, flat, radius)
 
 

@@ -29,7 +29,7 @@ from dmlbench.attacks.embedding_shift import FIRST_OFFSET
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.classes import Classes, Nearest
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed, expectation
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.query_loss import QueryLoss
 from dmlbench.attacks.engine.targets import random_start
@@ -266,7 +266,10 @@ class TopOneStack(TopOneAttack):
             if stage == 0:
                 continue
             with torch.no_grad():
-                outcome = goal.outcome(embed(found.images))[self.columns[0].name]
+                outcome = expectation(
+                    optimizer.draws,
+                    lambda x=found.images: goal.outcome(embed(x))[goal.column],  # type: ignore[misc]
+                )
             left = (outcome > 0).nonzero()[:, 0]
             if not len(left):
                 break

@@ -13,11 +13,12 @@ import torch
 
 from dmlbench.common.errors import UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.models.base import FactoryModel, Model, canonical_model, parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, require
-from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.testing.randomness import no_global_randomness
 
 SHAPES = ((1, 28), (3, 64), (3, 224))  # channels and size of images, tried in this order
 IMAGES = 6
