@@ -220,5 +220,5 @@ READERS: dict[str, Callable[[str], Any]] = {
 }
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
 
-LATER = ("flags",)
+LATER = ("flags", "eot")
 """Columns that older CSVs lack; they are empty then."""

@@ -33,6 +33,7 @@ MODEL = (
     "training_cost",
     "seed",
     "precision",
+    "eot",
 )
 ROW = (*MODEL, "suite", "queries")
 COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # only for clean images

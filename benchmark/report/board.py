@@ -128,6 +128,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     first += ["Recipe"] * any(e.recipe for e in entries)
     first += ["Precision"] * any(e.precision for e in entries)
     first += ["Queries"] * any(e.queries for e in entries)
+    first += ["EoT"] * any(e.eot for e in entries)
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
@@ -205,6 +206,7 @@ def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
         "Recipe": BoardCell(entry.recipe or NOTHING),
         "Precision": BoardCell(entry.precision or "fp32"),
         "Queries": BoardCell(NOTHING if entry.paper else entry.queries or "all"),
+        "EoT": BoardCell(entry.eot or NOTHING),
         "Source": BoardCell(
             entry.source,
             note=f"{paper.short}: {paper.title}" if paper else "Measured by dmlbench.",

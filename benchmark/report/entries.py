@@ -70,7 +70,8 @@ class Entry:
         threat: the adversary of the evaluation, in words.
         defense: the spec of the defense; empty for published rows.
         eta: PGD steps of its training; None for plain training, or if it is not known.
-        recipe, precision, queries: what differs from the data set's protocol; empty if nothing.
+        recipe, precision, queries, eot: what differs from the data set's protocol; empty if nothing
+            does.
         paper, place: the publication, and the table in it; None and empty if measured here.
         seeds: of the models that were measured here, one each.
         failed: heading (or ``training``) -> error.
@@ -93,6 +94,7 @@ class Entry:
     recipe: str = ""
     precision: str = ""
     queries: str = ""
+    eot: str = ""
     paper: Paper | None = None
     place: str = ""
     seeds: tuple[int, ...] = ()
@@ -183,12 +185,13 @@ def _entry(group: Sequence[Row]) -> Entry:
         model=about["model"],
         distance=about["distance"],
         loss=f"{_loss(about['resolved'])}-{about['distance']}",
-        label=about["label"],
+        label=about["label"] + (f" (EoT {about['eot']})" if about["eot"] else ""),
         defense=about["defense"],
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
         recipe=about["recipe"],
         precision="" if about["precision"] == "fp32" else about["precision"],
         queries=about["queries"],
+        eot=about["eot"],
         seeds=tuple(sorted(row.about["seed"] for row in group)),
         numbers=numbers,
         better={k: v for row in group for k, v in row.better.items()},

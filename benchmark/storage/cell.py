@@ -32,6 +32,7 @@ ORDER = (
     "seed",
     "suite",
     "queries",
+    "eot",
     "attack",
 )
 """Fields of ``About`` that the rows of tables are sorted by."""
@@ -39,7 +40,9 @@ ORDER = (
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class About(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The description of a cell that tables show. It is no part of the identity.
 
     Attributes:
@@ -57,6 +60,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         precision: floating-point precision of the network in evaluation, ``fp32``.
         suite: the definitions that the attack follows; empty for clean images.
         queries: number of test images that were attacked, drawn at random; empty: all.
+        eot: draws of a randomised network that every number is the mean of; empty: it is not
+            randomised.
     """
 
     attack: str
@@ -73,6 +78,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     precision: str
     suite: str
     queries: str
+    eot: str = ""
 
 
 class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
 _MEASURED = ("benign", "attack")
-_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
+_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision", "eot")
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,5 @@ def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
     steps = facts.get("attack_values", {"steps": 1})  # benign cells are like each other
-    passes = steps["steps"] * max(1, steps.get("restarts", 0))
+    passes = steps["steps"] * max(1, steps.get("restarts", 0)) * facts.get("eot", 1)
     return TaskKind(identity(exact), identity(family), passes if facts["kind"] in _MEASURED else 0)
