@@ -47,6 +47,11 @@ def half(e: torch.Tensor) -> torch.Tensor:
     return e.half().float()
 
 
+def saturated(e: torch.Tensor) -> torch.Tensor:
+    """Sigmoids, of which most are exactly 0 or 1."""
+    return torch.sigmoid(100 * (e - e.mean(1, keepdim=True)) / e.std(1, keepdim=True))
+
+
 def levels(e: torch.Tensor) -> torch.Tensor:
     """Few numbers, and a straight gradient through them."""
     scale = e.detach().abs().max(dim=1, keepdim=True).values / 4
@@ -64,7 +69,7 @@ FLAGGED: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
     ),
     "saturated embedding": (
         "precision",
-        lambda b: Wrapped(b, behind=lambda e: torch.sigmoid(200 * (e - e.mean(1, keepdim=True)))),
+        lambda b: Wrapped(b, behind=saturated),
     ),
     "detached": ("gradients", lambda b: Wrapped(b, before=lambda x: x.detach())),
     "half precision": ("precision", lambda b: Wrapped(b, behind=half)),
@@ -82,7 +87,7 @@ REFUSED: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
         ),
     ),
     "batch norm without statistics": (
-        r"BatchNorm2d\): numbers would depend on the batch size",
+        r"BatchNorm2d\)\): numbers would depend on the batch size",
         lambda b: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), b),
     ),
     "noise": (

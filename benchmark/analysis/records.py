@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -218,6 +219,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
                 if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
             row.settle_ers()
+            for heading, some in variant_flags(row.records, suite).items():
+                row.flags[heading] = (*row.flags.get(heading, ()), *some)
             found.append(row)
     return found
 

@@ -28,7 +28,7 @@ LENGTHS = (1e-6, 1e6)
 LEAST_DISTINCT = 0.5  # share of the numbers of embeddings that differ
 NOISE_DRAWS, NOISE_QUERIES = 5, 200  # 5 passes forward, where an attack of auto takes 100 both ways
 # What noise has changed for fewer queries than this is luck.
-LEAST_MOVED = 0.01  # share of queries
+LEAST_MOVED, LEAST_MOVED_QUERIES = 0.01, 5  # share of queries, and how many
 LARGEST_BLACK_BOX = 0.2  # points of R@1 that a black box breaks of what the white box has left
 LARGEST_RISE = 2.0  # points of R@1 from one eps to a larger one: fixed steps are that uneven
 LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate

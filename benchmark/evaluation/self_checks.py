@@ -115,5 +115,6 @@ def _as_far(
     reached = float(np.nanmean(attacked))
     if np.isfinite([worst, best]).all() and (reached - best) / (worst - best) > NEARLY_ALL:
         return False
-    moved = np.nanmean(sign * (clean - drawn) > 0)
-    return bool(moved >= flags.LEAST_MOVED and sign * (float(np.nanmean(drawn)) - reached) <= 0)
+    moved = int((sign * (clean - drawn) > 0).sum())
+    enough = max(flags.LEAST_MOVED_QUERIES, flags.LEAST_MOVED * len(drawn))
+    return moved >= enough and sign * (float(np.nanmean(drawn)) - reached) <= 0

@@ -9,6 +9,7 @@ from importlib import resources
 
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
+from dmlbench.analysis.variants import parameters
 from dmlbench.core.flags import Flag
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -221,12 +222,6 @@ def _over_models(group: Sequence[Row], name: str) -> Number:
     if len(found) == 1:
         return Number(over.mean, digits, found[0].low, found[0].high, n=n)
     return Number(over.mean, digits, spread=over.sd, n=n)
-
-
-def parameters(spec: str) -> dict[str, str]:
-    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
-    pairs = spec.partition(":")[2].split(",")
-    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
 
 
 def _loss(defense: str) -> str:

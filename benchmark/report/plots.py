@@ -7,12 +7,13 @@ from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.variants import parameters
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.columns import BoardColumn, ranks
-from dmlbench.report.entries import Entry, parameters
+from dmlbench.report.entries import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
