@@ -425,8 +425,9 @@ def test_expectation_is_that_of_a_slow_twin(tiny: RetrievalData) -> None:
                 here = x.clone().requires_grad_()
                 loss = 1 - torch.cosine_similarity(model(here), target, dim=1)
                 loss.sum().backward()
+                assert here.grad is not None
                 slopes.append(here.grad)
-            x = x - THREAT.alpha * sum(slopes).sign()  # type: ignore[union-attr]
+            x = x - THREAT.alpha * torch.stack(slopes).mean(0).sign()
             x = x.clamp(clean - THREAT.eps, clean + THREAT.eps).clamp(0, 1)
         with torch.no_grad():
             after = [torch.cosine_similarity(model(x), target, dim=1) for _ in range(3)]
