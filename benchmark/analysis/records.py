@@ -219,7 +219,9 @@ def rows(records: Iterable[Record]) -> list[Row]:
                 if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
             row.settle_ers()
-            for heading, some in variant_flags(row.records, suite).items():
+            # all distances of a collapsed model are tied: its R@1 may rise for no reason
+            raised = {} if row.collapsed else variant_flags(row.records, suite)
+            for heading, some in raised.items():
                 row.flags[heading] = (*row.flags.get(heading, ()), *some)
             found.append(row)
     return found

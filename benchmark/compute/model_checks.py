@@ -41,7 +41,7 @@ def check_model(
         with torch.no_grad():
             return network(x) if draws > 1 else embed(network, x)
 
-    wrong = in_place(passes, images) or not_finite(passes, images)
+    wrong = in_place(model, images) or not_finite(passes, images)
     if draws > 1:
         wrong = wrong or not_repeatable(passes, images)
     else:
@@ -59,7 +59,8 @@ def check_model(
 def in_place(passes: Passes, images: torch.Tensor) -> str:
     """The network must not change the images that it is given."""
     given = images.clone()
-    passes(given)
+    with torch.no_grad():
+        passes(given)
     if torch.equal(given, images):
         return ""
     return (

@@ -236,6 +236,7 @@ class Evaluation:
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
         }
         findings: dict[str, Any] = {
+            **_means(observed),
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "radius": radius,
@@ -244,9 +245,9 @@ class Evaluation:
             "passes_saved": 1 - passes / full_passes,
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),
-            "last_iterate": _means(last),
-            **_means(observed),
         }
+        if last:
+            findings["last_iterate"] = _means(last)
         flags = attack_flags(self, attack, index, seed, outcomes, findings)
         return Measurement(metrics, findings | as_finding(flags), outcomes, kept)
 

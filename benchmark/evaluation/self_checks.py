@@ -35,9 +35,9 @@ def attack_flags(
     """All flags of an attack on the test images at ``index``; its own (``Attack.flags``) last."""
     found = flags.gradients(findings["flat_start"])
     for column in attack.columns:
-        if column.name in findings["last_iterate"]:
-            best, last = float(np.nanmean(outcomes[column.name])), findings["last_iterate"]
-            found += flags.iterates(column.name, column.unit, best, last[column.name])
+        if (last := findings.get("last_iterate", {}).get(column.name)) is not None:
+            best = float(np.nanmean(outcomes[column.name]))
+            found += flags.iterates(column.name, column.unit, best, last)
     if measured.draws == 1:
         found += flags.drift(_drift(measured, index), measured.precision)
     if attack.suite == "auto" and attack.held_against_noise and attack.eps:
