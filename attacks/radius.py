@@ -7,8 +7,8 @@ under that curve), ``r50`` their median. Both are in 1/255.
 The radii that are looked at, in 1/255, are 1/32 and then a factor of sqrt(2) up to 2, and whole
 numbers from there on to eps. Each is searched by the margin of ``top1``; the largest is eps.
 A search begins at the smallest perturbation that has broken the query so far, brought into the
-smaller ball. A query that is wrong on the clean image has radius 0, one that is never broken eps. Of a randomised
-network a query counts as broken where its top-1 is wrong in more than half of the draws.
+smaller ball. A query that is wrong on the clean image has radius 0, one that is never broken eps.
+Of a randomised network a query counts as broken where most draws have a wrong top-1.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def alone(s: Subject) -> None:
 
 def untouched(s: Subject) -> None:
     """The images are not changed in place."""
-    _right(model_checks.in_place(_passes_of(s), s.images))
+    _right(model_checks.in_place(s.network, s.images))
 
 
 def gradient(s: Subject) -> None:
