@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
-from dmlbench.attacks.engine.optimizer import Perturbed, Search
+from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
-from dmlbench.common.lazy import torch
+from dmlbench.common.hashing import derived_seed
+from dmlbench.common.lazy import np, torch
 from dmlbench.core import spec
 from dmlbench.core.protocol import AUTO_STEPS, OPTIMIZER_OF, SUITES
 from dmlbench.core.registry import Component, Registry
@@ -30,6 +31,7 @@ from dmlbench.metrics.distance import SLACK, Metric
 if TYPE_CHECKING:
     from torch import nn
 
+    from dmlbench.core.flags import Flag
     from dmlbench.core.protocol import Threat
 
 __all__ = [
@@ -120,11 +122,16 @@ class Attacked:
         clean: the same of the clean images (eps = 0).
         perturbed: adversarial images and cost; with restarts, the images of the restart that was
             worst in the first column, and the cost of all restarts together.
+        observed: name -> (B,) what ``Attack.observe`` gives, of the same restart.
+        last: column -> (B,) outcomes of the last iterate, where the best one is returned; else
+            empty.
     """
 
     outcomes: Outcomes
     clean: Outcomes
     perturbed: Perturbed
+    observed: Outcomes
+    last: Outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +143,8 @@ class Attack(Component, abc.ABC):
     """
 
     columns: ClassVar[tuple[Column, ...]]
+    held_against_noise: ClassVar[bool] = True
+    """In the suite auto random signs must not do as well: the attack follows gradients."""
 
     eps: float | None = parameter(
         None, "radius of the L-infinity ball", at_least=0, at_most=1, pixels=True
@@ -203,6 +212,22 @@ class Attack(Component, abc.ABC):
         outcomes: Outcomes = goal.outcome(after)
         return outcomes
 
+    def flags(
+        self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
+    ) -> list[Flag]:
+        """Reasons not to trust the numbers of a model, from what the attack has found; or none.
+
+        Args:
+            outcomes: column -> (N,) value of each test image, NaN where it was not attacked;
+                ``"CA+ clean"`` is that of the clean images.
+            findings: what its cell stores beside its numbers; of what ``observe`` gives, the means.
+        """
+        return []
+
+    def observe(self, goal: Any, perturbed: Perturbed) -> Outcomes:
+        """Name -> (B,) more about each query, whose mean becomes a finding of the cell."""
+        return {}
+
     def perturb(
         self,
         optimizer: Search,
@@ -260,6 +285,7 @@ class Attack(Component, abc.ABC):
         *,
         seed: int,
         active_set: bool = True,
+        draws: int = 1,
     ) -> Attacked:
         """Attack a batch of test images.
 
@@ -270,6 +296,9 @@ class Attack(Component, abc.ABC):
             gallery: clean embeddings of the whole test split.
             seed: the cell's seed; together with ``index`` it decides the targets.
             active_set: samples whose gradient is zero leave the batch, which changes no result.
+            draws: passes of a randomised network that gradients and outcomes are the means of
+                (``--eot``). Its random numbers follow from the seed, the attack and the first query
+                of the batch: another batch has others.
 
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
@@ -277,38 +306,81 @@ class Attack(Component, abc.ABC):
                 outcome outside its column's bounds.
         """
         from dmlbench.compute.embedding import embed, frozen
+        from dmlbench.compute.randomness import global_seeds
 
         spec.check(self)
-        optimizer = self.optimiser(active_set)
+        optimizer = self.optimiser(active_set, draws)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
+        if draws == 1:
+            with frozen(model):
+                batch = (images, goal, gallery, index, seed)
+                return self._run(lambda x: embed(model, x), optimizer, 1, *batch)
+        drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
+        with frozen(model), global_seeds(drawn, images.device):
+            # not by ``embed``: it pads by the number of threads, and the padding would draw too
+            return self._run(model, optimizer, draws, images, goal, gallery, index, seed)
+
+    def _run(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        optimizer: Search,
+        draws: int,
+        images: torch.Tensor,
+        goal: Any,
+        gallery: Gallery,
+        index: torch.Tensor,
+        seed: int,
+    ) -> Attacked:
+        """All restarts of the attack on a batch, and the worst of each query."""
         found: Attacked | None = None
-        with frozen(model):
-            for restart in range(max(1, self.restarts)):
-                start = None
-                if self.restarts:
-                    start = random_start(images, self.eps or 0, index, seed, restart)
-                perturbed = self.perturb(optimizer, lambda x: embed(model, x), images, goal, start)
-                with torch.no_grad():
-                    after = embed(model, perturbed.images)
-                outcomes = self.read(goal, perturbed, after)
-                clean = goal.outcome(gallery.embeddings[index])
-                self._check(outcomes, len(index), gallery.metric)
-                self._check(clean, len(index), gallery.metric)
-                one = Attacked(outcomes, clean, perturbed)
-                found = one if found is None else self._worse(found, one)
+        for restart in range(max(1, self.restarts)):
+            start = None
+            if self.restarts:
+                start = random_start(images, self.eps or 0, index, seed, restart)
+            perturbed = self.perturb(optimizer, embed, images, goal, start)
+            with torch.no_grad():
+                outcomes = mean_outcomes(
+                    draws,
+                    lambda p=perturbed: self.read(goal, p, embed(p.images)),  # type: ignore[misc]
+                )
+                clean = mean_outcomes(
+                    draws,
+                    lambda: goal.outcome(
+                        gallery.embeddings[index] if draws == 1 else embed(images)
+                    ),
+                )
+            self._check(outcomes, len(index), gallery.metric)
+            self._check(clean, len(index), gallery.metric)
+            one = Attacked(
+                outcomes,
+                clean,
+                perturbed,
+                self.observe(goal, perturbed),
+                self._last(optimizer, goal, perturbed),
+            )
+            found = one if found is None else self._worse(found, one)
         assert found is not None
         return found
 
-    def optimiser(self, active_set: bool = True) -> Search:
+    def _last(self, optimizer: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
+        """Outcomes of the last iterate, of an optimizer that returns another; one draw of it."""
+        judges = isinstance(optimizer, Optimizer) and optimizer.judges_last
+        if not judges or not any(column.unit == "%" for column in self.columns):
+            return {}
+        with torch.no_grad():
+            outcomes: Outcomes = goal.outcome(perturbed.last_embeddings)
+        return outcomes
+
+    def optimiser(self, active_set: bool = True, draws: int = 1) -> Search:
         """The search of the ball; the attack must be resolved."""
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set)
+        return kind(self.eps, self.alpha, self.steps, active_set, draws)
 
     def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
         """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""
@@ -348,4 +420,16 @@ class Attack(Component, abc.ABC):
             forward_passes=p.forward_passes + q.forward_passes,
             full_forward_passes=p.full_forward_passes + q.full_forward_passes,
         )
-        return Attacked(outcomes, a.clean, merged)
+        observed = {
+            name: torch.where(newer, b.observed[name], value) for name, value in a.observed.items()
+        }
+        before = {name: torch.where(newer, b.last[name], value) for name, value in a.last.items()}
+        return Attacked(outcomes, a.clean, merged, observed, before)
+
+
+def mean_outcomes(draws: int, make: Callable[[], Outcomes]) -> Outcomes:
+    """The mean of the outcomes that ``make`` gives in so many draws of a randomised network."""
+    if draws == 1:
+        return make()
+    found = [make() for _ in range(draws)]
+    return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}

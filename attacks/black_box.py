@@ -60,6 +60,8 @@ class WithinBudget(RowWise):
 class BlackBoxAttack(TopOneAttack):
     """An attack on the top-1 by forward passes alone."""
 
+    held_against_noise = False  # it does not claim to be stronger than noise
+
     budget: int = parameter(
         BUDGET, "forward passes that a query may take, each with one image", at_least=1
     )
@@ -87,8 +89,11 @@ class BlackBoxAttack(TopOneAttack):
         return self.budget
 
     @abc.abstractmethod
-    def optimiser(self, active_set: bool = True) -> BlackBox[Any]:
-        """The search of the ball; the attack must be resolved. Queries that are broken leave."""
+    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+        """The search of the ball; the attack must be resolved. Queries that are broken leave.
+
+        Of a randomised network each pass shows one draw; its outcome is the mean over draws.
+        """
 
     def seen(self, goal: TopOneGoal) -> TopOneGoal:
         """The loss that the model's answers tell the attacker."""

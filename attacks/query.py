@@ -97,6 +97,8 @@ class PlainQueryAttack(QueryAttack):
 class SemanticsPreservingQueryAttack(QueryAttack):
     """QA that keeps the query's five nearest items (but for candidates) where they are."""
 
+    held_against_noise = False  # noise, which keeps nothing in place, may move candidates further
+
     xi: float | None = parameter(
         None,
         "scale s of the weight xi = exp(s L_sp), L_sp the loss on the items kept",

@@ -8,6 +8,7 @@ The radii that are looked at, in 1/255, are 1/32 and then a factor of sqrt(2) up
 numbers from there on to eps. Each is searched by the margin of ``top1``; the largest is eps.
 A search begins at the smallest perturbation that has broken the query so far, brought into the
 smaller ball. A query that is wrong on the clean image has radius 0, one that is never broken eps.
+Of a randomised network a query counts as broken where most draws have a wrong top-1.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Self
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed, Search
+from dmlbench.attacks.engine.optimizer import Perturbed, Search, expectation
 from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
 from dmlbench.common.lazy import torch
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 
 LEAST, DENSE_UP_TO = 1 / 32, 2  # in 1/255: the first level, and where whole numbers begin
+HALF = 50  # percent of the draws of a randomised network; of another the top-1 is right or wrong
 STEPS = 50  # of one search, in the suite auto
 
 
@@ -122,8 +124,13 @@ class Radius(TopOneAttack):
         radii = torch.tensor([0.0, *levels(self.eps or 0)], device=images.device)
         assert isinstance(optimizer, APGD)
         first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
-        with torch.no_grad():
-            right = goal.first(embed(images)) > 0
+        draws = optimizer.draws
+
+        def share_right(part: RadiusGoal, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return expectation(draws, lambda: part.first(embed(x)))
+
+        right = share_right(goal, images) >= HALF
         held = torch.zeros_like(goal.index)
         broken = torch.where(right, len(radii), held)
         best, begin, passes = images.clone(), images if start is None else start, 0
@@ -134,11 +141,10 @@ class Radius(TopOneAttack):
                 break
             level = (held + broken)[rows] // 2 if number else broken[rows] - 1
             ball = radii[level] / 255
-            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set)
+            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set, draws)
             part = goal.take(rows)
             found = search.run(embed, images[rows], part, begin[rows])
-            with torch.no_grad():
-                fell = part.first(embed(found.images)) == 0
+            fell = share_right(part, found.images) < HALF
             broken[rows] = torch.where(fell, level, broken[rows])
             held[rows] = torch.where(fell, held[rows], level)
             best[rows[fell]] = found.images[fell]
@@ -150,7 +156,7 @@ class Radius(TopOneAttack):
                 flat[rows] = found.flat_start
             last[rows] = found.last_embeddings
         radius = radii[broken.clamp(max=len(radii) - 1)]
-        full = len(images) * self.most_passes
+        full = len(images) * self.most_passes * draws
         return Bisected(best, passes, full, last, flat, radius)
 
 

@@ -8,17 +8,21 @@ box left says that gradients are masked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
 
 from dmlbench.attacks.base import ATTACKS, Attacked, Column
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Perturbed, Search
+from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search, expectation
 from dmlbench.attacks.engine.square import Square
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.square import SHARE
 from dmlbench.attacks.top1 import CROCE, HELP, LOSSES, TopOneAttack, TopOneGoal
 from dmlbench.common.lazy import torch
+from dmlbench.core.flags import Flag, black_box
 from dmlbench.core.registry import Card
 
 BUDGET = 200  # forward passes of the Square Attack
@@ -77,6 +81,12 @@ class TopOneStack(TopOneAttack):
         margin = super().goal(gallery, index, seed)
         return StackGoal(**{field.name: getattr(margin, field.name) for field in fields(margin)})
 
+    def flags(
+        self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
+    ) -> list[Flag]:
+        """A flag where Square broke what the gradient had left."""
+        return black_box(float(np.nanmean(outcomes[BY_SQUARE])))
+
     def read(
         self, goal: StackGoal, perturbed: Perturbed, after: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -95,16 +105,18 @@ class TopOneStack(TopOneAttack):
         start: torch.Tensor | None,
     ) -> Stacked:
         """The margin from ``start``, the others from random places in the ball, then Square."""
+        assert isinstance(optimizer, Optimizer)
+        draws = optimizer.draws
         found = optimizer.run(embed, images, goal, start)
         found = replace(found, full_passes=found.full_passes * len(LOSSES))
-        left = self._left(embed, found, goal)
+        left = self._left(embed, found, goal, draws)
         for stage, loss in enumerate(LOSSES):
             if stage == 0 or not len(left):
                 continue
             part = replace(goal.take(left), name=loss)
             begin = random_start(images[left], self.eps or 0, part.index, goal.seed, stage)
             found = found.replaced(left, optimizer.run(embed, images[left], part, begin))
-            left = self._left(embed, found, goal)
+            left = self._left(embed, found, goal, draws)
         by_square = torch.zeros_like(goal.index, dtype=torch.bool)
         if len(left):
             square = Square(self.eps or 0, BUDGET, SHARE)
@@ -118,11 +130,16 @@ class TopOneStack(TopOneAttack):
         return Stacked(**values, by_square=by_square)
 
     def _left(
-        self, embed: Callable[[torch.Tensor], torch.Tensor], found: Perturbed, goal: StackGoal
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        found: Perturbed,
+        goal: StackGoal,
+        draws: int,
     ) -> torch.Tensor:
-        """(b,) the queries that are still right."""
+        """(b,) the queries that are still right, in one of the draws at least."""
         with torch.no_grad():
-            return (goal.first(embed(found.images)) > 0).nonzero()[:, 0]
+            right = expectation(draws, lambda: goal.first(embed(found.images)))
+            return (right > 0).nonzero()[:, 0]
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """A query that the gradient breaks from one start is not Square's of another."""

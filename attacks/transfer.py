@@ -76,6 +76,7 @@ class Transfer(TopOneAttack):
     card = Card("transfer", "adversarial images made on another model", PAPERNOT)
     columns = (Column("Transfer", "%", "higher", HELP),)
     loss = "margin"
+    held_against_noise = False  # images of another model need not be stronger than noise
 
     from_: str = parameter(
         "", "the model that the images are made on: its folder, or a file of weights", required=True

@@ -88,15 +88,21 @@ def test_batch_size_changes_no_bit(
 def test_a_network_that_hides_its_gradient_starts_flat(
     problem: tuple[torch.Tensor, Hinge],
 ) -> None:
-    """Autograd returns its zero gradient expanded: such a tensor cannot be changed in place."""
+    """Not where the loss is flat: such a sample is done, and says nothing of the network.
+
+    Autograd returns its zero gradient expanded: such a tensor cannot be changed in place.
+    """
     clean, goal = problem
 
     def hidden(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1).detach()[:, :8] + 0 * x.sum()
 
-    found = PGD(0.1, 0.03, 3).run(hidden, clean, goal)
-    assert found.flat_start.all()
-    assert torch.equal(found.images, clean)
+    live = goal.value_and_grad(hidden(clean), 0)[1].any(1)
+    assert 0 < live.sum() < len(live)
+    for cut in (hidden, lambda x: hidden(x).detach()):
+        found = PGD(0.1, 0.03, 3).run(cut, clean, goal)
+        assert torch.equal(found.flat_start, live)
+        assert torch.equal(found.images, clean)
 
 
 def test_one_step_of_eps_is_fgsm(

@@ -29,11 +29,11 @@ class Perturbed:
 
     Attributes:
         images: adversarial images, of the shape of the clean ones.
-        passes: forward-backward passes spent, counted a sample.
+        passes: forward-backward passes spent, counted a sample; each of the draws is one.
         full_passes: what they would have been without the active set.
         last_embeddings: (B, ..., D) of the last forward pass, which precedes the last step.
-        flat_start: (B,) bool, true where the input gradient was zero everywhere at the first step
-            (a saturated loss, or a network that masks its gradient).
+        flat_start: (B,) bool, true where at the first step dL/de was not zero and dL/dx was: the
+            network hides its gradient. Where dL/de is zero the query is broken already.
         forward_passes: passes without a backward one, of searches that take no gradient.
         full_forward_passes: what they would have been had no query left.
     """
@@ -120,6 +120,9 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         eps: radius of the ball, in [0, 1] pixel space; one for all, or (B,) for each sample.
         steps: number of steps, one forward-backward pass each.
         active_set: let samples that are done leave the batch.
+        draws: passes in each step, over which losses and gradients are the means; more than one for
+            a network that is randomised (expectation over transformation, Athalye et al., ICML
+            2018). A sample is done where dL/de is zero in all of them.
         judges_last: one more forward pass judges the images after the last step.
     """
 
@@ -128,6 +131,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     eps: float | torch.Tensor
     steps: int
     active_set: bool
+    draws: int
 
     @abc.abstractmethod
     def begin(self, x: torch.Tensor, ball: Ball) -> IterateT:
@@ -179,16 +183,11 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         for number in range(self.steps):
             if not len(rows):
                 break
-            passes += len(rows)
-            x = now.x.detach().requires_grad_(True)
-            e = embed(x)
-            loss, de = objective.value_and_grad(e.detach(), number)
-            (dx,) = torch.autograd.grad(e, x, de.to(e.dtype))
+            passes += len(rows) * self.draws
+            e, loss, live, dx = self._slope(embed, now.x, objective, number)
             finite &= loss.isfinite().all() & dx.isfinite().all()
-            e = e.detach()
             if number == 0:
-                last, flat = torch.empty_like(e), ~dx.flatten(1).any(dim=1)
-            live = de.flatten(1).any(dim=1)
+                last, flat = torch.empty_like(e), live & ~dx.flatten(1).any(dim=1)
             now = self.step(now, loss, dx, live, number)
             if not self.active_set or number == self.steps - 1:
                 last[rows] = e
@@ -200,7 +199,9 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
         if self.judges_last and len(rows):
             with torch.no_grad():
-                loss, _ = objective.value_and_grad(embed(now.x), self.steps)
+                loss = expectation(
+                    self.draws, lambda: objective.value_and_grad(embed(now.x), self.steps)[0]
+                )
             finite &= loss.isfinite().all()
             now = self.judge(now, loss)
         result[rows] = now.result
@@ -210,7 +211,27 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 f"{type(self).__name__} steps"
             )
         self.verify(clean, result)
-        return Perturbed(result, passes, len(clean) * self.steps, last, flat)
+        return Perturbed(result, passes, len(clean) * self.steps * self.draws, last, flat)
+
+    def _slope(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        objective: Objective,
+        number: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings of the last draw, mean losses, where any dL/de is not zero, mean dL/dx."""
+        parts = []
+        for _ in range(self.draws):
+            x = images.detach().requires_grad_(True)
+            e = embed(x)
+            loss, de = objective.value_and_grad(e.detach(), number)
+            parts.append((loss, de.flatten(1).any(dim=1), _through(e, x, de)))
+        if len(parts) == 1:
+            return e.detach(), *parts[0]
+        losses, live, dx = (torch.stack(part) for part in zip(*parts, strict=True))
+        # a broken query may have the lowest loss there is: a sum of two would overflow
+        return e.detach(), (losses / self.draws).sum(0), live.any(0), dx.mean(0)
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
@@ -227,6 +248,21 @@ def check_ball(clean: torch.Tensor, adversarial: torch.Tensor, eps: float | torc
             f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
             f"{'inside' if inside else 'outside'} [0, 1]"
         )
+
+
+def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The mean of what ``make`` gives in so many draws of a randomised network."""
+    if draws == 1:
+        return make()
+    return torch.stack([make() / draws for _ in range(draws)]).sum(0)
+
+
+def _through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
+    """dL/dx from dL/de; zero where the network has cut the way from its images to ``e``."""
+    if not e.requires_grad:
+        return torch.zeros_like(x)
+    (dx,) = torch.autograd.grad(e, x, de.to(e.dtype), allow_unused=True)
+    return torch.zeros_like(x) if dx is None else dx
 
 
 def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:

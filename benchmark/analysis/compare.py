@@ -150,6 +150,7 @@ class _Key:
     attack: str
     metric: str
     precision: str
+    eot: str
     data: str
 
 
@@ -175,8 +176,8 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
         for name, column in cell.columns.items():
             if name in outcomes:
                 attack = about.attack_resolved or about.attack
-                subset, precision = about.queries, about.precision
-                key = _Key(about.suite, subset, attack, name, precision, data)
+                subset, how = about.queries, (about.precision, about.eot)
+                key = _Key(about.suite, subset, attack, name, *how, data)
                 values = outcomes[name].to_numpy(dtype=np.float64)
                 measured = _Measured(about.attack, column.better, values)
                 found.setdefault(key, {})[seed] = measured

@@ -21,13 +21,13 @@ from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
+from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
 from dmlbench.storage.cell import implausible
 from dmlbench.storage.store import Store
 
-LATER = ("curve",)  # columns that CSVs of older versions lack: empty there
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 
 
@@ -77,11 +77,8 @@ def read_tidy(path: Path) -> list[Record]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [
-                name
-                for name in READERS
-                if name not in (reader.fieldnames or ()) and name not in LATER
-            ]
+            there = reader.fieldnames or ()
+            missing = [name for name in READERS if name not in there and name not in LATER]
             if missing:
                 few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
                 raise UserError(
@@ -188,6 +185,11 @@ def _versions(text: str) -> str:
     return text
 
 
+def _flags(text: str) -> str:
+    read_flags(text)
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -226,5 +228,9 @@ READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("error", "data", "checkpoint_sha256", "git", "device", "torch"), _text),
     **dict.fromkeys(("cell", "dmlbench", "started"), _filled),
     "versions": _versions,
+    "flags": _flags,
 }
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
+
+LATER = ("curve", "flags", "eot")
+"""Columns that older CSVs lack; they are empty then."""

@@ -14,6 +14,8 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from dmlbench.analysis.variants import variant_flags
+from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN, ERS, WORST
@@ -32,6 +34,7 @@ MODEL = (
     "training_cost",
     "seed",
     "precision",
+    "eot",
 )
 ROW = (*MODEL, "suite", "queries")
 COLLAPSE = ("collapsed", "mean_cosine", "effective_rank")  # only for clean images
@@ -62,6 +65,7 @@ TIDY_COLUMNS = (
     "device",
     "started",
     "seconds",
+    "flags",
 )
 
 
@@ -75,6 +79,7 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
         found = cell.findings
         common = {key: getattr(cell.about, key) for key in (*ROW, "attack", "attack_resolved")}
         common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
+        common["flags"] = write_flags(cell.flags)
         if not cell.columns:
             records.append(common | {"metric": ""})
         for name, column in cell.columns.items():
@@ -122,6 +127,7 @@ class Row:
         digits: heading -> decimals, 1 for percentages and 3 for similarities and distances.
         collapsed: True if the model retrieves nothing any more; None if not measured.
         failed: heading -> error of its cell.
+        flags: heading -> the reasons not to trust its number, where there are any.
     """
 
     about: dict[str, Any]
@@ -131,6 +137,7 @@ class Row:
     digits: dict[str, int] = field(default_factory=dict)
     collapsed: bool | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Add a number, or the error of a failed cell."""
@@ -145,6 +152,9 @@ class Row:
             self.failed[heading] = record["error"]
             return
         self.failed.pop(heading, None)
+        self.flags.pop(heading, None)
+        if record["flags"]:
+            self.flags[heading] = read_flags(record["flags"])
         self.records[heading] = record
         self.estimates[heading] = Estimate(
             record["value"], record["low"], record["high"], record["n"]
@@ -168,9 +178,15 @@ class Row:
             self.better[ERS], self.digits[ERS] = "higher", 1
             self.failed.pop(ERS, None)
 
+    @property
+    def flag_names(self) -> str:
+        """The names of its flags, notes left out, separated by commas."""
+        every = (flag for flags in self.flags.values() for flag in flags if not flag.note)
+        return ", ".join(sorted({flag.name for flag in every}))
+
     def record(self) -> dict[str, Any]:
         """The row for a CSV: values, and the interval after each attack column."""
-        record = dict(self.about) | {"collapsed": self.collapsed}
+        record = dict(self.about) | {"collapsed": self.collapsed, "flags": self.flag_names}
         for name, estimate in self.estimates.items():
             record[name] = estimate.value
             if name not in BENIGN:
@@ -206,6 +222,10 @@ def rows(records: Iterable[Record]) -> list[Row]:
                 if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
             row.settle_ers()
+            # all distances of a collapsed model are tied: its R@1 may rise for no reason
+            raised = {} if row.collapsed else variant_flags(row.records, suite)
+            for heading, some in raised.items():
+                row.flags[heading] = (*row.flags.get(heading, ()), *some)
             found.append(row)
     return found
 
@@ -233,7 +253,7 @@ def scores(names: Iterable[str]) -> list[str]:
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the wide CSV."""
-    columns = [*ROW, "collapsed"]
+    columns = [*ROW, "collapsed", "flags"]
     for name in headings(rows):
         columns += [name] if name in BENIGN else [name, f"{name} low", f"{name} high"]
     return columns

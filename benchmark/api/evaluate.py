@@ -46,6 +46,7 @@ def evaluate(
     batch_size: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    eot: int = 1,
     results: str | Path | None = None,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         batch_size: images a forward pass; changes no number.
         threads: CPU threads.
         precision: ``"fp32"``, ``"tf32"`` or ``"bf16"``, of the network.
+        eot: of a randomised network, gradients and outcomes are means over so many draws.
         results: a results folder to store cells in, and to take stored ones from; None: nothing is
             stored.
         data_root: folder of data sets, searched first.
@@ -100,6 +102,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         precision=precision,
+        eot=eot,
         progress=progress,
     ) as session:
         session.check_queries(queries)
@@ -129,12 +132,12 @@ def _weights(
     from torch import nn
 
     common = session.dataset, session.digest
-    precision = session.compute.precision
+    measured = session.compute.precision, session.compute.eot
     mean, std = (tuple(values) for values in normalisation)
     if isinstance(model, nn.Module):
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
-        return memory_weights(*common, held, held.digest, name, seed, precision)
+        return memory_weights(*common, held, held.digest, name, seed, *measured)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -143,7 +146,7 @@ def _weights(
     path = Path(model)
     if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
         parsed = parse_model(network) if network else None
-        return checkpoint_weights(*common, parsed, path, label, seed, precision)
+        return checkpoint_weights(*common, parsed, path, label, seed, *measured)
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
     parsed, data = parse_model(model), session.data
@@ -151,4 +154,4 @@ def _weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = parsed.build(data.channels, data.size, initial=True)
     held = module_model(built, name=canonical_model(parsed))
-    return memory_weights(*common, held, held.digest, label or model, seed, precision)
+    return memory_weights(*common, held, held.digest, label or model, seed, *measured)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.analysis.records import TIDY_COLUMNS, Record, rows, tidy
 from dmlbench.common.errors import UserError
+from dmlbench.core.flags import Flag
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
@@ -69,6 +70,15 @@ class Report:
         """Attack -> error, of the cells that failed; empty if every one succeeded."""
         wrong = (record for record in self.records if record["status"] != "ok")
         return {one["attack"] or one["metric"] or "training": one["error"] for one in wrong}
+
+    @property
+    def flags(self) -> dict[str, tuple[Flag, ...]]:
+        """Heading -> the reasons not to trust its number; empty if there are none."""
+        found: dict[str, tuple[Flag, ...]] = {}
+        for row in rows(self.records):
+            for name, flags in row.flags.items():
+                found[name] = tuple(dict.fromkeys((*found.get(name, ()), *flags)))
+        return found
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each number, with the columns of ``results.csv``."""

@@ -95,6 +95,7 @@ def run(
     batch_size: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    eot: int = 1,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     progress: bool = True,
@@ -115,7 +116,7 @@ def run(
             or ``"never"`` (``dmlbench run --help`` explains them).
         workers: processes at once; None: one.
         results: the results folder; None: nothing is stored.
-        device, batch_size, threads, precision, data_root, cache, progress: as in
+        device, batch_size, threads, precision, eot, data_root, cache, progress: as in
             ``dmlbench.evaluate``.
 
     Returns:
@@ -140,13 +141,14 @@ def run(
         batch_size=batch_size,
         threads=threads,
         precision=precision,
+        eot=eot,
         progress=progress,
     ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries)
         trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
         asked = {"queries": queries, "resume": resume, "workers": workers, "results": results}
-        again = asked | {"device": device, "threads": threads, "precision": precision}
+        again = asked | {"device": device, "threads": threads, "precision": precision, "eot": eot}
         recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
         cells = run_sweep(session, trainings, planned, options, recorded)
         return Report.of(cells, session.store)

@@ -29,7 +29,7 @@ from dmlbench.cli.shared import check_outputs, finish
     "--label",
     help="Name of the model in tables. Default: the one in its manifest, else the file name.",
 )
-@options("attacks", "suites", "queries", "dataset")
+@options("attacks", "suites", "queries", "eot", "dataset")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -81,8 +81,9 @@ def attack(
         from dmlbench.sweep.weights import checkpoint_weights
 
         session.check_queries(queries)
+        measured = places["precision"], places["eot"]
         weights = checkpoint_weights(
-            *(chosen, session.digest, network, checkpoint, label, seed, places["precision"])
+            *(chosen, session.digest, network, checkpoint, label, seed, *measured)
         )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
         cells = run(session, [weights], planned)

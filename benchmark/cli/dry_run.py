@@ -108,7 +108,7 @@ def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -
         "status": status,
         "runs": runs,
         "seconds": times.seconds(times.kind(task)),
-        "passes": attack.most_passes if attack is not None else None,
+        "passes": attack.most_passes * facts.get("eot", 1) if attack is not None else None,
         "forward_passes": attack.most_forward_passes if attack is not None else None,
         "training": task.model,
         "cell": task.cell.id if identified else None,

@@ -77,6 +77,14 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="Attack only N test images, drawn at random and the same for every model, instead of "
         "all; rows say so. The gallery is still the whole test split.",
     ),
+    "eot": click.option(
+        "--eot",
+        type=click.IntRange(min=1),
+        default=1,
+        metavar="N",
+        help="For a randomised network (noise, dropout or random sizes in eval mode): gradients "
+        "and outcomes are means over N draws; rows say so. Costs N times the passes.",
+    ),
     "results": click.option(
         "--results", type=PATH, default="results", show_default=True, help="Folder of results."
     ),

@@ -60,7 +60,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="FILE",
     help="YAML file of these options by name (defense: [est, hm]). Options given here win over it.",
 )
-@options("defenses", "attacks", "suites", "queries", "dataset", "model", "recipe", "seeds")
+@options("defenses", "attacks", "suites", "queries", "eot", "dataset", "model", "recipe", "seeds")
 @click.option(
     "--dry-run", is_flag=True, help="Only print what would be done, and the expected time."
 )

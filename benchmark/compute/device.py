@@ -31,18 +31,25 @@ class Compute:
         threads: number of CPU threads. None: as PyTorch chooses, but at most 16.
         precision: number format of the network in the evaluation: fp32, tf32 (GPU only) or bf16.
             The latter two change numbers a little, so it is part of the identity of a cell.
+        eot: passes of a randomised network that every number is the mean of (expectation over
+            transformation); 1: the network is not randomised. Part of the identity of a cell.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     threads: int | None = None
     precision: str = "fp32"
+    eot: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise UserError(f"precision must be one of {known}, got {self.precision!r}")
-        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
+        for name, value in (
+            ("batch_size", self.batch_size),
+            ("threads", self.threads),
+            ("eot", self.eot),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
 

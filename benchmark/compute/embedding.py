@@ -12,6 +12,7 @@ from dmlbench.common.errors import CellError
 from dmlbench.metrics.distance import Metric
 
 ROWS_PER_THREAD = 8
+HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}  # number formats below float32
 
 
 class EmbeddingModel(nn.Module):
@@ -59,10 +60,15 @@ class EmbeddingModel(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map images (B, C, H, W) in [0, 1] to embeddings (B, D).
+        """Map images (B, C, H, W) in [0, 1] to embeddings (B, D), of unit length for N and C."""
+        raw = self.raw(images)
+        return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
+
+    def raw(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W) in [0, 1] to the embeddings (B, D) that the backbone returns.
 
         Raises:
-            CellError: the backbone returns something else than a (B, D) tensor.
+            CellError: the backbone returns something else than a (B, D) tensor of real numbers.
         """
         if self.mean.numel():
             images = (images - self.mean) / self.std
@@ -74,8 +80,9 @@ class EmbeddingModel(nn.Module):
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
                 f"embeddings, got {shape}"
             )
-        raw = raw.float() if self.use_bfloat16 else raw
-        return raw if self.metric == "E" else nn.functional.normalize(raw, dim=1)
+        if not raw.is_floating_point():
+            raise CellError(f"the network must return real numbers as floats, got {raw.dtype}")
+        return raw.float() if raw.dtype in HALVES else raw
 
 
 def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:

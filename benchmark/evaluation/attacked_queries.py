@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from dmlbench.attacks.base import Attacked, Gallery
-from dmlbench.compute.embedding import embed
 
 TOP = 5
 
@@ -38,7 +37,7 @@ class AttackedQuery:
 
 
 def first_of_batch(
-    network: nn.Module,
+    embedding: Callable[[torch.Tensor], torch.Tensor],
     gallery: Gallery,
     index: torch.Tensor,
     images: torch.Tensor,
@@ -48,7 +47,7 @@ def first_of_batch(
     """The first ``count`` queries of a batch that was attacked; all if it has fewer.
 
     Args:
-        network: the network that was attacked.
+        embedding: images -> embeddings of the network that was attacked.
         gallery: clean embeddings of the test split.
         index: (B,) positions of the batch in the test split.
         images: (B, C, H, W) the batch before the attack.
@@ -58,8 +57,7 @@ def first_of_batch(
     index, perturbed = index[:count], attacked.perturbed.images[:count]
     if not len(index):
         return []
-    with torch.no_grad():
-        after = embed(network, perturbed)
+    after = embedding(perturbed)
 
     def top(e: torch.Tensor) -> list[tuple[int, ...]]:
         distances = gallery.distances(e).scatter(1, index[:, None], torch.inf)

@@ -8,20 +8,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from dmlbench.attacks.base import Attack, Attacked, Gallery
+from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
+from dmlbench.compute.model_checks import check_model
+from dmlbench.compute.randomness import global_seeds
+from dmlbench.core.flags import Flag
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
+from dmlbench.evaluation.self_checks import LOOKED_AT, attack_flags, spread
 from dmlbench.metrics.bootstrap import (
     Estimate,
     bootstrap_mean,
@@ -34,6 +40,7 @@ from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapse
 from dmlbench.metrics.retrieval import retrieval
 
 CLEAN = " clean"  # suffix of outcomes without an attack
+DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
 
 Outcomes = dict[str, npt.NDArray[np.float64]]
 
@@ -65,6 +72,10 @@ class Evaluation:
         device: of the model.
         rows: images of a batch; halved when memory is short.
         reporter: shows the progress.
+        precision: number format of the model.
+        draws: passes of a randomised model that every number is the mean of; 1: it is not
+            randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
+            what its images draw: so numbers do not depend on the batch size.
         index: (N,) positions of all test images.
     """
 
@@ -73,33 +84,72 @@ class Evaluation:
     device: torch.device
     rows: int
     reporter: Reporter
+    precision: str = "fp32"
+    draws: int = 1
     index: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.draws > 1:
+            self.rows = DRAWN_ROWS
         self.index = torch.arange(len(self.data.test), device=self.device)
 
     @cached_property
     def network(self) -> nn.Module:
         """The model, its kernels launched or replayed; all embeddings come from it."""
+        if self.draws > 1:
+            return self.model
         sample = self.images(self.index[: self.rows])
         return replayed_or_launched(self.model, sample, self.reporter.warn)
+
+    def passes(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of images, from one pass."""
+        if self.draws == 1:
+            return embed(self.network, images)
+        e: torch.Tensor = self.network(images)
+        return e
+
+    @cached_property
+    def checked(self) -> list[Flag]:
+        """What the checks of every run say of the model.
+
+        Raises:
+            CellError: its numbers would mean nothing.
+        """
+        images = self.images(spread(self.index, LOOKED_AT))
+        return check_model(self.model, self.network, images, self.precision, self.draws)
 
     @cached_property
     def gallery(self) -> Gallery:
         """Clean embeddings of the test split, by the same code as attacked ones.
 
+        Those of a randomised model are the means over its draws, brought back to unit length for
+        the metrics N and C.
+
         Raises:
-            CellError: two forward passes of the same images differ.
+            CellError: the model is one whose numbers would mean nothing.
         """
-        parts: list[torch.Tensor] = []
-        with torch.no_grad():
-            for batch in self._batches():
-                parts.append(embed(self.network, self.images(batch)))
-            first = self.index[: len(parts[0])]
-            if not torch.equal(embed(self.network, self.images(first)), parts[0]):
-                raise CellError("the model is not deterministic: two forward passes differ")
+        _ = self.checked
+        e = self._drawn(0)
+        for number in range(1, self.draws):
+            e += self._drawn(number)
+        if self.draws > 1:
+            e = e / self.draws if self.model.metric == "E" else nn.functional.normalize(e, dim=1)
         labels = torch.from_numpy(self.data.test.labels).to(self.device)
-        return Gallery(torch.cat(parts), labels, self.model.metric, images=self.images)
+        return Gallery(e, labels, self.model.metric, images=self.images)
+
+    def _drawn(self, number: int) -> torch.Tensor:
+        """(N, D) embeddings of all test images in one draw, which its number decides."""
+        parts: list[torch.Tensor] = []
+        for batch in self._batches():
+            seed = derived_seed(0, "draw", number, int(batch[0]))
+            with torch.no_grad(), global_seeds(seed, self.device):
+                parts.append(self.passes(self.images(batch)))
+        return torch.cat(parts)
+
+    def expected(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, D) the mean embedding of images over the draws of a randomised model."""
+        with torch.no_grad(), global_seeds(derived_seed(0, "expected"), self.device):
+            return expectation(self.draws, lambda: self.passes(images))
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """Test images at ``index``, float32 in [0, 1]."""
@@ -109,10 +159,18 @@ class Evaluation:
     def benign(self) -> Measurement:
         """Measure R@1, R@2, mAP, mAP@R, mAP@10, NMI and the signs of a collapse."""
         e, labels = self.gallery.embeddings, self.gallery.labels
-        found = retrieval(e, self.index, e, labels, self.gallery.metric)
+        # queries of a randomised model are drawn anew, and not from the gallery's means
+        numbers = range(self.draws, 2 * self.draws) if self.draws > 1 else ()
+        queries = (self._drawn(number) for number in numbers) if numbers else (e,)
+        every = [retrieval(q, self.index, e, labels, self.gallery.metric) for q in queries]
+        found = every[0]
         if not found.valid.any():
             raise CellError("no class of the test split has two images: there is no R@K")
-        outcomes = {name: value.cpu().numpy() for name, value in found.scores.items()}
+        scores = {name: [one.scores[name] for one in every] for name in found.scores}
+        outcomes = {
+            name: (torch.stack(drawn).mean(0) if self.draws > 1 else drawn[0]).cpu().numpy()
+            for name, drawn in scores.items()
+        }
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
         nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
         metrics["NMI"] = Estimate(nmi, None, None, len(labels))
@@ -124,6 +182,7 @@ class Evaluation:
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
             "cuda_graphs": isinstance(self.network, Replayed),
+            **as_finding(self.checked),
         }
         return Measurement(metrics, findings, outcomes)
 
@@ -152,16 +211,22 @@ class Evaluation:
         index = self.chosen(queries)
         kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
+        observed: dict[str, list[torch.Tensor]] = {}
+        last: dict[str, list[torch.Tensor]] = {}
         passes = forward = full = full_forward = flat = 0
         radius = 0.0
         gallery = self.gallery
         with self.reporter.task(title, len(index)) as task:
             for batch, images, attacked in self._attacked(attack, gallery, index, seed):
                 want = keep - len(kept)
-                kept += first_of_batch(self.network, gallery, batch, images, attacked, want)
+                kept += first_of_batch(self.expected, gallery, batch, images, attacked, want)
                 for name, values in attacked.outcomes.items():
                     parts.setdefault(name, []).append(values)
                     parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
+                for name, values in attacked.observed.items():
+                    observed.setdefault(name, []).append(values)
+                for name, values in attacked.last.items():
+                    last.setdefault(name, []).append(values)
                 done = attacked.perturbed
                 passes += done.passes
                 full += done.full_passes
@@ -178,7 +243,8 @@ class Evaluation:
         metrics |= {
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
         }
-        findings = {
+        findings: dict[str, Any] = {
+            **_means(observed),
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
             "curves": {c.name: shares_above(outcomes[c.name]) for c in attack.columns if c.curve},
@@ -191,7 +257,10 @@ class Evaluation:
         }
         if full_forward:
             findings["forward_passes"] = forward / len(index)
-        return Measurement(metrics, findings, outcomes, kept)
+        if last:
+            findings["last_iterate"] = _means(last)
+        flags = attack_flags(self, attack, index, seed, outcomes, findings)
+        return Measurement(metrics, findings | as_finding(flags), outcomes, kept)
 
     def attacked_queries(
         self, attack: Attack, seed: int, count: int, queries: int | None = None
@@ -201,7 +270,7 @@ class Evaluation:
         return [
             one
             for batch, images, attacked in self._attacked(attack, gallery, index, seed)
-            for one in first_of_batch(self.network, gallery, batch, images, attacked, count)
+            for one in first_of_batch(self.expected, gallery, batch, images, attacked, count)
         ]
 
     def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -222,12 +291,15 @@ class Evaluation:
             batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
             images = self.images(batch)
             try:
-                attacked = attack.run(self.network, images, batch, gallery, seed=seed)
+                attacked = attack.run(
+                    self.network, images, batch, gallery, seed=seed, draws=self.draws
+                )
             except torch.OutOfMemoryError:
-                if self.rows == 1:
+                if self.rows == 1 or self.draws > 1:
+                    what = f"{self.rows} images do" if self.draws > 1 else "a single image does"
                     raise CellError(
-                        "a single image does not fit into the device's memory: use another "
-                        "--device, or a smaller network"
+                        f"{what} not fit into the device's memory: use another --device, or a "
+                        "smaller network"
                     ) from None
                 self.rows = max(1, min(self.rows, len(batch)) // 2)
                 self.__dict__.pop("network", None)  # recorded CUDA graphs hold memory too
@@ -241,6 +313,16 @@ class Evaluation:
         return iter(torch.split(self.index, self.rows))
 
 
+def as_finding(flags: list[Flag]) -> dict[str, Any]:
+    """The flags as a part of a cell's findings; nothing if there are none."""
+    return {"flags": msgspec.to_builtins(flags)} if flags else {}
+
+
+def _means(parts: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+    """Name -> the mean over all queries; NaN does not count."""
+    return {name: float(torch.cat(values).double().nanmean()) for name, values in parts.items()}
+
+
 @contextmanager
 def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
@@ -248,4 +330,5 @@ def evaluation(
     """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
-        yield Evaluation(model, data, device, compute.rows(data.size), reporter)
+        rows = compute.rows(data.size)
+        yield Evaluation(model, data, device, rows, reporter, compute.precision, compute.eot)

@@ -84,6 +84,11 @@ class Table:
         entries = [line.entry for line in self.lines]
         if any(entry.collapsed for entry in entries):
             notes.append("† collapsed: the model retrieves nothing any more; not ranked.")
+        for entry in entries:
+            flags = entry.reasons(note=False)
+            notes += (f"‡ {entry.label} is flagged and not ranked: {one}" for one in flags)
+        for entry in entries:
+            notes += (f"Note on {entry.label}: {one}" for one in entry.reasons(note=True))
         if any(number.low is not None for e in entries for number in e.numbers.values()):
             notes.append("Intervals are 95% bootstrap intervals over queries.")
         if any(len(entry.seeds) > 1 for entry in entries):
@@ -142,6 +147,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     first += ["Recipe"] * any(e.recipe for e in entries)
     first += ["Precision"] * any(e.precision for e in entries)
     first += ["Queries"] * any(e.queries for e in entries)
+    first += ["EoT"] * any(e.eot for e in entries)
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
@@ -170,29 +176,29 @@ def _usual(names: set[str]) -> list[str]:
 
 
 def _place(entry: Entry) -> tuple[int, float]:
-    """Sort key: by score, best first; then entries without a score; collapsed models last."""
-    if entry.score is not None:
-        return 0, -entry.score
+    """Sort key: by ERS, best first; then entries without one; collapsed models last."""
+    if entry.standing is not None:
+        return 0, -entry.standing
     return (2 if entry.collapsed else 1), 0.0
 
 
 def _ranks(entries: Sequence[Entry]) -> list[str]:
     """The rank of each entry: ``1``, ``2=``, ``2=``, ``4``; empty if it has no score."""
-    scores = [entry.score for entry in entries]
+    ranked = [entry.score for entry in entries if entry.score is not None]
     return [
         ""
-        if score is None
-        else f"{scores.index(score) + 1}{'=' if scores.count(score) > 1 else ''}"
-        for score in scores
+        if entry.score is None
+        else f"{ranked.index(entry.score) + 1}{'=' * (ranked.count(entry.score) > 1)}"
+        for entry in entries
     ]
 
 
 def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
-    """``best`` or ``second`` for each entry that competes: metric N and not collapsed."""
+    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged."""
     values = [
         float(number.text)
         if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
-        and not entry.collapsed
+        and not entry.collapsed and not entry.flagged
         else None
         for entry in entries
     ]  # fmt: skip
@@ -210,8 +216,8 @@ def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
     return {
         "Rank": BoardCell(rank or NOTHING),
         "Defense": BoardCell(
-            f"{entry.label}{spelt}{' †' if entry.collapsed else ''}",
-            note=entry.indicators,
+            f"{entry.label}{spelt}{' †' * entry.collapsed}{' ‡' * entry.flagged}",
+            note=" ".join(filter(None, (entry.indicators, *_reasons(entry)))),
         ),
         "Model": BoardCell(entry.model),
         "Loss": BoardCell(entry.loss),
@@ -219,6 +225,7 @@ def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
         "Recipe": BoardCell(entry.recipe or NOTHING),
         "Precision": BoardCell(entry.precision or "fp32"),
         "Queries": BoardCell(NOTHING if entry.paper else entry.queries or "all"),
+        "EoT": BoardCell(entry.eot or NOTHING),
         "Source": BoardCell(
             entry.source,
             note=f"{paper.short}: {paper.title}" if paper else "Measured by dmlbench.",
@@ -227,10 +234,17 @@ def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
     }
 
 
+def _reasons(entry: Entry) -> list[str]:
+    """The flags and notes of an entry, for the place where its name is hovered over."""
+    flags, notes = entry.reasons(note=False), entry.reasons(note=True)
+    return [*(f"Flagged: {one}" for one in flags), *(f"Note: {one}" for one in notes)]
+
+
 def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
     """The cell of a metric: its number, ``failed``, or a dash."""
     number = entry.numbers.get(name)
     if number is not None:
-        return BoardCell(number.text, mark, number, number.note)
+        said = (f"{flag.says}. Remedy: {flag.remedy}." for flag in entry.flags.get(name, ()))
+        return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))
     error = entry.failed.get(name) or entry.failed.get("training")
     return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")

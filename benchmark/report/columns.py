@@ -47,6 +47,8 @@ DESCRIBING = {
     "Recipe": "Where the training leaves the data set's recipe.",
     "Queries": "Test images that were attacked, drawn at random, where they are not all.",
     "Precision": "Of the network in evaluation, where it is not fp32.",
+    "EoT": "Draws of a randomised network that gradients and outcomes are the means of "
+    "(expectation over transformation).",
     "Source": "Measured here (n queries, the seeds of the models), or where it was published.",
 }
 

@@ -9,6 +9,8 @@ from importlib import resources
 
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
+from dmlbench.analysis.variants import parameters
+from dmlbench.core.flags import Flag
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -70,11 +72,13 @@ class Entry:
         threat: the adversary of the evaluation, in words.
         defense: the spec of the defense; empty for published rows.
         eta: PGD steps of its training; None for plain training, or if it is not known.
-        recipe, precision, queries: what differs from the data set's protocol; empty if nothing.
+        recipe, precision, queries, eot: what differs from the data set's protocol; empty if nothing
+            does.
         paper, place: the publication, and the table in it; None and empty if measured here.
         seeds: of the models that were measured here, one each.
         failed: heading (or ``training``) -> error.
         collapsed: True if the model no longer retrieves anything.
+        flags: heading -> the reasons not to trust its number, where there are any.
         records: heading -> the tidy record of each model that was measured here.
     """
 
@@ -92,11 +96,13 @@ class Entry:
     recipe: str = ""
     precision: str = ""
     queries: str = ""
+    eot: str = ""
     paper: Paper | None = None
     place: str = ""
     seeds: tuple[int, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     collapsed: bool = False
+    flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
     @property
@@ -131,10 +137,34 @@ class Entry:
         return max(attacked or counts.values(), default=None)
 
     @property
-    def score(self) -> float | None:
-        """The ERS that decides the rank, rounded as shown; None if the model is not ranked."""
+    def flagged(self) -> bool:
+        """True if a number is not to be trusted; a note does not count."""
+        return any(not flag.note for flags in self.flags.values() for flag in flags)
+
+    def reasons(self, note: bool) -> list[str]:
+        """Its flags (or its notes) in sentences, each with the columns that it is about."""
+        about: dict[str, dict[str, Flag]] = {}
+        for heading, flags in self.flags.items():
+            for flag in flags:
+                if flag.note is note:
+                    about.setdefault(flag.name, {})[heading] = flag
+        found = []
+        for name, by_heading in about.items():
+            first = next(iter(by_heading.values()))
+            columns = ", ".join(by_heading)
+            found.append(f"{name} ({columns}): {first.says}. Remedy: {first.remedy}.")
+        return found
+
+    @property
+    def standing(self) -> float | None:
+        """The ERS that decides the place, rounded as shown; None without one, or if collapsed."""
         number = self.numbers.get("ERS")
         return None if number is None or self.collapsed else float(number.text)
+
+    @property
+    def score(self) -> float | None:
+        """The ERS that decides the rank, rounded as shown; None if the model is not ranked."""
+        return None if self.flagged else self.standing
 
 
 def measured(records: Iterable[Record]) -> list[Entry]:
@@ -157,20 +187,33 @@ def _entry(group: Sequence[Row]) -> Entry:
         model=about["model"],
         distance=about["distance"],
         loss=f"{_loss(about['resolved'])}-{about['distance']}",
-        label=about["label"],
+        label=about["label"] + (f" (EoT {about['eot']})" if about["eot"] else ""),
         defense=about["defense"],
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
         recipe=about["recipe"],
         precision="" if about["precision"] == "fp32" else about["precision"],
         queries=about["queries"],
+        eot=about["eot"],
         seeds=tuple(sorted(row.about["seed"] for row in group)),
         numbers=numbers,
         better={k: v for row in group for k, v in row.better.items()},
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
+        flags=_flags(group),
         records=records,
         threat=_threat(records, about["suite"]),
     )
+
+
+def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
+    """Heading -> its flags of all seeds; those of the clean images once, under the first."""
+    found: dict[str, Sequence[Flag]] = {}
+    for row in group:
+        for heading, flags in row.flags.items():
+            clean = heading in BENIGN and any(name in found for name in BENIGN)
+            if not clean or heading in found:
+                found[heading] = tuple(dict.fromkeys((*found.get(heading, ()), *flags)))
+    return found
 
 
 def _over_models(group: Sequence[Row], name: str) -> Number:
@@ -180,12 +223,6 @@ def _over_models(group: Sequence[Row], name: str) -> Number:
     if len(found) == 1:
         return Number(over.mean, digits, found[0].low, found[0].high, n=n)
     return Number(over.mean, digits, spread=over.sd, n=n)
-
-
-def parameters(spec: str) -> dict[str, str]:
-    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
-    pairs = spec.partition(":")[2].split(",")
-    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
 
 
 def _loss(defense: str) -> str:

@@ -28,6 +28,7 @@ _SPECIAL = {
     "λ": r"$\lambda$",
     "ξ": r"$\xi$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from dmlbench.report.board import Board, BoardCell, Table
 
@@ -16,7 +16,14 @@ def render(board: Board) -> str:
     """The tables of ``board``, and below them the meaning of marks and columns."""
     lines = [f"# {escape(board.name)}", "", *_sentence(board.summary)]
     for table in board.tables:
-        lines += [f"## {escape(table.title)}", "", *_table(table), "", *_list(table.notes), ""]
+        lines += [
+            f"## {escape(table.title)}",
+            "",
+            *_table(table),
+            "",
+            *_list(map(escape, table.notes)),
+            "",
+        ]
     lines += _sentence(board.note)
     lines += ["Best in bold, second best underlined; arrows show the better direction.", ""]
     lines += ["<details><summary>What the columns mean</summary>", ""]
@@ -49,5 +56,5 @@ def _sentence(text: str) -> list[str]:
     return [f"{escape(text)}.", ""] if text else []
 
 
-def _list(items: Sequence[str]) -> list[str]:
+def _list(items: Iterable[str]) -> list[str]:
     return [f"- {item}" for item in items]

@@ -7,6 +7,7 @@ from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.variants import parameters
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
@@ -14,7 +15,7 @@ from dmlbench.report.board import Table
 from dmlbench.report.captions import entry_name, labelled, protocol
 from dmlbench.report.columns import ranks
 from dmlbench.report.curves import shares_above
-from dmlbench.report.entries import Entry, parameters
+from dmlbench.report.entries import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

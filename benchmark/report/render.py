@@ -34,6 +34,7 @@ FILTERS: dict[str, Callable[[Entry], tuple[str, ...]]] = {
     "eta": lambda e: ("" if e.eta is None else str(e.eta),),
     "recipe": lambda e: (e.recipe,),
     "precision": lambda e: (e.precision or "fp32",),
+    "eot": lambda e: (e.eot,),
     "queries": lambda e: (e.queries or "all",),
     "source": lambda e: ("published", e.place) if e.paper else ("here",),
 }

@@ -16,6 +16,8 @@ def render(board: Board) -> str:
     used = {name for record in records for name in record}
     facts = ["dataset", "suite", "rank", "model", "loss", "defense", "spec", "eta", "recipe"]
     facts += ["precision", "queries", "collapsed", "source", "url", "n", "seeds"]
+    facts += ["eot"] * any("eot" in record for record in records)
+    facts += ["flags"] * any("flags" in record for record in records)
     columns = [name for metric in metrics for name in _names(metric) if name in used]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*facts, *columns], restval="", lineterminator="\n")
@@ -50,6 +52,10 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
         "n": entry.n,
         "seeds": " ".join(map(str, entry.seeds)),
     }
+    if entry.eot:
+        record["eot"] = entry.eot
+    if entry.flags:
+        record["flags"] = " | ".join([*entry.reasons(note=False), *entry.reasons(note=True)])
     for column in table.columns:
         if column.better:
             record |= _metric(column.name, by_name[column.name])

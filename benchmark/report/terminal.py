@@ -34,6 +34,10 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
         console.print(Text(table.title, "bold"))
         console.print(_grid(table, console.width))
     for entry in entries:
+        words = [f"flagged, not ranked: {entry.label}: {s}" for s in entry.reasons(note=False)]
+        words += [f"note: {entry.label}: {s}" for s in entry.reasons(note=True)]
+        for line in words:
+            console.print(line, markup=False, highlight=False)
         for what, error in entry.failed.items():
             console.print(
                 f"failed: {what} on {entry.label}: {error}", markup=False, highlight=False

@@ -17,6 +17,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity
 from dmlbench.compute.provenance import Provenance
+from dmlbench.core.flags import Flag
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
 
@@ -31,6 +32,7 @@ ORDER = (
     "seed",
     "suite",
     "queries",
+    "eot",
     "attack",
 )
 """Fields of ``About`` that the rows of tables are sorted by."""
@@ -38,7 +40,9 @@ ORDER = (
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class About(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The description of a cell that tables show. It is no part of the identity.
 
     Attributes:
@@ -56,6 +60,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         precision: floating-point precision of the network in evaluation, ``fp32``.
         suite: the definitions that the attack follows; empty for clean images.
         queries: number of test images that were attacked, drawn at random; empty: all.
+        eot: draws of a randomised network that every number is the mean of; empty: it is not
+            randomised.
     """
 
     attack: str
@@ -72,6 +78,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     precision: str
     suite: str
     queries: str
+    eot: str = ""
 
 
 class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +189,15 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
         """Sort key: ``ORDER``, then versions and identity."""
         return (*(getattr(self.about, key) for key in ORDER), self.versions, self.id)
 
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The reasons not to trust its numbers, which are a part of its findings.
+
+        Raises:
+            msgspec.ValidationError: they are damaged; a cell that was read has been checked.
+        """
+        return msgspec.convert(self.findings.get("flags", ()), tuple[Flag, ...])
+
     def as_json(self) -> dict[str, Any]:
         """The cell in JSON types, as it is stored on disk."""
         found: dict[str, Any] = msgspec.to_builtins(self)
@@ -212,6 +228,7 @@ def decode(content: bytes, place: Path) -> Cell:
         cell = msgspec.convert(_in_schema(msgspec.json.decode(content), place), Cell)
     if place.stem != cell.id or identity(cell.facts) != cell.id:
         raise ValueError("its name or its facts are not those of its id")
+    _ = cell.flags
     if problem := _problem(cell):
         raise ValueError(problem)
     return cell

@@ -17,7 +17,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
 _MEASURED = ("benign", "attack")
-_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision")
+_CELL_FACTS = ("kind", "data", "model", "attack", "attack_values", "queries", "precision", "eot")
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,5 @@ def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     steps = facts.get("attack_values", {"steps": 1})  # benign cells are like each other
     # a pass of a black box is forward alone, and counted as a whole one: it takes less
     passes = (steps["steps"] or steps["budget"]) * max(1, steps.get("restarts", 0))
+    passes *= facts.get("eot", 1)
     return TaskKind(identity(exact), identity(family), passes if facts["kind"] in _MEASURED else 0)

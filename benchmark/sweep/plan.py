@@ -143,6 +143,8 @@ def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure
     """List the measured cells of the weights: the benign one, and one for each attack."""
     precision = weights.about.precision
     common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
+    if weights.about.eot:
+        common["eot"] = int(weights.about.eot)
     benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
     tasks = [Measure(weights, benign, None, None)]
     for one in attacks:

@@ -128,11 +128,11 @@ def plan_models(
     known: StoredCells,
 ) -> list[PlannedModel]:
     """Each model with its cells, and which of them are stored."""
-    precision = session.compute.precision
+    measured = session.compute.precision, session.compute.eot
     return [
         status.plan_weights(one, attacks, known)
         if isinstance(one, Weights)
-        else status.plan_training(one, attacks, session.store, known, precision)
+        else status.plan_training(one, attacks, session.store, known, *measured)
         for one in models
     ]
 

@@ -193,7 +193,9 @@ class Scheduler:
             return
         self.known.cells.pop(task.cell.id, None)
         manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
-        weights = trained_weights(task.training, manifest, store, self.session.compute.precision)
+        compute = self.session.compute
+        measured = compute.precision, compute.eot
+        weights = trained_weights(task.training, manifest, store, *measured)
         planned = cells(weights, self.attacks)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):
             if want:

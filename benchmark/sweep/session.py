@@ -35,7 +35,7 @@ class Session:
         data_root: folder of data sets that is searched first; None: only the usual folders.
         cache: folder of decoded images; None: the default one.
         store: the results folder.
-        compute: device, batch size, threads and precision.
+        compute: device, batch size, threads, precision, draws.
         reporter: receives progress and messages.
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
@@ -92,6 +92,7 @@ def open_session(
     batch_size: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    eot: int = 1,
     writing: bool = True,
     torchrun: bool = False,
     progress: bool = True,
@@ -103,7 +104,7 @@ def open_session(
         dataset: what is measured on.
         results: the results folder.
         data_root, cache: where data sets and decoded images lie; None: ``~/.cache/dmlbench``.
-        device, batch_size, threads, precision: those of ``Compute``.
+        device, batch_size, threads, precision, eot: those of ``Compute``.
         writing: check now that ``results`` can be written to.
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
@@ -119,7 +120,7 @@ def open_session(
 
     if under_torchrun() and not torchrun:
         raise UserError("torchrun is for 'dmlbench train'; what it trained, 'dmlbench run' finds")
-    compute = Compute(local_device(device), batch_size, threads, precision)
+    compute = Compute(local_device(device), batch_size, threads, precision, eot)
     if writing:
         check_writable(results, "--results")
     shown = progress and is_main_process()

@@ -86,6 +86,7 @@ def plan_training(
     store: Store,
     known: StoredCells,
     precision: str,
+    eot: int = 1,
 ) -> PlannedModel:
     """Find the status of a training and of each cell of its model.
 
@@ -93,7 +94,7 @@ def plan_training(
         UserError: the stored weights do not agree with their manifest.
     """
     manifest = verified_manifest(store.model_folder(training.id), training.facts)
-    weights = trained_weights(training, manifest, store, precision)
+    weights = trained_weights(training, manifest, store, precision, eot)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = plan_weights(weights, attacks, known)
     if manifest is None and train.cell.id in known.cells:

@@ -22,7 +22,7 @@ UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
 def trained_weights(
-    training: Training, manifest: Manifest | None, store: Store, precision: str
+    training: Training, manifest: Manifest | None, store: Store, precision: str, eot: int = 1
 ) -> Weights:
     """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
     facts = {
@@ -43,6 +43,7 @@ def trained_weights(
         recipe=training.recipe_changes,
         resolved=spec.shown(training.defense),
         training_cost=training.defense.training_cost,
+        eot=eot,
     )
     return Weights(training.model, path, facts, about, training.seed)
 
@@ -55,6 +56,7 @@ def checkpoint_weights(
     label: str | None,
     seed: int,
     precision: str,
+    eot: int = 1,
 ) -> Weights:
     """Weights from a file, or from a model's folder; a manifest beside them is made use of.
 
@@ -66,6 +68,7 @@ def checkpoint_weights(
         label: name of the model in tables; None: the manifest's, or else the file's.
         seed: decides the targets of attacks.
         precision: of the network in evaluation.
+        eot: draws of a randomised network that every number is the mean of.
 
     Raises:
         UserError: they are not there.
@@ -87,6 +90,7 @@ def checkpoint_weights(
         known.training["seed"] if known else seed,
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
+        eot=eot,
     )
     return Weights(network, stored.path, facts, about, seed)
 
@@ -99,11 +103,12 @@ def memory_weights(
     label: str,
     seed: int,
     precision: str,
+    eot: int = 1,
 ) -> Weights:
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
     check_seeds([seed])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about(spec.shown(dataset), model, label, label, precision, seed)
+    about = _about(spec.shown(dataset), model, label, label, precision, seed, eot=eot)
     return Weights(model, None, facts, about, seed)
 
 
@@ -118,6 +123,7 @@ def _about(
     recipe: str = "",
     resolved: str = "",
     training_cost: int = 0,
+    eot: int = 1,
 ) -> About:
     """The row of a model in tables; what an attack adds to it is still empty."""
     return About(
@@ -131,6 +137,7 @@ def _about(
         training_cost=training_cost,
         seed=seed,
         precision=precision,
+        eot="" if eot == 1 else str(eot),
         suite="",
         queries="",
         attack="",

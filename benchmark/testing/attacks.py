@@ -11,11 +11,12 @@ import torch
 
 from dmlbench.attacks.base import RESERVED, UNITS, Column
 from dmlbench.common.errors import CellError
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.testing import cards, goals
 from dmlbench.testing.attack_subject import SEED, THREAT, Subject, alike, near, noise
 from dmlbench.testing.findings import FlawError, require
 from dmlbench.testing.own_entry import own_entry
-from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.testing.randomness import no_global_randomness
 
 
 def columns(s: Subject) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITES, Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import Dataset, DatasetCard, Figures, RetrievalData, Split
@@ -17,7 +18,7 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.models.base import parse_model
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, LeftOutError, require
-from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.testing.randomness import no_global_randomness
 from dmlbench.training.batches import anchors
 
 SAID = "both splits"  # in the card's note, of a set whose splits share images

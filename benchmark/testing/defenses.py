@@ -15,6 +15,7 @@ from torch import nn
 
 from dmlbench.compute.distributed import World
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Batch, Defense, State, StepOutput
@@ -22,7 +23,7 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.testing import cards
 from dmlbench.testing.findings import require
-from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.testing.randomness import no_global_randomness
 from dmlbench.testing.tiny import tiny_data, tiny_network
 from dmlbench.training.batches import Index, pair_batches
 

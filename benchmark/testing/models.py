@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 
 from dmlbench.common.errors import UserError
+from dmlbench.compute import model_checks
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.randomness import global_seeds
+from dmlbench.core.flags import ROUNDING
 from dmlbench.models.base import FactoryModel, Model, canonical_model, parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, require
-from dmlbench.testing.randomness import global_seeds, no_global_randomness
+from dmlbench.testing.randomness import no_global_randomness
 
 SHAPES = ((1, 28), (3, 64), (3, 224))  # channels and size of images, tried in this order
 IMAGES = 6
@@ -92,11 +95,14 @@ def embeddings(s: Subject) -> None:
         f"{IMAGES} images become {e.dtype} of shape {tuple(e.shape)}: it must be float32, "
         f"({IMAGES}, D)",
     )
-    require(e.isfinite().all(), "an untrained network gives embeddings that are not finite")
+    _right(model_checks.not_finite(_passes_of(s), s.images))
     require(
         bool((e != e[:1]).any()),
         "different images have one embedding: the network does not look at its input",
     )
+    with torch.no_grad(), frozen(s.network):
+        coarse = model_checks.coarseness(s.network.raw(s.images))
+    require(not coarse, f"embeddings {coarse}: compute and return them in float32")
 
 
 def deterministic(s: Subject) -> None:
@@ -105,34 +111,21 @@ def deterministic(s: Subject) -> None:
     for seed in (1, 2):
         with global_seeds(seed), no_global_randomness("the network in eval mode", []):
             found.append(_embedded(s.network, s.images))
-    require(
-        torch.equal(*found),
-        "two forward passes in eval mode differ: the gallery and the attack would not see one "
-        "network. Switch dropout and other noise off where self.training is False",
-    )
+    _right(model_checks.not_deterministic(_passes_of(s), s.images, s.network))
+    require(torch.equal(*found), "two forward passes in eval mode differ")
 
 
 def alone(s: Subject) -> None:
     """An image alone has the embedding that it has in a batch."""
-    whole = _embedded(s.network, s.images)
-    rows = [_embedded(s.network, s.images[row : row + 1]) for row in (0, IMAGES - 1)]
-    require(
-        torch.allclose(whole[[0, -1]], torch.cat(rows), rtol=1e-4, atol=1e-5),
-        "an image has another embedding alone than in a batch: numbers would depend on the batch "
-        "size. In eval mode, normalise by stored statistics and not by those of the batch",
-    )
+    tolerance = ROUNDING["fp32"]
+    with frozen(s.network):
+        wrong = model_checks.batch_dependent(_passes_of(s), s.images, s.network, tolerance)
+    _right(wrong)
 
 
 def untouched(s: Subject) -> None:
     """The images are not changed in place."""
-    given = s.images.clone()
-    with torch.no_grad():
-        s.network(given)
-    require(
-        torch.equal(given, s.images),
-        "it changes the images it is given, and the perturbation with them: work on a copy (no "
-        "inplace=True on the first layer)",
-    )
+    _right(model_checks.in_place(s.network, s.images))
 
 
 def gradient(s: Subject) -> None:
@@ -207,6 +200,14 @@ def same_in_training(s: Subject) -> None:
         "it says that it is same_in_training, and a batch has other embeddings in training than in "
         "evaluation: triplets would be mined on the wrong ones; leave `same_in_training` out",
     )
+
+
+def _right(wrong: str) -> None:
+    require(not wrong, wrong)
+
+
+def _passes_of(s: Subject) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: _embedded(s.network, images)
 
 
 def _embedded(network: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:

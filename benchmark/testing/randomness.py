@@ -37,21 +37,6 @@ def states() -> States:
 
 
 @contextmanager
-def global_seeds(seed: int) -> Iterator[None]:
-    """Seed every global generator inside; afterwards each is as it was."""
-    numbers, python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numbers)
-            random.setstate(python)
-
-
-@contextmanager
 def no_global_randomness(what: str, sources: Iterable[object]) -> Iterator[None]:
     """FlawError if a global generator advances inside; it names the line where that is known.
 

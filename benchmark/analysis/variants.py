@@ -1,0 +1,80 @@
+"""Flags that follow from several cells of a model: one attack with other values of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from dmlbench.core import flags
+from dmlbench.core.flags import Flag
+from dmlbench.metrics.names import RECALLS
+
+Variant = tuple[str, Mapping[str, Any], dict[str, str]]  # heading, its tidy record, its keys
+
+
+def parameters(spec: str) -> dict[str, str]:
+    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
+    pairs = spec.partition(":")[2].split(",")
+    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
+
+
+def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[str, list[Flag]]:
+    """Heading -> flags of the columns that are R@1 after an attack.
+
+    R@1 must not rise with eps, and not from the clean image. A note says where random starts
+    (suite auto alone: the other suites are known to search weakly) or the optimizer matter.
+
+    Args:
+        records: heading -> tidy record, of one model, suite and number of queries.
+        suite: of the records.
+    """
+    variants: list[Variant] = [
+        (heading, record, parameters(record["attack_resolved"]))
+        for heading, record in records.items()
+        if record["metric"] in RECALLS and record["attack_resolved"]
+    ]
+    found: dict[str, list[Flag]] = {}
+    for group in _alike(variants, ("eps", "alpha")):
+        by_eps = sorted(group, key=lambda one: _eps(one[2]))
+        for heading, record, keys in by_eps:
+            clean, here = ("0", record["clean"]), (keys.get("eps", ""), record["value"])
+            if isinstance(clean[1], float) and _eps(keys):
+                found.setdefault(heading, []).extend(flags.rising(record["metric"], clean, here))
+        for (_, less, a), (heading, more, b) in pairwise(by_eps):
+            smaller, larger = (a.get("eps", ""), less["value"]), (b.get("eps", ""), more["value"])
+            found.setdefault(heading, []).extend(flags.rising(more["metric"], smaller, larger))
+    for group in _alike(variants, ("restarts",)):
+        for heading, name, plain, drawn in _against_plain(group, "restarts"):
+            if suite == "auto":
+                found.setdefault(heading, []).extend(flags.starts(name, plain, drawn))
+    for group in _alike(variants, ("optimizer", "alpha")):
+        for heading, name, usual, other in _against_plain(group, "optimizer"):
+            both = (other, usual) if suite == "auto" else (usual, other)  # PGD, APGD
+            found.setdefault(heading, []).extend(flags.optimizers(name, *both))
+    return {heading: some for heading, some in found.items() if some}
+
+
+def _alike(variants: Iterable[Variant], but_for: tuple[str, ...]) -> list[list[Variant]]:
+    """Groups of one column whose keys differ in these alone."""
+    groups: dict[Any, list[Variant]] = {}
+    for heading, record, keys in variants:
+        same = frozenset((key, value) for key, value in keys.items() if key not in but_for)
+        groups.setdefault((record["metric"], same), []).append((heading, record, keys))
+    return list(groups.values())
+
+
+def _against_plain(group: Iterable[Variant], key: str) -> Iterator[tuple[str, str, float, float]]:
+    """Each variant with ``key`` beside the one without: heading, column, the value of both."""
+    plain = [record["value"] for _, record, keys in group if key not in keys]
+    for heading, record, keys in group:
+        if key in keys and plain:
+            yield heading, record["metric"], plain[0], record["value"]
+
+
+def _eps(keys: Mapping[str, str]) -> Fraction:
+    try:
+        return Fraction(keys.get("eps", "0"))
+    except (ValueError, ZeroDivisionError):  # a CSV that was written by hand
+        return Fraction(0)

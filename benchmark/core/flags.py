@@ -1,0 +1,189 @@
+"""Flags: reasons not to trust a number, which its cell and every table carry.
+
+A flagged row is shown and not ranked. A note is information only: its row is ranked.
+
+All thresholds are here. They were held against networks that hide their gradient (rounded input,
+saturated sigmoids, detached, half precision), which must be flagged, and against honest ones (the
+committed models, an untrained one, a resnet18), which must not (``tests/masks.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+# The committed models have a gradient for every query; one that rounds has none for any, and one
+# that saturates its input none for a third of them.
+LARGEST_FLAT = 0.01  # share of queries
+# Equal embeddings by two kernels differ by 1e-6 of their length in fp32. Statistics of a batch, or
+# of the passes before, move them by 1e-2 and more.
+ROUNDING = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}  # of the length of an embedding
+# float32 has about 7 digits, and normalising adds 1e-12 to the length. Trained and untrained
+# networks have lengths between 1e-2 and 1e3.
+LENGTHS = (1e-6, 1e6)
+# Nearly all numbers of a float32 embedding differ from each other. Of one that is rounded, or
+# behind a saturated sigmoid, the same few come again and again.
+LEAST_DISTINCT = 0.5  # share of the numbers of embeddings that differ
+NOISE_DRAWS, NOISE_QUERIES = 5, 200  # 5 passes forward, where an attack of auto takes 100 both ways
+# What noise has changed for fewer queries than this is luck.
+LEAST_MOVED, LEAST_MOVED_QUERIES = 0.01, 5  # share of queries, and how many
+LARGEST_BLACK_BOX = 0.2  # points of R@1 that a black box breaks of what the white box has left
+LARGEST_RISE = 2.0  # points of R@1 from one eps to a larger one: fixed steps are that uneven
+LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate; 0.2 on committed models
+LARGEST_STARTS = 2.0  # points between the clean image and random places as the start
+LARGEST_OPTIMIZERS = 3.0  # points between PGD and APGD at equal passes
+
+BETWEEN, BEFORE_REMEDY = " | ", "; remedy: "
+
+
+class Flag(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A reason not to trust a number.
+
+    Attributes:
+        name: a word or two, lower case: ``gradients``.
+        says: the observation in a sentence with its numbers.
+        remedy: advice in a sentence.
+        note: True for information only: the row is ranked.
+
+    Raises:
+        ValueError: a text is empty, or has a line break or the words that part flags in a CSV.
+    """
+
+    name: str
+    says: str
+    remedy: str
+    note: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9 -]*", self.name) or self.name.startswith("note "):
+            raise ValueError(f"a flag has a name in lower case, got {self.name!r}")
+        for text in (self.says, self.remedy):
+            parts = (BETWEEN, BEFORE_REMEDY)
+            if not text.strip() or not text.isprintable() or any(part in text for part in parts):
+                raise ValueError(f"a flag cannot say {text!r}")
+
+    @property
+    def text(self) -> str:
+        """The flag on one line, as in a CSV."""
+        return f"{'note ' * self.note}{self.name}: {self.says}{BEFORE_REMEDY}{self.remedy}"
+
+
+def write_flags(flags: Iterable[Flag]) -> str:
+    """All flags on one line; empty without one."""
+    return BETWEEN.join(flag.text for flag in flags)
+
+
+def read_flags(text: str) -> tuple[Flag, ...]:
+    """The flags that ``write_flags`` wrote.
+
+    Raises:
+        ValueError: the text is something else; the message completes "the column is ...".
+    """
+    found = []
+    for part in text.split(BETWEEN) if text else ():
+        match = re.fullmatch(rf"(note )?([^:]+): (.+?){BEFORE_REMEDY}(.+)", part)
+        if match is None:
+            raise ValueError("not a list of flags")
+        try:
+            found.append(Flag(match[2], match[3], match[4], bool(match[1])))
+        except ValueError:
+            raise ValueError("not a list of flags") from None
+    return tuple(found)
+
+
+def gradients(flat: float) -> list[Flag]:
+    """A share ``flat`` of queries has dL/de that is not zero, and dL/dx that is."""
+    if flat <= LARGEST_FLAT:
+        return []
+    says = (
+        f"{flat:.1%} of the queries have a loss gradient in embedding space and none in the image, "
+        "at the first step"
+    )
+    remedy = (
+        "the network hides its gradient by rounding, saturation or detach(): attack a smooth "
+        "stand-in of it, or by a black box"
+    )
+    return [Flag("gradients", says, remedy)]
+
+
+def precision(coarse: str) -> list[Flag]:
+    """The numbers of embeddings are ``coarse``, in words; empty if they are float32 in full."""
+    remedy = "compute and return embeddings in float32: rounding hides gradients and makes ties"
+    return [Flag("precision", f"embeddings {coarse}", remedy)] if coarse else []
+
+
+def lengths(shortest: float, longest: float) -> list[Flag]:
+    """Embeddings are ``shortest`` to ``longest`` before they are normalised."""
+    if LENGTHS[0] <= shortest and longest <= LENGTHS[1]:
+        return []
+    says = f"embeddings have lengths from {shortest:.3g} to {longest:.3g}"
+    remedy = "scale them to about 1: losses and gradients lose their digits, or overflow"
+    return [Flag("scale", says, remedy)]
+
+
+def drift(moved: float, precision: str) -> list[Flag]:
+    """After an attack clean embeddings lie up to ``moved`` of their length from the gallery's."""
+    if moved <= ROUNDING[precision]:
+        return []
+    says = (
+        f"after the attack clean images embed {moved:.1%} of their length away from where they "
+        "were before it: at eps = 0 the outcome is not the clean one"
+    )
+    remedy = "the network keeps a state from pass to pass: remove it in eval mode"
+    return [Flag("clean", says, remedy)]
+
+
+def noise(column: str, unit: str, attacked: float, drawn: float) -> list[Flag]:
+    """Random signs took ``column`` to ``drawn``, no less far than the attack, to ``attacked``."""
+    says = (
+        f"{column} is {attacked:.3g}{unit} under the attack, and {drawn:.3g}{unit} under the worst "
+        f"of {NOISE_DRAWS} random sign patterns of size eps"
+    )
+    remedy = "the gradient leads nowhere: attack a smooth stand-in of the network, or by black box"
+    return [Flag("noise", says, remedy)]
+
+
+def black_box(share: float) -> list[Flag]:
+    """A black box broke ``share`` of all queries, in percent, that the white box had left."""
+    if share <= LARGEST_BLACK_BOX:
+        return []
+    says = f"a black box broke {share:.1f}% of the queries, which the white-box attack had left"
+    remedy = "gradients do not show the way: raise steps or restarts, or attack a smooth stand-in"
+    return [Flag("black box", says, remedy)]
+
+
+def iterates(column: str, unit: str, best: float, last: float) -> list[Flag]:
+    """A note where ``column`` (in percent) depends on which iterate is taken."""
+    if unit != "%" or abs(best - last) <= LARGEST_BEST_LAST:
+        return []
+    says = f"{column} is {best:.1f}% at the best iterate and {last:.1f}% at the last"
+    return [Flag("iterates", says, "more steps: the search has not settled", note=True)]
+
+
+def rising(column: str, smaller: tuple[str, float], larger: tuple[str, float]) -> list[Flag]:
+    """R@1 at the ``larger`` eps is above that at the ``smaller``: (eps, value) each."""
+    if larger[1] - smaller[1] <= LARGEST_RISE:
+        return []
+    says = (
+        f"{column} rises from {smaller[1]:.1f}% at eps {smaller[0]} to {larger[1]:.1f}% at "
+        f"{larger[0]}, and the smaller ball lies in the larger"
+    )
+    return [Flag("eps", says, "the optimizer fails in the larger ball: optimizer=apgd, more steps")]
+
+
+def starts(column: str, clean: float, drawn: float) -> list[Flag]:
+    """A note where ``column`` (in percent) depends on where the search begins."""
+    if abs(clean - drawn) <= LARGEST_STARTS:
+        return []
+    says = f"{column} is {clean:.1f}% from the clean image and {drawn:.1f}% from random places"
+    return [Flag("starts", says, "report the lower one: restarts=n", note=True)]
+
+
+def optimizers(column: str, pgd: float, apgd: float) -> list[Flag]:
+    """A note where ``column`` (in percent) depends on the optimizer, at equal steps."""
+    if abs(pgd - apgd) <= LARGEST_OPTIMIZERS:
+        return []
+    says = f"{column} is {pgd:.1f}% by PGD and {apgd:.1f}% by APGD in as many steps"
+    return [Flag("optimizers", says, "report that of suite auto, or more steps", note=True)]

@@ -1,0 +1,120 @@
+"""Self-checks of an attack that was run: may its number be believed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dmlbench.attacks.base import Attack, Column, Outcomes, mean_outcomes
+from dmlbench.attacks.engine.targets import random_start
+from dmlbench.common.hashing import derived_seed
+from dmlbench.compute.model_checks import moved_by
+from dmlbench.compute.randomness import global_seeds
+from dmlbench.core import flags
+from dmlbench.core.flags import Flag
+
+if TYPE_CHECKING:
+    from dmlbench.evaluation.evaluator import Evaluation
+
+LOOKED_AT = 64  # images, spread over all, that a network is checked on
+FAR = 1_000_000  # number of the first start that noise is made from, which no restart has
+NEARLY_ALL = 0.99  # of the way to full success: where an attack is, noise need not be less
+
+
+def attack_flags(
+    measured: Evaluation,
+    attack: Attack,
+    index: torch.Tensor,
+    seed: int,
+    outcomes: Mapping[str, np.ndarray[Any, Any]],
+    findings: Mapping[str, Any],
+) -> list[Flag]:
+    """All flags of an attack on the test images at ``index``; its own (``Attack.flags``) last."""
+    found = flags.gradients(findings["flat_start"])
+    for column in attack.columns:
+        if (last := findings.get("last_iterate", {}).get(column.name)) is not None:
+            best = float(np.nanmean(outcomes[column.name]))
+            found += flags.iterates(column.name, column.unit, best, last)
+    if measured.draws == 1:
+        found += flags.drift(_drift(measured, index), measured.precision)
+    if attack.suite == "auto" and attack.held_against_noise and attack.eps:
+        found += _noise(measured, attack, spread(index, flags.NOISE_QUERIES), seed, outcomes)
+    return [*found, *attack.flags(outcomes, findings)]
+
+
+def spread(index: torch.Tensor, count: int) -> torch.Tensor:
+    """At most ``count`` of the positions, evenly spread over all."""
+    places = torch.linspace(0, len(index) - 1, min(count, len(index)), dtype=torch.float64)
+    return index[places.round().long().to(index.device)]
+
+
+def _drift(measured: Evaluation, index: torch.Tensor) -> float:
+    """How far clean images embed from where the gallery has them, in lengths."""
+    looked_at = spread(index, LOOKED_AT)
+    with torch.no_grad():
+        e = measured.passes(measured.images(looked_at))
+    return moved_by(e, measured.gallery.embeddings[looked_at])
+
+
+def _noise(
+    measured: Evaluation,
+    attack: Attack,
+    index: torch.Tensor,
+    seed: int,
+    outcomes: Mapping[str, np.ndarray[Any, Any]],
+) -> list[Flag]:
+    """A flag for each column that random signs of size eps take as far as the attack."""
+    parts: list[Outcomes] = []
+    for batch in torch.split(index, measured.rows):
+        with torch.no_grad():
+            parts.append(_worst_noise(measured, attack, batch, seed))
+    found = []
+    for column in attack.columns:
+        drawn = torch.cat([part[column.name] for part in parts]).double().cpu().numpy()
+        attacked, clean = (
+            outcomes[name][index.cpu().numpy()] for name in (column.name, f"{column.name} clean")
+        )
+        if _as_far(column, measured, drawn, attacked, clean):
+            values = float(np.nanmean(attacked)), float(np.nanmean(drawn))
+            found += flags.noise(column.name, column.unit, *values)
+    return found
+
+
+def _worst_noise(measured: Evaluation, attack: Attack, batch: torch.Tensor, seed: int) -> Outcomes:
+    """The worst outcome of each query of a batch over the draws of noise."""
+    images, eps = measured.images(batch), attack.eps or 0
+    goal = attack.goal(measured.gallery, batch, seed)
+    worst: Outcomes = {}
+    for draw in range(flags.NOISE_DRAWS):
+        signs = (random_start(images, eps, batch, seed, FAR + draw) - images).sign()
+        noisy = (images + eps * signs).clamp(0, 1)
+        with global_seeds(derived_seed(seed, "noise", draw, int(batch[0])), images.device):
+            found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.passes(x)))  # type: ignore[misc]
+        for column in attack.columns:
+            value = found[column.name]
+            known = worst.get(column.name, value)
+            lower = column.better == "higher"
+            worst[column.name] = known.minimum(value) if lower else known.maximum(value)
+    return worst
+
+
+def _as_far(
+    column: Column,
+    measured: Evaluation,
+    drawn: np.ndarray[Any, Any],
+    attacked: np.ndarray[Any, Any],
+    clean: np.ndarray[Any, Any],
+) -> bool:
+    """True if noise gets a column no less far than the attack, and that is not all the way."""
+    sign = 1 if column.better == "higher" else -1
+    low, high = column.within(measured.gallery.metric)
+    worst, best = (low, high) if sign == 1 else (high, low)
+    reached = float(np.nanmean(attacked))
+    if np.isfinite([worst, best]).all() and (reached - best) / (worst - best) > NEARLY_ALL:
+        return False
+    moved = int((sign * (clean - drawn) > 0).sum())
+    enough = max(flags.LEAST_MOVED_QUERIES, flags.LEAST_MOVED * len(drawn))
+    return moved >= enough and sign * (float(np.nanmean(drawn)) - reached) <= 0
