@@ -183,7 +183,7 @@ def _show(
     from dmlbench.sweep.run import of_shard, plan_models, read_store
 
     known = read_store(session, repair=False)
-    models = plan_models(session, of_shard(trainings, run_options), attacks, known)
+    models = plan_models(session, of_shard(trainings, run_options), attacks, known, repair=False)
     device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, run_options.resume, durations)
