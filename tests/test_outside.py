@@ -57,7 +57,7 @@ def test_an_installed_attack_is_listed_run_and_checked(outside: Call, tmp_path: 
     (cell,) = [
         json.loads(p.read_text()) for p in tmp_path.glob(f"results/cells/{row['cell']}.json")
     ]
-    assert "attack_source" not in cell["facts"]  # the version on its card is its identity
+    assert len(cell["facts"]["attack_source"]) == 64  # its code is part of its identity
     checked = outside("check", "towards", "their.attacks:TowardsAttack:steps=4")
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("13 checks: 13 ok") == 2

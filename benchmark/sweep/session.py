@@ -16,6 +16,7 @@ from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
+from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import ExceptionInfo, PlannedCell
@@ -60,7 +61,8 @@ class Session:
         Raises:
             UserError: they are not available, or their digest is not the declared one.
         """
-        data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
+        with foreign(self.dataset):
+            data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
         if known not in (None, data.digest):
             raise UserError(

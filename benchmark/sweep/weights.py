@@ -11,6 +11,7 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
+from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import Model, parse_model, shown_model
 from dmlbench.storage.cell import About
@@ -34,16 +35,18 @@ def trained_weights(
     }
     folder = store.model_folder(training.id)
     path = folder / (manifest.checkpoint if manifest else "")
+    with foreign(training.defense):
+        label, cost = training.defense.label, training.defense.training_cost
     about = _about(
         training.dataset,
         training.model,
         training.spelling,
-        training.defense.label,
+        label,
         precision,
         training.seed,
         recipe=training.recipe_changes,
         resolved=spec.shown(training.defense),
-        training_cost=training.defense.training_cost,
+        training_cost=cost,
     )
     return Weights(training.model, path, facts, about, training.seed)
 
