@@ -165,11 +165,14 @@ def test_every_kind_by_reference_from_flags_to_csv_and_back(outside: Call, files
     for reference in ("near.py:NearNegatives:margin", "stripes.py:Stripes:noise=20",
                       "their.wrong_gradient:TowardsAttack:eps"):  # fmt: skip
         assert reference in asked
-    again = outside("run", "--config", str(run))
+    refused = outside("run", "--config", str(run))
+    assert refused.returncode == 2
+    assert "which is code that would be run" in refused.stderr
+    again = outside("run", "--config", str(run), "--allow-code")
     assert "0 tasks" in again.stderr or "nothing to do" in again.stderr, again.stderr
     elsewhere = files / "elsewhere"
     elsewhere.mkdir()
-    lost = outside("run", "--config", str(run), cwd=elsewhere)
+    lost = outside("run", "--config", str(run), "--allow-code", cwd=elsewhere)
     assert lost.returncode == 2
     assert "there is no file stripes.py in" in lost.stderr
 

@@ -77,7 +77,7 @@ def train(
         monitoring = Monitoring(validate)
         train_model(training, session.data, folder, session.compute, session.reporter, monitoring)
         shape = session.data.channels, session.data.size
-    return load_model(folder, image_shape=shape)
+    return load_model(folder, image_shape=shape, allow_code=True)
 
 
 def run(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
@@ -21,7 +22,7 @@ from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 @options("defenses", "dataset", "model", "recipe", "seeds")
 @click.option(
     "--validate",
-    type=click.IntRange(min=0),
+    type=Whole(),
     default=1,
     show_default=True,
     metavar="K",

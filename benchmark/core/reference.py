@@ -179,7 +179,11 @@ def _from_file(path: Path) -> ModuleType:
 
     The name of the module follows from the content: a file that was changed is another module.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise UserError(error.strerror) from None
+    if not there:
         where = "" if path.is_absolute() else f" in {Path.cwd()} (where dmlbench was started)"
         raise UserError(f"there is no file {path}{where}")
     path = path.resolve()

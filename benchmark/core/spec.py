@@ -207,6 +207,16 @@ def read_reference(text: str, registry: Registry[C]) -> tuple[reference.Referenc
     return pointed and (pointed[0], pointed[1] or "")
 
 
+def refuse_reference(text: str, registry: Registry[C], source: str) -> None:
+    """UserError if ``text``, which ``source`` holds, names code; it would be run."""
+    pointed = read_reference(text, registry)
+    if pointed is not None:
+        raise UserError(
+            f"{source} names {registry.kind} {pointed[0]}, which is code that would be run: look "
+            "at it, and allow it with --allow-code (in Python allow_code=True)"
+        )
+
+
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:
     """Build a ``cls`` from values that are still text.
 

@@ -12,8 +12,9 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.reference import foreign
+from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import Model, parse_model, shown_model
+from dmlbench.models.base import MODELS, Model, parse_model, shown_model
 from dmlbench.storage.cell import About
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
@@ -59,6 +60,7 @@ def checkpoint_weights(
     label: str | None,
     seed: int,
     precision: str,
+    allow_code: bool = False,
 ) -> Weights:
     """Weights from a file, or from a model's folder; a manifest beside them is made use of.
 
@@ -70,20 +72,26 @@ def checkpoint_weights(
         label: name of the model in tables; None: the manifest's, or else the file's.
         seed: decides the targets of attacks.
         precision: of the network in evaluation.
+        allow_code: run the code of a network that the manifest names (``module:factory``).
 
     Raises:
-        UserError: they are not there.
+        UserError: they are not there, or the manifest names code that is not allowed.
     """
     check_seeds([seed])
     known = verified_manifest(path if path.is_dir() else path.parent)
     if path.is_dir() and known is None:
         raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
     weights = path / known.checkpoint if path.is_dir() and known else path
-    if not weights.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    sha256 = file_sha256(weights)
+    try:
+        sha256 = file_sha256(weights)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     if known is not None and known.sha256 != sha256:
         known = None
+    if known is not None and model is None and not allow_code:
+        refuse_reference(known.model, MODELS, f"the manifest of {path}")
     network = model or parse_model((known.model if known else "") or dataset.protocol.model)
     facts = {"checkpoint": sha256, "data": digest, "model": network.facts}
     if known:
