@@ -19,6 +19,7 @@ import pytest
 
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.hashing import sealed
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 
@@ -193,20 +194,34 @@ def test_a_data_root_with_a_bad_file_is_refused(dmlbench: Run, tmp_path: Path) -
                      "--data-root", "."), "SHA-256 differs")  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_ends_the_run_and_nothing_is_overwritten(
+@pytest.mark.parametrize("how", ["truncated", "flipped", "manifest"])
+def test_a_damaged_model_is_named_set_aside_and_trained_again(
     dmlbench: Run, tmp_path: Path, how: str
 ) -> None:
     arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
                  "--recipe", "epochs=1")  # fmt: skip
     dmlbench(*arguments)
-    (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
-    content = bytearray(weights.read_bytes())
+    reference = metrics(tmp_path)
+    (file,) = (tmp_path / "results" / "models").glob(
+        "*/manifest.json" if how == "manifest" else "*/checkpoint.safetensors"
+    )
+    content = bytearray(file.read_bytes())
     content[-100] ^= 4
-    weights.write_bytes(content if how == "flipped" else content[:-100])
+    file.write_bytes(content[:-100] if how == "truncated" else content)
+    said = "is damaged" if how == "manifest" else "SHA-256 differs"
+    refused(dmlbench("attack", "--checkpoint", str(file.parent), "--dataset", "tiny",
+                     "--attack", "ca+"), said, "delete")  # fmt: skip
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    refused(dmlbench(*arguments), "SHA-256 differs", "delete")
+    dry = dmlbench(*arguments, "--dry-run")
+    assert said in dry.stderr
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    done = dmlbench(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    aside = tmp_path / "results" / "quarantine" / "models" / file.parent.name
+    assert f"moved to {aside.relative_to(tmp_path)}" in done.stderr
+    assert (aside / file.name).read_bytes() == before[file]
+    pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 
 def test_other_weights_under_the_same_name_are_another_cell(dmlbench: Run, tmp_path: Path) -> None:
@@ -217,11 +232,11 @@ def test_other_weights_under_the_same_name_are_another_cell(dmlbench: Run, tmp_p
     (there,) = (tmp_path / "results" / "results" / "models").glob("*")
     manifest = json.loads((here / "manifest.json").read_text())
     shutil.copy(there / "checkpoint.safetensors", here)
-    refused(dmlbench(*arguments, "--recipe", "epochs=1"), "SHA-256 differs")
     other = json.loads((there / "manifest.json").read_text())
     (here / "manifest.json").write_text(json.dumps(other))
     refused(dmlbench(*arguments, "--recipe", "epochs=1"), "another training run")
-    (here / "manifest.json").write_text(json.dumps(manifest | {"sha256": other["sha256"]}))
+    own = {k: v for k, v in manifest.items() if k != "checksum"}
+    (here / "manifest.json").write_text(json.dumps(sealed(own | {"sha256": other["sha256"]})))
     before = set((tmp_path / "results" / "cells").glob("*.json"))
     done = dmlbench(*arguments, "--recipe", "epochs=1")
     assert done.returncode == 0
@@ -235,13 +250,16 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
                  "--recipe", "epochs=1")  # fmt: skip
     dmlbench(*arguments)
     reference = metrics(tmp_path)
-    damaged = sorted((tmp_path / "results" / "cells").glob("*.json"))[0]
+    damaged, other = sorted((tmp_path / "results" / "cells").glob("*.json"))[:2]
     damaged.write_bytes(damaged.read_bytes()[:50])
+    outcomes = other.with_suffix(".parquet")
+    outcomes.write_bytes(outcomes.read_bytes().replace(b"pandas", b"pandaz", 1))
     assert f"{damaged.name} is damaged" in dmlbench("show").stderr
     again = dmlbench(*arguments)
     assert again.returncode == 0
-    assert "moved to results/quarantine" in again.stderr
-    assert (tmp_path / "results" / "quarantine" / damaged.name).is_file()
+    assert again.stderr.count("moved to results/quarantine") == 2
+    for file in (damaged, other, outcomes):
+        assert (tmp_path / "results" / "quarantine" / file.name).is_file()
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 

@@ -1,4 +1,4 @@
-"""A run whose processes are killed fifty times at random gives the usual bytes."""
+"""A run whose processes are killed sixty times at random gives the usual bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from tests.faults import LONG, Sweeps, exports, kill, workers
 
-KILLS = 50
+KILLS = 60
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
+def test_sixty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
     """Kill main processes and workers, most of them while they work, some while they start.
 
     Each time a run finishes in spite of this, its results are compared and a new run is started.

@@ -57,7 +57,7 @@ def test_an_installed_attack_is_listed_run_and_checked(outside: Call, tmp_path: 
     (cell,) = [
         json.loads(p.read_text()) for p in tmp_path.glob(f"results/cells/{row['cell']}.json")
     ]
-    assert "attack_source" not in cell["facts"]  # the version on its card is its identity
+    assert len(cell["facts"]["attack_source"]) == 64  # its code is part of its identity
     checked = outside("check", "towards", "their.attacks:TowardsAttack:steps=4")
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("13 checks: 13 ok") == 2
@@ -165,11 +165,14 @@ def test_every_kind_by_reference_from_flags_to_csv_and_back(outside: Call, files
     for reference in ("near.py:NearNegatives:margin", "stripes.py:Stripes:noise=20",
                       "their.wrong_gradient:TowardsAttack:eps"):  # fmt: skip
         assert reference in asked
-    again = outside("run", "--config", str(run))
+    refused = outside("run", "--config", str(run))
+    assert refused.returncode == 2
+    assert "which is code that would be run" in refused.stderr
+    again = outside("run", "--config", str(run), "--allow-code")
     assert "0 tasks" in again.stderr or "nothing to do" in again.stderr, again.stderr
     elsewhere = files / "elsewhere"
     elsewhere.mkdir()
-    lost = outside("run", "--config", str(run), cwd=elsewhere)
+    lost = outside("run", "--config", str(run), "--allow-code", cwd=elsewhere)
     assert lost.returncode == 2
     assert "there is no file stripes.py in" in lost.stderr
 

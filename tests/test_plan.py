@@ -102,7 +102,8 @@ class Fake:
             folder.mkdir(parents=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
             sha = file_sha256(folder / checkpoint.WEIGHTS)
-            made = manifest(sha256=sha, training=task.training.facts, label="N/A")
+            facts = {"training": task.training.facts, "training_id": task.training.id}
+            made = manifest(sha256=sha, label="N/A", **facts)
             write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
             self.store.put(row(task, ok=False))
@@ -113,7 +114,12 @@ class Fake:
 
 def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], StoredCells]:
     known = StoredCells(store.whole(store.read()[0]))
-    return [status.plan_training(job, PLANNED, store, known, "fp32") for job in found], known
+    return [planned(store, job, known) for job in found], known
+
+
+def planned(store: Store, job: Training, known: StoredCells) -> PlannedModel:
+    manifest = checkpoint.verified_manifest(store.model_folder(job.id), job.facts)
+    return status.plan_training(job, manifest, PLANNED, store, known, "fp32")
 
 
 def ran(
@@ -274,7 +280,7 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     ran(store, found)
     executor = Fake(store)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    trained = status.plan_training(found[0], PLANNED, store, known, "fp32")
+    trained = planned(store, found[0], known)
     scheduler = Scheduler(
         [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,7 +168,12 @@ def test_any_factory_is_a_model() -> None:
         ("no_such_module:make", "No module named"),
         ("torch.nn:Nothing", "no attribute"),
         ("torch.nn:Linear:width=3", "missing a required argument|unexpected keyword"),
-        ("math:sqrt", "signature|argument"),
+        ("math:sqrt", "has no Python source"),
+        ("sys:exit", "has no Python source"),
+        ("os:_exit:status=0", "has no Python source"),
+        ("builtins:print", "has no Python source"),
+        ("torch.nn:Flatten:start_dim=1e999", "start_dim must be text, a finite number"),
+        ("torch.nn:Flatten:start_dim=1j", "start_dim must be text, a finite number"),
         ("builtins:dict", "torch.nn.Module|no signature"),
         ("torch.nn:Flatten", "has no parameters to train"),
         ("torch.nn:Linear:in_features=3,out_features=2", "cannot embed 1x8x8 images: "),
@@ -190,4 +197,7 @@ def test_a_factory_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.Mo
     before = model.facts
     assert before["arguments"] == {"width": 3}
     source.write_text(source.read_text() + "# another network\n")
+    with pytest.raises(UserError, match=r"changed after it was imported: start Python again"):
+        _ = model.facts  # the old code is what runs here
+    importlib.reload(sys.modules["dmlbench_test_net"])
     assert model.facts["source"] != before["source"]

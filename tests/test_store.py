@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,9 @@ from msgspec.structs import replace
 
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.records import headings, wide
-from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable, write_atomically, write_json
-from dmlbench.common.hashing import derived_seed, identity
+from dmlbench.common.hashing import derived_seed, identity, sealed
 from dmlbench.compute.provenance import Provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -74,10 +77,10 @@ MADE = Provenance(
 def manifest(**fields: Any) -> checkpoint.Manifest:
     """A manifest of weights that may be nowhere."""
     named: dict[str, Any] = {
-        "schema": 1,
+        "schema": checkpoint.MANIFEST_SCHEMA,
         "checkpoint": checkpoint.WEIGHTS,
-        "sha256": "",
-        "training_id": "",
+        "sha256": "0" * 64,
+        "training_id": identity({"seed": 0}),
         "training": {"seed": 0},
         "dataset": "tiny",
         "defense": "hm",
@@ -206,8 +209,9 @@ STORED = """\
   "threads": 1,
   "argv": []
  },
- "schema": 3,
- "outcomes": null
+ "schema": 4,
+ "outcomes": null,
+ "checksum": "CHECKSUM"
 }
 """
 
@@ -217,9 +221,9 @@ DAMAGE = {
     "list": lambda text: "[]",
     "edited": lambda text: text.replace("c0ffee", "c0ffff"),
     "binary": lambda text: "\udcff\udcfe\0",
-    "schema": lambda text: text.replace('"schema": 3', '"schema": 0'),
-    "no schema": lambda text: text.replace('"schema": 3,', ""),
-    "unknown key": lambda text: text.replace('"schema": 3', '"schema": 3, "mood": 1'),
+    "schema": lambda text: text.replace('"schema": 4', '"schema": 0'),
+    "no schema": lambda text: text.replace('"schema": 4,', ""),
+    "unknown key": lambda text: text.replace('"schema": 4', '"schema": 4, "mood": 1'),
     "unknown key within": lambda text: text.replace('"n": 40', '"n": 40, "mood": 1'),
     "no queries": lambda text: text.replace('"queries": ""\n', "").replace('"strict",', '"strict"'),
     "status": lambda text: text.replace('"ok"', '"good"'),
@@ -233,8 +237,20 @@ DAMAGE = {
 }
 
 
+def resealed(text: str) -> str:
+    """A damaged cell's JSON under a checksum that fits."""
+    try:
+        record = json.loads(text)
+        return json.dumps(sealed({k: v for k, v in record.items() if k != "checksum"}))
+    except (ValueError, AttributeError):
+        return text
+
+
+@pytest.mark.parametrize("seal", [str, resealed], ids=["as it is", "resealed"])
 @pytest.mark.parametrize("how", [*DAMAGE, "renamed"])
-def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
+def test_a_damaged_cell_is_not_believed(
+    tmp_path: Path, how: str, seal: Callable[[str], str]
+) -> None:
     store, one = Store(tmp_path), cell()
     store.put(one)
     path = tmp_path / "cells" / f"{one.id}.json"
@@ -244,7 +260,7 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
     else:
         damaged = DAMAGE[how](text)
         assert damaged != text
-        path.write_bytes(damaged.encode(errors="surrogateescape"))
+        path.write_bytes(seal(damaged).encode(errors="surrogateescape"))
     assert store.done(one.id) is None
     assert store.cells() == []
     assert store.read() == ([], [path])
@@ -257,17 +273,82 @@ def test_a_damaged_cell_is_not_believed(tmp_path: Path, how: str) -> None:
     assert [p.name for p in tmp_path.glob(".*.tmp")] == [".new.json.x.tmp"]
 
 
-def test_a_cell_is_stored_as_schema_3_always_was(tmp_path: Path) -> None:
-    """Older versions read it, and what they wrote is read: the text is theirs to the byte."""
+def test_a_cell_is_stored_as_schema_4_always_was(tmp_path: Path) -> None:
+    """What is stored is read for ever: the text is that of earlier versions to the byte."""
     store, one = Store(tmp_path), failing(cell(), "bœm")
     store.put(one)
     text = (tmp_path / "cells" / f"{one.id}.json").read_text(encoding="utf-8")
-    assert text == STORED
+    assert text == STORED.replace("CHECKSUM", one.checksum)
+    content = {k: v for k, v in json.loads(text).items() if k != "checksum"}
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert one.checksum == hashlib.sha256(plain.encode()).hexdigest()
     assert store.get("07ac328c158faf46") == one
     (path,) = tmp_path.rglob("*.json")
-    path.write_text(text.replace('"schema": 3', '"schema": 4, "mood": "new"'))
-    with pytest.raises(UserError, match=r"schema 4.*update dmlbench"):
+    path.write_text(json.dumps(sealed(content | {"schema": 5, "mood": "new"})))
+    with pytest.raises(UserError, match=r"schema 5.*update dmlbench"):
         store.read()
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_cells_of_older_schemas_have_no_checksum_and_are_read(tmp_path: Path, schema: int) -> None:
+    one = cell()
+    old = {k: v for k, v in one.as_json().items() if k != "checksum"} | {"schema": schema}
+    if schema < 3:
+        old["about"] = {k: v for k, v in old["about"].items() if k != "queries"}
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / f"{one.id}.json"
+    path.write_text(json.dumps(old))
+    assert Store(tmp_path).get(one.id) == one
+    path.write_text(json.dumps(sealed(old)))  # older versions wrote none
+    assert Store(tmp_path).read() == ([], [path])
+
+
+def test_every_flipped_bit_of_a_cell_is_found(tmp_path: Path) -> None:
+    """Unless what it says is still the same, to the last digit."""
+    store, one = Store(tmp_path), cell()
+    store.put(one, {"CA+": np.arange(40.0)})
+    path, chance = store.path(one.id), random.Random(0)
+    (whole,) = store.cells()
+    for file in (path, store.path(one.id, "parquet")):
+        content = file.read_bytes()
+        for _ in range(400):
+            place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+            file.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            found = store.get(one.id)
+            assert found in (None, whole)
+            if file != path:
+                assert store.changed_outcomes([whole]) == [path]
+        file.write_bytes(content)
+    assert store.changed_outcomes([whole]) == []
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+@pytest.mark.parametrize("how", ["permission", "pipe", "folder"])
+def test_a_file_that_cannot_be_read_is_refused_and_left_alone(
+    tmp_path: Path, kind: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, one = Store(tmp_path), cell()
+    store.put(one, {"CA+": np.arange(40.0)})
+    (whole,) = store.cells()
+    path = store.path(one.id, kind)
+    if how == "permission":  # root may read everything
+
+        def refuse(*_: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("dmlbench.common.files.os.open", refuse)
+    else:
+        path.unlink()
+        os.mkfifo(path) if how == "pipe" else path.mkdir()
+    for read in (store.read, store.cells) if kind == "json" else ():
+        with pytest.raises(UserError, match=f"{path} cannot be read"):
+            read()
+    for check in (lambda: store.outcomes(one.id), lambda: store.changed_outcomes([whole])):
+        if kind == "parquet":
+            with pytest.raises(UserError, match="cannot be read"):
+                check()
+    assert path.exists()
+    assert not store.quarantine.exists()
 
 
 @pytest.mark.parametrize(
@@ -297,6 +378,7 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
     for one in (old, failed):
         del one["outcomes"], one["about"]["queries"]
         one.pop("exception", None)
+        del one["checksum"]
         (tmp_path / "cells" / f"{one['id']}.json").write_text(json.dumps(one))
     store = Store(tmp_path)
     assert store.get(old["id"]) == now[0]
@@ -305,8 +387,8 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
     export(store)
     assert '"schema": 1' in (tmp_path / "cells" / f"{old['id']}.json").read_text()  # read only
     path = tmp_path / "cells" / f"{failed['id']}.json"
-    path.write_text(json.dumps(failed | {"schema": 4}))
-    with pytest.raises(UserError, match=r"schema 4.*update dmlbench"):
+    path.write_text(json.dumps(sealed(failed | {"schema": 5})))
+    with pytest.raises(UserError, match=r"schema 5.*update dmlbench"):
         store.cells()
     assert path.is_file()
 
@@ -400,12 +482,14 @@ def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
 
 def test_cells_of_replaced_weights_are_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    for value, checkpoint_ in ((1, "old"), (2, "new")):
-        store.put(with_facts(cell("CA+", value), training="t", checkpoint=checkpoint_))
+    for value, checkpoint_ in ((1, "0" * 64), (2, "1" * 64)):
+        store.put(
+            with_facts(cell("CA+", value), training=identity({"seed": 0}), checkpoint=checkpoint_)
+        )
     assert len(store.cells()) == 2  # the model is not here: both may stand
-    folder = store.model_folder("t")
+    folder = store.model_folder(identity({"seed": 0}))
     folder.mkdir(parents=True)
-    write_json(folder / "manifest.json", manifest(sha256="new").as_json())
+    write_json(folder / "manifest.json", manifest(sha256="1" * 64).as_json())
     (standing,) = store.cells()
     assert standing.metrics["CA+"].value == 2
 
@@ -468,7 +552,7 @@ def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     fields = manifest().as_json() | {"provenance": MADE}
-    facts = {name: fields[name] for name in list(fields)[3:]}
+    facts = {name: fields[name] for name in list(fields)[3:] if name != "checksum"}
     checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), facts)
     return tmp_path
 
@@ -490,10 +574,11 @@ def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:
     path = saved / checkpoint.MANIFEST
     text = json.loads(path.read_text())
     fields = [name for name in checkpoint.Manifest.__struct_fields__ if name != "image_shape"]
-    assert list(text) == fields  # image_shape came later: it is written where it is known
-    early = {k: v for k, v in text.items() if k not in ("model", "resolved", "processes")}
+    assert list(text) == [*fields, "checksum"]  # image_shape is written where it is known
+    later = ("model", "resolved", "processes", "checksum")
+    early = {k: v for k, v in text.items() if k not in later} | {"schema": 1}
     path.write_text(json.dumps(early))
-    assert checkpoint.verified_manifest(saved) == manifest(sha256=text["sha256"])
+    assert checkpoint.verified_manifest(saved) == manifest(schema=1, sha256=text["sha256"])
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "manifest", "type", "schema"])
@@ -513,9 +598,45 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) 
         path.write_text(path.read_text().replace('"training_cost": 9', '"training_cost": "9"'))
     else:
         path.write_text('{"schema": 7}')
-    with pytest.raises(UserError, match=r"delete|schema 7") as caught:
+    with pytest.raises(DamagedError, match=r"delete") as caught:
         checkpoint.verified_manifest(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(saved: Path) -> None:
+    path, chance = saved / checkpoint.MANIFEST, random.Random(0)
+    content, whole = path.read_bytes(), checkpoint.read_manifest(saved)
+    for _ in range(300):
+        place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        try:
+            assert checkpoint.read_manifest(saved) == whole
+        except DamagedError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"checkpoint": "../../.ssh/id"}, "checkpoint"),
+        ({"sha256": "f" * 63}, "sha256"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"training": {"seed": 1}}, "training"),
+        ({"parameters": -1}, "parameters"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(
+    saved: Path, change: dict[str, Any], problem: str
+) -> None:
+    path = saved / checkpoint.MANIFEST
+    raw = {k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}
+    for record in (sealed(raw | change), raw | change | {"schema": 1}):
+        path.write_text(json.dumps(record))
+        with pytest.raises(DamagedError, match=problem):
+            checkpoint.read_manifest(saved)
+    path.write_text(json.dumps(sealed(raw | {"schema": 3})))
+    with pytest.raises(UserError, match=r"schema 3.*update dmlbench"):
+        checkpoint.read_manifest(saved)
 
 
 class Evil:

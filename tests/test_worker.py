@@ -26,7 +26,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
 from dmlbench.sweep.pictures import draw_attacks
-from dmlbench.sweep.session import Session
+from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.worker import Worker
 from tests.test_training import Silent
@@ -56,7 +56,8 @@ def entry(session: Session) -> PlannedModel:
     recipe = Recipe(epochs=1, pairs=8)
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
     known = StoredCells(session.store.read()[0])
-    return status.plan_training(job, PLANNED, session.store, known, "fp32")
+    manifest = sound_manifest(session, job)
+    return status.plan_training(job, manifest, PLANNED, session.store, known, "fp32")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from dmlbench.analysis import records, seeds
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import write_atomically
+from dmlbench.common.files import open_file, write_atomically
+from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
@@ -50,9 +51,10 @@ def export(store: Store) -> tuple[Path, Path]:
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(columns)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(guarded, names))
+    writer.writerows([guarded(row.get(name, "")) for name in names] for row in rows)
     write_atomically(path, text.getvalue().encode())
 
 
@@ -75,7 +77,7 @@ def read_tidy(path: Path) -> list[Record]:
         UserError: it cannot be read, lacks a column, or has an impossible row.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             there = reader.fieldnames or ()
             missing = [name for name in READERS if name not in there and name not in LATER]
@@ -86,7 +88,9 @@ def read_tidy(path: Path) -> list[Record]:
                     "metric, as 'dmlbench run' writes results.csv; move others elsewhere"
                 )
             return [_record(raw, f"{path} line {reader.line_num}") for raw in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a CSV: {error}") from None
 
 
@@ -97,9 +101,9 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
     record: Record = {}
     for name, read in READERS.items():
         try:
-            record[name] = read(raw.get(name, ""))
+            record[name] = read(plain(raw.get(name, "")))
         except ValueError as error:
-            wrong = f"{name} is {raw.get(name)!r}, which is {error}"
+            wrong = f"{name} is {raw.get(name, '')[:200]!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
     wrong = _problem(record)
     if wrong:
@@ -156,8 +160,8 @@ def _number(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
-        raise ValueError("not a whole number")
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise ValueError("not a whole number that is used here")
     return int(text)
 
 

@@ -42,6 +42,7 @@ def evaluate(
     network: str | None = None,
     label: str | None = None,
     seed: int = 0,
+    allow_code: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -74,6 +75,7 @@ def evaluate(
             the network of the data set.
         label: the model's name in tables.
         seed: decides the targets of attacks.
+        allow_code: run the code of a network that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes no number.
         threads: CPU threads.
@@ -107,7 +109,7 @@ def evaluate(
     ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
-        weights = _weights(session, model, metric, (mean, std), network, label, seed)
+        weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         return Report.of(run(session, [weights], planned), session.store)
 
 
@@ -126,6 +128,7 @@ def _weights(
     network: str | None,
     label: str | None,
     seed: int,
+    allow_code: bool,
 ) -> Weights:
     """The weights that ``model`` stands for."""
     import torch
@@ -146,7 +149,9 @@ def _weights(
     path = Path(model)
     if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
         parsed = parse_model(network) if network else None
-        return checkpoint_weights(*common, parsed, path, label, seed, *measured)
+        return checkpoint_weights(
+            *(*common, parsed, path, label, seed, *measured), allow_code=allow_code
+        )
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
     parsed, data = parse_model(model), session.data

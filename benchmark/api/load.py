@@ -13,7 +13,8 @@ from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.models.base import parse_model
+from dmlbench.datasets.base import DATASETS
+from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.checkpoint import (
     MANIFEST,
     Manifest,
@@ -34,6 +35,7 @@ def load_model(
     *,
     results: str | Path = "results",
     image_shape: tuple[int, int] | None = None,
+    allow_code: bool = False,
 ) -> EmbeddingModel:
     """A trained model, its weights checked against the SHA-256 in its manifest.
 
@@ -47,18 +49,23 @@ def load_model(
         results: where a name or a row is looked for: the folder and those below it.
         image_shape: (channels, side) of the images; None: those of the data set that it was
             trained on, which is read for it where the manifest does not say.
+        allow_code: run the code that the manifest names, of a network ``module:factory`` say.
 
     Returns:
         The network on the CPU, in eval mode: images (B, C, H, W) in [0, 1] to embeddings (B, D), of
         unit length for the metrics N and C.
 
     Raises:
-        UserError: there is no such model, several answer to the name, or it is damaged.
+        UserError: there is no such model, several answer to the name, it is damaged, or it needs
+            code that is not allowed.
     """
     folder = _folder(source, Path(results))
     manifest = verified_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} holds no model: it has no {MANIFEST}")
+    if not allow_code:
+        spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")
+        spec.refuse_reference(manifest.dataset, DATASETS, f"{folder / MANIFEST}")
     channels, size = image_shape or _image_shape(manifest)
     model = parse_model(manifest.model).build(channels, size)
     load_weights(folder / manifest.checkpoint, model)
@@ -129,7 +136,5 @@ def _image_shape(manifest: Manifest) -> tuple[int, int]:
     """(channels, side) of the images that a model was trained on."""
     if manifest.image_shape is not msgspec.UNSET:
         return manifest.image_shape
-    from dmlbench.datasets.base import DATASETS
-
     data = spec.parse(manifest.dataset, DATASETS).load(None)
     return data.channels, data.size

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
@@ -32,7 +33,7 @@ from dmlbench.cli.shared import check_outputs, finish
 @options("attacks", "suites", "queries", "eot", "dataset")
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=Whole(),
     default=0,
     show_default=True,
     help="Seed that decides the targets of the attacks.",
@@ -40,13 +41,13 @@ from dmlbench.cli.shared import check_outputs, finish
 @click.option(
     "--save-adversarial",
     "pictures",
-    type=click.IntRange(min=0),
+    type=Whole(),
     default=0,
     metavar="N",
     help="Also write a picture of each of the first N attacked queries: clean image, perturbation, "
     "adversarial image, and the top 5 before and after.",
 )
-@options("results", "leaderboards", "data_root", "cache")
+@options("allow_code", "results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def attack(
     checkpoint: Path,
@@ -58,6 +59,7 @@ def attack(
     dataset: str,
     seed: int,
     pictures: int,
+    allow_code: bool,
     results: Path,
     leaderboards: Path,
     as_json: bool,
@@ -83,7 +85,8 @@ def attack(
         session.check_queries(queries)
         measured = places["precision"], places["eot"]
         weights = checkpoint_weights(
-            *(chosen, session.digest, network, checkpoint, label, seed, *measured)
+            *(chosen, session.digest, network, checkpoint, label, seed, *measured),
+            allow_code=allow_code,
         )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
         cells = run(session, [weights], planned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 import sys
 import threading
@@ -29,8 +31,14 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(" ".join(str(error).split()), EXIT_USAGE)
-        except PermissionError as error:
-            _fail(f"{error.filename}: permission denied", EXIT_USAGE)
+        except click.ClickException as error:
+            vars(error)["message"] = _shortened(error.message)
+            raise
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads the output any more: click's matter
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(f"{place}{(error.strerror or str(error)).lower()}", EXIT_USAGE)
         except KeyboardInterrupt as stop:
             how, code = (
                 ("terminated", EXIT_TERMINATED)
@@ -41,8 +49,13 @@ class _Group(click.Group):
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {_shortened(message)}", err=True)
     sys.exit(code)
+
+
+def _shortened(message: str) -> str:
+    """A message whose long words, those of 5,000 digits say, are cut."""
+    return re.sub(r"(\S{60})\S{340,}", r"\1...", message)
 
 
 def _terminate(*_: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dmlbench.cli.numbers import Whole
 from dmlbench.core.protocol import PRECISIONS, SUITES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,7 +49,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         "--seed",
         "seeds",
         multiple=True,
-        type=click.IntRange(min=0),
+        type=Whole(),
         default=(0,),
         show_default=True,
         help="Seed of the training and of the attacks' targets. May be repeated: a model for each.",
@@ -72,18 +73,24 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "queries": click.option(
         "--queries",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         help="Attack only N test images, drawn at random and the same for every model, instead of "
         "all; rows say so. The gallery is still the whole test split.",
     ),
     "eot": click.option(
         "--eot",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         default=1,
         metavar="N",
         help="For a randomised network (noise, dropout or random sizes in eval mode): gradients "
         "and outcomes are means over N draws; rows say so. Costs N times the passes.",
+    ),
+    "allow_code": click.option(
+        "--allow-code",
+        is_flag=True,
+        help="Run the MODULE:CLASS and FILE.py:CLASS that files name (--config, or the manifest of "
+        "a model). What the command line itself names is always run.",
     ),
     "results": click.option(
         "--results", type=PATH, default="results", show_default=True, help="Folder of results."
@@ -113,10 +120,10 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "batch_size": click.option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         help="Images in a forward pass of the evaluation; does not change results.",
     ),
-    "threads": click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use."),
+    "threads": click.option("--threads", type=Whole(1, 1024), help="CPU threads to use."),
     "precision": click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlbench.cli.config import use_config
+from dmlbench.cli.config import refuse_code, use_config
+from dmlbench.cli.numbers import Real, Whole
 from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
@@ -29,7 +30,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     name = "i/n"
 
     def convert(self, value: Any, param: Any, context: Any) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", value)
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not i/n with 1 <= i <= n, e.g. 1/8", param, context)
         return int(match[1]), int(match[2])
@@ -73,7 +74,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
+    type=Whole(1, 1024),
     help="Processes that work at once. They take the GPUs in turn and share the CPU threads (or "
     "have --threads each). Default: 1; with Ray as many as fit.",
 )
@@ -92,16 +93,16 @@ class _Shard(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--ray-gpus",
-    type=click.FloatRange(min=0),
+    type=Real(),
     help="GPUs for each task of Ray; with 0.5 two tasks share one. Default: 1 if there are any.",
 )
 @click.option(
     "--cell-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min_open=True),
     metavar="SECONDS",
     help="Stop a training or a measurement that takes longer; its row is marked as failed.",
 )
-@options("results", "leaderboards", "data_root", "cache")
+@options("allow_code", "results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def run(
     defenses: tuple[str, ...],
@@ -119,6 +120,7 @@ def run(
     executor: str,
     ray_gpus: float | None,
     cell_timeout: float | None,
+    allow_code: bool,
     results: Path,
     leaderboards: Path,
     as_json: bool,
@@ -130,15 +132,18 @@ def run(
     computed again: a run that was stopped continues when it is started again, and several runs
     may share a results folder.
     """
+    from dmlbench.attacks.base import ATTACKS
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.defenses.base import DEFENSES
-    from dmlbench.models.base import parse_model
+    from dmlbench.models.base import MODELS, parse_model
     from dmlbench.sweep import plan
     from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
     from dmlbench.sweep.run import RunOptions, run
     from dmlbench.sweep.session import open_session
 
+    if not allow_code:
+        refuse_code(defenses=DEFENSES, attacks=ATTACKS, dataset=DATASETS, model=MODELS)
     run_options = RunOptions(
         resume=resume,
         shard=shard,
@@ -167,7 +172,8 @@ def run(
 def _flags() -> dict[str, Any]:
     """The flags of this command by name, but for those that decide what is printed."""
     given = click.get_current_context().params
-    return {name: value for name, value in given.items() if name not in ("dry_run", "as_json")}
+    left_out = ("dry_run", "as_json", "allow_code")
+    return {name: value for name, value in given.items() if name not in left_out}
 
 
 def _show(
@@ -183,7 +189,7 @@ def _show(
     from dmlbench.sweep.run import of_shard, plan_models, read_store
 
     known = read_store(session, repair=False)
-    models = plan_models(session, of_shard(trainings, run_options), attacks, known)
+    models = plan_models(session, of_shard(trainings, run_options), attacks, known, repair=False)
     device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, run_options.resume, durations)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
@@ -21,7 +22,7 @@ from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 @options("defenses", "dataset", "model", "recipe", "seeds")
 @click.option(
     "--validate",
-    type=click.IntRange(min=0),
+    type=Whole(),
     default=1,
     show_default=True,
     metavar="K",
@@ -62,6 +63,7 @@ def train(
     trained = parse_recipe(chosen, recipe)
     with open_session(chosen, **places, torchrun=True) as s:
         from dmlbench.sweep.plan import plan
+        from dmlbench.sweep.session import sound_manifest
         from dmlbench.sweep.worker import with_advice
         from dmlbench.training import trainer
 
@@ -69,13 +71,15 @@ def train(
         manifests, failed = [], False
         for training in plan(chosen, s.digest, network, wanted, seeds, trained):
             folder = s.store.model_folder(training.id)
+            if is_main_process():
+                sound_manifest(s, training)  # a damaged model is set aside
             try:
                 manifest = trainer.train(
                     training, s.data, folder, s.compute, s.reporter, monitoring
                 )
-            except UserError:
+            except (UserError, KeyboardInterrupt):
                 raise
-            except Exception as error:  # whatever a network or plugin raises
+            except BaseException as error:  # whatever a network or plugin raises
                 problem = with_advice(error, training)
                 if under_torchrun():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None

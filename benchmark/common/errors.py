@@ -13,6 +13,23 @@ class UserError(Exception):
     """
 
 
+class DamagedError(UserError):
+    """A stored file that is not what was written: a run sets it aside and does its work again.
+
+    Attributes:
+        reason: the file and what is wrong with it; the message adds the remedy.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        """For other processes."""
+        return type(self), (self.reason, self.remedy)
+
+
 class CellError(Exception):
     """A training or a measurement that cannot give a number (a non-finite loss, a broken model).
 

@@ -1,12 +1,15 @@
-"""Atomic writes: after a crash a file is either complete or absent."""
+"""Reads of plain files alone, and atomic writes: after a crash a file is complete or absent."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,44 @@ from dmlbench.common.errors import UserError
 ABANDONED_SECONDS = 3600
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a file for reading. A pipe, a device or a folder is refused at once, never waited for.
+
+    Raises:
+        OSError: it is missing, unreadable, or no plain file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a plain file; raises what ``open_file`` raises."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def is_folder(path: Path) -> bool:
+    """True if there is a folder; also false for a name that no file can have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it.
+
+    A symbolic link stays one: the file that it points to is written.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
     temporary = None
     try:
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)

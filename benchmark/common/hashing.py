@@ -1,4 +1,9 @@
-"""Identities: a hash over all facts that change a number, and over nothing else."""
+"""Hashes: the identity of facts that change a number, and the checksum of a stored record.
+
+Both are SHA-256 over canonical JSON: sorted keys, no spaces, exact floats. A sealed record holds
+the checksum of all else that it holds, so a changed letter or digit is found. The checksum is the
+same however the record is laid out in its file, or whether it lies in a larger one.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmlbench.common.files import open_file
+
 IDENTITY_VERSION = 1
+CHECKSUM = "checksum"
 
 
 def identity(facts: Mapping[str, Any]) -> str:
@@ -16,19 +24,33 @@ def identity(facts: Mapping[str, Any]) -> str:
 
     A planned cell and a stored one are the same if and only if these digits are.
     """
+    return content_sha256({"identity_version": IDENTITY_VERSION, **facts})[:16]
+
+
+def content_sha256(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record of JSON types, as 64 hex digits; ValueError if a number is not finite."""
     text = json.dumps(
-        {"identity_version": IDENTITY_VERSION, **facts},
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=True,
-        allow_nan=False,
+        record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the checksum of its content as the last key."""
+    return {**record, CHECKSUM: content_sha256(record)}
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without its checksum; ValueError if it has another content than when sealed."""
+    content = {key: value for key, value in record.items() if key != CHECKSUM}
+    if record.get(CHECKSUM) != content_sha256(content):
+        raise ValueError("its checksum is not that of its content")
+    return content
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of the content of a file, as 64 hex digits."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

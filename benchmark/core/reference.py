@@ -1,7 +1,8 @@
 """A component named by the place of its class: ``package.module:Class`` or ``path/file.py:Class``.
 
 A class that is not registered is known by this name on the command line, in run files and in other
-processes. Its source file is part of its identity, so that a changed file gives new numbers.
+processes. Its source code (``core.sources``) is part of its identity, so that changed code gives
+new numbers.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.files import read_file
+from dmlbench.core import sources
 
 _PATTERN = re.compile(
     r"((?:[A-Za-z]:[\\/])?[^:]+?\.py|[A-Za-z_][\w.]*)"  # a file (on Windows with a drive), a module
@@ -58,8 +61,10 @@ class Reference:
             module = _from_file(Path(self.place)) if self.is_file else _import(self.place)
         except UserError as error:
             raise UserError(f"{self}: {error}") from None
-        except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise UserError(f"{self}: {_reason(error)}") from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's code raises
+            raise UserError(f"{self}: {reason(error)}") from None
         if not hasattr(module, self.name):
             close = difflib.get_close_matches(self.name, vars(module), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -89,7 +94,7 @@ class Origin:
     Attributes:
         reference: as the user wrote it.
         path: the file that was read, absolute; None if there is none.
-        source: SHA-256 of that file.
+        source: digest of that file and of what it imports (``core.sources``).
     """
 
     reference: Reference
@@ -108,7 +113,7 @@ class Origin:
         cls = place.load()
         assert isinstance(cls, type)
         if remember(cls, self.reference).source != self.source:
-            raise UserError(f"{self.path} was changed during the run: run again")
+            raise UserError(f"{self.path} or what it imports was changed during the run: run again")
         return object.__new__(cls)
 
 
@@ -118,9 +123,7 @@ _origins: dict[type, Origin] = {}
 def remember(cls: type, reference: Reference) -> Origin:
     """Note that ``cls`` was given by ``reference``; the first reference stands."""
     if cls not in _origins:
-        file = inspect.getsourcefile(cls)
-        path = Path(file).resolve() if file else None
-        _origins[cls] = Origin(reference, path, file_sha256(path) if path else None)
+        _origins[cls] = Origin(reference, sources.source_file(cls), sources.digest(cls))
     return _origins[cls]
 
 
@@ -130,9 +133,38 @@ def origin(cls: type) -> Origin | None:
 
 
 def source_facts(component: object, key: str) -> dict[str, str | None]:
-    """The source's part of an identity: ``{key: SHA-256}``; empty if it is registered."""
+    """The source's part of an identity: ``{key: digest}``.
+
+    It is empty for what is part of dmlbench, whose versions are on its cards, and for a class that
+    was typed into a notebook.
+    """
     known = origin(type(component))
-    return {key: known.source} if known else {}
+    if known is not None:
+        return {key: known.source}
+    digest = None if _is_own(type(component)) else sources.digest(type(component))
+    return {key: digest} if digest else {}
+
+
+def _is_own(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "dmlbench"
+
+
+@contextmanager
+def foreign(component: object) -> Iterator[None]:
+    """Whatever the code of a component outside dmlbench raises becomes a UserError that names it.
+
+    That is any exception but Ctrl-C: also ``SystemExit``, which would end the run without a word.
+    """
+    try:
+        yield
+    except (UserError, CellError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if _is_own(type(component)):
+            raise
+        cls = type(component)
+        place = sources.source_file(cls) or cls.__module__
+        raise UserError(f"{cls.__qualname__} of {place}: {reason(error)}") from None
 
 
 def _import(name: str) -> ModuleType:
@@ -147,12 +179,16 @@ def _from_file(path: Path) -> ModuleType:
 
     The name of the module follows from the content: a file that was changed is another module.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise UserError(error.strerror) from None
+    if not there:
         where = "" if path.is_absolute() else f" in {Path.cwd()} (where dmlbench was started)"
         raise UserError(f"there is no file {path}{where}")
     path = path.resolve()
-    content = path.read_bytes()
-    name = f"dmlbench_file_{sha256(str(path).encode() + content).hexdigest()[:16]}"
+    content = read_file(path)
+    name = f"{sources.OF_FILE}{sha256(str(path).encode() + content).hexdigest()[:16]}"
     known = sys.modules.get(name) or _imported(path)
     if known is not None:
         return known
@@ -174,13 +210,13 @@ def _imported(path: Path) -> ModuleType | None:
     """The module that was imported from ``path`` under its usual name, e.g. from a package."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__dict__", {}).get("__file__")
-        ours = getattr(module, "__name__", "").startswith("dmlbench_file_")
+        ours = getattr(module, "__name__", "").startswith(sources.OF_FILE)
         if file and not ours and Path(file).name == path.name and Path(file).resolve() == path:
             return module
     return None
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The error in one line, with the line of the user's code that raised it."""
     said = " ".join(str(error).split()) or "no message"
     if isinstance(error, ModuleNotFoundError | SyntaxError):  # they name their place

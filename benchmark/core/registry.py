@@ -128,8 +128,11 @@ class Registry(Generic[C]):
                 raise ValueError(conflict)
             self.register(cls)
             cls()  # nothing abstract is left, and every field has a default
-        except Exception as error:  # among them what its own code raises
-            raise UserError(f"{self.kind} {reference}: {' '.join(str(error).split())}") from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # among them what its own code raises
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.kind} {reference}: {said}") from None
         remember(cls, reference)
         found: type[C] = cls
         return found
@@ -184,9 +187,13 @@ class Registry(Generic[C]):
                 cls = entry.load()
                 self._validate(cls)
                 self.register(cls)
-            except Exception as error:  # a broken plugin must not take the command line down
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a broken plugin must not take the command line down
+                kind = "" if isinstance(error, Exception) else f"{type(error).__name__} "
+                said = f"{kind}{' '.join(str(error).split())}".strip() or type(error).__name__
                 warnings.warn(
-                    f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {error}",
+                    f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {said}",
                     stacklevel=2,
                 )
         self._named = frozenset(self._classes)

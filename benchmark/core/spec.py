@@ -34,6 +34,7 @@ C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
 AUTO = "auto"  # written in a spec for None: the card of the data set decides
+LARGEST = 2**63  # a whole number in a spec is smaller
 OTHER_AUTO = "default"  # the same where ``auto`` is a value: a suite has that name
 
 
@@ -166,9 +167,11 @@ class Parameter:
             value: float = int(text) if self.type is int else _real(text)
         except (ValueError, ZeroDivisionError, OverflowError):
             kind = "a whole number" if self.type is int else "a number or fraction"
-            raise ValueError(f"must be {kind}, got {text!r}") from None
+            raise ValueError(f"must be {kind}, got {_short(text)}") from None
+        if self.type is int and abs(value) >= LARGEST:
+            raise ValueError(f"must be smaller than 2^63, got {_short(text)}")
         if not math.isfinite(value):
-            raise ValueError(f"must be finite, got {text!r}")
+            raise ValueError(f"must be finite, got {_short(text)}")
         return value
 
 
@@ -219,6 +222,16 @@ def read_reference(text: str, registry: Registry[C]) -> tuple[reference.Referenc
     return pointed and (pointed[0], pointed[1] or "")
 
 
+def refuse_reference(text: str, registry: Registry[C], source: str) -> None:
+    """UserError if ``text``, which ``source`` holds, names code; it would be run."""
+    pointed = read_reference(text, registry)
+    if pointed is not None:
+        raise UserError(
+            f"{source} names {registry.kind} {pointed[0]}, which is code that would be run: look "
+            "at it, and allow it with --allow-code (in Python allow_code=True)"
+        )
+
+
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:
     """Build a ``cls`` from values that are still text.
 
@@ -248,6 +261,12 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
         return cls(**values)
     except ValueError as error:  # a rule between fields, from __post_init__
         raise UserError(f"{subject}: {error}") from None
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever the code of a plugin raises
+        if cls.__module__.partition(".")[0] == "dmlbench":
+            raise
+        raise UserError(f"{subject}: {reference.reason(error)}") from None
 
 
 def split_pairs(text: str, subject: str) -> dict[str, str]:
@@ -335,6 +354,11 @@ _type_hints = functools.cache(typing.get_type_hints)  # long plans call it very 
 def _real(text: str) -> float:
     numerator, slash, denominator = text.partition("/")
     return int(numerator) / int(denominator) if slash else float(text)
+
+
+def _short(text: str) -> str:
+    """A text in quotes, of a long one its beginning."""
+    return repr(text) if len(text) <= 40 else f"{text[:40]!r}... ({len(text):,} characters)"
 
 
 def _number(value: float, pixels: bool) -> str:

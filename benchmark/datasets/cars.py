@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import open_file
 from dmlbench.common.lazy import np
 from dmlbench.core.papers import Paper
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
@@ -96,7 +97,7 @@ def annotated(path: Path, name: str) -> list[LabelledPath]:
     from scipy.io import loadmat
 
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             structs = np.atleast_1d(loadmat(file, squeeze_me=True)["annotations"])
         found = zip(structs[name], structs["class"], strict=True)
         return [(str(file), int(label) - 1) for file, label in found]

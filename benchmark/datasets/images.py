@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split
@@ -147,7 +148,7 @@ def table(path: Path, columns: int) -> list[list[str]]:
         UserError: the file cannot be read, or a line has fewer words.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): the data set needs this list"

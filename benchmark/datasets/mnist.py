@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
@@ -133,7 +134,7 @@ def _read_idx(folder: Path, name: str, digest: str) -> npt.NDArray[np.uint8]:
     plain, packed = folder / name, folder / f"{name}.gz"
     path = plain if plain.is_file() else packed
     try:
-        content = plain.read_bytes() if path == plain else gzip.decompress(packed.read_bytes())
+        content = read_file(plain) if path == plain else gzip.decompress(read_file(packed))
     except FileNotFoundError:
         raise UserError(f"{folder} lacks {name} (or {name}.gz)") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -35,10 +35,11 @@ SOP = Paper(
 )
 
 ARCHIVE = Archive(
-    "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
-    "7f73d41a2f44250d4779881525aea32e",
+    "https://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+    "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
     "Stanford_Online_Products",
 )
+"""The SHA-256 is that of TensorFlow Datasets (stanford_online_products/checksums.tsv)."""
 
 
 @DATASETS.register

@@ -7,12 +7,10 @@ import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
-from dmlbench.core import spec
+from dmlbench.core import sources, spec
 from dmlbench.core.reference import Reference, source_facts
 from dmlbench.core.registry import Card, Component, Registry
 from dmlbench.core.spec import parameter
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dmlbench.compute.embedding import EmbeddingModel
+
+LARGEST = 2.0**63  # a number of an argument is smaller
 
 MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
 
@@ -105,10 +105,11 @@ class Model(Component, abc.ABC):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")
             with frozen(model), torch.no_grad():
                 model(torch.zeros(2, channels, size, size))
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the code of a user may raise anything
+        except BaseException as error:  # the code of a user may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if isinstance(error, Exception) else f"{type(error).__name__} {reason}"
             shape = f"{channels}x{size}x{size}"
             raise UserError(
                 f"model {canonical_model(self)} cannot embed {shape} images: {reason}"
@@ -156,10 +157,9 @@ class FactoryModel(Model):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The facts of every model, the arguments, and the SHA-256 of the factory's source file."""
-        source = inspect.getsourcefile(self._factory())
-        digest = file_sha256(Path(source)) if source else None
-        return super().facts | {"arguments": dict(self.arguments), "source": digest}
+        """The facts of every model, the arguments, and the digest of the factory's source code."""
+        source = sources.digest(self._factory())
+        return super().facts | {"arguments": dict(self.arguments), "source": source}
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """Call the factory; UserError if it is not found, cannot be called or returns no Module."""
@@ -175,6 +175,11 @@ class FactoryModel(Model):
             factory: Any = Reference(*self.path.rsplit(":", 1)).load()
         except UserError as error:
             raise UserError(f"model {error}") from None
+        if sources.source_file(factory) is None:
+            raise UserError(
+                f"model {self.path} has no Python source: name a function or a class that builds "
+                "a torch.nn.Module, in a file"
+            )
         try:
             inspect.signature(factory).bind(**dict(self.arguments))
         except (TypeError, ValueError) as error:
@@ -207,6 +212,9 @@ def parse_model(text: str) -> Model:
     metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
     known = spec.build(FactoryModel, metric, f"model {place}", path=str(place))
     arguments = tuple((key, _literal(value)) for key, value in sorted(pairs.items()))
+    for key, argument in arguments:
+        if not _is_plain(argument):
+            raise UserError(f"model {place}: {key} must be text, a finite number or a list of them")
     return FactoryModel(metric=known.metric, path=known.path, arguments=arguments)
 
 
@@ -229,8 +237,19 @@ def _spell_factory(model: FactoryModel) -> str:
 def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def _is_plain(value: object) -> bool:
+    """True if JSON can hold a value, which makes it fit for an identity."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return abs(value) < LARGEST  # neither infinite nor NaN
+    return isinstance(value, str | bool | None)
 
 
 def _spell(value: object) -> str:

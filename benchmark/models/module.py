@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
+from dmlbench.core import sources
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import Metric
 from dmlbench.models.base import Model
@@ -43,15 +41,14 @@ class ModuleModel(Model):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The architecture as PyTorch prints it, and a digest of the source of its class."""
-        try:
-            source = inspect.getsourcefile(type(self.module))
-        except TypeError:  # a class that was typed into a notebook or a shell
-            source = None
-        there = source is not None and Path(source).is_file()
+        """The architecture as PyTorch prints it, and a digest of the source of its classes."""
+        own = type(self.module)
+        parts = sorted(
+            {type(m) for m in self.module.modules()} - {own}, key=lambda c: c.__qualname__
+        )
         return super().facts | {
             "architecture": hashlib.sha256(repr(self.module).encode()).hexdigest(),
-            "source": file_sha256(Path(source)) if source and there else None,
+            "source": sources.digest(own, *parts),
             "mean": list(self.mean),
             "std": list(self.std),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from dmlbench.report.board import Board, BoardCell, Table
@@ -9,6 +10,7 @@ from dmlbench.report.board import Board, BoardCell, Table
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "*": "\\*", "`": "\\`", "\n": " "}
 )
+_LINK = re.compile(r"!(?=\[)|\](?=[(\[:])")
 _MARKS = {"best": "**{}**", "second": "<ins>{}</ins>", "failed": "*{}*"}
 
 
@@ -48,8 +50,8 @@ def _cell(cell: BoardCell) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` escaped for Markdown, on one line."""
-    return text.translate(_ESCAPES)
+    """``text`` escaped for Markdown, on one line: no markup, no link and no image."""
+    return _LINK.sub(r"\\\g<0>", text.translate(_ESCAPES)).replace("://", ":&#47;/")
 
 
 def _sentence(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from dmlbench.common.spreadsheet import guarded
 from dmlbench.report.board import Board, BoardCell, Line, Table
 from dmlbench.report.columns import in_order
 
@@ -20,9 +21,10 @@ def render(board: Board) -> str:
     facts += ["flags"] * any("flags" in record for record in records)
     columns = [name for metric in metrics for name in _names(metric) if name in used]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*facts, *columns], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(text, lineterminator="\n")
+    names = [*facts, *columns]
+    writer.writerow(map(guarded, names))
+    writer.writerows([guarded(record.get(name, "")) for name in names] for record in records)
     return text.getvalue()
 
 

@@ -15,13 +15,16 @@ import msgspec
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
-from dmlbench.common.hashing import identity
+from dmlbench.common.hashing import identity, sealed, unsealed
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
+from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
+from dmlbench.storage import findings
 
-SCHEMA: Literal[3] = 3
+SCHEMA: Literal[4] = 4
+SEALED_SINCE = 4  # the schema from which on a cell has a checksum; those before have none
 PERCENT, UNBOUNDED = (0, 100), (-math.inf, math.inf)
 ORDER = (
     "dataset",
@@ -38,6 +41,11 @@ ORDER = (
 """Fields of ``About`` that the rows of tables are sorted by."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=2.5e11)]  # since 1970: before the year 9892
+Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
+DatasetSpec = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]*\w(:|$)")]  # it names files of boards
+Suite = Annotated[str, msgspec.Meta(pattern=f"^(|{'|'.join(SUITES)})$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class About(
@@ -66,17 +74,17 @@ class About(
 
     attack: str
     attack_resolved: str
-    dataset: str
-    model: str
+    dataset: DatasetSpec
+    model: Filled
     distance: Metric
     recipe: str
     defense: str
-    label: str
+    label: Filled
     resolved: str
     training_cost: Count
     seed: Count
-    precision: str
-    suite: str
+    precision: Filled
+    suite: Suite
     queries: str
     eot: str = ""
 
@@ -86,6 +94,9 @@ class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     unit: str
     better: Literal["higher", "lower"]
+
+
+Columns = dict[Filled, ColumnInfo]
 
 
 class ExceptionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,7 +119,7 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     id: str
     facts: dict[str, Any]
     about: About
-    columns: dict[str, ColumnInfo]
+    columns: Columns
 
     def measured(
         self,
@@ -168,11 +179,11 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
     exception: ExceptionInfo | None = None
     metrics: dict[str, Estimate]
     findings: dict[str, Any]
-    started: float
-    seconds: float
+    started: Seconds
+    seconds: Seconds
     provenance: Provenance
-    schema: Literal[3]
-    outcomes: str | None
+    schema: Literal[4]
+    outcomes: Sha256 | None
 
     @property
     def ok(self) -> bool:
@@ -199,9 +210,13 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.convert(self.findings.get("flags", ()), tuple[Flag, ...])
 
     def as_json(self) -> dict[str, Any]:
-        """The cell in JSON types, as it is stored on disk."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        """The cell in JSON types, as it is stored on disk, with the checksum of its content."""
+        return sealed(msgspec.to_builtins(self))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of its whole content, and through ``outcomes`` of its outcomes too."""
+        return str(self.as_json()["checksum"])
 
 
 def encode(cell: Cell, place: Path) -> bytes:
@@ -223,18 +238,14 @@ def decode(content: bytes, place: Path) -> Cell:
         ValueError: the file is damaged; the message says how.
     """
     try:
-        cell = _DECODER.decode(content)
-    except msgspec.ValidationError:
         cell = msgspec.convert(_in_schema(msgspec.json.decode(content), place), Cell)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if place.stem != cell.id or identity(cell.facts) != cell.id:
         raise ValueError("its name or its facts are not those of its id")
-    _ = cell.flags
     if problem := _problem(cell):
         raise ValueError(problem)
     return cell
-
-
-_DECODER = msgspec.json.Decoder(Cell)
 
 
 def _problem(cell: Cell) -> str:
@@ -248,7 +259,7 @@ def _problem(cell: Cell) -> str:
         implausible(name, cell.metrics[name], PERCENT if column.unit == "%" else UNBOUNDED)
         for name, column in cell.columns.items()
     )
-    return next(filter(None, problems), "")
+    return next(filter(None, problems), "") or findings.problem(cell.findings)
 
 
 def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> str:
@@ -276,6 +287,8 @@ def _in_schema(raw: Any, place: Path) -> dict[str, Any]:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(schema, int) or schema < 1:
         raise ValueError("it has no schema")
+    if schema >= SEALED_SINCE:
+        raw = unsealed(raw)
     if schema > SCHEMA:
         raise UserError(
             f"{place} has schema {schema}, this version reads up to {SCHEMA}: update dmlbench"
@@ -300,4 +313,13 @@ def _since_2(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, **added, "schema": 3}
 
 
-_MIGRATIONS: tuple[Callable[[Mapping[str, Any]], dict[str, Any]], ...] = (_since_1, _since_2)
+def _since_3(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """From schema 3 to 4, which added the checksum; it stands in the file alone."""
+    return {**raw, "schema": 4}
+
+
+_MIGRATIONS: tuple[Callable[[Mapping[str, Any]], dict[str, Any]], ...] = (
+    _since_1,
+    _since_2,
+    _since_3,
+)

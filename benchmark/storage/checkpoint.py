@@ -1,8 +1,8 @@
 """Trained models on disk: a checkpoint with the weights, and a manifest that describes them.
 
 A trained model is a folder with ``checkpoint.safetensors`` and ``manifest.json``. The manifest
-holds the SHA-256 of the weights, and a checkpoint that does not match it is refused: a flipped
-bit loads without complaint otherwise.
+holds the SHA-256 of the weights and a checksum of itself, and a file that does not match is
+refused: a flipped bit loads without complaint otherwise.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from dmlbench.common.errors import UserError
-from dmlbench.common.files import write_atomically, write_json
-from dmlbench.common.hashing import file_sha256
+from dmlbench.common.errors import DamagedError, UserError
+from dmlbench.common.files import read_file, write_atomically, write_json
+from dmlbench.common.hashing import file_sha256, identity, sealed, unsealed
 from dmlbench.compute.provenance import Provenance
+from dmlbench.storage.cell import Count, Seconds, Sha256
 
 if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS, MANIFEST = "checkpoint.safetensors", "manifest.json"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
+SEALED_SINCE = 2  # the schema from which on a manifest has a checksum; those before have none
+
+FileName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,34 +56,28 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: int
-    checkpoint: str
-    sha256: str
+    checkpoint: FileName
+    sha256: Sha256
     training_id: str
     training: dict[str, Any]
     dataset: str
     model: str = ""
-    image_shape: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    image_shape: tuple[Positive, Positive] | msgspec.UnsetType = msgspec.UNSET
     defense: str
     resolved: str = ""
     label: str
-    training_cost: int
-    parameters: int
-    processes: int = 1
+    training_cost: Count
+    parameters: Count
+    processes: Positive = 1
     history: list[dict[str, float | None]]
-    seconds: float
-    started: float
+    seconds: Seconds
+    started: Seconds
     provenance: Provenance
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest in JSON types, as it is stored on disk."""
+        """The manifest in JSON types, as it is stored on disk, with the checksum of its content."""
         found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
-        return found
-
-
-class _Versioned(msgspec.Struct):
-    """A manifest of any version."""
-
-    schema: int
+        return sealed(found) if self.schema >= SEALED_SINCE else found
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -108,19 +107,32 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a model's folder; None if there is none. The weights are not checked.
 
     Raises:
-        UserError: it cannot be read.
+        DamagedError: it is not what was written.
+        UserError: it cannot be read, or a newer version wrote it.
     """
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
-        schema = msgspec.json.decode(content, type=_Versioned).schema
-        if schema == MANIFEST_SCHEMA:
-            return msgspec.json.decode(content, type=Manifest)
+        raw = msgspec.json.decode(read_file(path))
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if not isinstance(schema, int) or schema < 1:
+            raise ValueError("it has no schema")
+        if schema >= SEALED_SINCE:
+            raw = unsealed(raw)
+        if schema > MANIFEST_SCHEMA:
+            raise UserError(
+                f"{path} has schema {schema}, this version reads up to {MANIFEST_SCHEMA}: "
+                "update dmlbench"
+            )
+        manifest = msgspec.convert(raw, Manifest)
+        if identity(manifest.training) != manifest.training_id:
+            raise ValueError("its training is not that of its training_id")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {_remedy(folder)}") from None
-    raise UserError(f"{path} has schema {schema}, this version reads {MANIFEST_SCHEMA}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error})", _remedy(folder)) from None
+    return manifest
 
 
 def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -> Manifest | None:
@@ -131,8 +143,8 @@ def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -
         training: facts of the training that the model must come from; None: of any.
 
     Raises:
-        UserError: the manifest cannot be read, the checkpoint is missing or altered, or the
-            model comes from another training.
+        DamagedError: the manifest or the checkpoint is not what was written, or is missing.
+        UserError: a file cannot be read, or the model comes from another training.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -140,13 +152,16 @@ def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -
     if training is not None and manifest.training != training:
         raise UserError(f"{folder / MANIFEST} is of another training run: {_remedy(folder)}")
     weights = folder / manifest.checkpoint
-    if not weights.is_file():
-        raise UserError(f"{weights} is missing though its manifest is there: {_remedy(folder)}")
-    if file_sha256(weights) != manifest.sha256:
-        raise UserError(
-            f"{weights} is not what its manifest says (SHA-256 differs: truncated or altered): "
-            f"{_remedy(folder)}"
-        )
+    try:
+        found = file_sha256(weights)
+    except FileNotFoundError:
+        reason = f"{weights} is missing though its manifest is there"
+        raise DamagedError(reason, _remedy(folder)) from None
+    except OSError as error:
+        raise UserError(f"{weights} cannot be read: {error.strerror}") from None
+    if found != manifest.sha256:
+        reason = "is not what its manifest says (SHA-256 differs: truncated or altered)"
+        raise DamagedError(f"{weights} {reason}", _remedy(folder))
     return manifest
 
 
@@ -183,9 +198,12 @@ def stored_weights(path: Path) -> StoredWeights:
         if manifest is None:
             raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
         return StoredWeights(path / manifest.checkpoint, manifest.sha256, manifest)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    sha256 = file_sha256(path)
+    try:
+        sha256 = file_sha256(path)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     same = manifest is not None and manifest.sha256 == sha256
     return StoredWeights(path, sha256, manifest if same else None)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import write_atomically
+from dmlbench.common.files import read_file, write_atomically
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, verified_manifest
 from dmlbench.storage.store import Store
 
@@ -33,7 +33,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     cells, damaged = source.read()
     if not cells:
         raise UserError(f"{source.root} holds no results")
-    for path in damaged:
+    changed = source.changed_outcomes(cells)
+    for path in [*damaged, *changed]:
         warn(f"{path} is damaged and left behind")
     merged, other = Merged(), set()
     for folder in sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}")):
@@ -49,6 +50,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
                 f"of {target.root} stand, and the cells of the others are left behind"
             )
     for cell in source.whole(cells):
+        if source.path(cell.id) in changed:
+            continue
         known = target.get(cell.id)
         better = known is None or (cell.ok and not known.ok)
         if better and cell.facts.get("checkpoint") not in other:
@@ -60,4 +63,4 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
 def _copy(source: Path, target: Path) -> None:
     """Copy the weights, then the manifest: a model with a manifest is complete."""
     for name in (WEIGHTS, MANIFEST):
-        write_atomically(target / name, (source / name).read_bytes())
+        write_atomically(target / name, read_file(source / name))

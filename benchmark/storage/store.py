@@ -4,7 +4,7 @@ results/cells/<id>.json      a cell: its numbers, identity and provenance
 results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
-results/quarantine/          damaged cells
+results/quarantine/          damaged cells and models
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.files import remove_abandoned, write_atomically
+from dmlbench.common.errors import CellError, DamagedError, UserError
+from dmlbench.common.files import read_file, remove_abandoned, write_atomically
+from dmlbench.common.hashing import file_sha256
 from dmlbench.storage.cell import Cell, decode, encode
 from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
@@ -38,9 +40,26 @@ class Store:
     """A results folder. It needs no lock: files appear whole, and are named by their identity.
 
     If two processes measure the same cell, they write the same file, and the last one is kept.
+
+    Attributes:
+        root: the folder.
+        inode: its number in the file system when a run opened it; None: no run writes to it.
     """
 
     root: Path
+    inode: int | None = None
+
+    def check_in_place(self) -> None:
+        """UserError if the folder was moved or deleted since the run opened it."""
+        try:
+            moved = self.inode not in (None, self.root.stat().st_ino)
+        except FileNotFoundError:
+            moved = self.inode is not None
+        if moved:
+            raise UserError(
+                f"the results folder {self.root} was moved or deleted during the run: "
+                "move it back and run again"
+            )
 
     def model_folder(self, training_id: str) -> Path:
         """The folder of the model of a training run."""
@@ -57,7 +76,9 @@ class Store:
 
         Raises:
             CellError: the cell cannot be right (a recall of 250%); nothing is written.
+            UserError: the folder has gone, or cannot be written to.
         """
+        self.check_in_place()
         table, digest = b"", None
         if outcomes is not None:
             import pandas as pd
@@ -66,51 +87,76 @@ class Store:
             pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
             table = buffer.getvalue()
             digest = hashlib.sha256(table).hexdigest()
-        path = self._path(cell.id)
+        path = self.path(cell.id)
         try:
             content = encode(msgspec.structs.replace(cell, outcomes=digest), path)
         except ValueError as error:
             raise CellError(f"the result cannot be right: {error}") from None
         if outcomes is not None:
-            write_atomically(self._path(cell.id, "parquet"), table)
+            write_atomically(self.path(cell.id, "parquet"), table)
         write_atomically(path, content)
 
     def get(self, cell_id: str) -> Cell | None:
-        """The cell of that identity; None if there is none, or its file is damaged."""
-        path = self._path(cell_id)
-        return _read(path) if path.is_file() else None
+        """The cell of that identity; None if there is none, or its file is damaged.
+
+        Raises:
+            UserError: the file cannot be read, or a newer version wrote it.
+        """
+        return _read(self.path(cell_id))
 
     def done(self, cell_id: str) -> Cell | None:
         """The cell of that identity if it succeeded and its outcomes are there; else None."""
         cell = self.get(cell_id)
         whole = cell is not None and cell.ok
-        return cell if whole and self._path(cell_id, "parquet").is_file() else None
+        return cell if whole and self.path(cell_id, "parquet").is_file() else None
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""
-        self._path(cell_id).unlink(missing_ok=True)
+        self.path(cell_id).unlink(missing_ok=True)
 
     def outcomes(self, cell_id: str) -> pd.DataFrame:
         """The outcome of each query: a column for each metric, rows by test index.
 
         Raises:
-            UserError: they have changed since the cell was stored; both are moved to quarantine.
+            UserError: they or their cell are missing or cannot be read; or they have changed since
+                the cell was stored, and both are moved to quarantine.
         """
         import pandas as pd
 
-        path, cell = self._path(cell_id, "parquet"), self.get(cell_id)
-        content = path.read_bytes()
-        known = None if cell is None else cell.outcomes
-        if known and hashlib.sha256(content).hexdigest() != known:
-            self._quarantine(self._path(cell_id))
-            raise UserError(
-                f"{path} is damaged and was moved to {self.quarantine}: run again to "
-                "measure its cell anew"
-            )
-        return pd.read_parquet(io.BytesIO(content))
+        path, cell = self.path(cell_id, "parquet"), self.get(cell_id)
+        content = _content(path)
+        if cell is None or content is None:
+            raise DamagedError(f"{path} or its cell is missing or damaged", "run again")
+        try:
+            if cell.outcomes not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError
+            return pd.read_parquet(io.BytesIO(content))
+        except (ValueError, OSError):  # a cell of schema 1 has no digest
+            self._quarantine(self.path(cell_id))
+            raise DamagedError(
+                f"{path} is damaged and was moved to {self.quarantine}",
+                "run again to measure its cell anew",
+            ) from None
+
+    def changed_outcomes(self, cells: Iterable[Cell]) -> list[Path]:
+        """The files of those cells whose outcomes are not what they were when it was stored."""
+        return [self.path(cell.id) for cell in cells if not self._same_outcomes(cell)]
+
+    def _same_outcomes(self, cell: Cell) -> bool:
+        path = self.path(cell.id, "parquet")
+        try:
+            return cell.outcomes in (None, file_sha256(path))
+        except FileNotFoundError:
+            return True  # missing, not damaged
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def read(self) -> tuple[list[Cell], list[Path]]:
-        """Every cell, and the paths of damaged files."""
+        """Every cell, and the paths of damaged files.
+
+        Raises:
+            UserError: a file cannot be read, or a newer version wrote it.
+        """
         found, damaged = [], []
         for path in self._paths():
             cell = _read(path)
@@ -126,7 +172,10 @@ class Store:
         return [cell for cell in cells if not cell.ok or cell.id in outcomes]
 
     def repair(self, damaged: Iterable[Path]) -> None:
-        """Move damaged cells to ``quarantine/`` and delete temporary files of killed processes."""
+        """Move damaged cells and their outcomes to ``quarantine/``.
+
+        Temporary files of killed processes are deleted.
+        """
         for path in damaged:
             self._quarantine(path)
         remove_abandoned(self.root)
@@ -148,7 +197,8 @@ class Store:
         ]
         return sorted(current, key=lambda cell: cell.order)
 
-    def _path(self, cell_id: str, kind: str = "json") -> Path:
+    def path(self, cell_id: str, kind: str = "json") -> Path:
+        """The file of a cell (``json``) or of its outcomes (``parquet``)."""
         return self.root / "cells" / f"{cell_id}.{kind}"
 
     def _paths(self) -> list[Path]:
@@ -164,6 +214,21 @@ class Store:
     def quarantine(self) -> Path:
         """The folder that damaged cells are moved to."""
         return self.root / "quarantine"
+
+    def set_aside(self, training_id: str) -> Path:
+        """Move the folder of a damaged model to the quarantine; returns its place there."""
+        folder, models = self.model_folder(training_id), self.quarantine / "models"
+        try:
+            models.mkdir(parents=True, exist_ok=True)
+            place = next(
+                place
+                for number in itertools.count()
+                if not (place := models / f"{training_id}{f'-{number}' * bool(number)}").exists()
+            )
+            folder.replace(place)
+        except OSError as error:
+            raise UserError(f"cannot move {folder} to {models}: {error.strerror}") from None
+        return place
 
     def _quarantine(self, path: Path) -> None:
         """Move a cell's file and its outcomes to the quarantine."""
@@ -188,12 +253,28 @@ class Store:
 
 
 def _read(path: Path) -> Cell | None:
-    """The cell in a file, converted to today's schema; None if the file is damaged.
+    """The cell in a file, converted to today's schema; None if it is missing or damaged.
 
     Raises:
-        UserError: a newer version wrote it.
+        UserError: the file cannot be read, or a newer version wrote it.
     """
+    content = _content(path)
     try:
-        return decode(path.read_bytes(), path)
-    except (OSError, ValueError):
+        return None if content is None else decode(content, path)
+    except ValueError:
         return None
+
+
+def _content(path: Path) -> bytes | None:
+    """The content of a file; None if it is missing, UserError if it cannot be read."""
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """The error of a file that may be sound: it is left where it is."""
+    return UserError(f"{path} cannot be read ({error.strerror}): mend that and run again")

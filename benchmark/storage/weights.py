@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import open_file
 from dmlbench.common.lazy import torch
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        open_file(path).close()  # a pipe is refused, not waited for
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
@@ -48,7 +51,9 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from None
     except Exception as error:  # pickle.UnpicklingError and whatever a broken pickle raises
         raise UserError(
@@ -67,13 +72,30 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """``model.load_state_dict`` for a state that has lost its version marks, as in safetensors.
 
+    Weights of another floating-point type than the model's are converted, with a warning.
+
     Raises:
-        RuntimeError: the names or the shapes are not the model's.
+        RuntimeError: the names, the shapes or the kinds of numbers are not the model's.
     """
+    _check_types(model, state)
     marked: Any = OrderedDict(state)
     own: Any = model.state_dict()
     marked._metadata = getattr(state, "_metadata", own._metadata)
     model.load_state_dict(marked)
+
+
+def _check_types(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """RuntimeError for complex weights, say, which would lose a part; a warning for half ones."""
+    converted = {}
+    for name, own in model.state_dict().items():
+        given = state.get(name)
+        if given is None or given.dtype == own.dtype:
+            continue
+        if not (given.is_floating_point() and own.is_floating_point()):
+            raise RuntimeError(f"{name} holds {given.dtype}, the network computes in {own.dtype}")
+        converted[str(given.dtype)] = str(own.dtype)
+    for given_type, own_type in converted.items():
+        warnings.warn(f"weights of {given_type} are converted to {own_type}", stacklevel=3)
 
 
 def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

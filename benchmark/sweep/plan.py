@@ -16,7 +16,7 @@ from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat
-from dmlbench.core.reference import source_facts
+from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -60,7 +60,8 @@ def plan(
     trainings = []
 
     def resolve(defense: Defense) -> Defense:
-        return defense.resolve(card.training_threat, network.metric)
+        with foreign(defense):
+            return defense.resolve(card.training_threat, network.metric)
 
     for complete in map(resolve, defenses):
         spelling = spec.shortest(complete, resolve)
@@ -104,7 +105,7 @@ def planned_attacks(
         queries: number of test images that are perturbed; None: all.
     """
     found = []
-    for attack in dict.fromkeys(attack.resolve(threat) for attack in attacks):
+    for attack in dict.fromkeys(_resolved(attack, threat) for attack in attacks):
         suite = attack.suite or threat.suite
         suited = replace(threat, suite=suite)  # the row names the suite, so the attack does not
         facts = {
@@ -120,9 +121,15 @@ def planned_attacks(
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.shown(attack),
         }
-        columns = {column.name: _info(attack, column) for column in attack.headings()}
+        with foreign(attack):
+            columns = {column.name: _info(attack, column) for column in attack.headings()}
         found.append(PlannedAttack(attack, queries, facts, about, columns))
     return found
+
+
+def _resolved(attack: Attack, threat: Threat) -> Attack:
+    with foreign(attack):
+        return attack.resolve(threat)
 
 
 def _info(attack: Attack, column: Column) -> ColumnInfo:

@@ -28,7 +28,7 @@ from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.scheduler import Scheduler
-from dmlbench.sweep.session import Session
+from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import PlannedAttack, Weights
 from dmlbench.training.job import Training
@@ -105,6 +105,7 @@ def run(
         scheduler = Scheduler(planned, attacks, session, executor, known, durations, options.resume)
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
+    session.store.check_in_place()
     export(session.store)
     return cells
 
@@ -113,12 +114,13 @@ def read_store(session: Session, repair: bool = True) -> StoredCells:
     """The stored cells. A damaged one is named, and moved to ``quarantine/`` if ``repair``."""
     store = session.store
     cells, damaged = store.read()
-    for path in damaged:
+    changed = store.changed_outcomes(cells)
+    for path in (damaged := [*damaged, *changed]):
         fate = f"moved to {store.quarantine}" if repair else "left out"
         session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
     if repair:
         store.repair(damaged)
-    return StoredCells(store.whole(cells))
+    return StoredCells(cell for cell in store.whole(cells) if store.path(cell.id) not in changed)
 
 
 def plan_models(
@@ -126,13 +128,19 @@ def plan_models(
     models: Sequence[Training | Weights],
     attacks: Sequence[PlannedAttack],
     known: StoredCells,
+    repair: bool = True,
 ) -> list[PlannedModel]:
-    """Each model with its cells, and which of them are stored."""
+    """Each model with its cells, and which of them are stored.
+
+    A damaged model is named, and moved to ``quarantine/`` if ``repair``: it is trained again.
+    """
     measured = session.compute.precision, session.compute.eot
     return [
         status.plan_weights(one, attacks, known)
         if isinstance(one, Weights)
-        else status.plan_training(one, attacks, session.store, known, *measured)
+        else status.plan_training(
+            one, sound_manifest(session, one, repair), attacks, session.store, known, *measured
+        )
         for one in models
     ]
 

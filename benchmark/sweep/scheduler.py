@@ -167,6 +167,7 @@ class Scheduler:
         self._finish(finished.task)
 
     def _finish(self, task: Task) -> None:
+        self.session.store.check_in_place()
         model = self.models[task.model]
         model.unfinished -= 1
         del self.running[task.cell.id]

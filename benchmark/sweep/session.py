@@ -11,15 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
+from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import ExceptionInfo, PlannedCell
+from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
+from dmlbench.training.job import Training
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
@@ -58,7 +61,8 @@ class Session:
         Raises:
             UserError: they are not available, or their digest is not the declared one.
         """
-        data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
+        with foreign(self.dataset):
+            data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
         if known not in (None, data.digest):
             raise UserError(
@@ -125,7 +129,24 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, Store(results), compute, reporter, keep)
+        store = Store(results, results.stat().st_ino if writing else None)
+        yield Session(dataset, data_root, cache, store, compute, reporter, keep)
+
+
+def sound_manifest(session: Session, training: Training, repair: bool = True) -> Manifest | None:
+    """The manifest of a trained model; None if there is none, or if the model is damaged.
+
+    A damaged model is named, and moved to ``quarantine/`` if ``repair``.
+
+    Raises:
+        UserError: it cannot be read, or comes from another training.
+    """
+    try:
+        return verified_manifest(session.store.model_folder(training.id), training.facts)
+    except DamagedError as error:
+        fate = f"moved to {session.store.set_aside(training.id)}" if repair else "left out"
+        session.reporter.warn(f"{error.reason}: its model is {fate} and trained again")
+        return None
 
 
 @dataclass(frozen=True)

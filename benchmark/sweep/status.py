@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
 from dmlbench.storage.cell import Cell, PlannedCell
-from dmlbench.storage.checkpoint import verified_manifest
+from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells
 from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
@@ -82,18 +82,14 @@ class PlannedModel:
 
 def plan_training(
     training: Training,
+    manifest: Manifest | None,
     attacks: Sequence[PlannedAttack],
     store: Store,
     known: StoredCells,
     precision: str,
     eot: int = 1,
 ) -> PlannedModel:
-    """Find the status of a training and of each cell of its model.
-
-    Raises:
-        UserError: the stored weights do not agree with their manifest.
-    """
-    manifest = verified_manifest(store.model_folder(training.id), training.facts)
+    """Find the status of a training (done if it has a manifest) and of each cell of its model."""
     weights = trained_weights(training, manifest, store, precision, eot)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = plan_weights(weights, attacks, known)

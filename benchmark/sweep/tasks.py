@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from dmlbench.attacks.base import Attack
+from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.models.base import Model
-from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
+from dmlbench.storage.cell import About, Columns, PlannedCell
 from dmlbench.training.job import Training
 
 
@@ -51,7 +54,7 @@ class PlannedAttack:
     queries: int | None
     facts: dict[str, Any]
     about: dict[str, str]
-    columns: dict[str, ColumnInfo]
+    columns: Columns
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,21 @@ CellTask = Measure | Combine  # a task whose result is a cell
 Task = Train | CellTask
 
 
-def new_cell(facts: dict[str, Any], about: About, columns: dict[str, ColumnInfo]) -> PlannedCell:
+def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCell:
     """Create a cell that has no result yet.
 
     Args:
         facts: the facts that decide its numbers; their hash is its identity.
         about: the description of model and attack in a row of a table.
         columns: name of each number -> its unit and the better direction.
+
+    Raises:
+        UserError: a cell cannot be described so (a label that is empty); a plugin gives it.
     """
+    try:
+        msgspec.convert(msgspec.to_builtins((about, columns)), tuple[About, Columns])
+    except msgspec.ValidationError as error:
+        raise UserError(f"{about.attack or about.defense} cannot be stored: {error}") from None
     return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)
 
 

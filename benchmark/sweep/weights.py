@@ -10,8 +10,10 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.reference import foreign
+from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import Model, parse_model, shown_model
+from dmlbench.models.base import MODELS, Model, parse_model, shown_model
 from dmlbench.storage.cell import About
 from dmlbench.storage.checkpoint import Manifest, stored_weights
 from dmlbench.storage.store import Store
@@ -33,16 +35,18 @@ def trained_weights(
     }
     folder = store.model_folder(training.id)
     path = folder / (manifest.checkpoint if manifest else "")
+    with foreign(training.defense):
+        label, cost = training.defense.label, training.defense.training_cost
     about = _about(
         training.dataset,
         training.model,
         training.spelling,
-        training.defense.label,
+        label,
         precision,
         training.seed,
         recipe=training.recipe_changes,
         resolved=spec.shown(training.defense),
-        training_cost=training.defense.training_cost,
+        training_cost=cost,
         eot=eot,
     )
     return Weights(training.model, path, facts, about, training.seed)
@@ -57,6 +61,7 @@ def checkpoint_weights(
     seed: int,
     precision: str,
     eot: int = 1,
+    allow_code: bool = False,
 ) -> Weights:
     """Weights from a file, or from a model's folder; a manifest beside them is made use of.
 
@@ -69,13 +74,16 @@ def checkpoint_weights(
         seed: decides the targets of attacks.
         precision: of the network in evaluation.
         eot: draws of a randomised network that every number is the mean of.
+        allow_code: run the code of a network that the manifest names (``module:factory``).
 
     Raises:
-        UserError: they are not there.
+        UserError: they are not there, or the manifest names code that is not allowed.
     """
     check_seeds([seed])
     stored = stored_weights(path)
     known = stored.manifest
+    if known is not None and model is None and not allow_code:
+        refuse_reference(known.model, MODELS, f"the manifest of {path}")
     network = model or parse_model((known.model if known else "") or dataset.protocol.model)
     facts = {"checkpoint": stored.sha256, "data": digest, "model": network.facts}
     if known:

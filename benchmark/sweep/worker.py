@@ -47,9 +47,9 @@ class Worker:
             else:
                 found = self._combine(task) if isinstance(task, Combine) else self._measure(task)
                 store_success(self.session, task.cell, found, watch)
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # whatever a plugin raises fails its cell only
+        except BaseException as error:  # whatever a plugin raises fails its cell only
             training = task.training if isinstance(task, Train) else None
             store_failure(self.session, task.cell, task.title, with_advice(error, training), watch)
 

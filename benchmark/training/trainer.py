@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.files import write_atomically
+from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
@@ -45,7 +45,7 @@ from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
 
-STATE = "state.pt"
+STATE, DAMAGED = "state.pt", "damaged-state.pt"
 COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR 2020)
 
 
@@ -366,27 +366,41 @@ class _TrainingRun:
 
         Returns:
             The summaries of the finished epochs, and the seconds that they took; ([], 0.0) if there
-            is no state, or if it is damaged or belongs to another training.
+            is no state, or if it belongs to another training, or if it is damaged: then it is moved
+            to ``DAMAGED``.
+
+        Raises:
+            UserError: the state cannot be read, or is not one of this training's code.
         """
+        path = folder / STATE
         try:
-            digest, _, content = (folder / STATE).read_bytes().partition(b"\n")
+            digest, _, content = read_file(path).partition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != digest:
+                self.reporter.warn(f"{path} is damaged, moved to {DAMAGED}; training starts again")
+                if self.world.is_main:
+                    path.replace(folder / DAMAGED)
+                return [], 0.0
         except FileNotFoundError:
             return [], 0.0
-        if hashlib.sha256(content).hexdigest().encode() != digest:
-            self.reporter.warn(f"{folder / STATE} is damaged; training starts again")
-            return [], 0.0
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if saved["training_id"] != self.training.id:
-            self.reporter.warn(f"{folder / STATE} is of another training; it starts again")
-            return [], 0.0
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.companion is not None:
-            self.companion.load_state_dict(saved["companion"])
-        self.state = {name: value.to(self.device) for name, value in saved["defense"].items()}
-        history: History = saved["history"]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        try:
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if saved["training_id"] != self.training.id:
+                self.reporter.warn(f"{path} is of another training; it starts again")
+                return [], 0.0
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.companion is not None:
+                self.companion.load_state_dict(saved["companion"])
+            self.state = {name: value.to(self.device) for name, value in saved["defense"].items()}
+            history: History = list(saved["history"])
+            seconds = float(saved["seconds"])
+        except Exception as error:  # whatever a broken pickle or a state of other code raises
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path} does not fit this training ({reason}): delete it") from None
         self.reporter.say(f"resuming after epoch {len(history)}")
-        return history, float(saved["seconds"])
+        return history, seconds
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

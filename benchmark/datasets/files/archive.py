@@ -1,4 +1,4 @@
-"""Archives of data sets: downloaded in pieces, checked by MD5, unpacked safely."""
+"""Archives of data sets: downloaded in pieces, checked by digest, unpacked safely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable
+from dmlbench.common.files import check_writable, open_file
 from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
@@ -31,18 +31,29 @@ class Archive:
 
     Attributes:
         url: its address.
-        md5: its published MD5 digest.
+        digest: its published SHA-256, or MD5 where no other is known, in hex.
         folder: the folder inside that holds the data set.
     """
 
     url: str
-    md5: str
+    digest: str
     folder: str
 
     @property
     def name(self) -> str:
         """The file's name."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def algorithm(self) -> str:
+        """The hash function of the digest, which its length tells."""
+        return {32: "MD5", 64: "SHA-256"}[len(self.digest)]
+
+    def matches(self, path: Path) -> bool:
+        """True if the file at ``path`` has the published digest."""
+        with open_file(path) as file:
+            found = hashlib.file_digest(file, self.algorithm.replace("-", "").lower())
+        return found.hexdigest() == self.digest
 
 
 def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
@@ -63,12 +74,14 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     if not path.is_file():
         partial = path.with_name(f"{path.name}.part")
         _download(archive.url, partial, reporter)
-        if _md5(partial) != archive.md5:
+        if not archive.matches(partial):
             partial.unlink()
-            raise UserError(f"{archive.url} served a damaged file (MD5 differs): run again")
+            wrong = f"{archive.algorithm} differs"
+            raise UserError(f"{archive.url} served a damaged file ({wrong}): run again")
         partial.replace(path)
-    elif _md5(path) != archive.md5:
-        raise UserError(f"{path} is not the official file (MD5 differs): delete it and run again")
+    elif not archive.matches(path):
+        wrong = f"{archive.algorithm} differs"
+        raise UserError(f"{path} is not the official file ({wrong}): delete it and run again")
     reporter.say(f"unpacking {path}, which you may delete afterwards")
     _unpack(path, archive.folder, root)
     return folder
@@ -130,12 +143,7 @@ def _unpack(path: Path, wanted: str, root: Path) -> None:
         (temporary / wanted).replace(root / wanted)
     except FileNotFoundError:
         raise UserError(f"{path} holds no folder {wanted}") from None
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers raise many kinds on broken bytes
         raise UserError(f"{path} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

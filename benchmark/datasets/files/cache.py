@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable, write_atomically
+from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.lazy import np
 from dmlbench.datasets.files.decoding import DECODER_VERSION, IMAGE_BYTES, SIDE, Seen, read_files
 from dmlbench.datasets.files.places import HOME
@@ -102,7 +102,7 @@ class Cache:
     def find(self, key: str, count: int) -> Decoded | None:
         """The ``count`` images cached under ``key``; None if they are not there or damaged."""
         try:
-            content = io.BytesIO((self.place / f"{key}.npz").read_bytes())
+            content = io.BytesIO(read_file(self.place / f"{key}.npz"))
             with np.load(content, allow_pickle=False) as index:
                 hashes, files = index["pixels"], index["files"]
             path = self.place / f"{_content(hashes)}.pixels"

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.compute.device import processors
 
@@ -97,7 +98,7 @@ def read_chunk(chunk: Chunk) -> list[Seen]:
     with nullcontext() if output is None else output.open("rb+") as file:
         for place, name in enumerate(names, start=first):
             try:
-                content = (root / name).read_bytes()
+                content = read_file(root / name)
                 pixels = decode(content).tobytes()
             except Exception as error:  # decoders raise many kinds on broken bytes
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import is_folder
 
 HOME = Path.home() / ".cache" / "dmlbench"
 """The folder for data sets if the user names none."""
@@ -14,7 +15,7 @@ HOME = Path.home() / ".cache" / "dmlbench"
 
 def existing(data_root: Path | None) -> Path:
     """The folder that the user named, else ``HOME``; UserError if a named one is not there."""
-    if data_root is not None and not data_root.is_dir():
+    if data_root is not None and not is_folder(data_root):
         raise UserError(f"--data-root {data_root} is not a folder")
     return data_root or HOME
 

@@ -1,0 +1,35 @@
+"""Types of flags that take numbers: finite, and no larger than a machine can use."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+LARGEST = 2**63 - 1
+
+
+class Whole(click.IntRange):
+    """A whole number from ``min`` to ``max``."""
+
+    def __init__(self, min: int = 0, max: int = LARGEST) -> None:
+        super().__init__(min, max)
+
+    def _describe_range(self) -> str:
+        """The range as the help shows it: without an end that nobody meets."""
+        return super()._describe_range() if self.max != LARGEST else f"x>={self.min}"
+
+
+class Real(click.FloatRange):
+    """A finite number from ``min`` to ``max``."""
+
+    def __init__(self, min: float = 0, max: float = 1e9, min_open: bool = False) -> None:
+        super().__init__(min, max, min_open=min_open)
+
+    def convert(self, value: Any, param: Any, context: Any) -> float:
+        """The number; ``nan`` is refused, which every comparison would let through."""
+        number: float = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, context)
+        return number
