@@ -21,7 +21,7 @@ from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
 from dmlbench.metrics.collapse import mean_cosine
-from dmlbench.metrics.distance import Metric, rowwise
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 
 if TYPE_CHECKING:
     from torch import nn
@@ -243,9 +243,17 @@ class AdversarialDefense(Defense):
         return super(AdversarialDefense, filled).resolve(threat, metric)
 
     def perturb(
-        self, model: EmbeddingModel, images: torch.Tensor, objective: Objective
+        self,
+        model: EmbeddingModel,
+        images: torch.Tensor,
+        objective: Objective,
+        known: torch.Tensor | None = None,
     ) -> Perturbed:
-        """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D)."""
+        """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D).
+
+        ``known`` are the embeddings of the clean images, in eval mode. Give them where some groups
+        may need no perturbation: those are recognised by them and take no pass.
+        """
         from dmlbench.compute.embedding import embed, frozen
 
         assert self.eps is not None
@@ -256,13 +264,32 @@ class AdversarialDefense(Defense):
             return embed(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
-            return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)
+            return PGD(self.eps, self.alpha, self.eta).run(
+                embed_groups, images, objective, known=known
+            )
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:
     """H(a, p, n) = d(a, p) - d(a, n), (T,), of the embeddings (T, 3, D) of triplets (HM)."""
     a, p, n = e[:, 0], e[:, 1], e[:, 2]
     return rowwise(a, p, metric) - rowwise(a, n, metric)
+
+
+def hardness_and_gradient(
+    e: torch.Tensor, metric: Metric, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """H (T,) of embeddings (T, 3, D), and its gradient (T, 3, D).
+
+    ``offset`` is added to the anchor in each difference (RobRank adds 1e-6).
+    """
+    a, p, n = e.unbind(1)
+    a = a + offset if offset else a
+    h = rowwise(a, p, metric) - rowwise(a, n, metric)
+    from_p = rowwise_gradient(a, p, metric)
+    from_n = rowwise_gradient(a, n, metric)
+    at_p = rowwise_gradient(p, a, metric)
+    at_n = rowwise_gradient(n, a, metric)
+    return h, torch.stack([from_p - from_n, at_p, -at_n], dim=1)
 
 
 def triplet_loss(hardness: torch.Tensor, margin: float) -> torch.Tensor:

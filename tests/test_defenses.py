@@ -122,8 +122,12 @@ def test_a_step_of_hm_equals_the_equations(
     batch.generator.set_state(before)
     images = batch.images[t.stack()]
     expected = slow_perturb(model, images, h_d, defense)
-    found = defense.perturb(model, images, HardnessObjective("N", h_d))
+    objective = HardnessObjective("N", h_d)
+    found = defense.perturb(model, images, objective)
     assert torch.equal(found.images, expected)  # to the bit, though triplets left the batch
+    known = defense.perturb(model, images, objective, batch.embeddings[t.stack()])
+    assert torch.equal(known.images, expected)  # some of them before the first pass
+    torch.testing.assert_close(known.last_embeddings, found.last_embeddings, rtol=0, atol=0)
     step = defense.step(model, batch, state)
     slow = slow_hm_loss(model, batch, t, expected, ics)
     assert step.loss is not None
@@ -132,7 +136,14 @@ def test_a_step_of_hm_equals_the_equations(
     reference = model.slow_gradient
     assert (gradient - reference).norm() <= 1e-5 * reference.norm()  # type: ignore[operator]
     assert step.full_passes == 4 * len(t)
-    assert step.passes == found.passes <= step.full_passes
+    done = int((objective.value_and_grad(batch.embeddings[t.stack()], 0)[0] == 0).sum())
+    assert step.passes == known.passes == found.passes - done
+    reused = dataclasses.replace(defense, reuse=True)
+    batch.generator.set_state(before)
+    quick = reused.step(model, batch, {"previous_loss": torch.tensor(0.07)})
+    assert quick.loss is not None
+    assert quick.loss.item() == pytest.approx(step.loss.item(), rel=1e-6)
+    assert (flat_gradient(model, quick) - reference).norm() <= 1e-5 * reference.norm()  # type: ignore[operator]
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
 
@@ -151,6 +162,11 @@ def test_the_active_set_of_hm_saves_passes(model: EmbeddingModel, tiny: Retrieva
     already_there = to(-9.0)
     assert torch.equal(already_there.images, images)
     assert already_there.passes == len(images)  # one pass to see it
+    goal = HardnessObjective("N", torch.full((len(images),), -9.0))
+    seen = defense.perturb(model, images, goal, images.new_zeros(len(images), 3, 8))
+    assert torch.equal(seen.images, images)
+    assert seen.passes == 0
+    assert seen.flat_start.all()
 
 
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
