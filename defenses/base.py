@@ -209,6 +209,33 @@ class Defense(Component, abc.ABC):
         passes = (perturbed.passes, perturbed.full_passes) if perturbed else (0, 0)
         return StepOutput(loss, h.detach().mean(), batch.mean_cosine, triplets.weight, *passes)
 
+    def loss_step(
+        self,
+        batch: Batch,
+        whole: Triplets,
+        e: torch.Tensor,
+        metric: Metric,
+        mined: bool = True,
+        perturbed: Perturbed | None = None,
+    ) -> StepOutput:
+        """The end of a step that embedded the whole batch: the companion's loss, if there is one.
+
+        Args:
+            batch: the batch.
+            whole: from ``mine_whole``.
+            e: (2B, D) embeddings of the batch, gathered from all processes, with gradient.
+            metric: N, E or C.
+            mined: True if the companion reads triplets, not the labels alone.
+            perturbed: as in ``triplet_step``.
+        """
+        if batch.companion is None or not len(whole):
+            triplets = whole.share(batch.world)
+            return self.triplet_step(batch, triplets, e[triplets.stack()], metric, perturbed)
+        # no mean over triplets: every process takes the loss on the whole batch
+        chosen = (whole.stack().unbind(1),) if mined else ()
+        loss = batch.companion(e, batch.labels, *chosen)
+        return self.triplet_step(batch, whole, e[whole.stack()], metric, perturbed, loss)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialDefense(Defense):

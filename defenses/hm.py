@@ -9,10 +9,6 @@ and the model learns by the triplet loss on (a~, p~, n~). A triplet that has rea
 gradient and stays as it is, so it leaves the batch of PGD. One that is there from the start is
 recognised by the embeddings that it was mined on, and never enters.
 
-RobRank's code adds 1e-6 to the differences of embeddings. It matters where an anchor is its own
-positive, which the sampler ``softhard-robrank`` allows: d(a, p) has no gradient at zero, and the
-1e-6 gives it one. So it is added with that sampler, and with no other.
-
 ``reuse`` embeds each clean image once in a step. Mining, the triplets that PGD left alone, and the
 clean anchors and positives of ICS all read the same embeddings. The loss is the same, and its
 gradient up to the order of summation (1e-6 of its norm on a CPU). It has no effect on a network
@@ -42,7 +38,7 @@ from dmlbench.defenses.base import (
     hardness_and_gradient,
     triplet_loss,
 )
-from dmlbench.defenses.samplers import INITIAL, SELF_POSITIVE, Triplets
+from dmlbench.defenses.samplers import INITIAL, Triplets, own_positive_offset
 from dmlbench.metrics.distance import Metric, rowwise
 
 if TYPE_CHECKING:
@@ -54,7 +50,6 @@ GRADUAL = {"lga": "g_LGA", "g_2": "g_2", "g_half": "g_1/2"}
 """Gradual adversaries H_D = -gamma l^power (HM and its supplement): name -> the paper's name.
 l is ``HardnessManipulation.ease``."""
 POWER = {"lga": 1.0, "g_2": 2.0, "g_half": 0.5}
-ROBRANK_OFFSET = 1e-6
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class HardnessManipulation(AdversarialDefense):
     ) -> Perturbed:
         """Perturb the images of ``triplets`` until their hardness reaches H_D."""
         goal = self.hardness_goal(batch, state, model.metric).expand(len(triplets))
-        offset = ROBRANK_OFFSET if self.source == SELF_POSITIVE else 0.0
+        offset = own_positive_offset(self.source)
         chosen = triplets.stack()
         objective = HardnessObjective(model.metric, goal, offset)
         return self.perturb(model, batch.images[chosen], objective, batch.embeddings[chosen])

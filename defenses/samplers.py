@@ -7,11 +7,11 @@ be drawn. An anchor is dropped where the batch holds no other class.
 
 Two samplers of RobRank's code differ from their definitions, and are choices of their own:
 
-- ``softhard-robrank`` (``S_self``): where no positive is farther than the closest negative, it draws
-  from the whole class, and the anchor itself is one of it. An anchor that is its own positive has
+- ``softhard-robrank`` (``S_self``): where no positive is farther than the closest negative, it
+  draws from the whole class, the anchor itself included. An anchor that is its own positive has
   d(a, p) = 0, so the ICS loss of HM becomes lambda d(a, a~) there. A network that separates its
-  classes gives 37% such anchors in batches of 56 pairs from 100 classes (CUB), and 4% in batches of
-  128 pairs from 10 classes (Fashion-MNIST). All published rows S of HM and ACT contain them.
+  classes gives 38% such anchors in batches of 56 pairs from 100 classes (CUB), and 4% in batches
+  of 128 pairs from 10 classes (Fashion-MNIST). All published rows S of HM and ACT contain them.
 - ``semihard-robrank`` (``M_1``): the window above d(a, p) is 1 wide instead of the margin, which is
   0.2. RobRank mines so in all its defenses but EST and HM.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SELF_POSITIVE = "softhard-robrank"
 ROBRANK_WINDOW = 1.0
+ROBRANK_OFFSET = 1e-6
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _semihard_robrank(batch: Distances) -> Weights:
     return None, batch.other & (batch.d_ap < d) & (d < batch.d_ap + ROBRANK_WINDOW)
 
 
-def _softhard(batch: Distances) -> Weights:
+def _softhard(batch: Distances) -> tuple[torch.Tensor, torch.Tensor]:
     """A negative closer than the farthest same-class item, a positive farther than the
     closest other-class item (Roth et al., ICML 2020).
     """
@@ -162,6 +163,16 @@ INITIAL = {
     "semihard-robrank": "M_1",
 }
 """Sampler -> its letter in the papers; with a subscript where RobRank's code differs from them."""
+
+
+def own_positive_offset(sampler: str) -> float:
+    """What is added to the differences of anchors to positives and negatives under ``sampler``.
+
+    RobRank's code adds 1e-6 (torch's pairwise_distance does). It matters where an anchor is its own
+    positive: d(a, p) has no gradient at zero, and the 1e-6 gives it one. Everywhere else it is
+    below what decides a sign, so it is added with ``softhard-robrank`` alone.
+    """
+    return ROBRANK_OFFSET if sampler == SELF_POSITIVE else 0.0
 
 
 def sample(
