@@ -130,7 +130,8 @@ def robrank_step(folder: Path, name: str, defense: Any) -> Callable[[Peer, Any],
     def hm(peer: Peer, batch: Any) -> torch.Tensor:
         kinds = ("random", "semihard", "softhard", "distance")
         source = defense.source.removesuffix("-robrank")
-        destination = defense.destination if defense.destination in kinds else "random"
+        other = "random" if source != "random" else "semihard"  # LGA does not read it
+        destination = defense.destination if defense.destination in kinds else other
         loss: torch.Tensor = amd.hm_training_step(
             peer,
             batch,

@@ -8,17 +8,20 @@ import functools
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import UserError
 from dmlbench.compute.distributed import World
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.defenses import base
 from dmlbench.defenses.act import AntiCollapseTriplet
 from dmlbench.defenses.base import Batch, Defense, State, StepOutput, hardness
 from dmlbench.defenses.est import EmbeddingShiftedTriplet
@@ -128,6 +131,10 @@ def test_a_step_of_hm_equals_the_equations(
     known = defense.perturb(model, images, objective, batch.embeddings[t.stack()])
     assert torch.equal(known.images, expected)  # some of them before the first pass
     torch.testing.assert_close(known.last_embeddings, found.last_embeddings, rtol=0, atol=0)
+    with patch.object(base, "PGD", functools.partial(PGD, active_set=False)):
+        whole = defense.perturb(model, images, objective, batch.embeddings[t.stack()])
+    assert torch.equal(whole.images, expected)
+    assert whole.passes == whole.full_passes
     step = defense.step(model, batch, state)
     slow = slow_hm_loss(model, batch, t, expected, ics)
     assert step.loss is not None

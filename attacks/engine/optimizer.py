@@ -160,7 +160,8 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
         passes, finite = 0, torch.ones((), dtype=torch.bool, device=clean.device)
         last, flat = clean.new_empty(0), torch.zeros_like(rows, dtype=torch.bool)
-        if known is not None and self.active_set:
+        known = known if self.active_set else None
+        if known is not None:
             _, de = objective.value_and_grad(known, 0)
             rows = de.flatten(1).any(dim=1).nonzero()[:, 0]
             result, last, flat = clean.clone(), known.clone(), torch.ones_like(flat)
