@@ -4,19 +4,21 @@ The anchor stays clean. PGD pulls the positive and the negative together:
 
     minimise over p~, n~  d(f(p~), f(n~))
 
-and the model learns by the triplet loss on (a, p~, n~) to keep them apart.
+and the model learns by the triplet loss on (a, p~, n~) to keep them apart. Those other losses
+that are defined on given triplets (``loss``) are taken on the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ROBRANK
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
+from dmlbench.defenses import losses
 from dmlbench.defenses.base import (
     DEFENSES,
     SAMPLER_NAMES,
@@ -25,11 +27,13 @@ from dmlbench.defenses.base import (
     State,
     StepOutput,
 )
-from dmlbench.defenses.samplers import INITIAL
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.core.protocol import TrainingThreat
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,41 @@ class AntiCollapseTriplet(AdversarialDefense):
     card = Card("act", "Anti-Collapse Triplet: positive and negative pulled together", ROBRANK)
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
+    loss: str = parameter(losses.TRIPLET, losses.HELP, choices=losses.OF_TRIPLETS, late=True)
 
     @property
     def label(self) -> str:
-        """``ACT[R]``."""
-        return f"ACT[{INITIAL[self.sampler]}]"
+        """``ACT[R]``; ``ACT[contrastive, R]`` with another loss."""
+        return f"ACT[{losses.notation(self.loss, self.sampler, always_mined=True)}]"
+
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
+        """Fill in what is ``auto``.
+
+        Raises:
+            UserError: a margin is given for a loss that does not read it.
+        """
+        losses.check(self.card.name, self.loss, self.margin, self.sampler, always_mined=True)
+        return super().resolve(threat, metric)
+
+    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
+        """The loss module; None for the triplet loss."""
+        return losses.build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Mine clean triplets, pull positives and negatives together, take the triplet loss."""
-        triplets = self.mine(self.sampler, batch, model.metric)
+        """Mine clean triplets, pull positives and negatives together, take the loss."""
+        whole = self.mine_whole(self.sampler, batch, model.metric)
+        triplets = whole.share(batch.world)
         if not len(triplets):
             return StepOutput.empty(batch)
         images = batch.images[triplets.stack()]
         perturbed = self.perturb(model, images[:, 1:], CollapseObjective(model.metric))
         adversarial = torch.cat([images[:, :1], perturbed.images], dim=1)
         e = model(adversarial.flatten(0, 1)).view(len(triplets), 3, -1)
-        return self.triplet_step(batch, triplets, e, model.metric, perturbed)
+        if batch.companion is None:
+            return self.triplet_step(batch, triplets, e, model.metric, perturbed)
+        # no mean over triplets: every process takes the loss on all of them
+        e = batch.world.gather(e, len(whole))
+        at = torch.arange(e.shape[0] * 3, device=e.device).view(-1, 3)
+        labels = batch.labels[whole.stack()].flatten()
+        loss = batch.companion(e.flatten(0, 1), labels, at.unbind(1))
+        return self.triplet_step(batch, whole, e, model.metric, perturbed, loss)

@@ -21,7 +21,7 @@ from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
 from dmlbench.metrics.collapse import mean_cosine
-from dmlbench.metrics.distance import Metric, rowwise
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,6 +209,33 @@ class Defense(Component, abc.ABC):
         passes = (perturbed.passes, perturbed.full_passes) if perturbed else (0, 0)
         return StepOutput(loss, h.detach().mean(), batch.mean_cosine, triplets.weight, *passes)
 
+    def loss_step(
+        self,
+        batch: Batch,
+        whole: Triplets,
+        e: torch.Tensor,
+        metric: Metric,
+        mined: bool = True,
+        perturbed: Perturbed | None = None,
+    ) -> StepOutput:
+        """The end of a step that embedded the whole batch: the companion's loss, if there is one.
+
+        Args:
+            batch: the batch.
+            whole: from ``mine_whole``.
+            e: (2B, D) embeddings of the batch, gathered from all processes, with gradient.
+            metric: N, E or C.
+            mined: True if the companion reads triplets, not the labels alone.
+            perturbed: as in ``triplet_step``.
+        """
+        if batch.companion is None or not len(whole):
+            triplets = whole.share(batch.world)
+            return self.triplet_step(batch, triplets, e[triplets.stack()], metric, perturbed)
+        # no mean over triplets: every process takes the loss on the whole batch
+        chosen = (whole.stack().unbind(1),) if mined else ()
+        loss = batch.companion(e, batch.labels, *chosen)
+        return self.triplet_step(batch, whole, e[whole.stack()], metric, perturbed, loss)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialDefense(Defense):
@@ -243,9 +270,17 @@ class AdversarialDefense(Defense):
         return super(AdversarialDefense, filled).resolve(threat, metric)
 
     def perturb(
-        self, model: EmbeddingModel, images: torch.Tensor, objective: Objective
+        self,
+        model: EmbeddingModel,
+        images: torch.Tensor,
+        objective: Objective,
+        known: torch.Tensor | None = None,
     ) -> Perturbed:
-        """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D)."""
+        """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D).
+
+        ``known`` are the embeddings of the clean images, in eval mode. Give them where some groups
+        may need no perturbation: those are recognised by them and take no pass.
+        """
         from dmlbench.compute.embedding import embed, frozen
 
         assert self.eps is not None
@@ -256,13 +291,32 @@ class AdversarialDefense(Defense):
             return embed(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
-            return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)
+            return PGD(self.eps, self.alpha, self.eta).run(
+                embed_groups, images, objective, known=known
+            )
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:
     """H(a, p, n) = d(a, p) - d(a, n), (T,), of the embeddings (T, 3, D) of triplets (HM)."""
     a, p, n = e[:, 0], e[:, 1], e[:, 2]
     return rowwise(a, p, metric) - rowwise(a, n, metric)
+
+
+def hardness_and_gradient(
+    e: torch.Tensor, metric: Metric, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """H (T,) of embeddings (T, 3, D), and its gradient (T, 3, D).
+
+    ``offset`` is added to the anchor in each difference (RobRank adds 1e-6).
+    """
+    a, p, n = e.unbind(1)
+    a = a + offset if offset else a
+    h = rowwise(a, p, metric) - rowwise(a, n, metric)
+    from_p = rowwise_gradient(a, p, metric)
+    from_n = rowwise_gradient(a, n, metric)
+    at_p = rowwise_gradient(p, a, metric)
+    at_n = rowwise_gradient(n, a, metric)
+    return h, torch.stack([from_p - from_n, at_p, -at_n], dim=1)
 
 
 def triplet_loss(hardness: torch.Tensor, margin: float) -> torch.Tensor:

@@ -4,67 +4,77 @@ Every image x of the batch is perturbed by PGD so that its embedding moves as fa
 
     minimise over x~  -d(f(x~), f(x))
 
-and the model learns by the triplet loss on triplets that are mined on the embeddings f(x~).
+and the model learns by the triplet loss on triplets that are mined on the embeddings f(x~). Other
+losses (``loss``) are taken on f(x~) as ``none`` takes them on f(x).
+
+``variant=robrank`` does what RobRank's code does (``est_training_step`` in defenses/est.py):
+
+- Its first step is another one (``ShiftDefense``).
+- It embeds the clean batch in train mode too. Where batch norm is not frozen, the running
+  statistics so become those of clean and perturbed images in turn.
+
+RobRank freezes the batch norm of its 224x224 networks under every defense but EST. Its rows on CUB,
+Cars and SOP are therefore ``--defense est:variant=robrank --model resnet18:freeze_bn=false``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
-from dmlbench.defenses.base import (
-    DEFENSES,
-    SAMPLER_NAMES,
-    AdversarialDefense,
-    Batch,
-    State,
-    StepOutput,
-)
-from dmlbench.defenses.samplers import INITIAL
-from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
+from dmlbench.defenses import losses
+from dmlbench.defenses.base import DEFENSES, SAMPLER_NAMES, Batch, State, StepOutput
+from dmlbench.defenses.shift import ROBRANK_CODE, ShiftDefense
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dmlbench.compute.embedding import EmbeddingModel
-
-FIRST_OFFSET = 1e-7  # at the start the distance is zero, and its gradient with it
-
-
-@dataclass(frozen=True)
-class ShiftObjective(RowWise):
-    """-d(e, origin) of single images; ``origin`` (T, 1, D) are their clean embeddings."""
-
-    metric: Metric
-    origin: torch.Tensor
-
-    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (T,) and gradients (T, 1, D)."""
-        origin = self.origin + FIRST_OFFSET if step == 0 else self.origin
-        return -rowwise(e, origin, self.metric)[:, 0], -rowwise_gradient(e, origin, self.metric)
+    from dmlbench.core.protocol import TrainingThreat
+    from dmlbench.metrics.distance import Metric
 
 
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingShiftedTriplet(AdversarialDefense):
+class EmbeddingShiftedTriplet(ShiftDefense):
     """EST[sampler]."""
 
     card = Card("est", "Embedding-Shifted Triplet: each image far from itself", ADVRANK)
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
+    loss: str = parameter(losses.TRIPLET, losses.HELP, choices=losses.LOSSES, late=True)
 
     @property
     def label(self) -> str:
-        """``EST[R]``."""
-        return f"EST[{INITIAL[self.sampler]}]"
+        """``EST[R]``; ``EST[contrastive]`` with another loss."""
+        return self.named("EST", losses.notation(self.loss, self.sampler))
+
+    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
+        """Fill in what is ``auto``.
+
+        Raises:
+            UserError: a margin or a sampler is given for a loss that does not read it.
+        """
+        losses.check(self.card.name, self.loss, self.margin, self.sampler)
+        return super().resolve(threat, metric)
+
+    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
+        """The loss module; None for the triplet loss."""
+        return losses.build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
-        """Perturb the batch, mine triplets on the result, and take the triplet loss on them."""
-        objective = ShiftObjective(model.metric, batch.embeddings[batch.share, None])
-        perturbed = self.perturb(model, batch.images[batch.share, None], objective)
+        """Perturb the batch, mine triplets on the result, and take the loss on them."""
+        images = batch.images[batch.share]
+        if self.variant == ROBRANK_CODE and not model.same_in_training:
+            with torch.no_grad():
+                model(images)
+        first = self.first_offset(batch, len(batch.images))[batch.share]
+        origin = batch.embeddings[batch.share, None]
+        perturbed = self.shift(model, images[:, None], origin, first)
         e = batch.gather(model(perturbed.images[:, 0]))
-        triplets = self.mine(self.sampler, batch, model.metric, e.detach())
-        return self.triplet_step(batch, triplets, e[triplets.stack()], model.metric, perturbed)
+        whole = self.mine_whole(self.sampler, batch, model.metric, e.detach())
+        return self.loss_step(batch, whole, e, model.metric, losses.mined(self.loss), perturbed)

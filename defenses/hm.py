@@ -6,7 +6,13 @@ H~ = d(a~, p~) - d(a~, n~) reaches a destination hardness H_D:
     minimise over the three perturbations  max(0, H_D - H~)^2
 
 and the model learns by the triplet loss on (a~, p~, n~). A triplet that has reached H_D has zero
-gradient and stays as it is, so it leaves the batch of PGD.
+gradient and stays as it is, so it leaves the batch of PGD. One that is there from the start is
+recognised by the embeddings that it was mined on, and never enters.
+
+``reuse`` embeds each clean image once in a step. Mining, the triplets that PGD left alone, and the
+clean anchors and positives of ICS all read the same embeddings. The loss is the same, and its
+gradient up to the order of summation (1e-6 of its norm on a CPU). It has no effect on a network
+that embeds differently in training, such as one whose batch norm is not frozen.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from dmlbench.attacks.engine.objective import RowWise
+from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import HM
 from dmlbench.core.registry import Card
@@ -28,10 +35,11 @@ from dmlbench.defenses.base import (
     State,
     StepOutput,
     hardness,
+    hardness_and_gradient,
     triplet_loss,
 )
-from dmlbench.defenses.samplers import INITIAL, Triplets
-from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
+from dmlbench.defenses.samplers import INITIAL, Triplets, own_positive_offset
+from dmlbench.metrics.distance import Metric, rowwise
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
@@ -46,20 +54,19 @@ POWER = {"lga": 1.0, "g_2": 2.0, "g_half": 0.5}
 
 @dataclass(frozen=True)
 class HardnessObjective(RowWise):
-    """max(0, H_D - H)^2 of triplets; ``destination`` is H_D, (T,)."""
+    """max(0, H_D - H)^2 of triplets; ``destination`` is H_D, (T,).
+
+    ``offset`` is added to the anchor in each difference.
+    """
 
     metric: Metric
     destination: torch.Tensor
+    offset: float = 0.0
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (T,) and gradients (T, 3, D) for embeddings (T, 3, D) of a, p, n."""
-        a, p, n = e.unbind(1)
-        gap = (self.destination - hardness(e, self.metric)).relu()
-        to_p = rowwise_gradient(a, p, self.metric)
-        to_n = rowwise_gradient(a, n, self.metric)
-        back_p = rowwise_gradient(p, a, self.metric)
-        back_n = rowwise_gradient(n, a, self.metric)
-        dh = torch.stack([to_p - to_n, back_p, -back_n], dim=1)
+        h, dh = hardness_and_gradient(e, self.metric, self.offset)
+        gap = (self.destination - h).relu()
         return gap.square(), -2 * gap[:, None, None] * dh
 
 
@@ -87,6 +94,9 @@ class HardnessManipulation(AdversarialDefense):
         None, "weight lambda of the Intra-Class Structure loss; auto: the data set's", at_least=0
     )
     ics_margin: float = parameter(0.0, "margin of the Intra-Class Structure loss", at_least=0)
+    reuse: bool = parameter(
+        False, "embed each clean image once a step: quicker, with other last bits", late=True
+    )
 
     def __post_init__(self) -> None:
         """Refuse a key that nothing reads: it would make another row with the same numbers."""
@@ -134,24 +144,38 @@ class HardnessManipulation(AdversarialDefense):
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine triplets, perturb them to their H_D, take the triplet loss (and ICS) on them."""
-        metric = model.metric
-        triplets = self.mine(self.source, batch, metric)
+        clean = None
+        if self.reuse and model.same_in_training:
+            clean = batch.gather(model(batch.images[batch.share]))
+            batch = dataclasses.replace(batch, embed=clean.detach)
+        triplets = self.mine(self.source, batch, model.metric)
         if not len(triplets):
             return StepOutput.empty(batch)
         perturbed = None
         if self.identical:  # what ``none`` computes, to the bit
-            e = batch.gather(model(batch.images[batch.share]))[triplets.stack()]
+            whole = batch.gather(model(batch.images[batch.share])) if clean is None else clean
+            e = whole[triplets.stack()]
         else:
-            goal = self.hardness_goal(batch, state, metric).expand(len(triplets))
-            images = batch.images[triplets.stack()]
-            perturbed = self.perturb(model, images, HardnessObjective(metric, goal))
-            e = model(perturbed.images.flatten(0, 1)).view(len(triplets), 3, -1)
-        step = self.triplet_step(batch, triplets, e, metric, perturbed)
+            perturbed = self.manipulate(model, batch, triplets, state)
+            e = embed_perturbed(model, batch, triplets, perturbed.images, clean)
+        step = self.triplet_step(batch, triplets, e, model.metric, perturbed)
         assert step.loss is not None
         state["previous_loss"] = step.loss.detach()
         if self.ics:
-            step.loss = step.loss + self.ics * self.structure_loss(model, batch, triplets, e)
+            pairs = torch.cat([triplets.anchor, triplets.positive])
+            pair = model(batch.images[pairs]) if clean is None else clean[pairs]
+            step.loss = step.loss + self.ics * self.structure_loss(pair, e, model.metric)
         return step
+
+    def manipulate(
+        self, model: EmbeddingModel, batch: Batch, triplets: Triplets, state: State
+    ) -> Perturbed:
+        """Perturb the images of ``triplets`` until their hardness reaches H_D."""
+        goal = self.hardness_goal(batch, state, model.metric).expand(len(triplets))
+        offset = own_positive_offset(self.source)
+        chosen = triplets.stack()
+        objective = HardnessObjective(model.metric, goal, offset)
+        return self.perturb(model, batch.images[chosen], objective, batch.embeddings[chosen])
 
     def hardness_goal(self, batch: Batch, state: State, metric: Metric) -> torch.Tensor:
         """H_D: a scalar, or (T,) the hardness of another sampler's triplets of the same anchors."""
@@ -176,15 +200,41 @@ class HardnessManipulation(AdversarialDefense):
         return state["previous_loss"].to(like).clamp(max=self.u) / self.u
 
     def structure_loss(
-        self, model: EmbeddingModel, batch: Batch, triplets: Triplets, adversarial: torch.Tensor
+        self, pair: torch.Tensor, adversarial: torch.Tensor, metric: Metric
     ) -> torch.Tensor:
         """The ICS loss: the triplet loss on (a, a~, p), a and p clean; margin 0 in the paper.
 
         HM, section "Intra-Class Structure". It keeps an anchor closer to its own adversarial image
-        than to its positive. ``adversarial`` (T, 3, D) are the perturbed triplets' embeddings.
+        than to its positive.
+
+        Args:
+            pair: (2T, D) embeddings of the clean anchors, then of the clean positives.
+            adversarial: (T, 3, D) embeddings of the perturbed triplets.
+            metric: N, E or C.
         """
-        e = model(batch.images[torch.cat([triplets.anchor, triplets.positive])])
-        a, p = e.chunk(2)
-        d_adversarial = rowwise(a, adversarial[:, 0], model.metric)
-        h = d_adversarial - rowwise(a, p, model.metric)
+        a, p = pair.chunk(2)
+        h = rowwise(a, adversarial[:, 0], metric) - rowwise(a, p, metric)
         return triplet_loss(h, self.ics_margin)
+
+
+def embed_perturbed(
+    model: EmbeddingModel,
+    batch: Batch,
+    triplets: Triplets,
+    perturbed: torch.Tensor,
+    clean: torch.Tensor | None,
+) -> torch.Tensor:
+    """(T, 3, D) embeddings of ``perturbed`` (T, 3, C, H, W), with gradient in the weights.
+
+    ``clean`` are the embeddings (2B, D) of the clean batch, if they are to be used for triplets
+    that PGD left as they were.
+    """
+    if clean is None:
+        return model(perturbed.flatten(0, 1)).view(len(perturbed), 3, -1)  # type: ignore[no-any-return]
+    chosen = triplets.stack()
+    e = clean[chosen]
+    moved = (perturbed != batch.images[chosen]).flatten(1).any(1).nonzero()[:, 0]
+    if not len(moved):
+        return e
+    own = model(perturbed[moved].flatten(0, 1)).view(len(moved), 3, -1)
+    return e.index_copy(0, moved, own)

@@ -8,11 +8,16 @@ and eta the columns are
   inner ones (forward, gradient in the images) and one outer one (forward, gradient in the
   parameters), each of as many images as the defense uses;
 - saved: share of the inner passes that the active set left out;
-- RobRank s: seconds of RobRank for the same step with the same weights and images. It needs
-  ``--robrank FOLDER``, a folder that contains the package ``robrank`` of a clone of
-  github.com/cdluminate/robrank.
+- RobRank s, / ours: seconds of RobRank for the same step with the same weights and images, and how
+  many times that is ours. HM is RobRank's published objective, "ET", which stops PGD as soon as the
+  loss of the batch stands still. It needs ``--robrank FOLDER``, a folder that contains the package
+  ``robrank`` of a clone of github.com/cdluminate/robrank.
 
-All alternate in one run; medians over the repeats are printed. No test asserts a duration.
+``--checkpoint`` takes the weights of a trained model instead, and ``--loss`` is the loss of its
+last step, by which HM's destination rises: late in a training fewer triplets are left alone.
+
+All alternate in one run. Seconds are medians over the repeats, ratios the medians of the ratios
+within a repeat, so that a load that changes meanwhile weighs on both. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -20,9 +25,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +43,13 @@ from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base
-from dmlbench.defenses.base import DEFENSES, Batch, Defense
+from dmlbench.defenses.base import DEFENSES, Batch, Defense, State
 from dmlbench.models.small import C2F2
+from dmlbench.storage.checkpoint import load_weights
 from dmlbench.training.batches import pair_batches
-from scripts.peer import import_robrank
 from scripts.record import CSV, save
 
-NAMES = ("none", "est", "act", "hm")
+NAMES = ("none", "est", "act", "hm:ics=0", "hm:ics=0,reuse=true", "hm", "hm:reuse=true")
 GROUP = {"none": 0, "est": 1, "act": 2, "hm": 3}  # images of a triplet that are perturbed
 RATE = 1e-4
 
@@ -58,6 +62,7 @@ class Workbench:
     images: torch.Tensor
     labels: torch.Tensor
     device: torch.device
+    state: State = field(default_factory=dict)
 
     def clock(self, work: Callable[[], object]) -> float:
         """Time one call in seconds, until the device has finished all its work."""
@@ -76,7 +81,7 @@ class Workbench:
         generator = torch.Generator(self.device).manual_seed(0)
         embeddings = partial(embedded, model, self.images)
         batch = Batch(self.images, self.labels, embeddings, generator, World())
-        step = defense.step(model, batch, {})
+        step = defense.step(model.train(), batch, dict(self.state))
         assert step.loss is not None
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -106,6 +111,9 @@ class Workbench:
 @click.option("--pairs", type=int, default=128, show_default=True)
 @click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
+@click.option("--defense", "defenses", multiple=True, help="Only these, without eta.")
+@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.option("--loss", "last_loss", type=float, help="The loss of the step before, for HM.")
 @click.option("--robrank", type=click.Path(exists=True, path_type=Path))
 @CSV
 def main(
@@ -114,51 +122,66 @@ def main(
     pairs: int,
     etas: tuple[int, ...],
     repeats: int,
+    defenses: tuple[str, ...],
+    checkpoint: Path | None,
+    last_loss: float | None,
     robrank: Path | None,
     path: Path | None,
 ) -> None:
     """Print a row for each defense and eta."""
     with Compute(device_name, threads=threads).applied() as device:
-        workbench = prepare(pairs, device)
+        workbench = prepare(pairs, device, checkpoint, last_loss)
         click.echo(f"{device}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
         click.echo(
-            f"{'defense':16}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
+            f"{'defense':28}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
             + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
         )
         rows = []
-        for name in NAMES:
+        for asked in defenses or NAMES:
+            name = asked.partition(":")[0]
             for eta in etas if name != "none" else (0,):
-                text = name if name == "none" else f"{name}:eta={eta}"
-                text += ",ics=0" if name == "hm" else ""  # ICS in RobRank needs an older torch
+                key = "" if name == "none" else f"{',' if ':' in asked else ':'}eta={eta}"
+                text = asked + key
                 threat = FashionMini.card.training_threat
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
                 peer = peer_step(robrank, name, defense, workbench) if robrank else None
                 found = row(name, defense, eta, workbench, repeats, peer)
                 widths = (8, 7, 8, 7, 11, 8)
                 values = zip(found.values(), widths, strict=False)
-                click.echo(f"{text:16}" + "".join(f"{value:>{width}}" for value, width in values))
+                click.echo(f"{text:28}" + "".join(f"{value:>{width}}" for value, width in values))
                 rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
         save(path, rows, device)
 
 
-def prepare(pairs: int, device: torch.device) -> Workbench:
-    """Train a C2F2 for 30 steps without defense, and take a batch."""
+def prepare(
+    pairs: int, device: torch.device, checkpoint: Path | None = None, loss: float | None = None
+) -> Workbench:
+    """Take a batch and a C2F2: that of ``checkpoint``, else one trained for 30 steps."""
     torch.manual_seed(0)
     train = FashionMini().load(None).train
-    model = on_device(C2F2().build(1, 28), device)
+    model = C2F2().build(1, 28)
+    batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
+    if checkpoint is not None:
+        load_weights(checkpoint, model)
+    model = on_device(model, device)
+    if checkpoint is None:
+        warm_up(model, [batch_of(train, index, device) for index in batches[:30]])
+    state = {} if loss is None else {"previous_loss": torch.tensor(loss, device=device)}
+    return Workbench(model, *batch_of(train, batches[0], device), device, state)
+
+
+def warm_up(model: EmbeddingModel, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Train without defense, a step a batch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     none = spec.parse("none", DEFENSES).resolve(FashionMini.card.training_threat, "N")
-    batches = pair_batches(train.labels, pairs, np.random.default_rng(0))
-    for index in batches[:30]:
-        images, labels = batch_of(train, index, device)
-        generator = torch.Generator(device).manual_seed(0)
+    for images, labels in batches:
+        generator = torch.Generator(images.device).manual_seed(0)
         batch = Batch(images, labels, partial(embedded, model, images), generator, World())
         step = none.step(model, batch, {})
         assert step.loss is not None
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Workbench(model, *batch_of(train, batches[0], device), device)
 
 
 def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
@@ -186,9 +209,12 @@ def row(
     group = GROUP[name]
     inner = len(workbench.images) if name == "est" else group * pairs
     outer = {"none": 2, "est": 2, "act": 3, "hm": 3}[name] * pairs
+    outer += 2 * pairs if getattr(defense, "ics", 0) else 0
     whole = partial(pgd.PGD, active_set=False)
     times: dict[str, list[float]] = {"full": [], "active": [], "bare": [], "peer": []}
     step = workbench.step(defense)  # warm-up
+    if peer is not None:
+        peer()
     for _ in range(repeats):
         bare = workbench.clock(lambda: workbench.outer(outer))
         if eta:
@@ -213,57 +239,28 @@ def row(
     }
     if peer is not None:
         found["RobRank s"] = f"{median['peer']:.3f}"
-        found["RobRank / ours"] = f"{median['peer'] / median['active']:.2f}"
+        pairs_of_times = zip(times["peer"], times["active"], strict=True)
+        found["RobRank / ours"] = f"{statistics.median(t / o for t, o in pairs_of_times):.2f}"
     return found
 
 
-def peer_step(
-    folder: Path, name: str, defense: Defense, workbench: Workbench
-) -> Callable[[], object] | None:
+def peer_step(folder: Path, name: str, defense: Defense, workbench: Workbench) -> Callable[[], Any]:
     """Build a function that does RobRank's step for the same defense, weights and batch."""
-    import_robrank(folder)
-    from robrank.defenses import amd, est, pnp  # type: ignore[import-not-found]
-    from robrank.losses import ptripletN  # type: ignore[import-not-found]
+    from scripts import peer_training
 
-    class Peer(torch.nn.Module):
-        """The parts of a LightningModule that the steps of RobRank use."""
+    step = peer_training.robrank_step(folder, name, defense)
 
-        dataset, metric, loss, wantsgrad = "fashion", "N", "ptripletN", False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = copy.deepcopy(workbench.model.backbone)
-            self.lossfunc, self.device = ptripletN(), workbench.device
-            self.config = types.SimpleNamespace(
-                advtrain_eps=getattr(defense, "eps", 0),
-                advtrain_alpha=getattr(defense, "alpha", 0),
-                advtrain_pgditer=getattr(defense, "eta", 0),
-            )
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            embeddings: torch.Tensor = self.backbone(x)
-            return embeddings
-
-        def log(self, *_: object) -> None:
-            """Do nothing."""
-
-    def step() -> None:
-        peer = Peer()
+    def work() -> None:
+        peer = peer_training.Peer(workbench.model, defense, workbench.device).train()
+        if workbench.state:
+            peer._hm_prev_loss = float(workbench.state["previous_loss"])
         optimizer = torch.optim.Adam(peer.parameters(), lr=RATE)
-        batch = (workbench.images, workbench.labels)
-        if name == "none":
-            loss = peer.lossfunc(peer(workbench.images), workbench.labels)
-        elif name == "hm":
-            kinds = {"srch": "spc2-softhard", "desth": "spc2-random"}  # LGA ignores desth
-            loss = amd.hm_training_step(peer, batch, 0, hm="L2", gradual=True, **kinds)
-        else:
-            loss = {"est": est.est_training_step, "act": pnp.pnp_training_step}[name](
-                peer, batch, 0
-            )
-        loss.mean().backward()
+        with peer_training.margin_zero():
+            loss = step(peer, (workbench.images, workbench.labels))
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return step
+    return work
 
 
 if __name__ == "__main__":

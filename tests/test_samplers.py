@@ -23,11 +23,14 @@ def slow_odds(
     positives, negatives = {p}, other
     if sampler == "semihard":
         negatives = {n for n in other if d[p] < d[n] < d[p] + MARGIN} or other
-    elif sampler == "softhard":
+    elif sampler == "semihard-robrank":
+        negatives = {n for n in other if d[p] < d[n] < d[p] + 1} or other
+    elif sampler.startswith("softhard"):
         farthest = max(d[i] for i in same)
         closest = min(d[i] for i in other)
         negatives = {n for n in other if d[n] < farthest} or other
-        positives = {i for i in same if d[i] > closest} or same
+        itself = {a} if sampler == "softhard-robrank" else set()
+        positives = {i for i in same if d[i] > closest} or same | itself
     elif sampler == "hardest":
         negatives = {min(other, key=lambda n: d[n])}
     odds = dict.fromkeys(negatives, 1.0)
@@ -93,5 +96,27 @@ def test_a_batch_of_one_class_has_no_triplets() -> None:
 def test_duplicates_are_harmless(sampler: str) -> None:
     labels = torch.tensor([0, 0, 1, 1])
     triplets = sample(sampler, torch.ones(4, 3), labels, "N", MARGIN, torch.Generator())
-    assert triplets.stack()[:, :2].tolist() == [[0, 1], [2, 3]]
+    itself = sampler == "softhard-robrank"
+    assert triplets.anchor.tolist() == [0, 2]
+    assert all(p in ((a, a + 1) if itself else (a + 1,)) for a, p, _ in triplets.stack().tolist())
     assert all(labels[a] != labels[n] for a, _, n in triplets.stack().tolist())
+
+
+@pytest.mark.parametrize(("pairs", "classes", "share"), [(56, 100, 0.38), (128, 10, 0.04)])
+def test_robranks_softhard_makes_anchors_their_own_positives(
+    pairs: int, classes: int, share: float
+) -> None:
+    """As often as its docstring says, where the network separates the classes (CUB, Fashion)."""
+    generator = torch.Generator().manual_seed(0)
+    own: dict[str, list[float]] = {"softhard": [], "softhard-robrank": []}
+    for _ in range(40):
+        labels = torch.randint(0, classes, (pairs,), generator=generator).repeat_interleave(2)
+        e = torch.eye(classes)[labels] + 0.01 * torch.rand(
+            len(labels), classes, generator=generator
+        )
+        e = torch.nn.functional.normalize(e, dim=1)
+        for sampler, shares in own.items():
+            t = sample(sampler, e, labels, "N", MARGIN, generator)
+            shares.append(float((t.positive == t.anchor).double().mean()))
+    assert sum(own["softhard"]) == 0
+    assert sum(own["softhard-robrank"]) / 40 == pytest.approx(share, abs=0.015)

@@ -161,6 +161,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         clean: torch.Tensor,
         objective: Objective,
         start: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> Perturbed:
         """Minimise ``objective`` around ``clean`` (B, ..., C, H, W), in [0, 1].
 
@@ -170,6 +171,8 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             clean: the centre of the ball.
             objective: the loss, one sample a row of ``clean``.
             start: where to begin, projected onto the ball first; the clean images by default.
+            known: (B, ..., D) embeddings of the clean images, where they are known and ``start`` is
+                not given. A sample that is done there takes no pass at all.
 
         Raises:
             CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
@@ -180,6 +183,12 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
         passes, finite = 0, torch.ones((), dtype=torch.bool, device=clean.device)
         last, flat = clean.new_empty(0), torch.zeros_like(rows, dtype=torch.bool)
+        known = known if self.active_set else None
+        if known is not None:
+            _, de = objective.value_and_grad(known, 0)
+            rows = de.flatten(1).any(dim=1).nonzero()[:, 0]
+            result, last = clean.clone(), known.clone()
+            objective, now = objective.take(rows), now.take(rows)
         for number in range(self.steps):
             if not len(rows):
                 break
@@ -187,7 +196,8 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             e, loss, live, dx = self._slope(embed, now.x, objective, number)
             finite &= loss.isfinite().all() & dx.isfinite().all()
             if number == 0:
-                last, flat = torch.empty_like(e), live & ~dx.flatten(1).any(dim=1)
+                last = e.new_empty(len(clean), *e.shape[1:]) if known is None else last
+                flat[rows] = live & ~dx.flatten(1).any(dim=1)
             now = self.step(now, loss, dx, live, number)
             if not self.active_set or number == self.steps - 1:
                 last[rows] = e

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -117,7 +117,7 @@ class Mnist(IdxDataset):
         MNIST,
         model="c2f2",
         recipe=Recipe(epochs=8, pairs=128, lr=1e-3, weight_decay=1e-7),
-        threat=THREAT,
+        threat=replace(THREAT, sp_scale=2e4),  # RobRank, attacks/advrank.py
         training_threat=TrainingThreat(eps=77 / 255, eta=32),
         train=Figures(60_000, 10),
         test=Figures(10_000, 10),
