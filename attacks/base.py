@@ -247,6 +247,7 @@ class Attack(Component, abc.ABC):
         *,
         seed: int,
         active_set: bool = True,
+        on_pass: Callable[[int], None] = lambda rows: None,
     ) -> Attacked:
         """Attack a batch of test images.
 
@@ -257,6 +258,7 @@ class Attack(Component, abc.ABC):
             gallery: clean embeddings of the whole test split.
             seed: the cell's seed; together with ``index`` it decides the targets.
             active_set: samples whose gradient is zero leave the batch, which changes no result.
+            on_pass: called before each pass with the number of images in it, to show progress.
 
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
@@ -273,12 +275,17 @@ class Attack(Component, abc.ABC):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
         found: Attacked | None = None
+
+        def embedded(x: torch.Tensor) -> torch.Tensor:
+            on_pass(len(x))
+            return embed(model, x)
+
         with frozen(model):
             for restart in range(max(1, self.restarts)):
                 start = None
                 if self.restarts:
                     start = random_start(images, self.eps or 0, index, seed, restart)
-                perturbed = self.perturb(optimizer, lambda x: embed(model, x), images, goal, start)
+                perturbed = self.perturb(optimizer, embedded, images, goal, start)
                 with torch.no_grad():
                     after = embed(model, perturbed.images)
                 outcomes = self.read(goal, perturbed, after)

@@ -246,14 +246,14 @@ class AdversarialDefense(Defense):
         self, model: EmbeddingModel, images: torch.Tensor, objective: Objective
     ) -> Perturbed:
         """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D)."""
-        from dmlbench.compute.embedding import embed, frozen
+        from dmlbench.compute.embedding import embed_together, frozen
 
         assert self.eps is not None
         assert self.eta is not None
         assert self.alpha is not None
 
         def embed_groups(x: torch.Tensor) -> torch.Tensor:
-            return embed(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
+            return embed_together(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
             return PGD(self.eps, self.alpha, self.eta).run(embed_groups, images, objective)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.core.papers import Paper
-from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.files.repository import Repository, clone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Reporter
+from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
@@ -50,6 +50,34 @@ class Measurement:
 
 
 @dataclass
+class Progress:
+    """Moves a bar, whose units are queries, with every pass over a batch of them.
+
+    Attributes:
+        bar: the bar; None: nothing is shown.
+        passes: the most that a query takes.
+        left: queries of the current batch that the bar has not been moved by.
+    """
+
+    bar: Bar | None
+    passes: int
+    left: float = 0.0
+
+    def passed(self, rows: int) -> None:
+        """One more pass begins, over so many images."""
+        amount = min(rows / self.passes, self.left)
+        self.left -= amount
+        if self.bar is not None:
+            self.bar.advance(amount)
+
+    def finish(self, note: str) -> None:
+        """The batch is done, perhaps in fewer passes."""
+        if self.bar is not None:
+            self.bar.advance(self.left, note)
+        self.left = 0.0
+
+
+@dataclass
 class Evaluation:
     """A frozen model on the test split of a data set. The gallery is embedded once.
 
@@ -58,6 +86,7 @@ class Evaluation:
         data: the data set.
         device: of the model.
         rows: images of a batch; halved when memory is short.
+        passes: the most that a batch of queries may take; None: as many as it needs.
         reporter: shows the progress.
         index: (N,) positions of all test images.
     """
@@ -66,6 +95,7 @@ class Evaluation:
     data: RetrievalData
     device: torch.device
     rows: int
+    passes: int | None
     reporter: Reporter
     index: torch.Tensor = field(init=False)
 
@@ -86,9 +116,17 @@ class Evaluation:
             CellError: two forward passes of the same images differ.
         """
         parts: list[torch.Tensor] = []
-        with torch.no_grad():
+        slow = self.passes is not None
+        with (
+            torch.no_grad(),
+            self.reporter.task("embed the gallery", len(self.index))
+            if slow
+            else nullcontext() as bar,
+        ):
             for batch in self._batches():
                 parts.append(embed(self.network, self.images(batch)))
+                if bar is not None:
+                    bar.advance(len(batch))
             first = self.index[: len(parts[0])]
             if not torch.equal(embed(self.network, self.images(first)), parts[0]):
                 raise CellError("the model is not deterministic: two forward passes differ")
@@ -149,8 +187,9 @@ class Evaluation:
         passes = full_passes = flat = 0
         radius = 0.0
         gallery = self.gallery
-        with self.reporter.task(title, len(index)) as task:
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed):
+        with self.reporter.task(title, len(index)) as bar:
+            progress = Progress(bar, attack.most_passes)
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
                 want = keep - len(kept)
                 kept += first_of_batch(self.network, gallery, batch, images, attacked, want)
                 for name, values in attacked.outcomes.items():
@@ -164,7 +203,7 @@ class Evaluation:
                 running = [
                     f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
                 ]
-                task.advance(len(batch), "  ".join(running))
+                progress.finish("  ".join(running))
         outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
         metrics |= {
@@ -177,7 +216,7 @@ class Evaluation:
             "flat_start": flat / len(index),
             "passes": passes / len(index),
             "passes_saved": 1 - passes / full_passes,
-            "batch_size": min(self.rows, attack.most_rows(gallery)),
+            "batch_size": self._most_rows(attack, gallery),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
         return Measurement(metrics, findings, outcomes, kept)
@@ -187,9 +226,10 @@ class Evaluation:
     ) -> list[AttackedQuery]:
         """Attack only the first ``count`` of the queries that ``attack`` would perturb."""
         index, gallery = self.chosen(queries)[:count], self.gallery
+        unseen = Progress(None, attack.most_passes)
         return [
             one
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed)
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
             for one in first_of_batch(self.network, gallery, batch, images, attacked, count)
         ]
 
@@ -199,8 +239,20 @@ class Evaluation:
         found[index.cpu().numpy()] = values.double().cpu().numpy()
         return found
 
+    def _most_rows(self, attack: Attack, gallery: Gallery) -> int:
+        """The number of queries in a batch."""
+        rows = min(self.rows, attack.most_rows(gallery))
+        if self.passes is None:
+            return rows
+        return min(rows, max(1, self.passes // max(1, attack.most_passes)))
+
     def _attacked(
-        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int
+        self,
+        attack: Attack,
+        gallery: Gallery,
+        index: torch.Tensor,
+        seed: int,
+        progress: Progress,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
         """Yield each batch: positions, clean images, and the result of the attack.
 
@@ -208,10 +260,13 @@ class Evaluation:
         """
         done = 0
         while done < len(index):
-            batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
+            batch = index[done : done + self._most_rows(attack, gallery)]
             images = self.images(batch)
+            progress.left = len(batch)
             try:
-                attacked = attack.run(self.network, images, batch, gallery, seed=seed)
+                attacked = attack.run(
+                    self.network, images, batch, gallery, seed=seed, on_pass=progress.passed
+                )
             except torch.OutOfMemoryError:
                 if self.rows == 1:
                     raise CellError(
@@ -237,4 +292,5 @@ def evaluation(
     """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
-        yield Evaluation(model, data, device, compute.rows(data.size), reporter)
+        rows, passes = compute.rows(data.size), compute.passes(data.size)
+        yield Evaluation(model, data, device, rows, passes, reporter)
