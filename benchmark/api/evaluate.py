@@ -11,7 +11,7 @@ from dmlbench.api.session import dataset_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import parse_model
+from dmlbench.models.base import MODELS, parse_model
 from dmlbench.models.module import module_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
@@ -140,7 +140,8 @@ def _weights(
             "part of the network: network='c2f2:metric=E'"
         )
     path = Path(model)
-    if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
+    named = str(model).partition(":")[0] in MODELS.names()  # its weights=FILE may end like a file
+    if isinstance(model, Path) or path.exists() or (path.suffix in WEIGHT_FILES and not named):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(*common, parsed, path, label, seed, precision)
     if network is not None:

@@ -67,7 +67,7 @@ def train(
 
         monitoring = trainer.Monitoring(validate, tensorboard)
         manifests, failed = [], False
-        for training in plan(chosen, s.digest, network, wanted, seeds, trained):
+        for training in plan(chosen, s.digest, network, wanted, seeds, s.fitted(trained)):
             folder = s.store.model_folder(training.id)
             try:
                 manifest = trainer.train(

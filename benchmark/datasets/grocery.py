@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.core.papers import Paper
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
 from dmlbench.datasets.files.repository import Repository, clone
@@ -110,6 +111,32 @@ class Grocery(ImageDataset):
     def download(self, data_root: Path | None, reporter: Reporter) -> Path:
         """Fetch the commit with git."""
         return clone(REPOSITORY, data_root, reporter)
+
+
+@DATASETS.register
+@dataclass(frozen=True, kw_only=True)
+class GroceryNight(Grocery):
+    """The same photographs at 112 px, with a recipe for a night on two CPU cores.
+
+    A pass at 112 px costs a quarter of one at 224 px, and MobileNetV2 a fifth of ResNet-18's
+    multiplications. 20 epochs of 109 batches are 2,180 updates where the papers' recipe makes 7,900
+    on a set of this size (CUB), so the learning rate is four times theirs. Four steps of 2/255 just
+    cross the ball that the papers cross in 32. An epoch is 3,051 triplets x 3 images x 5 passes.
+    """
+
+    card = replace(
+        Grocery.card,
+        name="grocery-112",
+        summary="grocery at 112 px, with a recipe that trains in a night on two CPU cores",
+        model="mobilenet_v2",
+        recipe=Recipe(epochs=20, pairs=28, lr=4e-5, weight_decay=4e-4),
+        training_threat=TrainingThreat(eps=8 / 255, eta=4),
+        note="112 px, MobileNetV2, 20 epochs of 28 pairs and 4 PGD steps in training, for a night "
+        "on two CPU cores. The papers' recipe (224 px, 75 epochs of 56 pairs, 32 steps) is that of "
+        "grocery, for a GPU",
+    )
+
+    size: int = parameter(112, "pixels a side that the network sees", at_least=32)
 
 
 def _entries(path: Path) -> list[LabelledPath]:
