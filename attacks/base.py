@@ -10,8 +10,9 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast, final
 
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
@@ -286,6 +287,7 @@ class Attack(Component, abc.ABC):
         seed: int,
         active_set: bool = True,
         draws: int = 1,
+        on_pass: Callable[[int], None] = lambda rows: None,
     ) -> Attacked:
         """Attack a batch of test images.
 
@@ -299,6 +301,7 @@ class Attack(Component, abc.ABC):
             draws: passes of a randomised network that gradients and outcomes are the means of
                 (``--eot``). Its random numbers follow from the seed, the attack and the first query
                 of the batch: another batch has others.
+            on_pass: called before each pass with the number of images in it, to show progress.
 
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
@@ -315,14 +318,15 @@ class Attack(Component, abc.ABC):
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
-        if draws == 1:
-            with frozen(model):
-                batch = (images, goal, gallery, index, seed)
-                return self._run(lambda x: embed(model, x), optimizer, 1, *batch)
+
+        def embedded(x: torch.Tensor) -> torch.Tensor:
+            on_pass(len(x))
+            # a randomised one not by ``embed``: it pads short batches, and padding would draw too
+            return embed(model, x) if draws == 1 else cast("torch.Tensor", model(x))
+
         drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
-        with frozen(model), global_seeds(drawn, images.device):
-            # not by ``embed``: it pads by the number of threads, and the padding would draw too
-            return self._run(model, optimizer, draws, images, goal, gallery, index, seed)
+        with frozen(model), global_seeds(drawn, images.device) if draws > 1 else nullcontext():
+            return self._run(embedded, optimizer, draws, images, goal, gallery, index, seed)
 
     def _run(
         self,

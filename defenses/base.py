@@ -281,14 +281,14 @@ class AdversarialDefense(Defense):
         ``known`` are the embeddings of the clean images, in eval mode. Give them where some groups
         may need no perturbation: those are recognised by them and take no pass.
         """
-        from dmlbench.compute.embedding import embed, frozen
+        from dmlbench.compute.embedding import embed_together, frozen
 
         assert self.eps is not None
         assert self.eta is not None
         assert self.alpha is not None
 
         def embed_groups(x: torch.Tensor) -> torch.Tensor:
-            return embed(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
+            return embed_together(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
             return PGD(self.eps, self.alpha, self.eta).run(

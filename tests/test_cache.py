@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     root: Path, script: Path, tmp_path: Path
 ) -> None:
     def limit() -> None:
-        size = 10 * decoding.IMAGE_BYTES
+        size = 10 * decoding.image_bytes(decoding.SIDE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     command = [sys.executable, str(script), str(root), str(tmp_path)]

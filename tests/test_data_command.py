@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dmlbench.cli.main import main
+from dmlbench.datasets import grocery
 from dmlbench.datasets.base import DATASETS
 from tests import trees
 
@@ -84,6 +86,46 @@ def test_verify_finds_unsound_what_a_run_would_refuse(tmp_path: Path, each: int,
     assert done.exit_code == (1 if said else 0)
     assert said.format(tmp_path / "set") in done.output
     assert done.output.rstrip().endswith("\nnot sound" if said else "\nsound")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "uploadpack.allowAnySHA1InWant=true")
+    command = ["git", *who, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_data_set_in_a_repository_is_fetched_at_its_commit_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = trees.grocery(tmp_path / "theirs")
+    git(base.parent, "init", "-q")
+    git(base.parent, "add", ".")
+    git(base.parent, "commit", "-qm", "as published")
+    commit = git(base.parent, "rev-parse", "HEAD").strip()
+    told = replace(grocery.REPOSITORY, url=str(base.parent), commit=commit)
+    monkeypatch.setattr(grocery, "REPOSITORY", told)
+    root = ("--data-root", str(tmp_path / "ours"))
+    (tmp_path / "ours").mkdir()
+    done = data("download", "grocery", *root)
+    assert done.exit_code == 0, done.output
+    clone = tmp_path / "ours" / "GroceryStoreDataset"
+    assert sorted(p.name for p in clone.iterdir()) == ["dataset"]
+    found = json.loads(data("verify", "grocery", *root, "--json").stdout)
+    figures = grocery.Grocery().found(tmp_path / "ours").figures
+    card = replace(grocery.Grocery.card, **figures, files=found["files"])
+    monkeypatch.setattr(grocery.Grocery, "card", card)
+    assert "as officially\nsound" in data("verify", "grocery", *root).output
+    image = next((clone / "dataset").rglob("*.jpg"))
+    image.write_bytes(trees.jpeg(7, 7))
+    altered = data("verify", "grocery", *root)
+    assert altered.exit_code == 1
+    assert "not the official one\nnot sound; put a clone of https:" in altered.output
+    assert "is there already; delete it" in data("download", "grocery", *root).output
+    monkeypatch.setattr(grocery, "REPOSITORY", replace(told, commit="0" * 40, folder="other"))
+    absent = data("download", "grocery", *root)
+    assert absent.exit_code == 2
+    assert "error: git fetch failed:" in absent.output
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["GroceryStoreDataset"]
 
 
 def test_verify_of_what_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from torchvision import transforms
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.datasets.base import DATASETS, RetrievalData, Split
+from dmlbench.datasets.base import DATASETS, Figures, RetrievalData, Split
 from dmlbench.datasets.cars import Cars
 from dmlbench.datasets.cub import Birds
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.decoding import decode
 from dmlbench.datasets.folder import Folder
+from dmlbench.datasets.grocery import Grocery
 from dmlbench.datasets.images import ImageDataset, Listing
 from dmlbench.datasets.sop import Products
 from dmlbench.defenses.hm import HardnessManipulation
@@ -34,6 +35,7 @@ LAYOUTS: dict[str, tuple[ImageDataset, Tree]] = {
     "cars": (Cars(), trees.cars),
     "stanford_cars": (Cars(), trees.stanford_cars),
     "sop": (Products(), trees.sop),
+    "grocery": (Grocery(), trees.grocery),
 }
 
 
@@ -86,6 +88,39 @@ def test_sop_reads_both_lists_below_their_headers(tmp_path: Path) -> None:
     (root / "Ebay_test.txt").write_text("1 11319 3 chair_final/1.JPG\n")
     with pytest.raises(UserError, match="does not begin with 'image_id"):
         Products().found(tmp_path)
+
+
+def test_grocery_takes_all_lists_and_splits_by_product_or_by_coarse_class(tmp_path: Path) -> None:
+    root = trees.grocery(tmp_path)
+    listing = Grocery().found(tmp_path)
+    assert labels(listing) == (
+        [0, 0, 40, 40, 0, 0, 0, 0, 40, 40],  # train.txt, val.txt, test.txt
+        [41, 41, 43, 43, 44, 44, 80, 80, 41, 41, 44, 44, 41, 41, 43, 43, 44, 44, 80, 80],
+    )
+    assert listing.train[0][0] == "train/Packages/Milk/Milk-0/Milk-0_000.jpg"
+    coarse = Grocery(split="coarse")
+    assert set(labels(coarse.found(tmp_path))[1]) == {44, 80}
+    assert coarse.protocol.test == Figures(2_184, 37)
+    for place in (root, root.parent):  # the folder itself may be named, or the clone
+        assert Grocery().found(place) == listing
+    (root / "val.txt").write_text("val/a.jpg, 0\n")
+    with pytest.raises(UserError, match=r"val\.txt: expected 'path, product, coarse class', got"):
+        Grocery().found(tmp_path)
+
+
+def test_images_are_decoded_at_eight_sevenths_of_the_size(tmp_path: Path) -> None:
+    root, cache = trees.folder(tmp_path / "set", classes=4, each=2), Cache(tmp_path / "cache")
+    data = Folder(root=str(root), size=56).load(None, cache)
+    assert (data.size, data.test.images.shape[2:]) == (56, (64, 64))
+    pixels = data.evaluation_pixels(data.test.batch(np.arange(1), torch.device("cpu")))
+    reference = transforms.Compose(
+        [transforms.Resize((64, 64)), transforms.CenterCrop((56, 56)), transforms.ToTensor()]
+    )
+    with Image.open(root / "class 002" / "image 000.jpg") as image:
+        assert torch.equal(pixels[0], reference(image))
+    whole = Folder(root=str(root)).load(None, cache)  # the same files at 224 lie beside it
+    assert whole.test.images.shape[2:] == (256, 256)
+    assert whole.digest != data.digest
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -301,7 +336,7 @@ def test_a_path_without_permission_is_named(path: str) -> None:
 
 
 def test_the_cards_are_the_papers_224_px_protocol() -> None:
-    for name in ("cub", "cars", "sop", "folder"):
+    for name in ("cub", "cars", "sop", "folder", "grocery"):
         card = spec.parse(name, DATASETS).protocol
         assert (card.threat.eps, card.threat.alpha, card.threat.steps) == (8 / 255, 3 / 255, 32)
         assert (card.recipe.epochs, card.recipe.pairs) == (75, 56)

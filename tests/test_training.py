@@ -43,7 +43,7 @@ class Silent:
     @contextmanager
     def task(self, title: str, total: int) -> Any:
         class Nothing:
-            def advance(self, amount: int, note: str = "") -> None: ...
+            def advance(self, amount: float, note: str | None = None) -> None: ...
 
         yield Nothing()
 

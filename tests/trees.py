@@ -131,3 +131,22 @@ def sop(root: Path, each: int = 2) -> Path:
                 image += 1
         (base / f"Ebay_{part}.txt").write_text(header + "".join(lines))
     return base
+
+
+GROCERY_CLASSES = (0, 40, 41, 43, 44, 80)
+GROCERY_COARSE = {0: 0, 40: 20, 41: 20, 43: 20, 44: 21, 80: 41}
+
+
+def grocery(root: Path, each: int = 2) -> Path:
+    """``GroceryStoreDataset/dataset``: every product in each list, but for val.txt."""
+    base = root / "GroceryStoreDataset" / "dataset"
+    for part in ("train", "val", "test"):
+        lines = []
+        for label in GROCERY_CLASSES[:: 2 if part == "val" else 1]:
+            for i in range(each):
+                name = f"{part}/Packages/Milk/Milk-{label}/Milk-{label}_{i:03}.jpg"
+                write(base / name, jpeg(label, 10 * len(part) + i))
+                lines.append(f"{name}, {label}, {GROCERY_COARSE[label]}\n")
+        (base / f"{part}.txt").write_text("".join(lines))
+    (base / "classes.csv").write_text("Class Name (str),Class ID (int)\n")
+    return base

@@ -10,16 +10,15 @@ from dmlbench.api.report import Report
 from dmlbench.api.session import dataset_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import derived_seed
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import canonical_model, parse_model
+from dmlbench.models.base import MODELS, parse_model
 from dmlbench.models.module import module_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import run
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
-from dmlbench.sweep.weights import checkpoint_weights, memory_weights
+from dmlbench.sweep.weights import checkpoint_weights, initial_weights, memory_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +59,8 @@ def evaluate(
             - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
               is copied, and measured in eval mode;
             - a checkpoint: a file of weights, or the folder of a trained model;
-            - the spec of a network, such as ``"resnet18"``, with the weights it begins with.
+            - the spec of a network with the weights it begins with, such as
+              ``"mobilenet_v2:head=none,weights=FILE"``: a network as it was published.
         dataset: spec of a data set, or what ``dmlbench.from_arrays`` made.
         suite: ``"strict"``: the definitions of the papers; ``"ers"``: those of the published code;
             or several.
@@ -131,7 +131,6 @@ def _weights(
     allow_code: bool,
 ) -> Weights:
     """The weights that ``model`` stands for."""
-    import torch
     from torch import nn
 
     common = session.dataset, session.digest
@@ -147,16 +146,13 @@ def _weights(
             "part of the network: network='c2f2:metric=E'"
         )
     path = Path(model)
-    if isinstance(model, Path) or path.exists() or path.suffix in WEIGHT_FILES:
+    named = str(model).partition(":")[0] in MODELS.names()  # its weights=FILE may end like a file
+    if isinstance(model, Path) or path.exists() or (path.suffix in WEIGHT_FILES and not named):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(
             *(*common, parsed, path, label, seed, *measured), allow_code=allow_code
         )
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
-    parsed, data = parse_model(model), session.data
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "init"))
-        built = parsed.build(data.channels, data.size, initial=True)
-    held = module_model(built, name=canonical_model(parsed))
-    return memory_weights(*common, held, held.digest, label or model, seed, *measured)
+    parsed = parse_model(model)
+    return initial_weights(session.dataset, session.data, parsed, label, seed, *measured)

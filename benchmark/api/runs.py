@@ -71,7 +71,9 @@ def train(
     with opened(
         chosen, results, data_root, cache, device=device, threads=threads, progress=progress
     ) as session:
-        (training,) = plan.plan(chosen, session.digest, network, wanted, [seed], settings)
+        (training,) = plan.plan(
+            chosen, session.digest, network, wanted, [seed], session.fitted(settings)
+        )
         folder = session.store.model_folder(training.id)
         sound_manifest(session, training)  # a damaged model is set aside
         monitoring = Monitoring(validate)
@@ -148,7 +150,9 @@ def run(
     ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries)
-        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
+        trainings = plan.plan(
+            chosen, session.digest, network, wanted, seeds, session.fitted(settings)
+        )
         asked = {"queries": queries, "resume": resume, "workers": workers, "results": results}
         again = asked | {"device": device, "threads": threads, "precision": precision, "eot": eot}
         recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk

@@ -15,20 +15,21 @@ from dmlbench.cli.shared import check_outputs, finish
 @click.command(
     epilog="\b\nExamples:\n"
     "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
-    "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es",
+    "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es\n"
+    "  dmlbench attack --model mobilenet_v2:head=none,weights=w.pt --dataset grocery --attack es",
 )
 @click.option(
     "--checkpoint",
-    required=True,
     type=PATH,
     metavar="FILE",
     help="File of weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (as "
-    "RobRank's code writes).",
+    "RobRank's code writes). Without one, --model is measured as it is published.",
 )
 @options("model")
 @click.option(
     "--label",
-    help="Name of the model in tables. Default: the one in its manifest, else the file name.",
+    help="Name of the model in tables. Default: the one in its manifest, else the file name; "
+    "without a checkpoint 'none (pretrained)', or 'none (untrained)' if some weights are random.",
 )
 @options("attacks", "suites", "queries", "eot", "dataset")
 @click.option(
@@ -50,7 +51,7 @@ from dmlbench.cli.shared import check_outputs, finish
 @options("allow_code", "results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
 def attack(
-    checkpoint: Path,
+    checkpoint: Path | None,
     model: str | None,
     label: str | None,
     attacks: tuple[str, ...],
@@ -66,6 +67,7 @@ def attack(
     **places: Any,
 ) -> None:
     """Measure a trained model, on clean images and under attacks, without training."""
+    from dmlbench.common.errors import UserError
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
@@ -75,19 +77,27 @@ def attack(
     chosen = spec.parse(dataset, DATASETS)
     asked = parse_attacks(attacks, suites)
     network = parse_model(model) if model else None
+    if checkpoint is None and network is None:
+        raise UserError(
+            "name the weights (--checkpoint FILE), or a network that is measured as it is "
+            "published (--model mobilenet_v2:head=none)"
+        )
     check_outputs(results, leaderboards)
     with open_session(chosen, results, **places, keep=pictures) as session:
         from dmlbench.sweep import plan
         from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
-        from dmlbench.sweep.weights import checkpoint_weights
+        from dmlbench.sweep.weights import checkpoint_weights, initial_weights
 
         session.check_queries(queries)
-        measured = places["precision"], places["eot"]
-        weights = checkpoint_weights(
-            *(chosen, session.digest, network, checkpoint, label, seed, *measured),
-            allow_code=allow_code,
-        )
+        row = label, seed, places["precision"], places["eot"]
+        if checkpoint is not None:
+            weights = checkpoint_weights(
+                chosen, session.digest, network, checkpoint, *row, allow_code=allow_code
+            )
+        else:
+            assert network is not None
+            weights = initial_weights(chosen, session.data, network, *row)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
         cells = run(session, [weights], planned)
         drawn = draw_attacks(session, plan.cells(weights, planned)) if pictures else []

@@ -110,6 +110,9 @@ def _print(report: Verification, cache: Path) -> None:
         official = report.official.get(part)
         said = "as officially" if found == official else f"officially {official}"
         click.echo(f"  {part:5} {found}{f', {said}' if official else ''}")
+    if report.official_files and report.files:
+        said = "as officially" if report.files == report.official_files else "not the official one"
+        click.echo(f"  files {report.files[:16]}, {said}")
     if report.missing:
         click.echo(f"  missing: {len(report.missing):,} files: {listed(report.missing)}")
     if report.unreadable:

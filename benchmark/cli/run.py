@@ -161,7 +161,9 @@ def run(
         check_outputs(results, leaderboards)
     with open_session(chosen, results, **places, writing=not dry_run) as session:
         session.check_queries(queries)
-        trainings = plan.plan(chosen, session.digest, network, wanted, seeds, settings)
+        trainings = plan.plan(
+            chosen, session.digest, network, wanted, seeds, session.fitted(settings)
+        )
         if dry_run:
             _show(session, trainings, planned, run_options, as_json)
             return

@@ -69,7 +69,7 @@ def train(
 
         monitoring = trainer.Monitoring(validate, tensorboard)
         manifests, failed = [], False
-        for training in plan(chosen, s.digest, network, wanted, seeds, trained):
+        for training in plan(chosen, s.digest, network, wanted, seeds, s.fitted(trained)):
             folder = s.store.model_folder(training.id)
             if is_main_process():
                 sound_manifest(s, training)  # a damaged model is set aside

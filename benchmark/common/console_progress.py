@@ -74,8 +74,10 @@ class LiveReporter:
         begun = time.monotonic()
 
         class LiveBar:
-            def advance(self, amount: int, note: str = "") -> None:
-                progress.update(number, advance=amount, note=note)
+            def advance(self, amount: float, note: str | None = None) -> None:
+                progress.update(number, advance=amount)
+                if note is not None:
+                    progress.update(number, note=note)
 
         try:
             yield LiveBar()
@@ -111,17 +113,20 @@ class PlainReporter:
         say, begun = self.say, time.monotonic()
 
         class Lines:
-            done = 0
+            done = 0.0
             last = begun
+            note = ""
 
-            def advance(self, amount: int, note: str = "") -> None:
+            def advance(self, amount: float, note: str | None = None) -> None:
                 self.done += amount
+                self.note = self.note if note is None else note
                 now = time.monotonic()
                 if now - self.last < LINE_SECONDS or self.done >= total:
                     return
                 self.last = now
                 left = (now - begun) / self.done * (total - self.done)
-                say(f"{title}: {self.done}/{total}, {duration(left)} left {note}".rstrip())
+                whole = int(self.done + 1e-6)  # parts add up to a little less
+                say(f"{title}: {whole}/{total}, {duration(left)} left {self.note}".rstrip())
 
         say(f"{title} ...")
         yield Lines()

@@ -38,8 +38,11 @@ class Tally:
 class Bar(Protocol):
     """A progress bar."""
 
-    def advance(self, amount: int, note: str = "") -> None:
-        """Report ``amount`` more units as done; ``note`` is shown beside the bar, e.g. the loss."""
+    def advance(self, amount: float, note: str | None = None) -> None:
+        """Report ``amount`` more units as done, which may be a part of one.
+
+        ``note`` is shown beside the bar, e.g. the loss; None: the last one stays.
+        """
         ...
 
 
@@ -78,7 +81,7 @@ class QuietReporter(Reporter):
         """Show no bar."""
 
         class Nothing:
-            def advance(self, amount: int, note: str = "") -> None: ...
+            def advance(self, amount: float, note: str | None = None) -> None: ...
 
         yield Nothing()
 

@@ -16,7 +16,8 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.protocol import PRECISIONS
 
 CPU_BATCH, GPU_BATCH = 128, 1024
-LARGE = 128  # height and width in pixels from which images count as large
+LARGE = 96  # height and width in pixels from which images count as large
+PASSES = 128  # of large images on a CPU until the next running number: about 10 s on one core
 MOST_THREADS = 16  # more do not speed up batches of 128, and short ones are padded to 8 a thread
 
 
@@ -78,6 +79,15 @@ class Compute:
             return self.batch_size
         rows = CPU_BATCH if self.torch_device().type == "cpu" else GPU_BATCH
         return rows if size < LARGE else rows // 4
+
+    def passes(self, size: int) -> int | None:
+        """Return the number of passes over images of ``size`` x ``size`` that a batch may take.
+
+        It is for large images on a CPU, where they pass one by one (``embed``) and large batches
+        save nothing: their numbers would only come later. None: there is no limit.
+        """
+        slow = size >= LARGE and self.torch_device().type == "cpu"
+        return PASSES if slow and self.batch_size is None else None
 
     @contextmanager
     def applied(self) -> Iterator[torch.device]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError
+from dmlbench.compute.device import LARGE
 from dmlbench.metrics.distance import Metric
 
 ROWS_PER_THREAD = 8
@@ -100,10 +101,23 @@ def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
 def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Compute ``model(images)`` so that an embedding does not depend on the rest of its batch.
 
-    For very few rows per thread the CPU kernels use another order of summation, which changes the
-    last bit. Short batches are therefore padded. The last bit matters, because an attack steps by
-    the sign of the gradient, so a changed bit can become a whole step. On a CPU the padding makes
-    results independent of batch size and active set; on a GPU they agree up to rounding.
+    The last bit matters, because an attack steps by the sign of the gradient, so a changed bit can
+    become a whole step. CPU kernels sum in another order for another number of rows. Therefore
+    large images pass one by one on a CPU, which costs hardly more than a batch of them, and small
+    ones in batches that are never short (``embed_together``). On a GPU the results of different
+    batches agree up to rounding.
+    """
+    if images.device.type != "cpu" or images.shape[-1] < LARGE:
+        return embed_together(model, images)
+    return torch.cat([model(image) for image in torch.split(images, 1)])
+
+
+def embed_together(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Compute ``model(images)`` in one batch, which is padded on a CPU if it is short.
+
+    The order of summation changes for very few rows per thread only. Small images are therefore
+    independent of their batch; large ones up to rounding. Training uses it for both: its batches
+    are large.
     """
     short = ROWS_PER_THREAD * max(4, torch.get_num_threads()) - len(images)
     if short <= 0 or images.device.type != "cpu":

@@ -46,6 +46,7 @@ class DatasetCard(Card):
         note: differences from the paper's protocol, in words; shown on boards.
         train: official figures of the train split; None if there are none.
         test: official figures of the test split; None if there are none.
+        files: official SHA-256 over the paths and contents of all files; empty if there is none.
         source: in words, where to get the files and where to put them.
         literature: another data set whose published rows are shown too, if this one has none.
     """
@@ -57,6 +58,7 @@ class DatasetCard(Card):
     note: str = field(kw_only=True, default="")
     train: Figures | None = field(kw_only=True, default=None)
     test: Figures | None = field(kw_only=True, default=None)
+    files: str = field(kw_only=True, default="")
     source: str = field(kw_only=True, default="it comes with its package")
     literature: str = field(kw_only=True, default="")
 

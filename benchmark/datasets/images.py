@@ -1,7 +1,8 @@
 """Data sets of image files: the files of both splits are listed, and decoded into the cache.
 
-Images are resized to 256 x 256. The network sees 224 x 224: cut and flipped at random in training,
-cut from the centre in evaluation.
+The network sees squares of ``size`` pixels, 224 unless the spec says otherwise: cut at random and
+flipped at random in training, cut from the centre in evaluation. They are cut from images that were
+resized to 8/7 of that, 256 x 256.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import abc
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
+from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.places import existing
 
-CROP = 224
+SIZE = 224  # of what the network sees, in the papers
 NEEDED = "retrieval needs two or more classes, of two or more images"
 RECIPE = Recipe(epochs=75, pairs=56, lr=1e-5, weight_decay=4e-4)
 THREAT = Threat(eps=8 / 255, alpha=3 / 255, steps=32)
@@ -76,6 +78,13 @@ class Listing:
 class ImageDataset(Dataset, abc.ABC):
     """A data set of image files."""
 
+    size: int = parameter(SIZE, "pixels a side that the network sees", at_least=32)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the decoded images, from which ``size`` is cut: 256 for 224."""
+        return round(self.size * 8 / 7)
+
     @abc.abstractmethod
     def listing(self, root: Path) -> Listing:
         """List the files in ``root``, the folder that ``locate`` returned. No image is read.
@@ -102,14 +111,15 @@ class ImageDataset(Dataset, abc.ABC):
         """
         listing = self.found(data_root)
         self._check(listing)
-        decoded = (cache or Cache()).decoded(self.card.name, listing.root, listing.names)
+        cache = replace(cache or Cache(), side=self.side)
+        decoded = cache.decoded(self.card.name, listing.root, listing.names)
         labels = np.array([label for _, label in (*listing.train, *listing.test)], np.int64)
         cut = len(listing.train)
         train, test = (
             Split(decoded.images[part], labels[part], decoded.hashes[part])
             for part in (slice(None, cut), slice(cut, None))
         )
-        return RetrievalData(train, test, crop=CROP)
+        return RetrievalData(train, test, crop=self.size)
 
     def _check(self, listing: Listing) -> None:
         card = self.protocol

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
-from dmlbench.datasets.base import Dataset, Figures
+from dmlbench.datasets.base import Dataset, DatasetCard, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
 from dmlbench.datasets.files.decoding import Seen, read_files
 from dmlbench.datasets.files.places import existing
@@ -26,6 +26,9 @@ class Verification:
         root: its folder; None if it is not read from one.
         found: split -> the figures that were found.
         official: split -> official figures; empty if there are none.
+        files: SHA-256 over the paths and contents of all files, whatever their order; empty if
+            some are missing or unreadable, or if the data set is not one of image files.
+        official_files: the official one; empty if there is none.
         missing: listed files that are not there.
         unreadable: (file, reason) of each file that cannot be decoded.
         duplicates: groups of files with the same bytes.
@@ -38,6 +41,8 @@ class Verification:
     root: Path | None
     found: dict[str, Figures]
     official: dict[str, Figures]
+    files: str = ""
+    official_files: str = ""
     missing: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()
@@ -52,7 +57,8 @@ class Verification:
         Duplicates do not matter: the official data sets have some.
         """
         official = all(self.found[part] == figures for part, figures in self.official.items())
-        wrong = (self.missing, self.unreadable, self.unfit)
+        altered = self.official_files not in ("", self.files)
+        wrong = (self.missing, self.unreadable, self.unfit, altered)
         return official and not any(wrong) and self.cache != "damaged"
 
 
@@ -66,7 +72,8 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
     figures = {"train": card.train, "test": card.test}
     official = {part: known for part, known in figures.items() if known is not None}
     if isinstance(dataset, ImageDataset):
-        return _files(card.name, dataset.found(data_root), official, cache)
+        cache = replace(cache, side=dataset.side)
+        return _files(card, dataset.found(data_root), official, cache)
     place = dataset.locate(data_root)
     if place is None and type(dataset).download is not Dataset.download:  # load would download it
         raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
@@ -78,22 +85,27 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
     return Verification(card.name, place, found, official)
 
 
-def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cache) -> Verification:
+def _files(
+    card: DatasetCard, listing: Listing, official: dict[str, Figures], cache: Cache
+) -> Verification:
     names = listing.names
     missing = {name for name in names if not (listing.root / name).is_file()}
     there = [name for name in names if name not in missing]
-    seen = read_files(f"read {name}", listing.root, there, cache.reporter)
+    seen = read_files(f"read {card.name}", listing.root, there, cache.reporter, side=cache.side)
     groups: dict[bytes, list[str]] = defaultdict(list)
     for path, one in zip(there, seen, strict=True):
         groups[one.file].append(path)
     groups.pop(b"", None)
+    unreadable = tuple((path, s.problem) for path, s in zip(there, seen, strict=True) if s.problem)
     return Verification(
-        name,
+        card.name,
         listing.root,
         listing.figures,
         official,
+        "" if missing or unreadable else _digest(there, seen),
+        card.files,
         tuple(sorted(missing)),
-        tuple((path, s.problem) for path, s in zip(there, seen, strict=True) if s.problem),
+        unreadable,
         tuple(tuple(group) for group in groups.values() if len(group) > 1),
         listing.unfit,
         listing.shared,
@@ -101,9 +113,15 @@ def _files(name: str, listing: Listing, official: dict[str, Figures], cache: Cac
     )
 
 
+def _digest(names: Sequence[str], seen: Sequence[Seen]) -> str:
+    """SHA-256 over the sorted paths and the SHA-256 of each file."""
+    lines = sorted(f"{one.file.hex()}  {name}\n" for name, one in zip(names, seen, strict=True))
+    return sha256("".join(lines).encode()).hexdigest()
+
+
 def _cached(listing: Listing, seen: Sequence[Seen], cache: Cache) -> str:
     """``none``, ``whole`` or ``damaged``: the cached images compared with the decoded files."""
-    decoded = cache.find(stamp(listing.root, listing.names), len(seen))
+    decoded = cache.find(stamp(listing.root, listing.names, cache.side), len(seen))
     if decoded is None:
         return "none"
     whole = all(

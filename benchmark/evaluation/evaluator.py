@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from dmlbench.attacks.base import Attack, Attacked, Gallery
 from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Reporter
+from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.compute.model_checks import check_model
@@ -63,6 +63,34 @@ class Measurement:
 
 
 @dataclass
+class Progress:
+    """Moves a bar, whose units are queries, with every pass over a batch of them.
+
+    Attributes:
+        bar: the bar; None: nothing is shown.
+        passes: the most that a query takes.
+        left: queries of the current batch that the bar has not been moved by.
+    """
+
+    bar: Bar | None
+    passes: int
+    left: float = 0.0
+
+    def passed(self, rows: int) -> None:
+        """One more pass begins, over so many images."""
+        amount = min(rows / self.passes, self.left)
+        self.left -= amount
+        if self.bar is not None:
+            self.bar.advance(amount)
+
+    def finish(self, note: str) -> None:
+        """The batch is done, perhaps in fewer passes."""
+        if self.bar is not None:
+            self.bar.advance(self.left, note)
+        self.left = 0.0
+
+
+@dataclass
 class Evaluation:
     """A frozen model on the test split of a data set. The gallery is embedded once.
 
@@ -76,6 +104,7 @@ class Evaluation:
         draws: passes of a randomised model that every number is the mean of; 1: it is not
             randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
             what its images draw: so numbers do not depend on the batch size.
+        most_passes: passes that a batch of queries may take; None: as many as it needs.
         index: (N,) positions of all test images.
     """
 
@@ -86,6 +115,7 @@ class Evaluation:
     reporter: Reporter
     precision: str = "fp32"
     draws: int = 1
+    most_passes: int | None = None
     index: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,10 +170,15 @@ class Evaluation:
     def _drawn(self, number: int) -> torch.Tensor:
         """(N, D) embeddings of all test images in one draw, which its number decides."""
         parts: list[torch.Tensor] = []
-        for batch in self._batches():
-            seed = derived_seed(0, "draw", number, int(batch[0]))
-            with torch.no_grad(), global_seeds(seed, self.device):
-                parts.append(self.passes(self.images(batch)))
+        slow = self.most_passes is not None
+        title = "embed the gallery"
+        with self.reporter.task(title, len(self.index)) if slow else nullcontext() as bar:
+            for batch in self._batches():
+                seed = derived_seed(0, "draw", number, int(batch[0]))
+                with torch.no_grad(), global_seeds(seed, self.device):
+                    parts.append(self.passes(self.images(batch)))
+                if bar is not None:
+                    bar.advance(len(batch))
         return torch.cat(parts)
 
     def expected(self, images: torch.Tensor) -> torch.Tensor:
@@ -216,8 +251,9 @@ class Evaluation:
         passes = forward = full = full_forward = flat = 0
         radius = 0.0
         gallery = self.gallery
-        with self.reporter.task(title, len(index)) as task:
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed):
+        with self.reporter.task(title, len(index)) as bar:
+            progress = Progress(bar, self._passes(attack))
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
                 want = keep - len(kept)
                 kept += first_of_batch(self.expected, gallery, batch, images, attacked, want)
                 for name, values in attacked.outcomes.items():
@@ -237,7 +273,7 @@ class Evaluation:
                 running = [
                     f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
                 ]
-                task.advance(len(batch), "  ".join(running))
+                progress.finish("  ".join(running))
         outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
         metrics |= {
@@ -252,7 +288,7 @@ class Evaluation:
             "flat_start": flat / len(index),
             "passes": passes / len(index),
             "passes_saved": 1 - (passes + forward) / (full + full_forward),
-            "batch_size": min(self.rows, attack.most_rows(gallery)),
+            "batch_size": self._most_rows(attack, gallery),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
         if full_forward:
@@ -267,9 +303,10 @@ class Evaluation:
     ) -> list[AttackedQuery]:
         """Attack only the first ``count`` of the queries that ``attack`` would perturb."""
         index, gallery = self.chosen(queries)[:count], self.gallery
+        unseen = Progress(None, self._passes(attack))
         return [
             one
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed)
+            for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
             for one in first_of_batch(self.expected, gallery, batch, images, attacked, count)
         ]
 
@@ -279,8 +316,24 @@ class Evaluation:
         found[index.cpu().numpy()] = values.double().cpu().numpy()
         return found
 
+    def _most_rows(self, attack: Attack, gallery: Gallery) -> int:
+        """The number of queries in a batch."""
+        rows = min(self.rows, attack.most_rows(gallery))
+        if self.most_passes is None:
+            return rows
+        return min(rows, max(1, self.most_passes // self._passes(attack)))
+
+    def _passes(self, attack: Attack) -> int:
+        """The most passes, of either kind, that a query takes; at least 1."""
+        return max(1, attack.most_passes * self.draws + attack.most_forward_passes)
+
     def _attacked(
-        self, attack: Attack, gallery: Gallery, index: torch.Tensor, seed: int
+        self,
+        attack: Attack,
+        gallery: Gallery,
+        index: torch.Tensor,
+        seed: int,
+        progress: Progress,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Attacked]]:
         """Yield each batch: positions, clean images, and the result of the attack.
 
@@ -288,11 +341,18 @@ class Evaluation:
         """
         done = 0
         while done < len(index):
-            batch = index[done : done + min(self.rows, attack.most_rows(gallery))]
+            batch = index[done : done + self._most_rows(attack, gallery)]
             images = self.images(batch)
+            progress.left = len(batch)
             try:
                 attacked = attack.run(
-                    self.network, images, batch, gallery, seed=seed, draws=self.draws
+                    self.network,
+                    images,
+                    batch,
+                    gallery,
+                    seed=seed,
+                    draws=self.draws,
+                    on_pass=progress.passed,
                 )
             except torch.OutOfMemoryError:
                 if self.rows == 1 or self.draws > 1:
@@ -330,5 +390,13 @@ def evaluation(
     """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
-        rows = compute.rows(data.size)
-        yield Evaluation(model, data, device, rows, reporter, compute.precision, compute.eot)
+        yield Evaluation(
+            model,
+            data,
+            device,
+            compute.rows(data.size),
+            reporter,
+            compute.precision,
+            compute.eot,
+            compute.passes(data.size),
+        )

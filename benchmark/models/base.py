@@ -7,7 +7,7 @@ import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import sources, spec
@@ -63,6 +63,15 @@ class Model(Component, abc.ABC):
     def freezes_batch_norm(self) -> bool:
         """True if training leaves the statistics of batch norm as they are."""
         return False
+
+    @property
+    def comes_trained(self) -> bool:
+        """True if it can be measured without any training: all its weights are published ones."""
+        return False
+
+    def named(self) -> Self:
+        """The model as tables show it: a file in its spec has no folder."""
+        return self
 
     @property
     def same_in_training(self) -> bool:
@@ -225,7 +234,7 @@ def canonical_model(model: Model) -> str:
 
 def shown_model(model: Model) -> str:
     """``canonical_model`` for tables: a class by the name of its card (``spec.shown``)."""
-    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model)
+    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model.named())
 
 
 def _spell_factory(model: FactoryModel) -> str:

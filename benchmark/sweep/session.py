@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
+from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
@@ -75,6 +76,27 @@ class Session:
     def digest(self) -> str:
         """The digest of the content of the data; the images are read only if it is not declared."""
         return self.dataset.known_digest or self.data.digest
+
+    def fitted(self, recipe: Recipe) -> Recipe:
+        """``recipe``, with a smaller batch if the data set's is larger than its train split.
+
+        An epoch has four batches then. Another batch size than the data set's was asked for, and
+        stays.
+        """
+        usual = self.dataset.protocol.recipe.pairs
+        if recipe.pairs != usual or self.dataset.known_digest is not None:
+            return recipe
+        from dmlbench.training.batches import anchors
+
+        found = len(anchors(self.data.train.labels))
+        if not 2 <= found < usual:
+            return recipe
+        pairs = max(2, found // 4)
+        self.reporter.say(
+            f"the train split has {found} images with a partner in their class, fewer than a batch "
+            f"of {usual} pairs: a batch has {pairs} (another number: --recipe pairs=N)"
+        )
+        return replace(recipe, pairs=pairs)
 
     def check_queries(self, queries: int | None) -> None:
         """UserError unless that many queries are a part of the test split (None: all of it)."""

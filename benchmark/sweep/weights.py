@@ -1,4 +1,4 @@
-"""The weights that a run measures: trained in it, from a file, or of a network in memory.
+"""The weights that a run measures: trained in it, from a file, as published, or in memory.
 
 Imports no torch.
 """
@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import derived_seed
 from dmlbench.core import spec
 from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
-from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import MODELS, Model, parse_model, shown_model
+from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
+from dmlbench.models.module import module_model
 from dmlbench.storage.cell import About
 from dmlbench.storage.checkpoint import Manifest, stored_weights
 from dmlbench.storage.store import Store
@@ -118,6 +120,41 @@ def memory_weights(
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
     about = _about(spec.shown(dataset), model, label, label, precision, seed, eot=eot)
     return Weights(model, None, facts, about, seed)
+
+
+def initial_weights(
+    dataset: Dataset,
+    data: RetrievalData,
+    model: Model,
+    label: str | None,
+    seed: int,
+    precision: str,
+    eot: int = 1,
+) -> Weights:
+    """The weights that training would start from: a network as it is published, or a random one.
+
+    Args:
+        dataset: what they are measured on.
+        data: its images.
+        model: the network; it is built here.
+        label: name of the model in tables; None: ``none (pretrained)``, or ``none (untrained)``
+            where some of its weights are random.
+        seed: decides random weights and the targets of attacks.
+        precision: of the network in evaluation.
+        eot: draws of a randomised network that every number is the mean of.
+
+    Raises:
+        UserError: the published weights are not available, or do not fit the network.
+    """
+    import torch
+
+    check_seeds([seed])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "init"))
+        built = model.build(data.channels, data.size, initial=True)
+    held = module_model(built, name=canonical_model(model.named()))
+    name = label or f"none ({'pretrained' if model.comes_trained else 'untrained'})"
+    return memory_weights(dataset, data.digest, held, held.digest, name, seed, precision, eot)
 
 
 def _about(

@@ -30,7 +30,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
-from dmlbench.compute.embedding import embed, frozen, on_device
+from dmlbench.compute.embedding import embed_together, frozen, on_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData
@@ -302,14 +302,14 @@ class _TrainingRun:
         """Embed a batch of 2B images in eval mode, divided among the processes: (2B, D)."""
         own = self.world.share(len(images))
         with frozen(self.model):
-            return self.world.gather(embed(self.model, images[own]), len(images))
+            return self.world.gather(embed_together(self.model, images[own]), len(images))
 
     @torch.no_grad()
     def check(self, index: Index, where: str) -> None:
         """Raise CellError if the last step has left a network without finite embeddings."""
         (raw,) = self.pixels.batches([index])
         self.model.eval()
-        e = embed(self.model, self.data.evaluation_pixels(raw))
+        e = embed_together(self.model, self.data.evaluation_pixels(raw))
         self.model.train()
         if not bool(e.isfinite().all()):
             raise self._diverged(where, "the embeddings are not finite")
@@ -321,7 +321,7 @@ class _TrainingRun:
         rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
         self.model.eval()
         for raw in ImageBatches(test.images, self.device).batches(rows):
-            parts.append(embed(self.model, self.data.evaluation_pixels(raw)))
+            parts.append(embed_together(self.model, self.data.evaluation_pixels(raw)))
         self.model.train()
         e = torch.cat(parts)
         labels = torch.from_numpy(test.labels).to(self.device)

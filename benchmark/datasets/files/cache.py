@@ -1,9 +1,9 @@
 """The cache of decoded images: resized once, kept on disk as one uint8 array, memory-mapped.
 
-    <cache>/<content>.pixels   N x 3 x 256 x 256 bytes, named by the hash of the images' hashes
+    <cache>/<content>.pixels   N x 3 x side x side bytes, named by the hash of the images' hashes
     <cache>/<stamp>.npz        the hashes of the images of a list of files (names, sizes, times)
 
-The pixels are those of ``Resize((256, 256))`` on a PIL image, as in the published training code:
+The pixels are those of ``Resize((side, side))`` on a PIL image, as in the published training code:
 bilinear, antialiased, the aspect ratio not kept. Files whose size or times changed are decoded
 again (one of the times is that of the last change to the inode, which nobody can set: it differs
 even between files that an archive gave the same name, size and time). The identity of the data
@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.lazy import np
-from dmlbench.datasets.files.decoding import DECODER_VERSION, IMAGE_BYTES, SIDE, Seen, read_files
+from dmlbench.datasets.files.decoding import (
+    DECODER_VERSION,
+    SIDE,
+    Seen,
+    image_bytes,
+    read_files,
+)
 from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ class Decoded:
     """Decoded images on disk.
 
     Attributes:
-        images: (N, 3, 256, 256) uint8, a read-only memory map.
+        images: (N, 3, side, side) uint8, a read-only memory map.
         hashes: (N, 32) uint8, SHA-256 of each image's pixels.
         files: (N, 32) uint8, SHA-256 of the file of each image.
     """
@@ -57,10 +63,12 @@ class Cache:
     Attributes:
         folder: the folder; None: ``decoded`` in ``places.HOME``.
         reporter: shows the progress of decoding; None: nothing is shown.
+        side: height and width of the decoded images, in pixels.
     """
 
     folder: Path | None = None
     reporter: Reporter | None = None
+    side: int = SIDE
 
     @property
     def place(self) -> Path:
@@ -77,7 +85,7 @@ class Cache:
         """
         from filelock import FileLock, Timeout
 
-        key = stamp(root, names)
+        key = stamp(root, names, self.side)
         found = self.find(key, len(names))
         if found is not None:
             return found
@@ -107,16 +115,16 @@ class Cache:
                 hashes, files = index["pixels"], index["files"]
             path = self.place / f"{_content(hashes)}.pixels"
             whole = hashes.shape == files.shape == (count, 32)
-            if not whole or path.stat().st_size != count * IMAGE_BYTES:
+            if not whole or path.stat().st_size != count * image_bytes(self.side):
                 return None
-            images = np.memmap(path, np.uint8, "r", shape=(count, 3, SIDE, SIDE))
+            images = np.memmap(path, np.uint8, "r", shape=(count, 3, self.side, self.side))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return Decoded(images, hashes, files)
 
     def _build(self, key: str, title: str, root: Path, names: Sequence[str]) -> None:
         """Decode the files and store them under ``key``."""
-        needed, free = len(names) * IMAGE_BYTES, shutil.disk_usage(self.place).free
+        needed, free = len(names) * image_bytes(self.side), shutil.disk_usage(self.place).free
         if free < needed:
             raise UserError(
                 f"decoding {title} takes {needed / 1e6:,.0f} MB in {self.place}, where "
@@ -128,7 +136,7 @@ class Cache:
         try:
             with partial.open("wb") as file:
                 file.truncate(needed)
-            seen = read_files(f"decode {title}", root, names, self.reporter, partial)
+            seen = read_files(f"decode {title}", root, names, self.reporter, partial, self.side)
             _refuse_unreadable(title, names, seen)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -152,9 +160,9 @@ class Cache:
         write_atomically(self.place / f"{key}.npz", buffer.getvalue())
 
 
-def stamp(root: Path, names: Sequence[str]) -> str:
-    """A hash of the files' names, sizes and times; UserError if a file is missing."""
-    digest = hashlib.sha256(f"{DECODER_VERSION} {SIDE}\n".encode())
+def stamp(root: Path, names: Sequence[str], side: int = SIDE) -> str:
+    """A hash of ``side`` and the files' names, sizes, times; UserError if a file is missing."""
+    digest = hashlib.sha256(f"{DECODER_VERSION} {side}\n".encode())
     missing = []
     for name in names:
         try:

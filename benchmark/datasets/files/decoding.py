@@ -1,4 +1,4 @@
-"""Decoding of image files to 256 x 256 RGB pixels, by worker processes."""
+"""Decoding of image files to square RGB images of one size, by worker processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
 
 DECODER_VERSION = 1  # to be raised if the same file would give other pixels
-SIDE = 256
-IMAGE_BYTES = 3 * SIDE * SIDE
+SIDE = 256  # pixels, where nothing else is asked for
 CHUNK = 32  # files a worker takes at a time
 
-Chunk = tuple[Path, int, Sequence[str], Path | None]  # root, position of first, names, output
+Chunk = tuple[
+    Path, int, Sequence[str], int, Path | None
+]  # root, first position, names, side, output
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def read_files(
     names: Sequence[str],
     reporter: Reporter | None = None,
     output: Path | None = None,
+    side: int = SIDE,
 ) -> list[Seen]:
     """Read and decode the files ``names`` in ``root``, in order.
 
@@ -57,8 +59,9 @@ def read_files(
         names: paths below it.
         reporter: shows the progress; None: nothing is shown.
         output: a file for the pixels, image after image; None: they are not kept.
+        side: height and width that an image is resized to, in pixels.
     """
-    chunks = [(root, i, names[i : i + CHUNK], output) for i in range(0, len(names), CHUNK)]
+    chunks = [(root, i, names[i : i + CHUNK], side, output) for i in range(0, len(names), CHUNK)]
     found: list[Seen] = []
     with nullcontext() if reporter is None else reporter.task(title, len(names)) as task:
         for part in _results(chunks):
@@ -68,8 +71,13 @@ def read_files(
     return found
 
 
-def decode(content: bytes) -> npt.NDArray[np.uint8]:
-    """Decode an image of any size with 8 bits a channel to (3, 256, 256) RGB pixels.
+def image_bytes(side: int) -> int:
+    """The size in bytes of a decoded image of ``side`` x ``side`` pixels."""
+    return 3 * side * side
+
+
+def decode(content: bytes, side: int = SIDE) -> npt.NDArray[np.uint8]:
+    """Decode an image of any size with 8 bits a channel to (3, side, side) RGB pixels.
 
     As in torchvision's loader and the published code, alpha is dropped, and a rotation in the EXIF
     data is ignored.
@@ -87,26 +95,26 @@ def decode(content: bytes) -> npt.NDArray[np.uint8]:
         warnings.simplefilter("ignore")  # Pillow's on odd transparency and large images
         if image.mode[0] in "IF":
             raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
-        square = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def read_chunk(chunk: Chunk) -> list[Seen]:
     """Read the files of a chunk and write their pixels to its output; runs in a worker."""
-    root, first, names, output = chunk
+    root, first, names, side, output = chunk
     found = []
     with nullcontext() if output is None else output.open("rb+") as file:
         for place, name in enumerate(names, start=first):
             try:
                 content = read_file(root / name)
-                pixels = decode(content).tobytes()
+                pixels = decode(content, side).tobytes()
             except Exception as error:  # decoders raise many kinds on broken bytes
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())
                 found.append(Seen(problem=reason or type(error).__name__))
                 continue
             found.append(Seen(sha256(content).digest(), sha256(pixels).digest()))
             if file is not None:
-                file.seek(place * IMAGE_BYTES)
+                file.seek(place * image_bytes(side))
                 file.write(pixels)
     return found
 

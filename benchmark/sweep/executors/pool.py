@@ -213,19 +213,21 @@ class _PipeReporter(progress.Reporter):
         send = self._connection.send
 
         class Remote:
-            amount = 0
+            amount = 0.0
+            note: str | None = None
             last = time.monotonic()
 
-            def advance(self, amount: int, note: str = "") -> None:
+            def advance(self, amount: float, note: str | None = None) -> None:
                 self.amount += amount
+                self.note = self.note if note is None else note
                 if time.monotonic() - self.last >= REPORT_SECONDS:
-                    send(("advance", (self.amount, note)))
-                    self.amount, self.last = 0, time.monotonic()
+                    send(("advance", (self.amount, self.note)))
+                    self.amount, self.last = 0.0, time.monotonic()
 
         send(("task", (title, total)))
         bar = Remote()
         yield bar
-        send(("advance", (bar.amount, "")))
+        send(("advance", (bar.amount, None)))
         send(("end", None))
 
     def say(self, message: str) -> None:

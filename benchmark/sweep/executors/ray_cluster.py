@@ -148,7 +148,7 @@ class _WarningCollector(progress.Reporter):
         """Show no bar."""
 
         class Unseen:
-            def advance(self, amount: int, note: str = "") -> None: ...
+            def advance(self, amount: float, note: str | None = None) -> None: ...
 
         yield Unseen()
 
