@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, final
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import GREY, GRID_TOLERANCE, Perturbed
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
@@ -163,6 +163,12 @@ class Attack(Component, abc.ABC):
         choices=tuple(OPTIMIZERS),
         late=True,
     )
+    bits: Literal[8, 32] = parameter(
+        32,
+        "8: search and outcome are on images rounded to 8 bits within the ball, as a file keeps "
+        "them; 32: on images of floating-point pixels",
+        late=True,
+    )
 
     @classmethod
     def headings(cls) -> list[Column]:
@@ -261,7 +267,7 @@ class Attack(Component, abc.ABC):
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
                 NaN, a gallery too small for the targets, a perturbation outside the ball, an
-                outcome outside its column's bounds.
+                outcome outside its column's bounds, with bits=8 images that 8 bits cannot hold.
         """
         from dmlbench.compute.embedding import embed, frozen
 
@@ -269,6 +275,8 @@ class Attack(Component, abc.ABC):
         optimizer = self.optimiser(active_set)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
+        if self.bits == 8 and not _has_8_bits(images):
+            raise CellError("bits=8 is for clean images of 8 bits: every pixel k/255, k whole")
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
@@ -296,7 +304,7 @@ class Attack(Component, abc.ABC):
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set)
+        return kind(self.eps, self.alpha, self.steps, active_set, self.bits)
 
     def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
         """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""
@@ -329,3 +337,9 @@ class Attack(Component, abc.ABC):
         passes, full_passes = p.passes + q.passes, p.full_passes + q.full_passes
         merged = Perturbed(images, passes, full_passes, last, p.flat_start & q.flat_start)
         return Attacked(outcomes, a.clean, merged)
+
+
+def _has_8_bits(images: torch.Tensor) -> bool:
+    """True if every pixel is a whole multiple of 1/255, but for rounding."""
+    levels = GREY * images
+    return bool(((levels - levels.round()).abs() <= GRID_TOLERANCE).all())

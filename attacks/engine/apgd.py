@@ -74,6 +74,7 @@ class APGD(Optimizer[Search]):
     alpha: float | torch.Tensor
     steps: int
     active_set: bool = True
+    bits: int = 32
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Search:
         """Nothing is known of ``x`` yet."""

@@ -21,6 +21,8 @@ from dmlbench.common.lazy import torch
 
 COMPACT_SHARE = 1 / 16  # of the live samples must have stopped before the batch is copied
 RADIUS_TOLERANCE = 1e-6
+GREY = 255  # the largest value of a pixel of 8 bits
+GRID_TOLERANCE = 2e-4  # of a grey level: what float32 loses; 255 of RADIUS_TOLERANCE are more
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,16 @@ class Ball(RowWise):
         torch.maximum(x, self.low, out=x)
         return torch.minimum(x, self.high, out=x)
 
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest images in the ball whose pixels are k/255, k whole: what 8 bits can hold.
+
+        A pixel that would leave the ball takes the last k/255 inside it. There is one if the
+        clean image has 8 bits.
+        """
+        least = (GREY * self.low - GRID_TOLERANCE).ceil_()
+        most = (GREY * self.high + GRID_TOLERANCE).floor_()
+        return torch.minimum(torch.maximum((GREY * x).round_(), least), most).div_(GREY)
+
 
 @dataclass(frozen=True)
 class Iterate(RowWise):
@@ -101,6 +113,9 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         eps: radius of the ball, in [0, 1] pixel space; one for all, or (B,) for each sample.
         steps: number of steps, one forward-backward pass each.
         active_set: let samples that are done leave the batch.
+        bits: 8: the network is shown the images rounded to 8 bits (``Ball.rounded``), and those
+            are the result; the search goes on from the images before rounding, so that steps of
+            less than a grey level add up. 32: the images as they are.
         judges_last: one more forward pass judges the images after the last step.
     """
 
@@ -109,6 +124,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     eps: float | torch.Tensor
     steps: int
     active_set: bool
+    bits: int
 
     @abc.abstractmethod
     def begin(self, x: torch.Tensor, ball: Ball) -> IterateT:
@@ -161,7 +177,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             if not len(rows):
                 break
             passes += len(rows)
-            x = now.x.detach().requires_grad_(True)
+            x = self._shown(now.x, now.ball).detach().requires_grad_(True)
             e = embed(x)
             loss, de = objective.value_and_grad(e.detach(), number)
             (dx,) = torch.autograd.grad(e, x, de.to(e.dtype))
@@ -176,15 +192,15 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 continue
             stopped = len(rows) - int(live.sum())
             if stopped and stopped >= COMPACT_SHARE * len(rows):
-                result[rows], last[rows] = now.result, e
+                result[rows], last[rows] = self._shown(now.result, now.ball), e
                 keep = live.nonzero()[:, 0]
                 objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
         if self.judges_last and len(rows):
             with torch.no_grad():
-                loss, _ = objective.value_and_grad(embed(now.x), self.steps)
+                loss, _ = objective.value_and_grad(embed(self._shown(now.x, now.ball)), self.steps)
             finite &= loss.isfinite().all()
             now = self.judge(now, loss)
-        result[rows] = now.result
+        result[rows] = self._shown(now.result, now.ball)
         if not finite:
             raise CellError(
                 f"the loss or its gradient is not finite within {self.steps} "
@@ -203,6 +219,10 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
                 f"{'inside' if inside else 'outside'} [0, 1]"
             )
+
+    def _shown(self, x: torch.Tensor, ball: Ball) -> torch.Tensor:
+        """The images that the network sees in the place of ``x``: rounded if ``bits`` is 8."""
+        return ball.rounded(x) if self.bits == 8 else x
 
     @staticmethod
     def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:

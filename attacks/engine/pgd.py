@@ -22,6 +22,7 @@ class PGD(Optimizer[Iterate]):
     alpha: float
     steps: int
     active_set: bool = True
+    bits: int = 32
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Iterate:
         """Nothing but the images."""

@@ -44,7 +44,7 @@ def parameter(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str | int, ...] = (),
     pixels: bool = False,
     late: bool = False,
 ) -> Any:
@@ -55,7 +55,7 @@ def parameter(
             for a field of the type ``X | None``.
         help: its meaning in a few words, shown by ``dmlbench list``.
         above, at_least, at_most: bounds on a number.
-        choices: the values a string may take.
+        choices: the values that are allowed; a field of the type ``Literal`` has its own.
         pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
         late: True if results were stored before the parameter existed: ``values`` leaves it out
             at its default, so that their identities stay.
@@ -83,7 +83,7 @@ class Parameter:
     default: Any
     help: str
     bounds: Mapping[str, float | None]
-    choices: tuple[str, ...]
+    choices: tuple[str | int, ...]
     pixels: bool
     late: bool = False
 
@@ -96,7 +96,7 @@ class Parameter:
     def domain(self) -> str:
         """The values that are allowed, e.g. ``int >= 1`` or ``random | semihard``."""
         if self.choices:
-            return " | ".join(self.choices)
+            return " | ".join(map(str, self.choices))
         signs = {"above": ">", "at_least": ">=", "at_most": "<="}
         bounds = [
             f"{signs[kind]} {_number(bound, self.pixels)}"
@@ -131,8 +131,9 @@ class Parameter:
         if value is None and self.optional:
             return
         if self.choices and value not in self.choices:
-            hint = did_you_mean(str(value), self.choices)
-            raise ValueError(f"{hint}must be one of {', '.join(self.choices)}, got {value!r}")
+            known = [str(choice) for choice in self.choices]
+            hint = did_you_mean(str(value), known)
+            raise ValueError(f"{hint}must be one of {', '.join(known)}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
             (above is not None and not value > above)
@@ -173,7 +174,8 @@ def parameters(cls: type[Component]) -> list[Parameter]:
             optional = NoneType in get_args(hint)
             (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
         if get_origin(hint) is Literal:
-            hint, choices = str, get_args(hint)
+            choices = get_args(hint)
+            hint = type(choices[0])
         meta = {key: field.metadata[key] for key in ("help", "bounds", "pixels", "late")}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
     return found
