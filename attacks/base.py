@@ -129,10 +129,12 @@ class Attack(Component, abc.ABC):
     """A white-box attack in an L-infinity ball.
 
     A field that is None (``auto``) is filled in from the suite and the data set's card by
-    ``resolve``; ``optimizer`` stays None where it is the suite's.
+    ``resolve``; ``optimizer`` stays None where it is the suite's. ``perturbs`` says which part the
+    perturbed image plays in the retrieval.
     """
 
     columns: ClassVar[tuple[Column, ...]]
+    perturbs: ClassVar[Literal["query", "candidate"]] = "query"
 
     eps: float | None = parameter(
         None, "radius of the L-infinity ball", at_least=0, at_most=1, pixels=True

@@ -11,6 +11,19 @@ from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
 
+class _Saved(click.ParamType[int | None]):
+    """A number of pictures, or ``all`` (None)."""
+
+    name = "n|all"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int | None:
+        if value == "all":
+            return None
+        if not str(value).isascii() or not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a whole number nor 'all'", param, context)
+        return int(value)
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
@@ -29,7 +42,7 @@ from dmlbench.cli.shared import check_outputs, finish
     "--label",
     help="Name of the model in tables. Default: the one in its manifest, else the file name.",
 )
-@options("attacks", "suites", "queries", "dataset")
+@options("attacks", "suites", "queries", "recalls", "dataset")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -39,12 +52,13 @@ from dmlbench.cli.shared import check_outputs, finish
 )
 @click.option(
     "--save-adversarial",
-    "pictures",
-    type=click.IntRange(min=0),
+    "saved",
+    type=_Saved(),
     default=0,
-    metavar="N",
+    metavar="N|all",
     help="Also write a picture of each of the first N attacked queries: clean image, perturbation, "
-    "adversarial image, and the top 5 before and after.",
+    "adversarial image, and the top 5 before and after. all: the adversarial images themselves, "
+    "as adversarial/CELL.npz in the results, exactly as they were measured.",
 )
 @options("results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
@@ -55,9 +69,10 @@ def attack(
     attacks: tuple[str, ...],
     suites: tuple[str, ...],
     queries: int | None,
+    recalls: bool,
     dataset: str,
     seed: int,
-    pictures: int,
+    saved: int | None,
     results: Path,
     leaderboards: Path,
     as_json: bool,
@@ -74,7 +89,9 @@ def attack(
     asked = parse_attacks(attacks, suites)
     network = parse_model(model) if model else None
     check_outputs(results, leaderboards)
-    with open_session(chosen, results, **places, keep=pictures) as session:
+    with open_session(
+        chosen, results, **places, keep=saved or 0, save_images=saved is None
+    ) as session:
         from dmlbench.sweep import plan
         from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
@@ -84,9 +101,11 @@ def attack(
         weights = checkpoint_weights(
             *(chosen, session.digest, network, checkpoint, label, seed, places["precision"])
         )
-        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
+        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(session, plan.cells(weights, planned)) if pictures else []
+        drawn = draw_attacks(session, plan.cells(weights, planned)) if saved else []
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")
+    if saved is None and not as_json:
+        click.echo(f"Saved: the images of each attack in {results / 'adversarial'}/CELL.npz")

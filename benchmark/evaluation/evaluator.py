@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from dmlbench.attacks.base import Attack, Attacked, Gallery
+from dmlbench.attacks import moved_query
+from dmlbench.attacks.base import Attack, Attacked, Column, Gallery
 from dmlbench.common.errors import CellError
-from dmlbench.common.hashing import derived_seed
+from dmlbench.common.hashing import derived_seed, file_sha256
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
@@ -26,6 +28,7 @@ from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_media
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
+from dmlbench.storage import adversarial
 
 CLEAN = " clean"  # suffix of outcomes without an attack
 
@@ -132,7 +135,15 @@ class Evaluation:
         return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
 
     def attack(
-        self, attack: Attack, seed: int, title: str, queries: int | None = None, keep: int = 0
+        self,
+        attack: Attack,
+        seed: int,
+        title: str,
+        queries: int | None = None,
+        keep: int = 0,
+        *,
+        recalls: bool = False,
+        save: Path | None = None,
     ) -> Measurement:
         """Perturb each chosen test image in turn as the query (or candidate).
 
@@ -142,20 +153,33 @@ class Evaluation:
             title: of the progress bar.
             queries: test images to attack (``chosen``); the outcomes of the others are NaN.
             keep: so many queries, the first ones, stay with their images in the result.
+            recalls: also measure R@K and the distance moved (``attacks.moved_query``), if it is the
+                query that is perturbed.
+            save: .npz file for the adversarial images (``storage.adversarial``); None: none.
         """
         index = self.chosen(queries)
+        extra = moved_query.columns_of(type(attack)) if recalls else ()
+        columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
         passes = full_passes = flat = 0
         radius = 0.0
         gallery = self.gallery
-        with self.reporter.task(title, len(index)) as task:
+        with (
+            self.reporter.task(title, len(index)) as task,
+            _image_file(save, attack, index) as write,
+        ):
             for batch, images, attacked in self._attacked(attack, gallery, index, seed):
                 want = keep - len(kept)
                 kept += first_of_batch(self.network, gallery, batch, images, attacked, want)
-                for name, values in attacked.outcomes.items():
+                write(attacked.perturbed.images)
+                clean = attacked.clean | moved_query.outcomes(
+                    extra, gallery.embeddings[batch], batch, gallery
+                )
+                found = attacked.outcomes | self.moved(extra, attacked.perturbed.images, batch)
+                for name, values in found.items():
                     parts.setdefault(name, []).append(values)
-                    parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
+                    parts.setdefault(name + CLEAN, []).append(clean[name])
                 done = attacked.perturbed
                 passes += done.passes
                 full_passes += done.full_passes
@@ -166,13 +190,13 @@ class Evaluation:
                 ]
                 task.advance(len(batch), "  ".join(running))
         outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
-        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
+        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in columns}
         metrics |= {
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
         }
         findings = {
-            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
-            "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
+            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in columns},
+            "deciles": {c.name: deciles(outcomes[c.name]) for c in columns},
             "radius": radius,
             "flat_start": flat / len(index),
             "passes": passes / len(index),
@@ -180,7 +204,23 @@ class Evaluation:
             "batch_size": min(self.rows, attack.most_rows(gallery)),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
+        if save is not None:
+            findings["adversarial_sha256"] = file_sha256(save)
         return Measurement(metrics, findings, outcomes, kept)
+
+    def moved(
+        self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Retrieval with the queries at ``index`` (B,) shown as ``images``, adversarial ones.
+
+        Args:
+            wanted: columns of ``attacks.moved_query``; nothing is computed if there are none.
+        """
+        if not wanted:
+            return {}
+        with torch.no_grad():
+            e = embed(self.network, images)
+        return moved_query.outcomes(wanted, e, index, self.gallery)
 
     def attacked_queries(
         self, attack: Attack, seed: int, count: int, queries: int | None = None
@@ -238,3 +278,21 @@ def evaluation(
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(model, data, device, compute.rows(data.size), reporter)
+
+
+@contextmanager
+def _image_file(
+    path: Path | None, attack: Attack, index: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Yield a function that writes the next adversarial images to ``path``; None: to nowhere."""
+    if path is None:
+        yield lambda images: None
+        return
+    with adversarial.writer(path, index.cpu().numpy(), attack.perturbs) as add:
+
+        def write(images: torch.Tensor) -> None:
+            if attack.bits == 8:
+                images = (255 * images).round().to(torch.uint8)
+            add(images.cpu().numpy())
+
+        yield write

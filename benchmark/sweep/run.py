@@ -118,7 +118,7 @@ def read_store(session: Session, repair: bool = True) -> StoredCells:
         session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
     if repair:
         store.repair(damaged)
-    return StoredCells(store.whole(cells))
+    return StoredCells(store.whole(cells), session.complete)
 
 
 def plan_models(
@@ -179,7 +179,10 @@ def _resolved(
     replaced = {"defenses", "attacks", "suites", "seeds", *decided}
     rest = {name: value for name, value in asked.items() if name not in replaced}
     plain = {n: str(v) if isinstance(v, Path) else v for n, v in (decided | rest).items()}
-    return {name.replace("_", "-"): v for name, v in plain.items() if v is not None}
+    unset = (None, False)  # by identity: a seed is 0
+    return {
+        name.replace("_", "-"): v for name, v in plain.items() if not any(v is u for u in unset)
+    }
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ from dmlbench.compute.device import Compute, is_main_process, local_device, unde
 from dmlbench.compute.provenance import provenance
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.storage.cell import ExceptionInfo, PlannedCell
+from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Session:
         compute: device, batch size, threads and precision.
         reporter: receives progress and messages.
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
+        save_images: write the adversarial images of each attack to ``store.images(cell)``.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -49,6 +50,7 @@ class Session:
     compute: Compute
     reporter: Reporter
     keep: int = 0
+    save_images: bool = False
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -71,6 +73,21 @@ class Session:
     def digest(self) -> str:
         """The digest of the content of the data; the images are read only if it is not declared."""
         return self.dataset.known_digest or self.data.digest
+
+    def done(self, cell: PlannedCell) -> bool:
+        """True if the store has all that this run wants of a cell (``complete``)."""
+        found = self.store.done(cell.id)
+        return found is not None and self.complete(cell, found)
+
+    def complete(self, cell: PlannedCell, found: Cell) -> bool:
+        """True if a stored cell that succeeded has every column of the planned one.
+
+        Where adversarial images are saved, those of an attack must be there, too.
+        """
+        images = self.save_images and cell.facts.get("kind") == "attack"
+        return cell.columns.keys() <= found.columns.keys() and (
+            not images or self.store.images(found.id).is_file()
+        )
 
     def check_queries(self, queries: int | None) -> None:
         """UserError unless that many queries are a part of the test split (None: all of it)."""
@@ -96,6 +113,7 @@ def open_session(
     torchrun: bool = False,
     progress: bool = True,
     keep: int = 0,
+    save_images: bool = False,
 ) -> Iterator[Session]:
     """The session of a run, and its progress on standard error, while the context lasts.
 
@@ -108,6 +126,7 @@ def open_session(
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
         keep: number of attacked queries of each attack to keep, for pictures.
+        save_images: whether the adversarial images of each attack are stored.
 
     Raises:
         UserError: the folder or the device cannot be used.
@@ -124,7 +143,8 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, Store(results), compute, reporter, keep)
+        store = Store(results)
+        yield Session(dataset, data_root, cache, store, compute, reporter, keep, save_images)
 
 
 @dataclass(frozen=True)
