@@ -45,8 +45,8 @@ __all__ = [
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
 
-RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS")
-"""Columns of the tables that no attack may have: benign metrics and scores."""
+RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS", "External:R@1")
+"""Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
 Bounds = tuple[float, float]

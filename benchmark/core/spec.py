@@ -114,15 +114,13 @@ class Parameter:
         if isinstance(value, float):
             return _number(value, self.pixels)
         text = str(value)
-        if re.search(r'[",\s]', text) or text == self.none or not text:
-            return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        return text
+        return quoted(text) if re.search(r'[",\s]', text) or text in (self.none, "") else text
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
         if text == self.none and self.optional:
             return None
-        value = self._convert(_unquote(text))
+        value = self._convert(unquoted(text))
         self.check(value)
         return value
 
@@ -327,7 +325,13 @@ def _number(value: float, pixels: bool) -> str:
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 
-def _unquote(text: str) -> str:
+def quoted(text: str) -> str:
+    """``text`` in double quotes, as the value of a key; ``unquoted`` reads it back."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def unquoted(text: str) -> str:
+    """The value that ``text`` in a spec stands for: itself, or what its double quotes hold."""
     if len(text) >= 2 and text[0] == text[-1] == '"':
         return re.sub(r"\\(.)", r"\1", text[1:-1])
     return text

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 
+from dmlbench.analysis import external
+from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import BENIGN
+from dmlbench.metrics.names import BENIGN, WORST
 from dmlbench.report.columns import directions
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
@@ -75,6 +77,7 @@ class Entry:
         failed: heading (or ``training``) -> error.
         collapsed: True if the model no longer retrieves anything.
         records: heading -> the tidy record of each model that was measured here.
+        contributors: people whose adversarial images the worst case includes.
     """
 
     dataset: str
@@ -97,6 +100,7 @@ class Entry:
     failed: Mapping[str, str] = field(default_factory=dict)
     collapsed: bool = False
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    contributors: tuple[Contributor, ...] = ()
 
     @property
     def source(self) -> str:
@@ -150,6 +154,13 @@ def _entry(group: Sequence[Row]) -> Entry:
         numbers.pop("ERS", None)  # it would be a mean over fewer seeds than the columns
     made = dict.fromkeys(name for row in group for name in row.records)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
+    found = (external.read(r["attack_resolved"]) for made_by in records.values() for r in made_by)
+    contributors = tuple(dict.fromkeys(one for one in found if one is not None))
+    if contributors:
+        people = ", ".join(map(str, contributors))
+        said = f"{WORST} of {about['label']} includes adversarial images by {people}."
+        worst = (name for name in numbers if name.partition(" (")[0] == WORST)
+        numbers |= {name: replace(numbers[name], note=said) for name in worst}
     return Entry(
         dataset=about["dataset"],
         suite=about["suite"],
@@ -168,6 +179,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
         records=records,
+        contributors=contributors,
         threat=_threat(records),
     )
 

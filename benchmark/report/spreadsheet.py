@@ -8,6 +8,8 @@ import io
 from dmlbench.report.board import Board, BoardCell, Line, Table
 from dmlbench.report.columns import in_order
 
+INCLUDES = "worst case includes"
+
 
 def render(board: Board) -> str:
     """A row for each line; columns for each metric, its interval and its deviation over seeds."""
@@ -17,6 +19,7 @@ def render(board: Board) -> str:
     facts = ["dataset", "suite", "rank", "model", "loss", "defense", "spec", "eta", "recipe"]
     facts += ["precision", "queries", "collapsed", "source", "url", "n", "seeds"]
     columns = [name for metric in metrics for name in _names(metric) if name in used]
+    columns += [INCLUDES] * (INCLUDES in used)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*facts, *columns], restval="", lineterminator="\n")
     writer.writeheader()
@@ -50,6 +53,8 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
         "n": entry.n,
         "seeds": " ".join(map(str, entry.seeds)),
     }
+    if entry.contributors:
+        record[INCLUDES] = f"images by {', '.join(map(str, entry.contributors))}"
     for column in table.columns:
         if column.better:
             record |= _metric(column.name, by_name[column.name])

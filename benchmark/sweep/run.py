@@ -27,6 +27,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
+from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.status import PlannedModel, StoredCells
@@ -86,7 +87,8 @@ def run(
 
     Returns:
         The cells of every model, in the order of ``models``, stored ones included. A cell that
-        failed has status ``failed`` and its error.
+        failed has status ``failed`` and its error. Where images were handed in from outside, their
+        cells follow, with the scores that include them.
 
     Raises:
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
@@ -105,8 +107,9 @@ def run(
         scheduler = Scheduler(planned, attacks, session, executor, known, durations, options.resume)
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
+    joined = joined_rows(session.store, cells)
     export(session.store)
-    return cells
+    return [*cells, *joined]
 
 
 def read_store(session: Session, repair: bool = True) -> StoredCells:
