@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast, 
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
-from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search
+from dmlbench.attacks.engine.optimizer import (
+    GREY,
+    GRID_TOLERANCE,
+    Optimizer,
+    Perturbed,
+    Search,
+)
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError
@@ -48,8 +54,8 @@ __all__ = [
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
 
-RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS")
-"""Columns of the tables that no attack may have: benign metrics and scores."""
+RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS", "External:R@1")
+"""Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
 Bounds = tuple[float, float]
@@ -140,10 +146,12 @@ class Attack(Component, abc.ABC):
     """A white-box attack in an L-infinity ball.
 
     A field that is None (``auto``) is filled in from the suite and the data set's card by
-    ``resolve``; ``optimizer`` stays None where it is the suite's.
+    ``resolve``; ``optimizer`` stays None where it is the suite's. ``perturbs`` says which part the
+    perturbed image plays in the retrieval.
     """
 
     columns: ClassVar[tuple[Column, ...]]
+    perturbs: ClassVar[Literal["query", "candidate"]] = "query"
     held_against_noise: ClassVar[bool] = True
     """In the suite auto random signs must not do as well: the attack follows gradients."""
 
@@ -174,6 +182,12 @@ class Attack(Component, abc.ABC):
         "what minimises the loss: fixed sign steps (pgd), or steps that adapt to each query "
         "(apgd); auto: the suite's",
         choices=tuple(OPTIMIZERS),
+        late=True,
+    )
+    bits: Literal[8, 32] = parameter(
+        32,
+        "8: search and outcome are on images rounded to 8 bits within the ball, as a file keeps "
+        "them; 32: on images of floating-point pixels",
         late=True,
     )
 
@@ -306,7 +320,7 @@ class Attack(Component, abc.ABC):
         Raises:
             CellError: images outside [0, 1] or NaN, a model that returns the wrong shape or
                 NaN, a gallery too small for the targets, a perturbation outside the ball, an
-                outcome outside its column's bounds.
+                outcome outside its column's bounds, with bits=8 images that 8 bits cannot hold.
         """
         from dmlbench.compute.embedding import embed, frozen
         from dmlbench.compute.randomness import global_seeds
@@ -315,6 +329,8 @@ class Attack(Component, abc.ABC):
         optimizer = self.optimiser(active_set, draws)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
+        if self.bits == 8 and not _has_8_bits(images):
+            raise CellError("bits=8 is for clean images of 8 bits: every pixel k/255, k whole")
         if len(index) != len(images):
             raise CellError(f"{len(images)} images need as many indices, got {len(index)}")
         goal = self.goal(gallery, index, seed)
@@ -384,7 +400,7 @@ class Attack(Component, abc.ABC):
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set, draws)
+        return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits)
 
     def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
         """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""
@@ -437,3 +453,9 @@ def mean_outcomes(draws: int, make: Callable[[], Outcomes]) -> Outcomes:
         return make()
     found = [make() for _ in range(draws)]
     return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+
+
+def _has_8_bits(images: torch.Tensor) -> bool:
+    """True if every pixel is a whole multiple of 1/255, but for rounding."""
+    levels = GREY * images
+    return bool(((levels - levels.round()).abs() <= GRID_TOLERANCE).all())

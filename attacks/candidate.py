@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import BLOCK_CELLS, Gallery
@@ -89,6 +89,7 @@ class CandidateGoal(RowWise):
 class CandidateAttack(Attack):
     """The base of CA+ and CA-: it draws the queries and sorts their distances."""
 
+    perturbs: ClassVar[Literal["query", "candidate"]] = "candidate"
     up: ClassVar[bool]
 
     w: int = parameter(1, "number of queries in whose rankings a candidate is moved", at_least=1)

@@ -62,4 +62,6 @@ class NESAttack(BlackBoxAttack):
         """The search along estimates."""
         if self.eps is None or self.alpha is None:
             raise ValueError("nes has auto fields: call resolve(threat) before run")
-        return NES(self.eps, self.budget, self.alpha, self.samples, self.sigma, MOMENTUM)
+        return NES(
+            self.eps, self.budget, self.alpha, self.samples, self.sigma, MOMENTUM, bits=self.bits
+        )

@@ -7,7 +7,8 @@ under that curve), ``r50`` their median. Both are in 1/255.
 The radii that are looked at, in 1/255, are 1/32 and then a factor of sqrt(2) up to 2, and whole
 numbers from there on to eps. Each is searched by the margin of ``top1``; the largest is eps.
 A search begins at the smallest perturbation that has broken the query so far, brought into the
-smaller ball. A query that is wrong on the clean image has radius 0, one that is never broken eps.
+smaller ball. With bits=8 they are whole numbers, and a query is broken where its image of 8 bits
+is. A query that is wrong on the clean image has radius 0, one that is never broken eps.
 Of a randomised network a query counts as broken where most draws have a wrong top-1.
 """
 
@@ -39,6 +40,12 @@ def levels(eps: float) -> list[float]:
     dense = [LEAST * 2 ** (i / 2) for i in range(count + 1)]
     whole = [float(n) for n in range(DENSE_UP_TO + 1, math.ceil(end))]
     return [*(level for level in [*dense, *whole] if level < end * (1 - 1e-9)), end]
+
+
+def levels_of_8_bits(eps: float) -> list[float]:
+    """The same for images of 8 bits, which lie whole numbers apart: 1, 2, 3, ..., 255 eps."""
+    end = 255 * eps
+    return [*(float(n) for n in range(1, math.ceil(end)) if n < end * (1 - 1e-9)), end]
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,18 @@ class Radius(TopOneAttack):
     @property
     def most_passes(self) -> int:
         """Those of all rounds."""
-        return super().most_passes * rounds(levels(self.eps or 0))
+        return super().most_passes * rounds(self.levels)
+
+    @property
+    def levels(self) -> list[float]:
+        """The radii that are looked at, in 1/255; eps must be resolved."""
+        return (levels_of_8_bits if self.bits == 8 else levels)(self.eps or 0)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> RadiusGoal:
         """The margin."""
         margin = super().goal(gallery, index, seed)
         values = {field.name: getattr(margin, field.name) for field in fields(margin)}
-        return RadiusGoal(**values, end=levels(self.eps or 0)[-1])
+        return RadiusGoal(**values, end=self.levels[-1])
 
     def read(
         self, goal: RadiusGoal, perturbed: Perturbed, after: torch.Tensor
@@ -121,8 +133,8 @@ class Radius(TopOneAttack):
 
         Both are places among all radii, from 0; the place after the last stands for none.
         """
-        radii = torch.tensor([0.0, *levels(self.eps or 0)], device=images.device)
-        assert isinstance(optimizer, APGD)
+        assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
+        radii = torch.tensor([0.0, *self.levels], device=images.device)
         first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
         draws = optimizer.draws
 
@@ -135,13 +147,13 @@ class Radius(TopOneAttack):
         broken = torch.where(right, len(radii), held)
         best, begin, passes = images.clone(), images if start is None else start, 0
         last, flat = images.new_empty(0), torch.zeros_like(right)
-        for number in range(rounds(levels(self.eps or 0))):
+        for number in range(rounds(self.levels)):
             rows = (broken - held > 1).nonzero()[:, 0]
             if not len(rows):
                 break
             level = (held + broken)[rows] // 2 if number else broken[rows] - 1
             ball = radii[level] / 255
-            search = APGD(ball, first_step * ball, optimizer.steps, optimizer.active_set, draws)
+            search = replace(optimizer, eps=ball, alpha=first_step * ball)
             part = goal.take(rows)
             found = search.run(embed, images[rows], part, begin[rows])
             fell = share_right(part, found.images) < HALF

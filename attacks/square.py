@@ -63,4 +63,4 @@ class SquareAttack(BlackBoxAttack):
         """The search with squares."""
         if self.eps is None:
             raise ValueError("square has auto fields: call resolve(threat) before run")
-        return Square(self.eps, self.budget, self.p)
+        return Square(self.eps, self.budget, self.p, bits=self.bits)

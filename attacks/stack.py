@@ -119,7 +119,7 @@ class TopOneStack(TopOneAttack):
             left = self._left(embed, found, goal, draws)
         by_square = torch.zeros_like(goal.index, dtype=torch.bool)
         if len(left):
-            square = Square(self.eps or 0, BUDGET, SHARE)
+            square = Square(self.eps or 0, BUDGET, SHARE, bits=self.bits)
             shown = square.run(embed, images[left], goal.take(left).ranked())
             fell = shown.until > 0
             kept = torch.where(fell.view(-1, 1, 1, 1), shown.images, found.images[left])

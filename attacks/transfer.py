@@ -110,6 +110,7 @@ class Transfer(TopOneAttack):
         if own := [key for key in threat_keys if getattr(by, key) is not None]:
             raise UserError(f"transfer: {own[0]} is a key of transfer itself, not of by={self.by}")
         same: dict[str, Any] = {key: getattr(whole, key) for key in threat_keys}
+        same["bits"] = whole.bits
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack) and self.of == "item":
             same["of"] = self.of

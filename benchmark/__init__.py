@@ -11,6 +11,7 @@
 checkpoint, or the spec of a network. Your own images: ``dmlbench.from_arrays(images, labels)``.
 
 ``evaluate``       measure one model, clean and under attacks
+``verify_attack``  adversarial images of your own, against a stored row
 ``train``          train one model with a defense
 ``run``            train and measure defenses, resumable, as ``dmlbench run``
 ``load_model``     a trained model, from its folder, a results folder or a row of a CSV
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dmlbench.api.load import load_model, load_results
     from dmlbench.api.report import Report
     from dmlbench.api.runs import run, train
+    from dmlbench.api.verify import verify_attack
     from dmlbench.common.errors import CellError, UserError
     from dmlbench.datasets.arrays import from_arrays
 
@@ -47,6 +49,7 @@ __all__ = [
     "load_results",
     "run",
     "train",
+    "verify_attack",
 ]
 
 _HOMES = {
@@ -59,6 +62,7 @@ _HOMES = {
     "load_results": "api.load",
     "run": "api.runs",
     "train": "api.runs",
+    "verify_attack": "api.verify",
 }
 
 

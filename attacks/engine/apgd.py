@@ -75,6 +75,7 @@ class APGD(Optimizer[Search]):
     steps: int
     active_set: bool = True
     draws: int = 1
+    bits: int = 32
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Search:
         """Nothing is known of ``x`` yet."""

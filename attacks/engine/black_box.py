@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from dmlbench.attacks.engine.objective import Objective, RowWise, broken
@@ -60,10 +60,14 @@ KnownT = TypeVar("KnownT", bound=Known)
 
 @dataclass(frozen=True)
 class BlackBox(abc.ABC, Generic[KnownT]):
-    """A search in a ball of radius ``eps`` that takes at most ``budget`` forward passes a query."""
+    """A search in a ball of radius ``eps`` that takes at most ``budget`` forward passes a query.
+
+    ``bits``: 8 where images are rounded before they are shown (``Ball.rounded``), 32 where not.
+    """
 
     eps: float
     budget: int
+    bits: int = field(default=32, kw_only=True)
 
     @abc.abstractmethod
     def begin(self, known: Known, objective: Breakable) -> KnownT:
@@ -105,6 +109,8 @@ class BlackBox(abc.ABC, Generic[KnownT]):
             if not len(rows):
                 break
             shown = self.propose(now, number)
+            if self.bits == 8:
+                shown = now.ball.rounded(shown)
             with torch.no_grad():
                 e = embed(shown)
                 loss, _ = objective.value_and_grad(e, number)

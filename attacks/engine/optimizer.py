@@ -21,6 +21,8 @@ from dmlbench.common.lazy import torch
 
 COMPACT_SHARE = 1 / 16  # of the live samples must have stopped before the batch is copied
 RADIUS_TOLERANCE = 1e-6
+GREY = 255  # the largest value of a pixel of 8 bits
+GRID_TOLERANCE = 2e-4  # of a grey level: what float32 loses; 255 of RADIUS_TOLERANCE are more
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class Ball(RowWise):
         torch.maximum(x, self.low, out=x)
         return torch.minimum(x, self.high, out=x)
 
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest images in the ball whose pixels are k/255, k whole: what 8 bits can hold.
+
+        A pixel that would leave the ball takes the last k/255 inside it. There is one if the
+        clean image has 8 bits.
+        """
+        least = (GREY * self.low - GRID_TOLERANCE).ceil_()
+        most = (GREY * self.high + GRID_TOLERANCE).floor_()
+        return torch.minimum(torch.maximum((GREY * x).round_(), least), most).div_(GREY)
+
 
 @dataclass(frozen=True)
 class Iterate(RowWise):
@@ -123,6 +135,9 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         draws: passes in each step, over which losses and gradients are the means; more than one for
             a network that is randomised (expectation over transformation, Athalye et al., ICML
             2018). A sample is done where dL/de is zero in all of them.
+        bits: 8: the network is shown the images rounded to 8 bits (``Ball.rounded``), and those
+            are the result; the search goes on from the images before rounding, so that steps of
+            less than a grey level add up. 32: the images as they are.
         judges_last: one more forward pass judges the images after the last step.
     """
 
@@ -132,6 +147,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     steps: int
     active_set: bool
     draws: int
+    bits: int
 
     @abc.abstractmethod
     def begin(self, x: torch.Tensor, ball: Ball) -> IterateT:
@@ -193,7 +209,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             if not len(rows):
                 break
             passes += len(rows) * self.draws
-            e, loss, live, dx = self._slope(embed, now.x, objective, number)
+            e, loss, live, dx = self._slope(embed, self._shown(now.x, now.ball), objective, number)
             finite &= loss.isfinite().all() & dx.isfinite().all()
             if number == 0:
                 last = e.new_empty(len(clean), *e.shape[1:]) if known is None else last
@@ -204,17 +220,18 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 continue
             stopped = len(rows) - int(live.sum())
             if stopped and stopped >= COMPACT_SHARE * len(rows):
-                result[rows], last[rows] = now.result, e
+                result[rows], last[rows] = self._shown(now.result, now.ball), e
                 keep = live.nonzero()[:, 0]
                 objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
         if self.judges_last and len(rows):
             with torch.no_grad():
+                shown = self._shown(now.x, now.ball)
                 loss = expectation(
-                    self.draws, lambda: objective.value_and_grad(embed(now.x), self.steps)[0]
+                    self.draws, lambda: objective.value_and_grad(embed(shown), self.steps)[0]
                 )
             finite &= loss.isfinite().all()
             now = self.judge(now, loss)
-        result[rows] = now.result
+        result[rows] = self._shown(now.result, now.ball)
         if not finite:
             raise CellError(
                 f"the loss or its gradient is not finite within {self.steps} "
@@ -246,6 +263,10 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
         check_ball(clean, adversarial, self.eps)
+
+    def _shown(self, x: torch.Tensor, ball: Ball) -> torch.Tensor:
+        """The images that the network sees in the place of ``x``: rounded if ``bits`` is 8."""
+        return ball.rounded(x) if self.bits == 8 else x
 
 
 def check_ball(clean: torch.Tensor, adversarial: torch.Tensor, eps: float | torch.Tensor) -> None:

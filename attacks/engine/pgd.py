@@ -23,6 +23,7 @@ class PGD(Optimizer[Iterate]):
     steps: int
     active_set: bool = True
     draws: int = 1
+    bits: int = 32
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Iterate:
         """Nothing but the images."""

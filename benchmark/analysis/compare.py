@@ -88,7 +88,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         UserError: it has no cells, or several configurations have that name.
     """
     path = Path(name)
-    digest = _digest(path) if path.exists() else None
+    digest = weights_digest(path) if path.exists() else None
     if digest is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
         store = Store(home) if (home / "cells").is_dir() else store
@@ -96,7 +96,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     cells = [
         c
         for c in stored
-        if (c.facts.get("checkpoint") == digest if digest else name in _names(c))
+        if (c.facts.get("checkpoint") == digest if digest else name in names_of(c))
         and dataset in (None, c.about.dataset)
         and store.done(c.id) is not None
     ]
@@ -184,12 +184,13 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
     return found
 
 
-def _names(cell: Cell) -> set[str]:
+def names_of(cell: Cell) -> set[str]:
+    """What the model of a cell may be called: its defense, its label, its training."""
     about = cell.about
     return {about.defense, about.label, about.resolved, cell.facts.get("training", "")}
 
 
-def _digest(path: Path) -> str:
+def weights_digest(path: Path) -> str:
     """SHA-256 of the weights in a file or in a model's folder."""
     if path.is_file():
         return file_sha256(path)

@@ -18,6 +18,7 @@ from typing import Any
 
 from dmlbench.analysis import records, seeds
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
+from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file, write_atomically
@@ -129,7 +130,11 @@ def _problem(record: Record) -> str:
 @cache
 def _columns() -> dict[tuple[str, str], Column]:
     """(attack, heading) -> the column, of every registered attack."""
-    return {(attack.card.name, one.name): one for attack in ATTACKS for one in attack.columns}
+    return {
+        (attack.card.name, one.name): one
+        for attack in ATTACKS
+        for one in (*attack.columns, *moved_query.columns_of(attack))
+    }
 
 
 def _text(text: str) -> str:

@@ -35,6 +35,7 @@ def evaluate(
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     queries: int | None = None,
     *,
+    recalls: bool = False,
     metric: Metric | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -68,6 +69,8 @@ def evaluate(
             nine attacks of ERS.
         queries: attack that many test images, drawn at random and the same for every model; None:
             each of them.
+        recalls: also R@1, 2, 4 and 8 of the attacked queries and the distance that their embeddings
+            were moved, of each attack that perturbs a query: ``report["LTM:R@4"]``.
         metric: the distance of embeddings: ``"N"`` Euclidean after normalising (the default),
             ``"E"`` Euclidean, ``"C"`` 1 - cosine.
         mean, std: of each channel, to normalise images before a ``torch.nn.Module``.
@@ -108,7 +111,7 @@ def evaluate(
         progress=progress,
     ) as session:
         session.check_queries(queries)
-        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
+        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         return Report.of(run(session, [weights], planned), session.store)
 

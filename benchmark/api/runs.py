@@ -92,6 +92,7 @@ def run(
     recipe: str | Mapping[str, Any] = "",
     seeds: Sequence[int] = (0,),
     queries: int | None = None,
+    recalls: bool = False,
     resume: str = "retry-failed",
     workers: int | None = None,
     results: str | Path | None = "results",
@@ -112,7 +113,7 @@ def run(
     Args:
         defenses: specs of defenses, such as ``"hm"`` or ``["est", "hm:eta=8"]``; ``"all"``: every
             registered one.
-        attacks, suite, dataset, queries: as in ``dmlbench.evaluate``.
+        attacks, suite, dataset, queries, recalls: as in ``dmlbench.evaluate``.
         model: spec of the network; None: the data set's.
         recipe: changes to the data set's recipe: ``"epochs=2"`` or ``{"epochs": 2}``.
         seeds: of trainings and targets.
@@ -149,11 +150,17 @@ def run(
         progress=progress,
     ) as session:
         session.check_queries(queries)
-        planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries)
+        planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries, recalls)
         trainings = plan.plan(
             chosen, session.digest, network, wanted, seeds, session.fitted(settings)
         )
-        asked = {"queries": queries, "resume": resume, "workers": workers, "results": results}
+        asked = {
+            "queries": queries,
+            "recalls": recalls,
+            "resume": resume,
+            "workers": workers,
+            "results": results,
+        }
         again = asked | {"device": device, "threads": threads, "precision": precision, "eot": eot}
         recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
         cells = run_sweep(session, trainings, planned, options, recorded)

@@ -12,6 +12,19 @@ from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
 
+class _Saved(click.ParamType[int | None]):
+    """A number of pictures, or ``all`` (None)."""
+
+    name = "n|all"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int | None:
+        if value == "all":
+            return None
+        if not str(value).isascii() or not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a whole number nor 'all'", param, context)
+        return int(value)
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
@@ -31,7 +44,7 @@ from dmlbench.cli.shared import check_outputs, finish
     help="Name of the model in tables. Default: the one in its manifest, else the file name; "
     "without a checkpoint 'none (pretrained)', or 'none (untrained)' if some weights are random.",
 )
-@options("attacks", "suites", "queries", "eot", "dataset")
+@options("attacks", "suites", "queries", "recalls", "eot", "dataset")
 @click.option(
     "--seed",
     type=Whole(),
@@ -41,12 +54,13 @@ from dmlbench.cli.shared import check_outputs, finish
 )
 @click.option(
     "--save-adversarial",
-    "pictures",
-    type=Whole(),
+    "saved",
+    type=_Saved(),
     default=0,
-    metavar="N",
+    metavar="N|all",
     help="Also write a picture of each of the first N attacked queries: clean image, perturbation, "
-    "adversarial image, and the top 5 before and after.",
+    "adversarial image, and the top 5 before and after. all: the adversarial images themselves, "
+    "as adversarial/CELL.npz in the results, exactly as they were measured.",
 )
 @options("allow_code", "results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "precision", "json")
@@ -57,9 +71,10 @@ def attack(
     attacks: tuple[str, ...],
     suites: tuple[str, ...],
     queries: int | None,
+    recalls: bool,
     dataset: str,
     seed: int,
-    pictures: int,
+    saved: int | None,
     allow_code: bool,
     results: Path,
     leaderboards: Path,
@@ -83,7 +98,9 @@ def attack(
             "published (--model mobilenet_v2:head=none)"
         )
     check_outputs(results, leaderboards)
-    with open_session(chosen, results, **places, keep=pictures) as session:
+    with open_session(
+        chosen, results, **places, keep=saved or 0, save_images=saved is None
+    ) as session:
         from dmlbench.sweep import plan
         from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
@@ -98,9 +115,11 @@ def attack(
         else:
             assert network is not None
             weights = initial_weights(chosen, session.data, network, *row)
-        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries)
+        planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(session, plan.cells(weights, planned)) if pictures else []
+        drawn = draw_attacks(session, plan.cells(weights, planned)) if saved else []
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")
+    if saved is None and not as_json:
+        click.echo(f"Saved: the images of each attack in {results / 'adversarial'}/CELL.npz")

@@ -13,7 +13,19 @@ from typing import Any
 import click
 
 from dmlbench import __version__
-from dmlbench.cli import attack, check, compare, data, leaderboard, list, merge, run, show, train
+from dmlbench.cli import (
+    attack,
+    check,
+    compare,
+    data,
+    leaderboard,
+    list,
+    merge,
+    run,
+    show,
+    train,
+    verify_attack,
+)
 from dmlbench.common.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -84,6 +96,7 @@ for verb in (
     run.run,
     train.train,
     attack.attack,
+    verify_attack.verify_attack,
     check.check,
     data.data,
     list.list_,

@@ -23,6 +23,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
     from dmlbench.common.files import check_writable
     from dmlbench.storage.merge import merge as merge_into
     from dmlbench.storage.store import Store
+    from dmlbench.sweep.external_rows import join
 
     check_writable(results, "--results")
     target = Store(results)
@@ -31,5 +32,6 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
             Store(source), target, lambda text: click.echo(f"warning: {text}", err=True)
         )
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
+    join(target)
     tidy, wide = export(target)
     click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)")

@@ -78,6 +78,12 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="Attack only N test images, drawn at random and the same for every model, instead of "
         "all; rows say so. The gallery is still the whole test split.",
     ),
+    "recalls": click.option(
+        "--recalls",
+        is_flag=True,
+        help="Also report R@1, 2, 4 and 8 of the attacked queries, and the distance that their "
+        "embeddings were moved, of each attack that perturbs a query (ES:R@4, LTM:D).",
+    ),
     "eot": click.option(
         "--eot",
         type=Whole(1),

@@ -61,7 +61,8 @@ class _Shard(click.ParamType[tuple[int, int]]):
     metavar="FILE",
     help="YAML file of these options by name (defense: [est, hm]). Options given here win over it.",
 )
-@options("defenses", "attacks", "suites", "queries", "eot", "dataset", "model", "recipe", "seeds")
+@options("defenses", "attacks", "suites", "queries", "recalls", "eot")
+@options("dataset", "model", "recipe", "seeds")
 @click.option(
     "--dry-run", is_flag=True, help="Only print what would be done, and the expected time."
 )
@@ -109,6 +110,7 @@ def run(
     attacks: tuple[str, ...],
     suites: tuple[str, ...],
     queries: int | None,
+    recalls: bool,
     dataset: str,
     model: str | None,
     recipe: str,
@@ -154,7 +156,8 @@ def run(
     )
     chosen = spec.parse(dataset, DATASETS)
     wanted = [spec.parse("none", DEFENSES), *parse_all(defenses, DEFENSES)]
-    planned = plan.planned_attacks(parse_attacks(attacks, suites), chosen.protocol.threat, queries)
+    asked = parse_attacks(attacks, suites)
+    planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
     if not dry_run:

@@ -8,10 +8,10 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dmlbench.common.errors import UserError
 
@@ -53,6 +53,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path`` to write into, which becomes ``path`` at the end.
+
+    If an exception leaves the ``with`` block, the temporary file is deleted and ``path`` is what
+    it was before.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
     temporary = None
     try:
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -60,17 +74,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def check_writable(folder: Path, flag: str) -> None:

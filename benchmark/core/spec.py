@@ -45,7 +45,7 @@ def parameter(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str | int, ...] = (),
     pixels: bool = False,
     late: bool = False,
     required: bool = False,
@@ -57,7 +57,7 @@ def parameter(
             for a field of the type ``X | None``.
         help: its meaning in a few words, shown by ``dmlbench list``.
         above, at_least, at_most: bounds on a number.
-        choices: the values a string may take.
+        choices: the values that are allowed; a field of the type ``Literal`` has its own.
         pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
         late: True if results were stored before the parameter existed: ``values`` leaves it out
             at its default, so that their identities stay.
@@ -90,7 +90,7 @@ class Parameter:
     default: Any
     help: str
     bounds: Mapping[str, float | None]
-    choices: tuple[str, ...]
+    choices: tuple[str | int, ...]
     pixels: bool
     late: bool = False
     required: bool = False
@@ -109,7 +109,7 @@ class Parameter:
     def domain(self) -> str:
         """The values that are allowed, e.g. ``int >= 1`` or ``random | semihard``."""
         if self.choices:
-            return " | ".join(self.choices)
+            return " | ".join(map(str, self.choices))
         signs = {"above": ">", "at_least": ">=", "at_most": "<="}
         bounds = [
             f"{signs[kind]} {_number(bound, self.pixels)}"
@@ -127,15 +127,13 @@ class Parameter:
         if isinstance(value, float):
             return _number(value, self.pixels)
         text = str(value)
-        if re.search(r'[",\s]', text) or text == self.none or not text:
-            return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        return text
+        return quoted(text) if re.search(r'[",\s]', text) or text in (self.none, "") else text
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
         if text == self.none and self.optional:
             return None
-        value = self._convert(_unquote(text))
+        value = self._convert(unquoted(text))
         self.check(value)
         return value
 
@@ -144,8 +142,9 @@ class Parameter:
         if value is None and self.optional:
             return
         if self.choices and value not in self.choices:
-            hint = did_you_mean(str(value), self.choices)
-            raise ValueError(f"{hint}must be one of {', '.join(self.choices)}, got {value!r}")
+            known = [str(choice) for choice in self.choices]
+            hint = did_you_mean(str(value), known)
+            raise ValueError(f"{hint}must be one of {', '.join(known)}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
             (above is not None and not value > above)
@@ -191,7 +190,8 @@ def parameters(cls: type[Component]) -> list[Parameter]:
             optional = NoneType in get_args(hint)
             (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
         if get_origin(hint) is Literal:
-            hint, choices = str, get_args(hint)
+            choices = get_args(hint)
+            hint = type(choices[0])
         meta = {key: field.metadata[key] for key in _FACTS}
         found.append(Parameter(field.name, hint, optional, field.default, choices=choices, **meta))
     return found
@@ -367,7 +367,13 @@ def _number(value: float, pixels: bool) -> str:
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
 
 
-def _unquote(text: str) -> str:
+def quoted(text: str) -> str:
+    """``text`` in double quotes, as the value of a key; ``unquoted`` reads it back."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def unquoted(text: str) -> str:
+    """The value that ``text`` in a spec stands for: itself, or what its double quotes hold."""
     if len(text) >= 2 and text[0] == text[-1] == '"':
         return re.sub(r"\\(.)", r"\1", text[1:-1])
     return text

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from dmlbench.attacks.base import Attack, Attacked, Gallery
+from dmlbench.attacks import moved_query
+from dmlbench.attacks.base import Attack, Attacked, Column, Gallery
 from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.errors import CellError
-from dmlbench.common.hashing import derived_seed
+from dmlbench.common.hashing import derived_seed, file_sha256
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
@@ -38,6 +40,7 @@ from dmlbench.metrics.bootstrap import (
 from dmlbench.metrics.clustering import kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
+from dmlbench.storage import adversarial
 
 CLEAN = " clean"  # suffix of outcomes without an attack
 DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
@@ -232,7 +235,15 @@ class Evaluation:
         return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
 
     def attack(
-        self, attack: Attack, seed: int, title: str, queries: int | None = None, keep: int = 0
+        self,
+        attack: Attack,
+        seed: int,
+        title: str,
+        queries: int | None = None,
+        keep: int = 0,
+        *,
+        recalls: bool = False,
+        save: Path | None = None,
     ) -> Measurement:
         """Perturb each chosen test image in turn as the query (or candidate).
 
@@ -242,8 +253,13 @@ class Evaluation:
             title: of the progress bar.
             queries: test images to attack (``chosen``); the outcomes of the others are NaN.
             keep: so many queries, the first ones, stay with their images in the result.
+            recalls: also measure R@K and the distance moved (``attacks.moved_query``), if it is the
+                query that is perturbed.
+            save: .npz file for the adversarial images (``storage.adversarial``); None: none.
         """
         index = self.chosen(queries)
+        extra = moved_query.columns_of(type(attack)) if recalls else ()
+        columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
         parts: dict[str, list[torch.Tensor]] = {}
         observed: dict[str, list[torch.Tensor]] = {}
@@ -251,14 +267,22 @@ class Evaluation:
         passes = forward = full = full_forward = flat = 0
         radius = 0.0
         gallery = self.gallery
-        with self.reporter.task(title, len(index)) as bar:
+        with (
+            self.reporter.task(title, len(index)) as bar,
+            _image_file(save, attack, index) as write,
+        ):
             progress = Progress(bar, self._passes(attack))
             for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
                 want = keep - len(kept)
                 kept += first_of_batch(self.expected, gallery, batch, images, attacked, want)
-                for name, values in attacked.outcomes.items():
+                write(attacked.perturbed.images)
+                clean = attacked.clean | moved_query.outcomes(
+                    extra, gallery.embeddings[batch], batch, gallery
+                )
+                found = attacked.outcomes | self.moved(extra, attacked.perturbed.images, batch)
+                for name, values in found.items():
                     parts.setdefault(name, []).append(values)
-                    parts.setdefault(name + CLEAN, []).append(attacked.clean[name])
+                    parts.setdefault(name + CLEAN, []).append(clean[name])
                 for name, values in attacked.observed.items():
                     observed.setdefault(name, []).append(values)
                 for name, values in attacked.last.items():
@@ -275,14 +299,14 @@ class Evaluation:
                 ]
                 progress.finish("  ".join(running))
         outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
-        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in attack.columns}
+        metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in columns}
         metrics |= {
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
         }
         findings: dict[str, Any] = {
             **_means(observed),
-            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in attack.columns},
-            "deciles": {c.name: deciles(outcomes[c.name]) for c in attack.columns},
+            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in columns},
+            "deciles": {c.name: deciles(outcomes[c.name]) for c in columns},
             "curves": {c.name: shares_above(outcomes[c.name]) for c in attack.columns if c.curve},
             "radius": radius,
             "flat_start": flat / len(index),
@@ -295,8 +319,22 @@ class Evaluation:
             findings["forward_passes"] = forward / len(index)
         if last:
             findings["last_iterate"] = _means(last)
+        if save is not None:
+            findings["adversarial_sha256"] = file_sha256(save)
         flags = attack_flags(self, attack, index, seed, outcomes, findings)
         return Measurement(metrics, findings | as_finding(flags), outcomes, kept)
+
+    def moved(
+        self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Retrieval with the queries at ``index`` (B,) shown as ``images``, adversarial ones.
+
+        Args:
+            wanted: columns of ``attacks.moved_query``; nothing is computed if there are none.
+        """
+        if not wanted:
+            return {}
+        return moved_query.outcomes(wanted, self.expected(images), index, self.gallery)
 
     def attacked_queries(
         self, attack: Attack, seed: int, count: int, queries: int | None = None
@@ -400,3 +438,21 @@ def evaluation(
             compute.eot,
             compute.passes(data.size),
         )
+
+
+@contextmanager
+def _image_file(
+    path: Path | None, attack: Attack, index: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Yield a function that writes the next adversarial images to ``path``; None: to nowhere."""
+    if path is None:
+        yield lambda images: None
+        return
+    with adversarial.writer(path, index.cpu().numpy(), attack.perturbs) as add:
+
+        def write(images: torch.Tensor) -> None:
+            if attack.bits == 8:
+                images = (255 * images).round().to(torch.uint8)
+            add(images.cpu().numpy())
+
+        yield write

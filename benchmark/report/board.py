@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dmlbench.core.protocol import OPTIMIZER_OF
-from dmlbench.report.columns import DESCRIBING, BoardColumn, column, in_order
+from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
 from dmlbench.report.entries import Entry, Number
 
 Mark = Literal["", "best", "second", "failed", "missing"]
@@ -165,6 +165,7 @@ def _usual(names: set[str]) -> list[str]:
     """The headings that are shown if none are asked for.
 
     The variants of a sweep (``CA+ (eps=4/255)``) are left to the plots if ``CA+`` itself is there.
+    ``ES:R@2`` and such are left out.
     """
 
     def swept(name: str) -> bool:
@@ -172,7 +173,11 @@ def _usual(names: set[str]) -> list[str]:
         keys = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",")}
         return bare in names and not keys.isdisjoint(SWEPT)
 
-    return [name for name in in_order(names) if name not in HIDDEN and not swept(name)]
+    return [
+        name
+        for name in in_order(names)
+        if name not in HIDDEN and not swept(name) and not asked_for(name)
+    ]
 
 
 def _place(entry: Entry) -> tuple[int, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dmlbench.analysis.records import scores
+from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import BENIGN, WORST
@@ -85,10 +86,17 @@ def _attack_help() -> dict[str, str]:
     found = {}
     for attack in ATTACKS:
         paper = f" ({attack.card.paper.short})" if attack.card.paper else ""
-        for one in attack.headings():
+        for one in (*attack.headings(), *moved_query.columns_of(attack)):
             summary = attack.card.summary[:1].upper() + attack.card.summary[1:]
             found[one.name] = f"Attack: {summary}{paper}. {one.help}".rstrip()
     return found
+
+
+def asked_for(name: str) -> bool:
+    """True for a column of ``attacks.moved_query``, which tables show only where it is named."""
+    bare = name.partition(" (")[0]
+    suffixes = tuple(column.name for column in moved_query.columns(""))
+    return bare.endswith(suffixes) and bare not in directions()
 
 
 @cache

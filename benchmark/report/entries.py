@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 
+from dmlbench.analysis import external
+from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
 from dmlbench.analysis.variants import parameters
@@ -14,7 +16,7 @@ from dmlbench.core.flags import Flag
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import BENIGN
+from dmlbench.metrics.names import BENIGN, WORST
 from dmlbench.report.columns import directions
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
@@ -80,6 +82,7 @@ class Entry:
         collapsed: True if the model no longer retrieves anything.
         flags: heading -> the reasons not to trust its number, where there are any.
         records: heading -> the tidy record of each model that was measured here.
+        contributors: people whose adversarial images the worst case includes.
     """
 
     dataset: str
@@ -104,6 +107,7 @@ class Entry:
     collapsed: bool = False
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    contributors: tuple[Contributor, ...] = ()
 
     @property
     def source(self) -> str:
@@ -181,6 +185,13 @@ def _entry(group: Sequence[Row]) -> Entry:
         numbers.pop("ERS", None)  # it would be a mean over fewer seeds than the columns
     made = dict.fromkeys(name for row in group for name in row.records)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
+    found = (external.read(r["attack_resolved"]) for made_by in records.values() for r in made_by)
+    contributors = tuple(dict.fromkeys(one for one in found if one is not None))
+    if contributors:
+        people = ", ".join(map(str, contributors))
+        said = f"{WORST} of {about['label']} includes adversarial images by {people}."
+        worst = (name for name in numbers if name.partition(" (")[0] == WORST)
+        numbers |= {name: replace(numbers[name], note=said) for name in worst}
     return Entry(
         dataset=about["dataset"],
         suite=about["suite"],
@@ -201,6 +212,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         collapsed=any(row.collapsed for row in group),
         flags=_flags(group),
         records=records,
+        contributors=contributors,
         threat=_threat(records, about["suite"]),
     )
 

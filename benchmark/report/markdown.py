@@ -18,14 +18,8 @@ def render(board: Board) -> str:
     """The tables of ``board``, and below them the meaning of marks and columns."""
     lines = [f"# {escape(board.name)}", "", *_sentence(board.summary)]
     for table in board.tables:
-        lines += [
-            f"## {escape(table.title)}",
-            "",
-            *_table(table),
-            "",
-            *_list(map(escape, table.notes)),
-            "",
-        ]
+        lines += [f"## {escape(table.title)}", "", *_table(table), ""]
+        lines += [*_list([_note(note) for note in table.notes]), ""]
     lines += _sentence(board.note)
     lines += ["Best in bold, second best underlined; arrows show the better direction.", ""]
     lines += ["<details><summary>What the columns mean</summary>", ""]
@@ -52,6 +46,11 @@ def _cell(cell: BoardCell) -> str:
 def escape(text: str) -> str:
     """``text`` escaped for Markdown, on one line: no markup, no link and no image."""
     return _LINK.sub(r"\\\g<0>", text.translate(_ESCAPES)).replace("://", ":&#47;/")
+
+
+def _note(text: str) -> str:
+    """A note, which may hold a name that anyone has chosen: no link but a plain address."""
+    return escape(text).replace("[", "\\[").replace("]", "\\]")
 
 
 def _sentence(text: str) -> list[str]:

@@ -9,6 +9,8 @@ from dmlbench.common.spreadsheet import guarded
 from dmlbench.report.board import Board, BoardCell, Line, Table
 from dmlbench.report.columns import in_order
 
+INCLUDES = "worst case includes"
+
 
 def render(board: Board) -> str:
     """A row for each line; columns for each metric, its interval and its deviation over seeds."""
@@ -20,6 +22,7 @@ def render(board: Board) -> str:
     facts += ["eot"] * any("eot" in record for record in records)
     facts += ["flags"] * any("flags" in record for record in records)
     columns = [name for metric in metrics for name in _names(metric) if name in used]
+    columns += [INCLUDES] * (INCLUDES in used)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [*facts, *columns]
@@ -58,6 +61,8 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
         record["eot"] = entry.eot
     if entry.flags:
         record["flags"] = " | ".join([*entry.reasons(note=False), *entry.reasons(note=True)])
+    if entry.contributors:
+        record[INCLUDES] = f"images by {', '.join(map(str, entry.contributors))}"
     for column in table.columns:
         if column.better:
             record |= _metric(column.name, by_name[column.name])

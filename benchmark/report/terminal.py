@@ -10,6 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from dmlbench.analysis.records import Record
+from dmlbench.metrics.names import WORST
 from dmlbench.report.board import HIDDEN, BoardCell, Table, tables
 from dmlbench.report.columns import in_order
 from dmlbench.report.entries import measured
@@ -34,6 +35,9 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
         console.print(Text(table.title, "bold"))
         console.print(_grid(table, console.width))
     for entry in entries:
+        worst = entry.numbers.get(WORST)
+        if worst is not None and worst.note:
+            console.print(worst.note, markup=False, highlight=False)
         words = [f"flagged, not ranked: {entry.label}: {s}" for s in entry.reasons(note=False)]
         words += [f"note: {entry.label}: {s}" for s in entry.reasons(note=True)]
         for line in words:

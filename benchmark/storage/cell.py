@@ -192,8 +192,13 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Versions of the measurement and of the attack; newer ones compare greater."""
-        return tuple(self.facts.get(key, 0) for key in ("measure_version", "attack_version"))
+        """Versions of the measurement and of the attack; newer ones compare greater.
+
+        A worst case that includes images from outside has the number of their files as a third.
+        """
+        versions = tuple(self.facts.get(key, 0) for key in ("measure_version", "attack_version"))
+        files = self.facts.get("external_files")
+        return versions if files is None else (*versions, files)
 
     @property
     def order(self) -> tuple[Any, ...]:

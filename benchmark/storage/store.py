@@ -4,6 +4,7 @@ results/cells/<id>.json      a cell: its numbers, identity and provenance
 results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
+results/adversarial/         adversarial images: <id>.npz of a cell, and pictures
 results/quarantine/          damaged cells and models
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
@@ -109,6 +110,10 @@ class Store:
         cell = self.get(cell_id)
         whole = cell is not None and cell.ok
         return cell if whole and self.path(cell_id, "parquet").is_file() else None
+
+    def images(self, cell_id: str) -> Path:
+        """The file of the adversarial images of a cell, if they were asked for."""
+        return self.root / "adversarial" / f"{cell_id}.npz"
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from msgspec import ValidationError, convert, structs
 
+from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
@@ -95,7 +96,10 @@ def shard(trainings: Sequence[Training], number: int, count: int) -> list[Traini
 
 
 def planned_attacks(
-    attacks: Sequence[Attack], threat: Threat, queries: int | None = None
+    attacks: Sequence[Attack],
+    threat: Threat,
+    queries: int | None = None,
+    recalls: bool = False,
 ) -> list[PlannedAttack]:
     """Complete the attacks for one threat; each configuration once.
 
@@ -103,6 +107,8 @@ def planned_attacks(
         attacks: may have ``auto`` fields; the threat completes them.
         threat: the bounds of the adversary, and the suite.
         queries: number of test images that are perturbed; None: all.
+        recalls: measure R@K and the distance moved (``attacks.moved_query``) as well. It changes no
+            other number, so it is no part of an identity.
     """
     found = []
     for attack in dict.fromkeys(_resolved(attack, threat) for attack in attacks):
@@ -121,9 +127,10 @@ def planned_attacks(
             "attack": spec.shortest(attack, lambda a, t=suited: a.resolve(t)),  # type: ignore[misc]
             "attack_resolved": spec.shown(attack),
         }
+        extra = moved_query.columns_of(type(attack)) if recalls else ()
         with foreign(attack):
-            columns = {column.name: _info(attack, column) for column in attack.headings()}
-        found.append(PlannedAttack(attack, queries, facts, about, columns))
+            columns = {c.name: _info(attack, c) for c in (*attack.headings(), *extra)}
+        found.append(PlannedAttack(attack, queries, facts, about, columns, recalls))
     return found
 
 
@@ -157,7 +164,7 @@ def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": weights.seed}
         cell = new_cell(facts, structs.replace(weights.about, **one.about), one.columns)
-        tasks.append(Measure(weights, cell, one.attack, one.queries))
+        tasks.append(Measure(weights, cell, one.attack, one.queries, one.recalls))
     return tasks
 
 

@@ -27,6 +27,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
+from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
@@ -86,7 +87,8 @@ def run(
 
     Returns:
         The cells of every model, in the order of ``models``, stored ones included. A cell that
-        failed has status ``failed`` and its error.
+        failed has status ``failed`` and its error. Where images were handed in from outside, their
+        cells follow, with the scores that include them.
 
     Raises:
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
@@ -106,8 +108,9 @@ def run(
         cells = scheduler.run()
     session.reporter.say(scheduler.summary)
     session.store.check_in_place()
+    joined = joined_rows(session.store, cells)
     export(session.store)
-    return cells
+    return [*cells, *joined]
 
 
 def read_store(session: Session, repair: bool = True) -> StoredCells:
@@ -120,7 +123,8 @@ def read_store(session: Session, repair: bool = True) -> StoredCells:
         session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
     if repair:
         store.repair(damaged)
-    return StoredCells(cell for cell in store.whole(cells) if store.path(cell.id) not in changed)
+    sound = [cell for cell in store.whole(cells) if store.path(cell.id) not in changed]
+    return StoredCells(sound, session.complete)
 
 
 def plan_models(
@@ -187,7 +191,10 @@ def _resolved(
     replaced = {"defenses", "attacks", "suites", "seeds", *decided}
     rest = {name: value for name, value in asked.items() if name not in replaced}
     plain = {n: str(v) if isinstance(v, Path) else v for n, v in (decided | rest).items()}
-    return {name.replace("_", "-"): v for name, v in plain.items() if v is not None}
+    unset = (None, False)  # by identity: a seed is 0
+    return {
+        name.replace("_", "-"): v for name, v in plain.items() if not any(v is u for u in unset)
+    }
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> Path:

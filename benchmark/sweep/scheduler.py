@@ -149,7 +149,7 @@ class Scheduler:
             return False
         task = self.models[name].ready.popleft()
         self.running[task.cell.id] = self.times.kind(task), Stopwatch()
-        if self.resume != "never" and self.session.store.done(task.cell.id):
+        if self.resume != "never" and self.session.done(task.cell):
             self._finish(task)  # another run in this folder has done it since it was planned
         else:
             self.executor.start(task)

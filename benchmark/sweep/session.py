@@ -20,7 +20,7 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.storage.cell import ExceptionInfo, PlannedCell
+from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.training.job import Training
@@ -42,6 +42,7 @@ class Session:
         compute: device, batch size, threads, precision, draws.
         reporter: receives progress and messages.
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
+        save_images: write the adversarial images of each attack to ``store.images(cell)``.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -53,6 +54,7 @@ class Session:
     compute: Compute
     reporter: Reporter
     keep: int = 0
+    save_images: bool = False
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -98,6 +100,21 @@ class Session:
         )
         return replace(recipe, pairs=pairs)
 
+    def done(self, cell: PlannedCell) -> bool:
+        """True if the store has all that this run wants of a cell (``complete``)."""
+        found = self.store.done(cell.id)
+        return found is not None and self.complete(cell, found)
+
+    def complete(self, cell: PlannedCell, found: Cell) -> bool:
+        """True if a stored cell that succeeded has every column of the planned one.
+
+        Where adversarial images are saved, those of an attack must be there, too.
+        """
+        images = self.save_images and cell.facts.get("kind") == "attack"
+        return cell.columns.keys() <= found.columns.keys() and (
+            not images or self.store.images(found.id).is_file()
+        )
+
     def check_queries(self, queries: int | None) -> None:
         """UserError unless that many queries are a part of the test split (None: all of it)."""
         if queries is not None and queries >= (images := len(self.data.test)):
@@ -123,6 +140,7 @@ def open_session(
     torchrun: bool = False,
     progress: bool = True,
     keep: int = 0,
+    save_images: bool = False,
 ) -> Iterator[Session]:
     """The session of a run, and its progress on standard error, while the context lasts.
 
@@ -135,6 +153,7 @@ def open_session(
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
         keep: number of attacked queries of each attack to keep, for pictures.
+        save_images: whether the adversarial images of each attack are stored.
 
     Raises:
         UserError: the folder or the device cannot be used.
@@ -152,7 +171,7 @@ def open_session(
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
         store = Store(results, results.stat().st_ino if writing else None)
-        yield Session(dataset, data_root, cache, store, compute, reporter, keep)
+        yield Session(dataset, data_root, cache, store, compute, reporter, keep, save_images)
 
 
 def sound_manifest(session: Session, training: Training, repair: bool = True) -> Manifest | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
@@ -26,9 +26,20 @@ _VERSION_FACTS = ("checkpoint", "measure_version", "attack_version", "attack_sou
 
 
 class StoredCells:
-    """The cells of a store: found by identity, or as an older version of the same measurement."""
+    """The cells of a store: found by identity, or as an older version of the same measurement.
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    Args:
+        cells: the cells.
+        complete: given a planned and a stored cell, false if the run wants more than is stored,
+            such as further columns; the cell is then measured again.
+    """
+
+    def __init__(
+        self,
+        cells: Iterable[Cell],
+        complete: Callable[[PlannedCell, Cell], bool] = lambda planned, stored: True,
+    ) -> None:
+        self._complete = complete
         self.cells = {cell.id: cell for cell in cells}
         self._stale = {_identity_of_measurement(c): c for c in self.cells.values() if c.ok}
 
@@ -43,7 +54,9 @@ class StoredCells:
             return TO_DO
         if found.id != cell.id:
             return STALE
-        return DONE if found.ok else FAILED
+        if not found.ok:
+            return FAILED
+        return DONE if self._complete(cell, found) else TO_DO
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class PlannedAttack:
         attack: the attack, no field ``auto``.
         queries: number of test images that it perturbs; None: all.
         facts, about, columns: the parts of a cell that depend on the attack.
+        recalls: also measure R@K of the moved query; their columns are among ``columns``.
     """
 
     attack: Attack
@@ -55,6 +56,7 @@ class PlannedAttack:
     facts: dict[str, Any]
     about: dict[str, str]
     columns: Columns
+    recalls: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ class Measure:
         attack: the attack; None: clean images (benign).
         seed: seed of the attack.
         queries: number of test images that are perturbed; None: all.
+        recalls: also measure R@K of the moved query.
     """
 
     weights: Weights
     cell: PlannedCell
     attack: Attack | None
     queries: int | None
+    recalls: bool = False
 
     @property
     def model(self) -> str:

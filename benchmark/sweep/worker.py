@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
@@ -45,6 +47,8 @@ class Worker:
             if isinstance(task, Train):
                 self._train(task)
             else:
+                if isinstance(task, Measure):
+                    task = self._with_what_is_stored(task)
                 found = self._combine(task) if isinstance(task, Combine) else self._measure(task)
                 store_success(self.session, task.cell, found, watch)
         except (UserError, KeyboardInterrupt):
@@ -89,12 +93,29 @@ class Worker:
             train(training, session.data, folder, session.compute, session.reporter)
         session.store.remove(task.cell.id)  # the row of an earlier failure
 
+    def _with_what_is_stored(self, task: Measure) -> Measure:
+        """The task with the columns and the description of its cell, if that is stored already.
+
+        It is measured again because this run wants more of it, and nothing is lost.
+        """
+        known = self.session.store.get(task.cell.id)
+        if known is None:
+            return task
+        columns = task.cell.columns | known.columns
+        cell = structs.replace(task.cell, columns=columns, about=known.about)
+        more = columns.keys() > task.cell.columns.keys()
+        return replace(task, cell=cell, recalls=task.recalls or more)
+
     def _measure(self, task: Measure) -> Measurement:
         measured = self.evaluation(task.weights)
         if task.attack is None:
             return measured.benign()
         keep, seed = self.session.keep, task.weights.seed
-        found = measured.attack(task.attack, seed, task.title, task.queries, keep)
+        images = self.session.store.images(task.cell.id)
+        save = images if self.session.save_images or images.is_file() else None
+        found = measured.attack(
+            *(task.attack, seed, task.title, task.queries, keep), recalls=task.recalls, save=save
+        )
         if keep:
             self.session.kept[task.cell.id] = found.kept
         return found
