@@ -1,11 +1,11 @@
 """Compare the attacks with those of RobRank: ``python -m scripts.peer FOLDER --checkpoint FILE``.
 
 FOLDER contains RobRank's package ``robrank``, from a clone of github.com/cdluminate/robrank (its
-attacks import tqdm, termcolor, scipy and pytest). Both attack the same C2F2 with the same queries of
-Fashion-MNIST and the same targets, by the definitions of the suite ``ers``, alternately in one run.
-The script prints each column of both, the share of pixels that have the same value in both after
-all steps, and queries per second, including targets and rankings. RobRank gets our targets, which
-takes less time than drawing its own.
+attacks import tqdm, termcolor, scipy and pytest). Both attack the same C2F2 with the same queries
+of Fashion-MNIST and the same targets, by the definitions of the suite ``ers``, alternately in one
+run. The script prints each column of both, the share of pixels that have the same value in both
+after all steps, and queries per second, including targets and rankings. RobRank gets our targets,
+which takes less time than drawing its own.
 """
 
 from __future__ import annotations

@@ -144,6 +144,32 @@ def test_collapsed_failed_and_missing_are_shown_and_not_ranked() -> None:
     assert "RuntimeError: odd" in page.render([board])
 
 
+def test_a_model_that_retrieves_is_not_called_collapsed_whatever_its_cell_says() -> None:
+    """As older cells did for a mean cosine above 0.99."""
+    right, wrong = model(collapsed=True, label="right"), model(collapsed=True, label="wrong")
+    for cells, chance in ((right, 10.0), (wrong, 79.0)):  # R@1 is 80
+        cells[0].findings.update({"chance R@1": chance, "mean_cosine": 0.995})
+    board = one_board(*right, *wrong)
+    assert column(board, "Defense") == ["right", "wrong †"]
+    assert column(board, "Rank") == ["1", "–"]
+    assert "0.995" in board.tables[0].lines[0].cells[1].note
+
+
+def test_nmi_of_a_newer_definition_counts_and_never_stands_without_its_caveat() -> None:
+    cells = model()
+    old = next(one for one in cells if one.ok and not one.about.attack)
+    old.columns["NMI"], old.metrics["NMI"] = old.columns["R@1"], Estimate(77.2, None, None, 40)
+    new = replace(old, id="f" * 16, metrics=old.metrics | {"NMI": Estimate(81.0, 77.2, 82.5, 40)})
+    new = replace(new, started=0, findings=old.findings | {"nmi_version": 2})
+    board = one_board(new, *cells)
+    assert column(board, "NMI") == ["81.0"]
+    (cell,) = (c for c in board.tables[0].lines[0].cells if c.text == "81.0")
+    assert cell.number is not None
+    assert cell.number.range == "[77.2, 82.5]"
+    assert any(note.startswith("NMI changes") for note in board.tables[0].notes)
+    assert not any("NMI" in note for note in one_board(*model()).tables[0].notes)
+
+
 def test_a_training_that_failed_is_a_line_of_each_suite() -> None:
     training = failed("", "CellError: diverged", label="diverged", suite="")
     training = replace(training, about=replace(training.about, attack=""), columns={})

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.storage.cell import ORDER, Cell
@@ -74,6 +75,7 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
         found = cell.findings
         common = {key: getattr(cell.about, key) for key in (*ROW, "attack", "attack_resolved")}
         common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
+        common |= _collapsed(cell)
         if not cell.columns:
             records.append(common | {"metric": ""})
         for name, column in cell.columns.items():
@@ -83,8 +85,21 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
                 record |= asdict(cell.metrics[name])
                 record |= {"clean": found.get("clean", {}).get(name, "")}
                 record |= {"deciles": " ".join(map(repr, shares))}
+            if name == "NMI" and "nmi_version" in found:
+                record["versions"] += f".{found['nmi_version']}"
             records.append(record)
     return records
+
+
+def _collapsed(cell: Cell) -> Record:
+    """``collapsed`` by today's definition, where a cell says what it takes.
+
+    Older ones called a model collapsed by its mean cosine alone.
+    """
+    chance, recall = cell.findings.get("chance R@1"), cell.metrics.get("R@1")
+    if chance is None or recall is None or recall.value is None:
+        return {}
+    return {"collapsed": is_collapsed(recall.value, chance)}
 
 
 def _origin(cell: Cell) -> Record:

@@ -23,7 +23,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median, deciles
-from dmlbench.metrics.clustering import kmeans_nmi
+from dmlbench.metrics.clustering import NMI_VERSION, kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 
@@ -109,14 +109,16 @@ class Evaluation:
         outcomes = {name: value.cpu().numpy() for name, value in found.scores.items()}
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
         nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
-        metrics["NMI"] = Estimate(nmi, None, None, len(labels))
-        chance, cosine = chance_recall(labels), float(mean_cosine(e.double()))
+        metrics["NMI"] = Estimate(nmi.value, nmi.low, nmi.high, len(labels))
+        chance = chance_recall(labels)
         findings = {
             "queries_left_out": int((~found.valid).sum()),
+            "nmi_version": NMI_VERSION,
+            "nmi_starts": nmi.starts,
             "chance R@1": chance,
-            "mean_cosine": cosine,
+            "mean_cosine": float(mean_cosine(e.double())),
             "effective_rank": effective_rank(e),
-            "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
+            "collapsed": is_collapsed(metrics["R@1"].value, chance),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
         return Measurement(metrics, findings, outcomes)

@@ -14,6 +14,11 @@ Mark = Literal["", "best", "second", "failed", "missing"]
 HIDDEN = ("mAP@10",)  # measured, but in no table of the papers; ``--column`` shows it
 SWEPT = ("eps", "alpha", "steps")
 NOTHING = "–"
+NMI_CAVEAT = (
+    "NMI changes by several points with the random start of k-means. A range is that over several "
+    "starts, the number that of the start with the least inertia; without a range, as published, "
+    "it is of one start: do not compare it closely."
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Table:
             notes.append("† collapsed: the model retrieves nothing any more; not ranked.")
         if any(number.low is not None for e in entries for number in e.numbers.values()):
             notes.append("Intervals are 95% bootstrap intervals over queries.")
+        if any(column.name == "NMI" for column in self.columns):
+            notes.append(NMI_CAVEAT)
         if any(len(entry.seeds) > 1 for entry in entries):
             notes.append("Several seeds: mean ± standard deviation over models.")
         if any(entry.paper for entry in entries):
