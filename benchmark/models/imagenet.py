@@ -125,7 +125,7 @@ class Pretrained(Model, abc.ABC):
         Raises:
             UserError: the weights are not available, or do not fit the network.
         """
-        from dmlbench.storage.weights import load_state, read_state
+        from dmlbench.storage.weights import BACKBONE, fitted, load_state, read_state
 
         name, own, from_dmlbench = self.card.name, backbone.state_dict(), False
         if self.weights == NONE:
@@ -143,10 +143,11 @@ class Pretrained(Model, abc.ABC):
                     f"weights ({random})"
                 ) from None
         else:
-            state = read_state(self._file())
-            from_dmlbench = all(key.startswith("backbone.") for key in state)
-            if from_dmlbench:
-                state = {key.removeprefix("backbone."): value for key, value in state.items()}
+            try:
+                state, prefix = fitted(read_state(self._file()), own)
+            except ValueError as error:
+                raise UserError(f"model {name}: {self.weights}: {error}") from None
+            from_dmlbench = prefix == BACKBONE
         body = {key: value for key, value in state.items() if not self._in_replaced_layer(key)}
         fitting = {
             key: value

@@ -150,19 +150,22 @@ def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights in a file (``dmlbench.storage.weights.read_state``) into ``model``.
+    """Load the weights in a file into ``model``, whatever prefix their names have.
 
     Raises:
-        UserError: the file is missing, unreadable, or of another network.
+        UserError: the file is missing, unreadable, or of another network; the names and shapes that
+            do not agree are listed.
     """
-    from dmlbench.storage.weights import load_state, read_state
+    from dmlbench.storage.weights import fitted, load_state, misfit, read_state
 
-    state = read_state(path)
+    state, own = read_state(path), model.state_dict()
     try:
-        load_state(model, state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit the model: {lines[:300]}") from None
+        renamed, _ = fitted(state, own)
+        load_state(model, renamed)
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        wrong = "" if isinstance(error, ValueError) else misfit(renamed, own)
+        reason = wrong or " ".join(str(error).split())[:300]
+        raise UserError(f"checkpoint {path} does not fit the model: {reason}") from None
 
 
 def _remedy(folder: Path) -> str:
