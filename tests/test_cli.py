@@ -19,6 +19,7 @@ import pytest
 
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 
@@ -396,6 +397,7 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
     (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
     alone = tmp_path / "alone"
     alone.mkdir()
+    (tmp_path / "all").mkdir()
     shutil.copy(weights, alone / "mine.safetensors")
     done = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
                     "--attack", "ca+", "--attack", "es", "--label", "Mine",
@@ -406,6 +408,17 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
     for name in ("R@1", "CA+"):
         a, b = (t.set_index("metric").loc[name, "value"] for t in (trained, found))
         assert a == b
+    whole = dmlbench("attack", "--checkpoint", str(weights.parent), "--json", cwd=tmp_path / "all")
+    assert whole.returncode == 0, whole.stderr  # the manifest names data set and network
+    cells = json.loads(whole.stdout)
+    assert {cell["about"]["suite"] for cell in cells} == {"", "strict"}
+    assert {cell["about"]["attack"] for cell in cells} >= {*ERS_ATTACKS, "ERS"}
+    named = dmlbench("attack", "--checkpoint", str(weights.parent / "manifest.json"), "--attack",
+                     "ca+", "--json", cwd=tmp_path / "all")  # fmt: skip
+    for found in (cells, json.loads(named.stdout)):
+        (ca,) = (cell for cell in found if cell["about"]["attack"] == "ca+")
+        assert ca["about"]["dataset"] == "tiny"
+        assert ca["metrics"]["CA+"]["value"] == trained.set_index("metric").loc["CA+", "value"]
     pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
     assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)

@@ -14,7 +14,7 @@ from dmlbench.core import spec
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import Model, parse_model, shown_model
 from dmlbench.storage.cell import About
-from dmlbench.storage.checkpoint import Manifest, verified_manifest
+from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest, verified_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Weights
 from dmlbench.training.job import Training
@@ -48,6 +48,21 @@ def trained_weights(
     return Weights(training.model, path, facts, about, training.seed)
 
 
+def trained_on(path: Path) -> str:
+    """Spec of the data set that a checkpoint was trained on, by its manifest; empty without one.
+
+    Args:
+        path: a model's folder, its manifest or its file of weights.
+    """
+    known = read_manifest(_folder(path))
+    named = known and (_folder(path) == path or path.name in (MANIFEST, known.checkpoint))
+    return known.dataset if known and named else ""
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
 def checkpoint_weights(
     dataset: Dataset,
     digest: str,
@@ -57,13 +72,13 @@ def checkpoint_weights(
     seed: int,
     precision: str,
 ) -> Weights:
-    """Weights from a file, or from a model's folder; a manifest beside them is made use of.
+    """Weights from a file, a model's folder or its manifest; a manifest beside them is made use of.
 
     Args:
         dataset: what they are measured on.
         digest: content digest of the data.
         model: the network; None: the manifest's, or else the data set's.
-        path: the file or folder.
+        path: the file of weights, the folder or the manifest.
         label: name of the model in tables; None: the manifest's, or else the file's.
         seed: decides the targets of attacks.
         precision: of the network in evaluation.
@@ -72,10 +87,11 @@ def checkpoint_weights(
         UserError: they are not there.
     """
     check_seeds([seed])
-    known = verified_manifest(path if path.is_dir() else path.parent)
+    known = verified_manifest(_folder(path))
+    whole = path.is_dir() or path.name == MANIFEST
     if path.is_dir() and known is None:
-        raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
-    weights = path / known.checkpoint if path.is_dir() and known else path
+        raise UserError(f"checkpoint {path} is a folder without a {MANIFEST}: name a file")
+    weights = _folder(path) / known.checkpoint if whole and known else path
     if not weights.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     sha256 = file_sha256(weights)
