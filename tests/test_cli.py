@@ -177,6 +177,34 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet18:weights=none"], ["resnet18 needs RGB images, got 1 channel"]),
+        (["--recipe", "pairs=7000"], ["7000 pairs is larger than the train split, which has 6000"]),
+        (["--model", "timm:name=resnet18,weights=none"], ["timm needs RGB images"]),
+        (["--precision", "tf32"], ["tf32 needs a GPU"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    dmlbench: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    asked = ("run", "--defense", "none", "--attack", "ca+", *arguments)
+    dry = dmlbench(*asked, "--dry-run")
+    refused(dry, *words)
+    assert not list(tmp_path.iterdir())
+    assert dmlbench(*asked).stderr.splitlines()[-1] == dry.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_downloads_nothing(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = ("run", "--defense", "none", "--attack", "ca+", "--data-root", "empty", "--dry-run")
+    for name in ("mnist", "cifar10"):
+        refused(dmlbench(*asked, "--dataset", name), f"{name} is not on this", f"download {name}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 def test_a_results_folder_that_cannot_be_written_is_refused_first(
     dmlbench: Run, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ class Session:
         compute: device, batch size, threads and precision.
         reporter: receives progress and messages.
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
+        downloads: False: data that are not on this machine are an error.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -49,6 +50,7 @@ class Session:
     compute: Compute
     reporter: Reporter
     keep: int = 0
+    downloads: bool = True
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -58,6 +60,11 @@ class Session:
         Raises:
             UserError: they are not available, or their digest is not the declared one.
         """
+        if not (self.downloads or self.is_here):
+            raise UserError(
+                f"data set {self.dataset.card.name} is not on this machine, and a dry run "
+                f"downloads nothing: {self.dataset.protocol.source}"
+            )
         data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
         if known not in (None, data.digest):
@@ -66,6 +73,12 @@ class Session:
                 f"{str(known)[:16]}: its known_digest is wrong"
             )
         return data
+
+    @property
+    def is_here(self) -> bool:
+        """False if the first use of the data set would have to download it."""
+        fetches = type(self.dataset).download is not Dataset.download
+        return not fetches or self.dataset.locate(self.data_root) is not None
 
     @property
     def digest(self) -> str:
@@ -104,7 +117,8 @@ def open_session(
         results: the results folder.
         data_root, cache: where data sets and decoded images lie; None: ``~/.cache/dmlbench``.
         device, batch_size, threads, precision: those of ``Compute``.
-        writing: check now that ``results`` can be written to.
+        writing: check now that ``results`` can be written to; False: a dry run, which downloads no
+            data either.
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
         keep: number of attacked queries of each attack to keep, for pictures.
@@ -124,7 +138,8 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        yield Session(dataset, data_root, cache, Store(results), compute, reporter, keep)
+        places = dataset, data_root, cache, Store(results)
+        yield Session(*places, compute, reporter, keep, downloads=writing)
 
 
 @dataclass(frozen=True)

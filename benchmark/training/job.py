@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
@@ -60,3 +61,17 @@ class Training:
     def id(self) -> str:
         """The identity of the training run: 16 hex digits."""
         return identity(self.facts)
+
+
+def check_pairs(pairs: int, anchors: int) -> None:
+    """UserError if a batch of ``pairs`` is more than the train split has.
+
+    Args:
+        pairs: pairs of images in a batch.
+        anchors: images of the train split whose class has another image.
+    """
+    if anchors < pairs:
+        raise UserError(
+            f"a batch of {pairs} pairs is larger than the train split, "
+            f"which has {anchors} images with a partner in their class"
+        )
