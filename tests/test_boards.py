@@ -155,6 +155,25 @@ def test_a_model_that_retrieves_is_not_called_collapsed_whatever_its_cell_says()
     assert "0.995" in board.tables[0].lines[0].cells[1].note
 
 
+def test_lines_that_would_read_alike_tell_what_differs() -> None:
+    """Weights trained on SOP, whose lambda is another, beside those of the board's own set."""
+    label, cells = "HM[S,g_LGA]&ICS", []
+    for ics in ("0.5", "0.05"):
+        values = {name: value * (1 + float(ics)) / 2 for name, value in FULL.items()}
+        resolved = f"hm:eta=8,ics={ics}"
+        cells += [
+            with_facts(c, checkpoint=ics)
+            for c in model(values, label=label, defense="hm", resolved=resolved)
+        ]
+    cells += model({n: v / 9 for n, v in FULL.items()}, label=label, defense="hm:eta=32")
+    board = one_board(*cells)
+    assert sorted(column(board, "Defense")) == [
+        f"{label} (hm:eta=32)",
+        f"{label}, ics=0.05",
+        f"{label}, ics=0.5",
+    ]
+
+
 def test_nmi_of_a_newer_definition_counts_and_never_stands_without_its_caveat() -> None:
     cells = model()
     old = next(one for one in cells if one.ok and not one.about.attack)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dmlbench.core.naming import parameters, told_apart
 from dmlbench.report.columns import DESCRIBING, BoardColumn, column, in_order
 from dmlbench.report.entries import Entry, Number
 
@@ -133,8 +134,8 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
-    for place, (entry, rank) in enumerate(zip(entries, ranks, strict=True)):
-        facts = _facts(entry, rank)
+    for place, (entry, rank, name) in enumerate(zip(entries, ranks, _names(entries), strict=True)):
+        facts = _facts(entry, rank, name)
         cells = [facts[name] for name in first]
         cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
         lines.append(Line(entry, (*cells, facts["Source"])))
@@ -191,14 +192,29 @@ def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
     return [marks.get(value, "") for value in values]
 
 
-def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """The defense of each entry with its spec, ``HM[S,g_LGA]&ICS (hm:eta=8)``.
+
+    Where two lines would read alike, the values that differ are added: weights that were trained
+    with another data set's defaults have the same spec.
+    """
+    names = [f"{e.label} ({e.defense})" if ":" in e.defense else e.label for e in entries]
+    lines = [
+        "\n".join((name, e.model, e.loss, str(e.eta), e.recipe, e.precision, e.queries))
+        for name, e in zip(names, entries, strict=True)
+    ]
+    told = told_apart(lines, [parameters(entry.resolved) for entry in entries])
+    ends = [more.removeprefix(line) for more, line in zip(told, lines, strict=True)]
+    return [name + end for name, end in zip(names, ends, strict=True)]
+
+
+def _facts(entry: Entry, rank: str, name: str) -> dict[str, BoardCell]:
     """The cells that describe an entry: heading -> cell."""
     paper = entry.paper
-    spelt = f" ({entry.defense})" if ":" in entry.defense else ""
     return {
         "Rank": BoardCell(rank or NOTHING),
         "Defense": BoardCell(
-            f"{entry.label}{spelt}{' †' if entry.collapsed else ''}",
+            f"{name}{' †' if entry.collapsed else ''}",
             note=entry.indicators,
         ),
         "Model": BoardCell(entry.model),

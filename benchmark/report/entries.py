@@ -9,6 +9,7 @@ from importlib import resources
 
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
+from dmlbench.core.naming import parameters
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN
@@ -68,6 +69,7 @@ class Entry:
         better: heading -> ``higher`` or ``lower``.
         threat: the adversary of the evaluation, in words.
         defense: the spec of the defense; empty for published rows.
+        resolved: the same spec with every value; empty where the training is unknown.
         eta: PGD steps of its training; None for plain training, or if it is not known.
         recipe, precision, queries: what differs from the data set's protocol; empty if nothing.
         paper, place: the publication, and the table in it; None and empty if measured here.
@@ -87,6 +89,7 @@ class Entry:
     better: Mapping[str, str]
     threat: str
     defense: str = ""
+    resolved: str = ""
     eta: int | None = None
     recipe: str = ""
     precision: str = ""
@@ -108,6 +111,13 @@ class Entry:
         queries = f", n = {self.n:,}" if self.n else ""
         named = " and ".join(map(str, self.seeds))
         return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What its label may leave open, key -> value: parameters of the defense, and the rest."""
+        rest = {"model": self.model, "loss": self.loss}
+        rest |= {"precision": self.precision, "queries": self.queries}
+        return parameters(self.defense) | parameters(f":{self.recipe}") | rest
 
     @property
     def indicators(self) -> str:
@@ -158,6 +168,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         loss=f"{_loss(about['resolved'])}-{about['distance']}",
         label=about["label"],
         defense=about["defense"],
+        resolved=about["resolved"],
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
         recipe=about["recipe"],
         precision="" if about["precision"] == "fp32" else about["precision"],
@@ -179,12 +190,6 @@ def _over_models(group: Sequence[Row], name: str) -> Number:
     if len(found) == 1:
         return Number(over.mean, digits, found[0].low, found[0].high, n=n)
     return Number(over.mean, digits, spread=over.sd, n=n)
-
-
-def parameters(spec: str) -> dict[str, str]:
-    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
-    pairs = spec.partition(":")[2].split(",")
-    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
 
 
 def _loss(defense: str) -> str:

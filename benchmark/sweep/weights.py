@@ -45,7 +45,7 @@ def trained_weights(
         resolved=spec.shown(training.defense),
         training_cost=training.defense.training_cost,
     )
-    return Weights(training.model, path, facts, about, training.seed)
+    return Weights(training.model, path, facts, about, training.seed, training.shown)
 
 
 def trained_on(path: Path) -> str:

@@ -30,6 +30,7 @@ class Training:
         seed: of the initial weights, the batches and the mining of triplets.
         spelling: the defense as a user would write it. It is for people; the fields are hashed.
         recipe_changes: values of ``recipe`` that differ from the data set's card, for people.
+        name: the defense's label, with what tells it apart in its run; empty: the label.
     """
 
     dataset: str
@@ -40,6 +41,12 @@ class Training:
     seed: int
     spelling: str = ""
     recipe_changes: str = ""
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its name in progress and messages."""
+        return self.name or self.defense.label
 
     @cached_property
     def facts(self) -> dict[str, Any]:

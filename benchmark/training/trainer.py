@@ -135,7 +135,7 @@ def train(
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
-        name = f"train {training.defense.label} (seed {training.seed})"
+        name = f"train {training.shown} (seed {training.seed})"
         log = TrainingLog(
             folder if world.is_main else None, len(history), steps, monitoring.tensorboard
         )
@@ -242,7 +242,7 @@ class _TrainingRun:
             if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
-                    f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
+                    f"{self.training.shown}: the embeddings are collapsing (mean cosine "
                     f"{statistics.spreads[-1]:.4f} in {where})"
                 )
         statistics.passes, statistics.full_passes = self.world.sum(
