@@ -243,7 +243,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
         better={name: directions()[name] for name in numbers},
         # an embedding that ES cannot move is constant: HM[S,0], of which no more is printed
         collapsed=raw["collapsed"] == "yes" or float(raw["ES:D"] or 1) == 0,
-        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255",
+        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255" if raw["eps_eval"] else "",
     )
 
 
