@@ -35,10 +35,13 @@ def passes(entry: Entry) -> int:
 
 
 def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
-    """Identity of each entry -> ``HM[S,g_LGA]&ICS, η=8``, with network and recipe where the table
-    has several, and with what else tells the entries apart.
+    """Identity of each entry -> ``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those that
+    plots draw have several, and with what else tells the entries apart.
     """
-    several = len({line.entry.model for line in table.lines}) > 1
+    drawn = [
+        line.entry for line in table.lines if line.entry.score is not None or not line.entry.paper
+    ]
+    several = len({entry.model for entry in drawn}) > 1
     recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
     names = []
     for entry in entries:
