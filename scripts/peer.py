@@ -1,11 +1,11 @@
 """Compare the attacks with those of RobRank: ``python -m scripts.peer FOLDER --checkpoint FILE``.
 
-FOLDER contains RobRank's package ``robrank``, from a clone of github.com/cdluminate/robrank (it
-needs tqdm, termcolor, ujson and pygments). Both attack the same C2F2 with the same queries of
-Fashion-MNIST and the same targets, by the definitions of the suite ``ers``, alternately in one run.
-The script prints each column of both, the share of pixels that have the same value in both after
-all steps, and queries per second, including targets and rankings. RobRank gets our targets, which
-takes less time than drawing its own.
+FOLDER contains RobRank's package ``robrank``, from a clone of github.com/cdluminate/robrank (its
+attacks import tqdm, termcolor, scipy and pytest). Both attack the same C2F2 with the same queries
+of Fashion-MNIST and the same targets, by the definitions of the suite ``ers``, alternately in one
+run. The script prints each column of both, the share of pixels that have the same value in both
+after all steps, and queries per second, including targets and rankings. RobRank gets our targets,
+which takes less time than drawing its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROBRANK_NAMES = {  # column of ERS -> its name in RobRank, and the factor from R
     "ES:D": ("embshift", 1),
     "ES:R": ("r@1", 1),
     **dict.fromkeys(("LTM", "GTM"), ("r@1", 100)),
-    "GTT": ("ID-Retain@1", 100),
+    "GTT": ("retain@4", 100),
 }
 
 
@@ -77,7 +77,7 @@ def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
                 at = [[int((gallery == q).all(1).nonzero()[0, 0]) for q in r] for r in goal.queries]
                 return gallery[torch.tensor(at)], torch.tensor(at)
             if kind.startswith("QA"):
-                return gallery[goal.loss.candidates], goal.loss.candidates
+                return gallery[goal.candidates], goal.candidates
             if kind == "TMA":
                 return goal.target, None
             if kind in ("GTM", "GTT"):
@@ -85,7 +85,7 @@ def selector(goal: Any, gallery: torch.Tensor) -> Callable[..., Any]:
                 if kind == "GTM":
                     target, first = goal.target[:, None], None
                 else:
-                    several = goal.loss.candidates
+                    several = goal.candidates
                     target, first = gallery[several], several[:, 0]
                 return (target, first), (target, first), mine
             return None  # ES and LTM have no target

@@ -210,6 +210,24 @@ def test_a_published_lightning_checkpoint_loads(
     assert "pytorch_lightning" not in sys.modules
 
 
+def test_a_c2f2_as_robrank_builds_it_has_the_same_embeddings(tmp_path: Path) -> None:
+    """RobRank pools after the ReLU, under the same names as ours, and keeps its loss beside it."""
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 5, padding=2), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(32, 64, 5, padding=2), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(64 * 7 * 7, 1024), torch.nn.ReLU(),
+        torch.nn.Linear(1024, 512),
+    )  # fmt: skip
+    state = {f"backbone.{name}": value for name, value in theirs.state_dict().items()}
+    lightning(tmp_path / "last.ckpt", state | {"lossfunc.beta": torch.zeros(3)})
+    ours = parse_model("c2f2").build(1, 28).eval()
+    checkpoint.load_weights(tmp_path / "last.ckpt", ours)
+    images = torch.rand(3, 1, 28, 28)
+    expected = torch.nn.functional.normalize(theirs(images), dim=1)
+    assert torch.allclose(ours(images), expected, atol=1e-6)
+
+
 def as_timm_0_4_has_it(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Swin as RobRank's timm named it: a stage ends with its downsampling, the masks are kept."""
 
@@ -240,7 +258,10 @@ def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
     checkpoint.save_weights(tmp_path / checkpoint.WEIGHTS, fresh)
     checkpoint.load_weights(tmp_path / checkpoint.WEIGHTS, model)  # as it is named today
     torch.save({"backbone.layers.0.downsample.reduction.weight": images}, tmp_path / "part.pt")
-    with pytest.raises(UserError, match=r"does not fit the model: .*Missing key"):
+    with pytest.raises(
+        UserError,
+        match=r"model: 173 missing: patch_embed\.proj\.w.* and 165 more; 1 not",
+    ):
         checkpoint.load_weights(tmp_path / "part.pt", fresh)
 
 

@@ -105,10 +105,11 @@ def test_the_rank_order_is_that_of_the_papers_table(name: str) -> None:
 
 def test_every_published_row_is_on_a_board_with_its_source() -> None:
     lines = [line for board in boards([]) for table in board.tables for line in table.lines]
-    assert len(lines) == len(published()) == 106
+    assert len(lines) == len(published()) == 157
     assert all(line.cells[-1].link.startswith("https://arxiv.org/") for line in lines)
     unranked = [line.entry.label for line in lines if line.entry.score is None]
-    assert len(unranked) == 11 + 6  # collapsed on CUB; fashion's metrics E and C, without an ERS
+    # collapsed on CUB; fashion's metrics E and C, without an ERS; RobRank's that were not attacked
+    assert len(unranked) == 11 + 6 + 51
 
 
 def test_ties_share_a_rank_and_a_mark() -> None:
@@ -142,6 +143,51 @@ def test_collapsed_failed_and_missing_are_shown_and_not_ranked() -> None:
     for text in (markdown.render(board), latex.render(board), page.render([board])):
         assert "failed" in text
     assert "RuntimeError: odd" in page.render([board])
+
+
+def test_a_model_that_retrieves_is_not_called_collapsed_whatever_its_cell_says() -> None:
+    """As older cells did for a mean cosine above 0.99."""
+    right, wrong = model(collapsed=True, label="right"), model(collapsed=True, label="wrong")
+    for cells, chance in ((right, 10.0), (wrong, 79.0)):  # R@1 is 80
+        cells[0].findings.update({"chance R@1": chance, "mean_cosine": 0.995})
+    board = one_board(*right, *wrong)
+    assert column(board, "Defense") == ["right", "wrong †"]
+    assert column(board, "Rank") == ["1", "–"]
+    assert "0.995" in board.tables[0].lines[0].cells[1].note
+
+
+def test_lines_that_would_read_alike_tell_what_differs() -> None:
+    """Weights trained on SOP, whose lambda is another, beside those of the board's own set."""
+    label, cells = "HM[S,g_LGA]&ICS", []
+    for ics in ("0.5", "0.05"):
+        values = {name: value * (1 + float(ics)) / 2 for name, value in FULL.items()}
+        resolved = f"hm:eta=8,ics={ics}"
+        cells += [
+            with_facts(c, checkpoint=ics)
+            for c in model(values, label=label, defense="hm", resolved=resolved)
+        ]
+    cells += model({n: v / 9 for n, v in FULL.items()}, label=label, defense="hm:eta=32")
+    board = one_board(*cells)
+    assert sorted(column(board, "Defense")) == [
+        f"{label} (hm:eta=32)",
+        f"{label}, ics=0.05",
+        f"{label}, ics=0.5",
+    ]
+
+
+def test_nmi_of_a_newer_definition_counts_and_never_stands_without_its_caveat() -> None:
+    cells = model()
+    old = next(one for one in cells if one.ok and not one.about.attack)
+    old.columns["NMI"], old.metrics["NMI"] = old.columns["R@1"], Estimate(77.2, None, None, 40)
+    new = replace(old, id="f" * 16, metrics=old.metrics | {"NMI": Estimate(81.0, 77.2, 82.5, 40)})
+    new = replace(new, started=0, findings=old.findings | {"nmi_version": 2})
+    board = one_board(new, *cells)
+    assert column(board, "NMI") == ["81.0"]
+    (cell,) = (c for c in board.tables[0].lines[0].cells if c.text == "81.0")
+    assert cell.number is not None
+    assert cell.number.range == "[77.2, 82.5]"
+    assert any(note.startswith("NMI changes") for note in board.tables[0].notes)
+    assert not any("NMI" in note for note in one_board(*model()).tables[0].notes)
 
 
 def test_a_training_that_failed_is_a_line_of_each_suite() -> None:

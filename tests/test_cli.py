@@ -20,6 +20,7 @@ import pytest
 from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import sealed
+from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 
@@ -175,6 +176,34 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     refused(dmlbench("run", *arguments), *words)
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet18:weights=none"], ["resnet18 needs RGB images, got 1 channel"]),
+        (["--recipe", "pairs=7000"], ["7000 pairs is larger than the train split, which has 6000"]),
+        (["--model", "timm:name=resnet18,weights=none"], ["timm needs RGB images"]),
+        (["--precision", "tf32"], ["tf32 needs a GPU"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    dmlbench: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    asked = ("run", "--defense", "none", "--attack", "ca+", *arguments)
+    dry = dmlbench(*asked, "--dry-run")
+    refused(dry, *words)
+    assert not list(tmp_path.iterdir())
+    assert dmlbench(*asked).stderr.splitlines()[-1] == dry.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_downloads_nothing(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = ("run", "--defense", "none", "--attack", "ca+", "--data-root", "empty", "--dry-run")
+    for name in ("mnist", "cifar10"):
+        refused(dmlbench(*asked, "--dataset", name), f"{name} is not on this", f"download {name}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_a_results_folder_that_cannot_be_written_is_refused_first(
@@ -414,6 +443,7 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
     (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
     alone = tmp_path / "alone"
     alone.mkdir()
+    (tmp_path / "all").mkdir()
     shutil.copy(weights, alone / "mine.safetensors")
     done = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
                     "--attack", "ca+", "--attack", "es", "--label", "Mine",
@@ -424,6 +454,17 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
     for name in ("R@1", "CA+"):
         a, b = (t.set_index("metric").loc[name, "value"] for t in (trained, found))
         assert a == b
+    whole = dmlbench("attack", "--checkpoint", str(weights.parent), "--json", cwd=tmp_path / "all")
+    assert whole.returncode == 0, whole.stderr  # the manifest names data set and network
+    cells = json.loads(whole.stdout)
+    assert {cell["about"]["suite"] for cell in cells} == {"", "strict"}
+    assert {cell["about"]["attack"] for cell in cells} >= {*ERS_ATTACKS, "ERS"}
+    named = dmlbench("attack", "--checkpoint", str(weights.parent / "manifest.json"), "--attack",
+                     "ca+", "--json", cwd=tmp_path / "all")  # fmt: skip
+    for found in (cells, json.loads(named.stdout)):
+        (ca,) = (cell for cell in found if cell["about"]["attack"] == "ca+")
+        assert ca["about"]["dataset"] == "tiny"
+        assert ca["metrics"]["CA+"]["value"] == trained.set_index("metric").loc["CA+", "value"]
     pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
     assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)

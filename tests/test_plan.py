@@ -425,6 +425,9 @@ def where(*texts: str) -> list[Condition]:
         ("*", "", True),
         ("", "x", False),
         ("*a*b*", "xaybz\nw", True),
+        ("act[r]|hm[s,*]", "HM[S,0]", True),
+        ("act[r]|hm[s,*]", "ACT[R]", True),
+        ("act[r]|hm[s,*]", "ACT[S]", False),
     ],
 )
 def test_a_condition_is_of_any_case_and_a_star_is_any_text(

@@ -19,6 +19,7 @@ from dmlbench.report.board import Table, tables
 from dmlbench.report.entries import measured
 from dmlbench.report.plots import PLOTS, pareto
 from dmlbench.report.render import boards, figures
+from dmlbench.storage.cell import Cell
 from tests.synthetic import FULL, attacked, model
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)
@@ -48,7 +49,7 @@ def table() -> Table:
     return one
 
 
-@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize("name", [name for name in PLOTS if name != "eta"])
 def test_each_plot_is_the_same_bytes_again_and_says_what_was_measured(
     table: Table, name: str
 ) -> None:
@@ -142,10 +143,68 @@ def test_missing_numbers_are_not_plotted() -> None:
 def test_the_literature_is_drawn_hollow_and_has_no_intervals() -> None:
     board = next(board for board in boards([]) if board.name == "sop")
     drawn = dict(figures(board))
-    assert list(drawn) == ["sop-ers-tradeoff", "sop-ers-cost", "sop-ers-terms"]
+    assert list(drawn) == [f"sop-ers-{name}" for name in ("tradeoff", "cost", "eta", "terms")]
     lines = drawn["sop-ers-tradeoff"].axes[0].lines
     assert {line.get_markerfacecolor() for line in lines if line.get_marker() != "None"} == {"none"}
     assert re.search("hollow: published", style.save(drawn["sop-ers-cost"], "svg").decode())
+
+
+def at_two_etas(spec: str, *scores: float, label: str = "HM[S,g_LGA]&ICS") -> list[Cell]:
+    """Models that differ in eta alone, 2 and 8, with an ERS that rises with it."""
+    found = []
+    for eta, share in zip((2, 8), scores, strict=True):
+        defense = ",".join(filter(None, (spec, f"eta={eta}")))
+        about = {"label": label, "training_cost": eta + 1, "defense": f"hm:{defense}"}
+        found += model({name: value * share for name, value in FULL.items()}, **about)
+    return found
+
+
+def test_a_line_joins_models_that_differ_in_eta_alone() -> None:
+    """Two lambdas of one label are two lines, in both plots over eta, and are told apart."""
+    cells = at_two_etas("", 0.5, 0.9) + at_two_etas("ics=0.1", 0.7, 1.0)
+    cells += at_two_etas("", 0.3, 0.4, label="ACT[R]")
+    cells += model({n: v * 0.8 for n, v in FULL.items()}, label="EST[R]", training_cost=9)
+    (table,) = tables(measured(tidy(cells)))
+    entries = [line.entry for line in table.lines]
+    ers = {(e.label, e.defense): e.numbers["ERS"].value for e in entries}
+    label = "HM[S,g_LGA]&ICS"
+    expected = {
+        f"{label}, ics=0.1": [ers[label, f"hm:ics=0.1,eta={eta}"] for eta in (2, 8)],
+        label: [ers[label, f"hm:eta={eta}"] for eta in (2, 8)],
+        "ACT[R]": [ers["ACT[R]", f"hm:eta={eta}"] for eta in (2, 8)],
+    }
+    figure = PLOTS["eta"](table)
+    assert figure is not None
+    left, right = figure.axes
+    for axis in (left, right):
+        drawn = {str(line.get_label()): list(line.get_ydata()) for line in axis.lines}
+        assert drawn == expected
+    assert all(list(line.get_xdata()) == [3, 9] for line in left.lines)
+    assert all(list(line.get_xdata()) == [80, 80] for line in right.lines)
+    figure = PLOTS["cost"](table)
+    assert figure is not None
+    joined = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2
+              and line.get_marker() == "None"]  # fmt: skip
+    assert sorted(list(line.get_ydata()) for line in joined) == sorted(expected.values())
+    assert {text.get_text() for text in figure.axes[0].texts} == set(expected)
+    alone = tables(measured(tidy(model(label="HM[S,M]", training_cost=9))))[0]
+    assert PLOTS["eta"](alone) is None
+
+
+def test_names_in_legends_tell_apart_what_shares_a_label() -> None:
+    cells = []
+    for spec in ("hm:eta=8", "hm:eta=8,ics=0.1", "hm:eta=8,margin=0.3"):
+        cells += model(label="HM[S,g_LGA]&ICS", training_cost=9, defense=spec)
+    cells += model(label="HM[S,M]", training_cost=9, defense="hm:destination=semihard,eta=8")
+    (table,) = tables(measured(tidy(cells)))
+    figure = PLOTS["intervals"](table)
+    assert figure is not None
+    assert {text.get_text() for text in figure.axes[0].get_yticklabels()} == {
+        "HM[S,g_LGA]&ICS, η=8",
+        "HM[S,g_LGA]&ICS, η=8, ics=0.1",
+        "HM[S,g_LGA]&ICS, η=8, margin=0.3",
+        "HM[S,M], η=8",
+    }
 
 
 @given(POINTS)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dmlbench.analysis.records import headings, wide
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable, write_atomically, write_json
 from dmlbench.common.hashing import derived_seed, identity, sealed
+from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.compute.provenance import Provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -670,6 +671,68 @@ def test_plain_state_dicts_load_and_pickled_code_does_not(
     assert not Path("pwned").exists()
     with pytest.raises(UserError, match="does not fit the model"):
         checkpoint.load_weights(Path("plain.pt"), C2F2(dim=5).build(1, 8))
+
+
+def net() -> EmbeddingModel:
+    return C2F2(dim=4).build(1, 8)
+
+
+def prefixed(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name.removeprefix("backbone."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "backbone.", "module.", "module.backbone.", "_orig_mod.", "model.", "net.encoder."],
+)
+@pytest.mark.parametrize("container", ["", "state_dict", "model", "model_state_dict"])
+def test_weights_load_under_any_prefix_and_container(
+    prefix: str, container: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, path = net(), tmp_path / "w.pth"
+    state = prefixed(model.state_dict(), prefix)
+    torch.save({container: state, "epoch": 3, "optimizer": {}} if container else state, path)
+    torch.manual_seed(1)
+    fresh = net()
+    checkpoint.load_weights(path, fresh)
+    assert all(map(torch.equal, fresh.state_dict().values(), model.state_dict().values()))
+
+
+def test_parameters_of_a_loss_beside_the_network_are_left_out(tmp_path: Path) -> None:
+    state = prefixed(net().state_dict(), "model.") | {"loss.proxies": torch.zeros(9, 4)}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    checkpoint.load_weights(tmp_path / "w.ckpt", net())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head.weight": torch.zeros(2, 2)}, r"1 not the network's: head\.weight$"),
+        ({"0.weight": None, "3.bias": None}, r"2 missing: 0\.weight, 3\.bias$"),
+        ({"9.bias": torch.zeros(5)}, r"1 of another shape: 9\.bias \(5 in the file, 4 in the"),
+        ({f"x{i:02}.a": torch.ones(1) for i in range(30)}, r"30 not .* x00\.a,.* and 22 more$"),
+        ({"9.bias": torch.tensor(1.0), "9.bia": torch.ones(1)}, r"9\.bia; 1 of .*a scalar in"),
+    ],
+)
+def test_what_does_not_fit_is_named_key_by_key(
+    changes: dict[str, torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    state = {**prefixed(net().state_dict(), ""), **changes}
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load_weights(tmp_path / "w.pt", net())
+    assert "\n" not in str(caught.value)
+
+
+def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save(prefixed(state, "model.") | prefixed(state, "ema."), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"in it 2 times, under ema\., model\.: keep one"):
+        checkpoint.load_weights(tmp_path / "w.pt", net())
+    torch.save({"epoch": 3, "arch": "c2f2"}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="no state dict: it has the keys epoch, arch"):
+        checkpoint.load_weights(tmp_path / "w.pt", net())
 
 
 def test_what_was_measured_on_other_data_is_another_row() -> None:

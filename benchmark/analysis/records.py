@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.storage.cell import ORDER, Cell
@@ -80,6 +81,7 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
         common = {key: getattr(cell.about, key) for key in (*ROW, "attack", "attack_resolved")}
         common |= {key: found.get(key, "") for key in COLLAPSE} | _origin(cell)
         common["flags"] = write_flags(cell.flags)
+        common |= _collapsed(cell)
         if not cell.columns:
             records.append(common | {"metric": ""})
         for name, column in cell.columns.items():
@@ -91,8 +93,21 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
                 record |= {"deciles": " ".join(map(repr, shares))}
                 curve = found.get("curves", {}).get(name, ())
                 record |= {"curve": " ".join(f"{x!r}:{share!r}" for x, share in curve)}
+            if name == "NMI" and "nmi_version" in found:
+                record["versions"] += f".{found['nmi_version']}"
             records.append(record)
     return records
+
+
+def _collapsed(cell: Cell) -> Record:
+    """``collapsed`` by today's definition, where a cell says what it takes.
+
+    Older ones called a model collapsed by its mean cosine alone.
+    """
+    chance, recall = cell.findings.get("chance R@1"), cell.metrics.get("R@1")
+    if chance is None or recall is None or recall.value is None:
+        return {}
+    return {"collapsed": is_collapsed(recall.value, chance)}
 
 
 def _origin(cell: Cell) -> Record:

@@ -9,15 +9,10 @@ from typing import Any
 
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag
+from dmlbench.core.naming import parameters
 from dmlbench.metrics.names import RECALLS
 
 Variant = tuple[str, Mapping[str, Any], dict[str, str]]  # heading, its tidy record, its keys
-
-
-def parameters(spec: str) -> dict[str, str]:
-    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
-    pairs = spec.partition(":")[2].split(",")
-    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
 
 
 def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[str, list[Flag]]:

@@ -1,4 +1,7 @@
-"""Conditions of ``--where``: ``key=text`` in any letter case; ``*`` stands for any text."""
+"""Conditions of ``--where``: ``key=text`` in any letter case.
+
+``*`` stands for any text, and ``|`` between several texts of which one must match.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Condition:
 
 
 def condition(text: str, keys: Collection[str]) -> Condition:
-    """The condition in ``text``, ``defense=hm*``.
+    """The condition in ``text``, ``defense=hm*`` or ``defense=act[r]|act[s]``.
 
     Raises:
         UserError: it is not ``key=text``, or the key is not one of ``keys``.
@@ -33,5 +36,6 @@ def condition(text: str, keys: Collection[str]) -> Condition:
         raise UserError(f"--where {text!r} is not key=value, e.g. --where 'defense=hm*'")
     if key not in keys:
         raise UserError(unknown("key of --where", key, keys))
-    pattern = ".*".join(map(re.escape, wanted.split("*")))
+    texts = (".*".join(map(re.escape, one.split("*"))) for one in wanted.split("|"))
+    pattern = "|".join(texts)
     return Condition(key, re.compile(pattern, re.IGNORECASE | re.DOTALL))

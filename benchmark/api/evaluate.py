@@ -18,7 +18,12 @@ from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import run
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
-from dmlbench.sweep.weights import checkpoint_weights, initial_weights, memory_weights
+from dmlbench.sweep.weights import (
+    checkpoint_weights,
+    initial_weights,
+    memory_weights,
+    trained_on,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +35,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 def evaluate(
     model: nn.Module | str | Path,
-    dataset: str | Dataset = "fashion-mini",
+    dataset: str | Dataset | None = None,
     suite: str | Sequence[str] = "strict",
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     queries: int | None = None,
@@ -59,10 +64,11 @@ def evaluate(
         model: one of
             - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
               is copied, and measured in eval mode;
-            - a checkpoint: a file of weights, or the folder of a trained model;
+            - a checkpoint: a file of weights, or the folder or manifest of a trained model;
             - the spec of a network with the weights it begins with, such as
               ``"mobilenet_v2:head=none,weights=FILE"``: a network as it was published.
-        dataset: spec of a data set, or what ``dmlbench.from_arrays`` made.
+        dataset: spec of a data set, or what ``dmlbench.from_arrays`` made; None: the one in the
+            manifest of a trained model, else ``"fashion-mini"``.
         suite: ``"strict"``: the definitions of the papers; ``"ers"``: those of the published code;
             or several.
         attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: the
@@ -96,7 +102,7 @@ def evaluate(
     Raises:
         UserError: an argument that is wrong, data or weights that are missing.
     """
-    chosen = dataset_of(dataset)
+    chosen = dataset_of(dataset or _known_dataset(model) or "fashion-mini")
     asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     with opened(
         chosen,
@@ -114,6 +120,13 @@ def evaluate(
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         return Report.of(run(session, [weights], planned), session.store)
+
+
+def _known_dataset(model: nn.Module | str | Path) -> str:
+    """The data set in the manifest of a checkpoint; empty if there is none."""
+    if not isinstance(model, str | Path) or not Path(model).exists():
+        return ""
+    return trained_on(Path(model))
 
 
 def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:

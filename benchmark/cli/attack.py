@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dmlbench.cli.numbers import Whole
-from dmlbench.cli.options import PATH, options
+from dmlbench.cli.options import DATASET, PATH, options
 from dmlbench.cli.shared import check_outputs, finish
 
 
@@ -27,24 +27,37 @@ class _Saved(click.ParamType[int | None]):
 
 @click.command(
     epilog="\b\nExamples:\n"
-    "  dmlbench attack --checkpoint results/models/ID/checkpoint.safetensors --suite strict\n"
+    "  dmlbench attack --checkpoint results/models/ID\n"
     "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es\n"
     "  dmlbench attack --model mobilenet_v2:head=none,weights=w.pt --dataset grocery --attack es",
 )
 @click.option(
     "--checkpoint",
     type=PATH,
-    metavar="FILE",
-    help="File of weights: safetensors, a PyTorch state dict, or a Lightning checkpoint (as "
-    "RobRank's code writes). Without one, --model is measured as it is published.",
+    metavar="PATH",
+    help="A trained model's folder or its manifest, which says all the rest; or a file of weights: "
+    "safetensors, a PyTorch state dict (also under 'state_dict' or 'model', and with any prefix), "
+    "or a Lightning checkpoint (as RobRank's code writes). Without one, --model is measured as it "
+    "is published.",
 )
-@options("model")
+@click.option(
+    "--model",
+    metavar="SPEC",
+    help="Network that the weights are of, e.g. resnet18, or a function of your own, "
+    "MODULE:FACTORY. Default: the manifest's, else the data set's.",
+)
 @click.option(
     "--label",
     help="Name of the model in tables. Default: the one in its manifest, else the file name; "
     "without a checkpoint 'none (pretrained)', or 'none (untrained)' if some weights are random.",
 )
-@options("attacks", "suites", "queries", "recalls", "eot", "dataset")
+@options("attacks", "suites", "queries", "recalls", "eot")
+@click.option(
+    "--dataset",
+    metavar="SPEC",
+    help="Data set to measure on; 'dmlbench list datasets' shows all. Default: the one in the "
+    f"model's manifest, else {DATASET}.",
+)
 @click.option(
     "--seed",
     type=Whole(),
@@ -72,7 +85,7 @@ def attack(
     suites: tuple[str, ...],
     queries: int | None,
     recalls: bool,
-    dataset: str,
+    dataset: str | None,
     seed: int,
     saved: int | None,
     allow_code: bool,
@@ -81,16 +94,22 @@ def attack(
     as_json: bool,
     **places: Any,
 ) -> None:
-    """Measure a trained model, on clean images and under attacks, without training."""
+    """Measure a trained model, on clean images and under attacks, without training.
+
+    Without --attack and --suite the attacks are those of suite strict.
+    """
     from dmlbench.common.errors import UserError
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
     from dmlbench.sweep.session import open_session
+    from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
-    chosen = spec.parse(dataset, DATASETS)
-    asked = parse_attacks(attacks, suites)
+    chosen = spec.parse(
+        dataset or (trained_on(checkpoint) if checkpoint else "") or DATASET, DATASETS
+    )
+    asked = parse_attacks(attacks, suites or (() if attacks else ("strict",)))
     network = parse_model(model) if model else None
     if checkpoint is None and network is None:
         raise UserError(
@@ -104,7 +123,6 @@ def attack(
         from dmlbench.sweep import plan
         from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
-        from dmlbench.sweep.weights import checkpoint_weights, initial_weights
 
         session.check_queries(queries)
         row = label, seed, places["precision"], places["eot"]

@@ -34,6 +34,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     from msgspec import to_builtins
 
     from dmlbench.analysis import compare
+    from dmlbench.core.naming import parameters, told_apart
     from dmlbench.storage.store import Store
 
     store = Store(results)
@@ -43,7 +44,12 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
         records = [to_builtins(one) | {"favours": one.favours} for one in found]
         click.echo(json.dumps(records, indent=1))
         return
-    _print(found, *(side.cells[0].about.label for side in sides))
+    abouts = [side.cells[0].about for side in sides]
+    details = [
+        parameters(one.defense) | parameters(f":{one.recipe}") | {"model": one.model}
+        for one in abouts
+    ]
+    _print(found, *told_apart([one.label for one in abouts], details))
 
 
 def _print(found: list[Difference], a: str, b: str) -> None:

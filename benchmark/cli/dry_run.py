@@ -10,6 +10,7 @@ from typing import Any
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.console import aligned
 from dmlbench.common.progress import duration
+from dmlbench.core.naming import parameters, told_apart
 from dmlbench.core.protocol import SUITE_ATTACKS, Threat
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.status import DONE, PlannedModel
@@ -44,9 +45,10 @@ def preview(models: Sequence[PlannedModel], resume: str, times: Durations) -> li
 def lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The records as lines of aligned text."""
     table: list[Sequence[str]] = [("model", "seed", "suite", "task", "status", "time")]
-    for r in records:
+    names = told_apart([r["label"] for r in records], [parameters(r["defense"]) for r in records])
+    for r, name in zip(records, names, strict=True):
         time = "not known" if r["seconds"] is None else duration(r["seconds"])
-        row = (r["label"], str(r["seed"]), r["suite"], r["task"], r["status"])
+        row = (name, str(r["seed"]), r["suite"], r["task"], r["status"])
         table.append((*row, time if r["runs"] else ""))
     return aligned(table)
 

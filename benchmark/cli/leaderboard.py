@@ -50,7 +50,7 @@ FORMATS = ("md", "tex", "csv", "html", "plots")
     multiple=True,
     metavar="KEY=TEXT",
     help="Show only lines whose suite, model, loss, defense, eta, recipe, precision, eot or "
-    "source (here or published) is TEXT; * stands for anything. May be repeated.",
+    "source (here or published) is TEXT; * stands for anything, | for or. May be repeated.",
 )
 def leaderboard(
     datasets: tuple[str, ...],

@@ -14,10 +14,11 @@ from dmlbench.core.protocol import PRECISIONS, SUITES
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+DATASET = "fashion-mini"
 OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(
         "--dataset",
-        default="fashion-mini",
+        default=DATASET,
         show_default=True,
         metavar="SPEC",
         help="Data set; 'dmlbench list datasets' shows all. It sets network, training recipe and "

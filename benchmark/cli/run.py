@@ -64,7 +64,10 @@ class _Shard(click.ParamType[tuple[int, int]]):
 @options("defenses", "attacks", "suites", "queries", "recalls", "eot")
 @options("dataset", "model", "recipe", "seeds")
 @click.option(
-    "--dry-run", is_flag=True, help="Only print what would be done, and the expected time."
+    "--dry-run",
+    is_flag=True,
+    help="Only print what would be done, and the expected time. It refuses what the run would "
+    "refuse, and downloads nothing.",
 )
 @click.option(
     "--resume",
@@ -191,10 +194,13 @@ def _show(
     """Print the output of a dry run."""
     from dmlbench.cli.dry_run import lines, preview, price, summary
     from dmlbench.sweep.durations import Durations, expected_device
+    from dmlbench.sweep.feasible import check_feasible
     from dmlbench.sweep.run import of_shard, plan_models, read_store
 
     known = read_store(session, repair=False)
     models = plan_models(session, of_shard(trainings, run_options), attacks, known, repair=False)
+    if any(model.first_tasks(run_options.resume) for model in models):
+        check_feasible(session, trainings, here=run_options.executor == "local")
     device = expected_device(session.compute)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, run_options.resume, durations)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     "conditions",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Show only results whose COLUMN is VALUE, in any letter case; * stands for any text. "
-    "May be repeated.",
+    help="Show only results whose COLUMN is VALUE, in any letter case; * stands for any text, | "
+    "for or. May be repeated.",
 )
 @click.option(
     "--pivot",

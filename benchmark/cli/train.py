@@ -84,7 +84,7 @@ def train(
                 if under_torchrun():  # the other processes wait for this one: torchrun ends them
                     raise UserError(str(problem)) from None
                 failed = True
-                s.reporter.warn(f"training {training.defense.label} failed: {problem}")
+                s.reporter.warn(f"training {training.shown} failed: {problem}")
                 continue
             manifests.append(manifest.as_json() | {"path": str(folder / manifest.checkpoint)})
     if is_main_process():
@@ -94,10 +94,15 @@ def train(
 
 
 def _print(manifests: list[dict[str, Any]], as_json: bool) -> None:
+    from dmlbench.core.naming import parameters, told_apart
+
     if as_json:
         click.echo(json.dumps(manifests, indent=1))
         return
-    for manifest in manifests:
+    names = told_apart(
+        [one["label"] for one in manifests], [parameters(one["defense"]) for one in manifests]
+    )
+    for manifest, name in zip(manifests, names, strict=True):
         last = manifest["history"][-1]
         recall = f", R@1 {last['R@1']:.1f}" if last.get("R@1") is not None else ""
-        click.echo(f"{manifest['label']}: {manifest['path']}{recall}")
+        click.echo(f"{name}: {manifest['path']}{recall}")

@@ -37,7 +37,7 @@ from dmlbench.metrics.bootstrap import (
     deciles,
     shares_above,
 )
-from dmlbench.metrics.clustering import kmeans_nmi
+from dmlbench.metrics.clustering import NMI_VERSION, kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.storage import adversarial
@@ -211,14 +211,16 @@ class Evaluation:
         }
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
         nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
-        metrics["NMI"] = Estimate(nmi, None, None, len(labels))
-        chance, cosine = chance_recall(labels), float(mean_cosine(e.double()))
+        metrics["NMI"] = Estimate(nmi.value, nmi.low, nmi.high, len(labels))
+        chance = chance_recall(labels)
         findings = {
             "queries_left_out": int((~found.valid).sum()),
+            "nmi_version": NMI_VERSION,
+            "nmi_starts": nmi.starts,
             "chance R@1": chance,
-            "mean_cosine": cosine,
+            "mean_cosine": float(mean_cosine(e.double())),
             "effective_rank": effective_rank(e),
-            "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
+            "collapsed": is_collapsed(metrics["R@1"].value, chance),
             "cuda_graphs": isinstance(self.network, Replayed),
             **as_finding(self.checked),
         }

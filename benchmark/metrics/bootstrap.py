@@ -19,7 +19,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         value: the number.
-        low, high: its 95% interval; None if the number is not a mean over queries (e.g. NMI).
+        low, high: its 95% interval; None if the number is not a mean over queries. Of NMI, which is
+            none, the range over the starts of k-means.
         n: the number of queries.
     """
 

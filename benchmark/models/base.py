@@ -47,6 +47,16 @@ class Model(Component, abc.ABC):
             UserError: the network cannot take images of this shape.
         """
 
+    def check_images(self, channels: int, size: int) -> None:
+        """Refuse images that the network cannot embed; a dry run calls it.
+
+        It builds the network with random weights, unless a subclass knows without torch.
+
+        Raises:
+            UserError: the network cannot take images of this shape.
+        """
+        self.build(channels, size)
+
     def initialise(self, backbone: nn.Module) -> None:
         """Load the weights that training starts from; by default the random ones stay.
 

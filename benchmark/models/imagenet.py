@@ -95,6 +95,10 @@ class TorchvisionModel(Pretrained, abc.ABC):
         )
         return state
 
+    def check_images(self, channels: int, size: int) -> None:
+        """UserError if the images are not RGB."""
+        self._check_channels(channels)
+
     def backbone(self, channels: int, size: int) -> nn.Module:
         """Build the network with random weights; UserError if the images are not RGB."""
         self._check_channels(channels)

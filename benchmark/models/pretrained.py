@@ -120,14 +120,14 @@ class Pretrained(Model, abc.ABC):
         if self.weights == PRETRAINED:
             self._load(backbone, self._downloaded(), own_head=False)
             return
-        from dmlbench.storage.weights import read_state
+        from dmlbench.storage.weights import BACKBONE, fitted, read_state
 
-        state = read_state(self._file())
-        from_dmlbench = all(key.startswith("backbone.") for key in state)
-        if from_dmlbench:
-            state = {key.removeprefix("backbone."): value for key, value in state.items()}
         try:
-            self._load(backbone, state, from_dmlbench)
+            state, prefix = fitted(read_state(self._file()), backbone.state_dict())
+        except ValueError as error:
+            raise UserError(f"model {self.card.name}: {self.weights}: {error}") from None
+        try:
+            self._load(backbone, state, own_head=prefix == BACKBONE)
         except UserError as error:
             published = self.published_network().state_dict()
             renamed, reason = renamed_by_order(state, published, self._in_classifier)

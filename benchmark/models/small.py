@@ -48,10 +48,14 @@ class C2F2(Model):
         """True: no layer behaves differently in training."""
         return True
 
-    def backbone(self, channels: int, size: int) -> nn.Module:
-        """Build the network; UserError if the images are smaller than 4x4 pixels."""
+    def check_images(self, channels: int, size: int) -> None:
+        """UserError if the images are smaller than 4x4 pixels."""
         if size < 4:
             raise UserError(f"model c2f2 needs images of at least 4x4 pixels, got {size}x{size}")
+
+    def backbone(self, channels: int, size: int) -> nn.Module:
+        """Build the network; UserError if the images are smaller than 4x4 pixels."""
+        self.check_images(channels, size)
         nn = torch.nn
         return nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
@@ -81,13 +85,17 @@ class LeNet(Model):
         """True: no layer behaves differently in training."""
         return True
 
+    def check_images(self, channels: int, size: int) -> None:
+        """UserError if the images are smaller than 16x16 pixels."""
+        if size < 16:
+            raise UserError(f"model lenet needs images of at least 16x16 pixels, got {size}x{size}")
+
     def backbone(self, channels: int, size: int) -> nn.Module:
         """Build the network; UserError if the images are smaller than 16x16 pixels.
 
         Convolutions are not padded: of 28x28 pixels a 4x4 map remains.
         """
-        if size < 16:
-            raise UserError(f"model lenet needs images of at least 16x16 pixels, got {size}x{size}")
+        self.check_images(channels, size)
         nn = torch.nn
         side = ((size - 4) // 2 - 4) // 2
         return nn.Sequential(

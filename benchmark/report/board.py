@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dmlbench.core.naming import parameters, told_apart
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
 from dmlbench.report.entries import Entry, Number
@@ -26,6 +27,11 @@ UPPER_BOUND = {
     ],
 }
 """Suite -> what to say below its table."""
+NMI_CAVEAT = (
+    "NMI changes by several points with the random start of k-means. A range is that over several "
+    "starts, the number that of the start with the least inertia; without a range, as published, "
+    "it is of one start: do not compare it closely."
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class Table:
             notes += (f"Note on {entry.label}: {one}" for one in entry.reasons(note=True))
         if any(number.low is not None for e in entries for number in e.numbers.values()):
             notes.append("Intervals are 95% bootstrap intervals over queries.")
+        if any(column.name == "NMI" for column in self.columns):
+            notes.append(NMI_CAVEAT)
         if any(len(entry.seeds) > 1 for entry in entries):
             notes.append("Several seeds: mean ± standard deviation over models.")
         if any(entry.paper for entry in entries):
@@ -151,8 +159,8 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
     lines = []
-    for place, (entry, rank) in enumerate(zip(entries, ranks, strict=True)):
-        facts = _facts(entry, rank)
+    for place, (entry, rank, name) in enumerate(zip(entries, ranks, _names(entries), strict=True)):
+        facts = _facts(entry, rank, name)
         cells = [facts[name] for name in first]
         cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
         lines.append(Line(entry, (*cells, facts["Source"])))
@@ -214,14 +222,29 @@ def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
     return [marks.get(value, "") for value in values]
 
 
-def _facts(entry: Entry, rank: str) -> dict[str, BoardCell]:
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """The defense of each entry with its spec, ``HM[S,g_LGA]&ICS (hm:eta=8)``.
+
+    Where two lines would read alike, the values that differ are added: weights that were trained
+    with another data set's defaults have the same spec.
+    """
+    names = [f"{e.label} ({e.defense})" if ":" in e.defense else e.label for e in entries]
+    lines = [
+        "\n".join((name, e.model, e.loss, str(e.eta), e.recipe, e.precision, e.queries))
+        for name, e in zip(names, entries, strict=True)
+    ]
+    told = told_apart(lines, [parameters(entry.resolved) for entry in entries])
+    ends = [more.removeprefix(line) for more, line in zip(told, lines, strict=True)]
+    return [name + end for name, end in zip(names, ends, strict=True)]
+
+
+def _facts(entry: Entry, rank: str, name: str) -> dict[str, BoardCell]:
     """The cells that describe an entry: heading -> cell."""
     paper = entry.paper
-    spelt = f" ({entry.defense})" if ":" in entry.defense else ""
     return {
         "Rank": BoardCell(rank or NOTHING),
         "Defense": BoardCell(
-            f"{entry.label}{spelt}{' †' * entry.collapsed}{' ‡' * entry.flagged}",
+            f"{name}{' †' * entry.collapsed}{' ‡' * entry.flagged}",
             note=" ".join(filter(None, (entry.indicators, *_reasons(entry)))),
         ),
         "Model": BoardCell(entry.model),

@@ -60,7 +60,8 @@ _BENIGN_HELP = {
     "mAP@R": "Mean average precision within the first R items, R the size of the query's class, "
     "in percent.",
     "mAP@10": "Mean average precision within the first 10 items, in percent.",
-    "NMI": "Normalised mutual information of k-means clusters with the classes, in percent.",
+    "NMI": "Normalised mutual information of k-means clusters with the classes, in percent, of the "
+    "start with the least inertia.",
 }
 _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.captions import entry_name, protocol
 from dmlbench.report.columns import curves
 from dmlbench.report.entries import Entry
+from dmlbench.report.plotted import names_of, protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,12 +44,13 @@ def shares_above(table: Table) -> Figure | None:
     if not panels:
         return None
     drawn = [e for e in entries if any(e in found for found in panels.values())]
+    names = names_of(drawn, table)
     with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (name, found) in zip(axes, panels.items(), strict=True):
             for entry in found:
                 dash = style.DASHES[drawn.index(entry) % 4]
-                _draw(axis, entry, name, entry_name(entry, table), dash)
+                _draw(axis, entry, name, names[id(entry)], dash)
             bare, _, variant = name.partition(" (")
             title = f"{known[bare].title} ({variant}" if variant else known[bare].title
             axis.set(title=title, xlabel=known[bare].over, ylim=(0, 100))

@@ -11,8 +11,8 @@ from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread
-from dmlbench.analysis.variants import parameters
 from dmlbench.core.flags import Flag
+from dmlbench.core.naming import parameters
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -73,6 +73,7 @@ class Entry:
         better: heading -> ``higher`` or ``lower``.
         threat: the adversary of the evaluation, in words.
         defense: the spec of the defense; empty for published rows.
+        resolved: the same spec with every value; empty where the training is unknown.
         eta: PGD steps of its training; None for plain training, or if it is not known.
         recipe, precision, queries, eot: what differs from the data set's protocol; empty if nothing
             does.
@@ -95,6 +96,7 @@ class Entry:
     better: Mapping[str, str]
     threat: str
     defense: str = ""
+    resolved: str = ""
     eta: int | None = None
     recipe: str = ""
     precision: str = ""
@@ -119,6 +121,13 @@ class Entry:
         queries = f", n = {self.n:,}" if self.n else ""
         named = " and ".join(map(str, self.seeds))
         return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What its label may leave open, key -> value: parameters of the defense, and the rest."""
+        rest = {"model": self.model, "loss": self.loss}
+        rest |= {"precision": self.precision, "queries": self.queries}
+        return parameters(self.defense) | parameters(f":{self.recipe}") | rest
 
     @property
     def indicators(self) -> str:
@@ -200,6 +209,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         loss=f"{_loss(about['resolved'])}-{about['distance']}",
         label=about["label"] + (f" (EoT {about['eot']})" if about["eot"] else ""),
         defense=about["defense"],
+        resolved=about["resolved"],
         eta=about["training_cost"] - 1 if about["training_cost"] > 1 else None,
         recipe=about["recipe"],
         precision="" if about["precision"] == "fp32" else about["precision"],
@@ -292,7 +302,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
         better={name: directions()[name] for name in numbers},
         # an embedding that ES cannot move is constant: HM[S,0], of which no more is printed
         collapsed=raw["collapsed"] == "yes" or float(raw["ES:D"] or 1) == 0,
-        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255",
+        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255" if raw["eps_eval"] else "",
     )
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from dmlbench.analysis.variants import parameters
+from dmlbench.core.naming import parameters
 from dmlbench.metrics.ers import ERS_COLUMNS, terms
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.captions import entry_name, labelled, protocol
 from dmlbench.report.columns import ranks
 from dmlbench.report.curves import shares_above
 from dmlbench.report.entries import Entry
+from dmlbench.report.plotted import apart, heading, names_of, passes, protocol, ranked, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ ROWS = 24  # at most, of a forest plot
 
 def tradeoff(table: Table) -> Figure | None:
     """ERS against R@1 on clean images, with the Pareto front."""
-    found = [e for e in _ranked(table) if "R@1" in e.numbers]
+    found = [e for e in ranked(table) if "R@1" in e.numbers]
     if len(found) < 2:
         return None
     points = {id(e): (e.numbers["R@1"].value, e.numbers["ERS"].value) for e in found}
@@ -43,7 +44,9 @@ def tradeoff(table: Table) -> Figure | None:
         _scatter(axis, found, [points[id(e)] for e in found])
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
-        named = [(*points[id(e)], entry_name(e, table)) for e in found if points[id(e)] in front]
+        best = [e for e in found if points[id(e)] in front]
+        names = names_of(best, table)
+        named = [(*points[id(e)], names[id(e)]) for e in best]
         style.say(fig, "Robustness against benign retrieval", protocol(table, found), [axis])
         style.name_points(axis, list({point[:2]: point for point in named}.values()))
     return fig
@@ -51,47 +54,85 @@ def tradeoff(table: Table) -> Figure | None:
 
 def cost(table: Table) -> Figure | None:
     """ERS against training cost; a line joins the models of one defense at several eta."""
-    found = [e for e in _ranked(table) if e.eta is not None or e.label.startswith("N/A")]
-    ticks = sorted({_cost(e) for e in found})
+    found = [e for e in ranked(table) if e.eta is not None or e.label.startswith("N/A")]
+    ticks = sorted({passes(e) for e in found})
     if len(ticks) < 2:
         return None
-    series: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in found:  # best first, so the line joins the best of several at one cost
-        series.setdefault((entry.label, entry.model, entry.loss, entry.paper), []).append(entry)
-    joined = [group for group in series.values() if len({_cost(e) for e in group}) > 1]
+    joined = [group for group in series(found) if len({passes(e) for e in group}) > 1]
     with style.figure(5.2, 3.8) as fig:
         axis = fig.add_subplot()
         for place, group in enumerate(joined):
-            best = {_cost(e): e.numbers["ERS"].value for e in reversed(group)}
+            best = {passes(e): e.numbers["ERS"].value for e in reversed(group)}
             xs, ys = zip(*sorted(best.items()), strict=True)
             color, dash = style.family(group[0]).color, style.DASHES[place % 4]
             axis.plot(xs, ys, zorder=1, color=color, ls=dash)
-        _scatter(axis, found, [(_cost(e), e.numbers["ERS"].value) for e in found])
+        _scatter(axis, found, [(passes(e), e.numbers["ERS"].value) for e in found])
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axis.minorticks_off()
         axis.set(
             xlabel="training cost: passes a training step, η + 1", ylabel="ERS (higher is better)"
         )
-        ends = [max(group, key=_cost) for group in joined] or found
-        named = [(float(_cost(e)), e.numbers["ERS"].value, e.label) for e in ends]
+        ends = [max(group, key=passes) for group in joined] or found
+        names = apart([e.label for e in ends], ends, {"eta"})
+        named = [
+            (float(passes(e)), e.numbers["ERS"].value, name)
+            for e, name in zip(ends, names, strict=True)
+        ]
         style.say(fig, "Robustness against training cost", protocol(table, found), [axis])
         style.name_ends(axis, named)
+    return fig
+
+
+def against_eta(table: Table) -> Figure | None:
+    """ERS against training cost (left) and against benign R@1 (right), as HM's Figures 1, 6 to 8.
+
+    A line joins the models that differ in eta alone; other models are not drawn.
+    """
+    found = [e for e in ranked(table) if e.eta is not None and "R@1" in e.numbers]
+    joined = [group for group in series(found) if len({e.eta for e in group}) > 1]
+    if not joined:
+        return None
+    first = [group[0] for group in joined]
+    names = apart([e.label for e in first], first, {"eta"})
+    seen: Counter[style.Family] = Counter()
+    with style.figure(7.2, 3.6) as fig:
+        left, right = fig.subplots(1, 2, sharey=True)
+        for group, name in zip(joined, names, strict=True):
+            group = sorted({e.eta: e for e in reversed(group)}.values(), key=passes)
+            family = style.family(group[0])
+            looks = style.marker(group[0]) | {"ls": style.DASHES[seen[family] % 4], "label": name}
+            seen[family] += 1
+            scores = [e.numbers["ERS"].value for e in group]
+            left.plot([passes(e) for e in group], scores, **looks)
+            right.plot([e.numbers["R@1"].value for e in group], scores, **looks)
+        ticks = sorted({passes(e) for group in joined for e in group})
+        left.set_xscale("log", base=2)
+        left.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        left.minorticks_off()
+        left.set(xlabel="training cost: passes a training step, η + 1")
+        left.set(ylabel="ERS (higher is better)")
+        right.set(xlabel="benign R@1 in % (higher is better, to the left)")
+        right.invert_xaxis()
+        shown = [e for group in joined for e in group]
+        title = "Robustness against training cost and benign retrieval"
+        style.say(fig, title, protocol(table, shown), [left, right])
     return fig
 
 
 def ten_terms(table: Table) -> Figure | None:
     """The ten terms of ERS, from 0 (broken) to 100 (untouched), for the best of each family."""
     found = style.best_of_families(
-        [e for e in _ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
+        [e for e in ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
     )
     if not found:
         return None
     with style.figure(5.2, 4.0) as fig:
         axis = fig.add_subplot()
+        names = names_of(found, table)
         for entry in found:
             mapped = terms({name: entry.numbers[name].value for name in ERS_COLUMNS})
-            label = f"{entry_name(entry, table)}: ERS {entry.numbers['ERS'].text}"
+            label = f"{names[id(entry)]}: ERS {entry.numbers['ERS'].text}"
             xs = [mapped[name] for name in ERS_COLUMNS]
             axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
         axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
@@ -106,14 +147,15 @@ def ten_terms(table: Table) -> Figure | None:
 def intervals(table: Table) -> Figure | None:
     """Forest plot: for each model (row) its values with 95% interval, or deviation over seeds."""
     found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
-    names = [n for n in FOREST if any(n in e.numbers and e.numbers[n].range for e in found)][
+    shown = [n for n in FOREST if any(n in e.numbers and e.numbers[n].range for e in found)][
         :PANELS
     ]
-    if not names:
+    if not shown:
         return None
-    with style.figure(1.6 + 1.25 * len(names), 1.3 + 0.24 * len(found)) as fig:
-        axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
-        for axis, name in zip(axes, names, strict=True):
+    with style.figure(1.6 + 1.25 * len(shown), 1.3 + 0.24 * len(found)) as fig:
+        axes = fig.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        names = names_of(found, table)
+        for axis, name in zip(axes, shown, strict=True):
             for row, entry in enumerate(found):
                 number = entry.numbers.get(name)
                 if number is None:
@@ -125,9 +167,9 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(labelled(name, found))
+            axis.set_title(heading(name, found))
             axis.margins(x=0.15, y=0.5 / len(found))
-        axes[0].set_yticks(range(len(found)), [entry_name(e, table) for e in found])
+        axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% bootstrap interval, or standard deviation over seeds"
         style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
@@ -148,23 +190,20 @@ def against_steps(table: Table) -> Figure | None:
 def distributions(table: Table) -> Figure | None:
     """Distribution of the ranks of single queries, drawn from its deciles."""
     entries = style.best_of_families([line.entry for line in table.lines if not line.entry.paper])
-    names = [n for n in ranks() if any(_deciles(e, n) for e in entries)][:PANELS]
-    if not names:
+    columns = [n for n in ranks() if any(_deciles(e, n) for e in entries)][:PANELS]
+    if not columns:
         return None
-    with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:
-        axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
-        for axis, name in zip(axes, names, strict=True):
+    with style.figure(1.0 + 1.75 * len(columns), 2.9) as fig:
+        axes = fig.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        names = names_of(entries, table)
+        for axis, name in zip(axes, columns, strict=True):
             for entry in entries:
                 if shares := _deciles(entry, name):
                     looks = style.marker(entry) | {"markersize": 3}
                     axis.plot(
-                        shares,
-                        range(0, 101, 10),
-                        label=entry_name(entry, table),
-                        clip_on=False,
-                        **looks,
+                        shares, range(0, 101, 10), label=names[id(entry)], clip_on=False, **looks
                     )
-            axis.set_title(labelled(name, entries))
+            axis.set_title(heading(name, entries))
             axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
         axes[0].set_ylabel("queries up to it, in %")
         words = f"{protocol(table, entries)}; deciles over queries"
@@ -175,6 +214,7 @@ def distributions(table: Table) -> Figure | None:
 PLOTS: dict[str, Plot] = {
     "tradeoff": tradeoff,
     "cost": cost,
+    "eta": against_eta,
     "terms": ten_terms,
     "intervals": intervals,
     "eps": against_eps,
@@ -208,17 +248,18 @@ def _curves(
                 curves.setdefault(name, {})[id(entry)] = points
     if not curves:
         return None
-    names = list(curves)[:PANELS]
+    shown = list(curves)[:PANELS]
     swept = [e for e in entries if any(id(e) in found for found in curves.values())]
-    with style.figure(1.0 + 1.75 * len(names), 2.9) as fig:
-        axes = fig.subplots(1, len(names), squeeze=False)[0]
-        for axis, name in zip(axes, names, strict=True):
+    with style.figure(1.0 + 1.75 * len(shown), 2.9) as fig:
+        axes = fig.subplots(1, len(shown), squeeze=False)[0]
+        names = names_of(swept, table)
+        for axis, name in zip(axes, shown, strict=True):
             for place, entry in enumerate(swept):
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
                     looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
-                    axis.plot(xs, ys, label=entry_name(entry, table), clip_on=False, **looks)
-            axis.set_title(labelled(name, swept))
+                    axis.plot(xs, ys, label=names[id(entry)], clip_on=False, **looks)
+            axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
         style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
@@ -233,8 +274,8 @@ def _sweeps(
     They include the value under the protocol and, at x = 0, the clean value.
     """
     found: dict[str, dict[float, float]] = {}
-    for heading, records in entry.records.items():
-        name, _, variant = heading.partition(" (")
+    for column, records in entry.records.items():
+        name, _, variant = column.partition(" (")
         changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
         here = parameters(records[0]["attack_resolved"])
         usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
@@ -244,21 +285,11 @@ def _sweeps(
         if text is None or not same or not changed <= {key, "alpha"}:
             continue
         points = found.setdefault(name, {})
-        points[read(text)] = entry.numbers[heading].value
+        points[read(text)] = entry.numbers[column].value
         clean = [r["clean"] for r in records if r["clean"] is not None]
         if clean:
             points[0.0] = mean(clean)
     return {name: sorted(points.items()) for name, points in found.items()}
-
-
-def _ranked(table: Table) -> list[Entry]:
-    """The entries that have a rank, best first."""
-    return [line.entry for line in table.lines if line.entry.score is not None]
-
-
-def _cost(entry: Entry) -> int:
-    """Forward-backward passes of a training step: eta + 1."""
-    return (entry.eta or 0) + 1
 
 
 def _scatter(axis: Axes, entries: Sequence[Entry], points: Sequence[tuple[float, float]]) -> None:

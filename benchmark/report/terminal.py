@@ -10,6 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from dmlbench.analysis.records import Record
+from dmlbench.core.naming import told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report.board import HIDDEN, BoardCell, Table, tables
 from dmlbench.report.columns import in_order
@@ -34,18 +35,17 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
     for table in all_tables(records):
         console.print(Text(table.title, "bold"))
         console.print(_grid(table, console.width))
-    for entry in entries:
+    names = told_apart([entry.label for entry in entries], [entry.details for entry in entries])
+    for entry, name in zip(entries, names, strict=True):
         worst = entry.numbers.get(WORST)
         if worst is not None and worst.note:
             console.print(worst.note, markup=False, highlight=False)
-        words = [f"flagged, not ranked: {entry.label}: {s}" for s in entry.reasons(note=False)]
-        words += [f"note: {entry.label}: {s}" for s in entry.reasons(note=True)]
+        words = [f"flagged, not ranked: {name}: {s}" for s in entry.reasons(note=False)]
+        words += [f"note: {name}: {s}" for s in entry.reasons(note=True)]
         for line in words:
             console.print(line, markup=False, highlight=False)
         for what, error in entry.failed.items():
-            console.print(
-                f"failed: {what} on {entry.label}: {error}", markup=False, highlight=False
-            )
+            console.print(f"failed: {what} on {name}: {error}", markup=False, highlight=False)
 
 
 def all_tables(records: Iterable[Record]) -> tuple[Table, ...]:

@@ -188,16 +188,17 @@ class StoredWeights:
 
 
 def stored_weights(path: Path) -> StoredWeights:
-    """The weights in a file, or in the folder of a trained model.
+    """The weights in a file, or those of a trained model by its folder or manifest.
 
     Raises:
         UserError: they are not there, or are not what the manifest beside them says.
     """
-    manifest = verified_manifest(path if path.is_dir() else path.parent)
-    if path.is_dir():
-        if manifest is None:
-            raise UserError(f"checkpoint {path} is a folder without a manifest.json: name a file")
-        return StoredWeights(path / manifest.checkpoint, manifest.sha256, manifest)
+    folder = path if path.is_dir() else path.parent
+    manifest = verified_manifest(folder)
+    if path.is_dir() and manifest is None:
+        raise UserError(f"checkpoint {path} is a folder without a {MANIFEST}: name a file")
+    if manifest is not None and (path.is_dir() or path.name == MANIFEST):
+        return StoredWeights(folder / manifest.checkpoint, manifest.sha256, manifest)
     try:
         sha256 = file_sha256(path)
     except FileNotFoundError:
@@ -209,19 +210,22 @@ def stored_weights(path: Path) -> StoredWeights:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights in a file (``dmlbench.storage.weights.read_state``) into ``model``.
+    """Load the weights in a file into ``model``, whatever prefix their names have.
 
     Raises:
-        UserError: the file is missing, unreadable, or of another network.
+        UserError: the file is missing, unreadable, or of another network; the names and shapes that
+            do not agree are listed.
     """
-    from dmlbench.storage.weights import load_state, read_state
+    from dmlbench.storage.weights import fitted, load_state, misfit, read_state
 
-    state = read_state(path)
+    state, own = read_state(path), model.state_dict()
     try:
-        load_state(model, state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit the model: {lines[:300]}") from None
+        renamed, _ = fitted(state, own)
+        load_state(model, renamed)
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        wrong = "" if isinstance(error, ValueError) else misfit(renamed, own)
+        reason = wrong or " ".join(str(error).split())[:300]
+        raise UserError(f"checkpoint {path} does not fit the model: {reason}") from None
 
 
 def _remedy(folder: Path) -> str:

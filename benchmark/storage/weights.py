@@ -1,11 +1,16 @@
-"""Read weights from files of any origin, without running code that a file may contain."""
+"""Read weights from files of any origin, without running code that a file may contain.
+
+A file is read in two steps: ``read_state`` unpacks its state dict, and ``fitted`` gives the weights
+the names that the network has, as wrappers (DataParallel, torch.compile, a Lightning module) put
+prefixes before them.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,10 @@ from dmlbench.common.lazy import torch
 if TYPE_CHECKING:
     from torch import nn
 
+CONTAINERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts save under
+BACKBONE = "backbone."  # before the network's names in an ``EmbeddingModel``
+DEPTH = 3  # parts of a prefix, as in module.model.backbone.
+NAMED = 8  # keys of a kind that an error names
 LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "robrank.")
 
 
@@ -30,11 +39,10 @@ class _StandIn:
 def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     """The state dict in a safetensors file, a PyTorch file or a checkpoint of PyTorch Lightning.
 
-    PyTorch files are read with ``weights_only``, which refuses every class but tensors. A
-    Lightning checkpoint (RobRank's models) also names classes of its callbacks: those of
-    Lightning's and RobRank's own modules are replaced by empty ones, nothing is imported, and every
-    other class is still refused. Only its ``backbone.*`` is returned, not the parameters of its
-    loss.
+    It may be the whole file, or lie in it under one of ``CONTAINERS``. PyTorch files are read with
+    ``weights_only``, which refuses every class but tensors. A Lightning checkpoint (RobRank's
+    models) also names classes of its callbacks: those of Lightning's and RobRank's own modules are
+    replaced by empty ones, nothing is imported, and every other class is still refused.
 
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
@@ -59,14 +67,90 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
         raise UserError(
             f"checkpoint {path} is not a plain state dict (weights_only): {_refusal(error)}"
         ) from None
-    lightning = isinstance(state, Mapping) and "pytorch-lightning_version" in state
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(f"checkpoint {path} holds no state dict")
-    if lightning:
-        return {name: value for name, value in state.items() if name.startswith("backbone.")}
+    while isinstance(state, Mapping) and (inner := _contained(state)) is not None:
+        state = inner
+    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
+        keys = f": it has the keys {named(map(str, state))}" if isinstance(state, Mapping) else ""
+        raise UserError(f"checkpoint {path} holds no state dict{keys}")
     return state
+
+
+def _contained(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state dict under one of ``CONTAINERS``; None if there is none."""
+    return next((state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None)
+
+
+def fitted(
+    state: Mapping[str, torch.Tensor], own: Collection[str]
+) -> tuple[Mapping[str, torch.Tensor], str]:
+    """``state`` by the names of a network, and the prefix that was taken off.
+
+    The prefix is the one behind which most names are the network's. What lies outside of it (the
+    parameters of a loss) is left out; a name behind it that the network lacks stays as it is.
+
+    Args:
+        state: name -> tensor, as ``read_state`` gives it.
+        own: the names of the network's own state dict.
+
+    Raises:
+        ValueError: two prefixes hold the whole network, so the file does not say which is meant.
+    """
+    start = BACKBONE if own and all(name.startswith(BACKBONE) for name in own) else ""
+    wanted = {name.removeprefix(start) for name in own}
+    heads = {head for name in state for head in _heads(name)}
+    found = {head: {n for n in state if n.startswith(head) and n[len(head) :] in wanted}
+             for head in sorted(heads, key=lambda head: (len(head), head))}  # fmt: skip
+    prefix = max(found, key=lambda head: (len(found[head]), head == start), default="")
+    whole = [head for head, names in found.items() if len(names) == len(wanted)]
+    if len(whole) > 1:
+        raise ValueError(f"the network is in it {len(whole)} times, under {named(whole)}: keep one")
+    inside = {name: value for name, value in state.items() if name.startswith(prefix)}
+    if prefix == start and len(inside) == len(state):
+        return state, prefix  # with the version marks that it has
+    return {start + name[len(prefix) :]: value for name, value in inside.items()}, prefix
+
+
+def _heads(name: str) -> Iterable[str]:
+    """The prefixes of a name: of ``a.b.weight`` the empty one, ``a.`` and ``a.b.``."""
+    parts = name.split(".")[:-1][:DEPTH]
+    return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
+
+
+def misfit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """The names and shapes in which ``state`` is not that of a network, in one line.
+
+    Empty if they agree.
+    """
+    missing = [_short(name) for name in own if name not in state]
+    unknown = [_short(name) for name in state if name not in own]
+    shapes = [
+        f"{_short(name)} ({_shape(state[name])} in the file, {_shape(own[name])} in the network)"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    parts = (
+        ("missing", missing),
+        ("not the network's", unknown),
+        ("of another shape", shapes),
+    )
+    return "; ".join(f"{len(names)} {what}: {named(names)}" for what, names in parts if names)
+
+
+def named(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    every = list(names)
+    more = len(every) - NAMED
+    return ", ".join([name or "no prefix" for name in every[:NAMED]]) + (
+        f" and {more} more" if more > 0 else ""
+    )
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(BACKBONE)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

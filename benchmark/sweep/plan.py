@@ -16,6 +16,7 @@ from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import parameters, told_apart
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat
 from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
@@ -58,19 +59,19 @@ def plan(
     check_seeds(seeds)
     card = dataset.protocol
     name, changes = spec.shown(dataset), _recipe_changes(recipe, card.recipe)
-    trainings = []
 
     def resolve(defense: Defense) -> Defense:
         with foreign(defense):
             return defense.resolve(card.training_threat, network.metric)
 
-    for complete in map(resolve, defenses):
-        spelling = spec.shortest(complete, resolve)
-        for seed in seeds:
-            planned = Training(
-                name, digest, network, complete, recipe, seed, spelling, recipe_changes=changes
-            )
-            trainings.append(planned)
+    complete = [resolve(defense) for defense in defenses]
+    spelt = [spec.shortest(one, resolve) for one in complete]
+    names = told_apart([one.label for one in complete], [parameters(text) for text in spelt])
+    trainings = [
+        Training(name, digest, network, defense, recipe, seed, spelling, changes, shown)
+        for defense, spelling, shown in zip(complete, spelt, names, strict=True)
+        for seed in seeds
+    ]
     return list({training.id: training for training in trainings}.values())
 
 

@@ -43,6 +43,7 @@ class Session:
         reporter: receives progress and messages.
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
         save_images: write the adversarial images of each attack to ``store.images(cell)``.
+        downloads: False: data that are not on this machine are an error.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -55,6 +56,7 @@ class Session:
     reporter: Reporter
     keep: int = 0
     save_images: bool = False
+    downloads: bool = True
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -64,6 +66,11 @@ class Session:
         Raises:
             UserError: they are not available, or their digest is not the declared one.
         """
+        if not (self.downloads or self.is_here):
+            raise UserError(
+                f"data set {self.dataset.card.name} is not on this machine, and a dry run "
+                f"downloads nothing: {self.dataset.protocol.source}"
+            )
         with foreign(self.dataset):
             data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
         known = self.dataset.known_digest
@@ -73,6 +80,12 @@ class Session:
                 f"{str(known)[:16]}: its known_digest is wrong"
             )
         return data
+
+    @property
+    def is_here(self) -> bool:
+        """False if the first use of the data set would have to download it."""
+        fetches = type(self.dataset).download is not Dataset.download
+        return not fetches or self.dataset.locate(self.data_root) is not None
 
     @property
     def digest(self) -> str:
@@ -149,7 +162,8 @@ def open_session(
         results: the results folder.
         data_root, cache: where data sets and decoded images lie; None: ``~/.cache/dmlbench``.
         device, batch_size, threads, precision, eot: those of ``Compute``.
-        writing: check now that ``results`` can be written to.
+        writing: check now that ``results`` can be written to; False: a dry run, which downloads no
+            data either.
         torchrun: whether several processes that ``torchrun`` started may share the work.
         progress: whether progress is shown.
         keep: number of attacked queries of each attack to keep, for pictures.
@@ -170,8 +184,13 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        store = Store(results, results.stat().st_ino if writing else None)
-        yield Session(dataset, data_root, cache, store, compute, reporter, keep, save_images)
+        places = (
+            dataset,
+            data_root,
+            cache,
+            Store(results, results.stat().st_ino if writing else None),
+        )
+        yield Session(*places, compute, reporter, keep, save_images, downloads=writing)
 
 
 def sound_manifest(session: Session, training: Training, repair: bool = True) -> Manifest | None:

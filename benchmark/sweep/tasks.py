@@ -26,6 +26,7 @@ class Weights:
         facts: what of it decides a number: checkpoint digest, training run, network.
         about: the row that its cells belong to.
         seed: decides the targets of attacks.
+        name: of the model in progress and messages; empty: its label.
     """
 
     model: Model
@@ -33,6 +34,7 @@ class Weights:
     facts: dict[str, Any]
     about: About
     seed: int
+    name: str = ""
 
     @property
     def id(self) -> str:
@@ -81,7 +83,7 @@ class Train:
     @property
     def title(self) -> str:
         """The name of the task in messages."""
-        return f"training {self.cell.about.label} (seed {self.cell.about.seed})"
+        return f"training {self.training.shown} (seed {self.training.seed})"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Measure:
     @property
     def title(self) -> str:
         """The name of the task in messages."""
-        return _title(self.cell)
+        return _title(self.cell, self.weights.name)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Combine:
     @property
     def title(self) -> str:
         """The name of the task in messages."""
-        return _title(self.cell)
+        return _title(self.cell, self.weights.name)
 
 
 CellTask = Measure | Combine  # a task whose result is a cell
@@ -165,6 +167,6 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
     return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)
 
 
-def _title(cell: PlannedCell) -> str:
+def _title(cell: PlannedCell, name: str) -> str:
     about = cell.about
-    return f"{about.attack or 'benign'} on {about.label} (seed {about.seed})"
+    return f"{about.attack or 'benign'} on {name or about.label} (seed {about.seed})"

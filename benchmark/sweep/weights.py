@@ -17,7 +17,7 @@ from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
 from dmlbench.models.module import module_model
 from dmlbench.storage.cell import About
-from dmlbench.storage.checkpoint import Manifest, stored_weights
+from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest, stored_weights
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Weights
 from dmlbench.training.job import Training
@@ -51,7 +51,22 @@ def trained_weights(
         training_cost=cost,
         eot=eot,
     )
-    return Weights(training.model, path, facts, about, training.seed)
+    return Weights(training.model, path, facts, about, training.seed, training.shown)
+
+
+def trained_on(path: Path) -> str:
+    """Spec of the data set that a checkpoint was trained on, by its manifest; empty without one.
+
+    Args:
+        path: a model's folder, its manifest or its file of weights.
+    """
+    known = read_manifest(_folder(path))
+    named = known and (_folder(path) == path or path.name in (MANIFEST, known.checkpoint))
+    return known.dataset if known and named else ""
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def checkpoint_weights(
@@ -65,13 +80,13 @@ def checkpoint_weights(
     eot: int = 1,
     allow_code: bool = False,
 ) -> Weights:
-    """Weights from a file, or from a model's folder; a manifest beside them is made use of.
+    """Weights from a file, a model's folder or its manifest; a manifest beside them is made use of.
 
     Args:
         dataset: what they are measured on.
         digest: content digest of the data.
         model: the network; None: the manifest's, or else the data set's.
-        path: the file or folder.
+        path: the file of weights, the folder or the manifest.
         label: name of the model in tables; None: the manifest's, or else the file's.
         seed: decides the targets of attacks.
         precision: of the network in evaluation.

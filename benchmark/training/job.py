@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
@@ -29,6 +30,7 @@ class Training:
         seed: of the initial weights, the batches and the mining of triplets.
         spelling: the defense as a user would write it. It is for people; the fields are hashed.
         recipe_changes: values of ``recipe`` that differ from the data set's card, for people.
+        name: the defense's label, with what tells it apart in its run; empty: the label.
     """
 
     dataset: str
@@ -39,6 +41,12 @@ class Training:
     seed: int
     spelling: str = ""
     recipe_changes: str = ""
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its name in progress and messages."""
+        return self.name or self.defense.label
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -60,3 +68,17 @@ class Training:
     def id(self) -> str:
         """The identity of the training run: 16 hex digits."""
         return identity(self.facts)
+
+
+def check_pairs(pairs: int, anchors: int) -> None:
+    """UserError if a batch of ``pairs`` is more than the train split has.
+
+    Args:
+        pairs: pairs of images in a batch.
+        anchors: images of the train split whose class has another image.
+    """
+    if anchors < pairs:
+        raise UserError(
+            f"a batch of {pairs} pairs is larger than the train split, "
+            f"which has {anchors} images with a partner in their class"
+        )

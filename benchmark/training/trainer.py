@@ -40,7 +40,7 @@ from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
 from dmlbench.training.batches import ImageBatches, Index, anchors, pair_batches
-from dmlbench.training.job import Training
+from dmlbench.training.job import Training, check_pairs
 from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
@@ -135,7 +135,7 @@ def train(
             raise UserError(f"the processes do not see the same files in {folder}")
         steps = run.steps_per_epoch
         total = training.recipe.epochs * steps
-        name = f"train {training.defense.label} (seed {training.seed})"
+        name = f"train {training.shown} (seed {training.seed})"
         log = TrainingLog(
             folder if world.is_main else None, len(history), steps, monitoring.tensorboard
         )
@@ -194,11 +194,7 @@ class _TrainingRun:
     def __post_init__(self) -> None:
         recipe, train = self.training.recipe, self.data.train
         self.anchors = anchors(train.labels)
-        if len(self.anchors) < recipe.pairs:
-            raise UserError(
-                f"a batch of {recipe.pairs} pairs is larger than the train split, "
-                f"which has {len(self.anchors)} images with a partner in their class"
-            )
+        check_pairs(recipe.pairs, len(self.anchors))
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.use_bfloat16 = recipe.precision == "bf16"
@@ -246,7 +242,7 @@ class _TrainingRun:
             if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
-                    f"{self.training.defense.label}: the embeddings are collapsing (mean cosine "
+                    f"{self.training.shown}: the embeddings are collapsing (mean cosine "
                     f"{statistics.spreads[-1]:.4f} in {where})"
                 )
         statistics.passes, statistics.full_passes = self.world.sum(

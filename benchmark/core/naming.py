@@ -1,0 +1,37 @@
+"""Names that tell models apart: what differs stands behind a name that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def parameters(spec: str) -> dict[str, str]:
+    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
+    pairs = spec.partition(":")[2].split(",")
+    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
+
+
+def told_apart(names: Sequence[str], details: Sequence[Mapping[str, str]]) -> list[str]:
+    """The names; one that stands for things with different details gets those that differ.
+
+    Example: ``HM[S,g_LGA]`` of ``{"eta": "8", "margin": "0.2"}`` and of ``{"eta": "32", "margin":
+    "0.2"}`` becomes ``HM[S,g_LGA], eta=8`` and ``HM[S,g_LGA], eta=32``. A name of its own stays as
+    it is, and so do equal names with equal details.
+
+    Args:
+        names: one for each thing.
+        details: key -> value of each thing; a key may be missing.
+    """
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for name, known in zip(names, details, strict=True):
+        groups.setdefault(name, []).append(known)
+    return [
+        ", ".join([name, *(f"{k}={known[k]}" for k in _differing(groups[name]) if known.get(k))])
+        for name, known in zip(names, details, strict=True)
+    ]
+
+
+def _differing(details: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys whose values are not all the same, in the order in which they first appear."""
+    keys = dict.fromkeys(key for known in details for key in known)
+    return [key for key in keys if len({known.get(key) for known in details}) > 1]

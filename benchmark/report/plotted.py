@@ -1,0 +1,87 @@
+"""What several plots share: which entries are drawn, their names, and the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dmlbench.core.naming import parameters, told_apart
+from dmlbench.report.board import Table
+from dmlbench.report.columns import BoardColumn
+from dmlbench.report.entries import Entry
+
+
+def ranked(table: Table) -> list[Entry]:
+    """The entries that have a rank, best first."""
+    return [line.entry for line in table.lines if line.entry.score is not None]
+
+
+def series(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries in groups that differ in eta alone, in their order."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        key = (entry.label, entry.paper, *sorted(_but_eta(entry).items()))
+        groups.setdefault(key, []).append(entry)
+    return list(groups.values())
+
+
+def _but_eta(entry: Entry) -> dict[str, str]:
+    """The details of an entry without eta."""
+    return {key: value for key, value in entry.details.items() if key != "eta"}
+
+
+def passes(entry: Entry) -> int:
+    """Forward-backward passes of a training step: eta + 1."""
+    return (entry.eta or 0) + 1
+
+
+def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
+    """Identity of each entry -> ``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those that
+    plots draw have several, and with what else tells the entries apart.
+    """
+    drawn = [
+        line.entry for line in table.lines if line.entry.score is not None or not line.entry.paper
+    ]
+    several = len({entry.model for entry in drawn}) > 1
+    recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
+    names = []
+    for entry in entries:
+        parts = [entry.label]
+        parts += [f"η={entry.eta}"] * (entry.eta is not None)
+        parts += [entry.model] * several
+        parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
+        names.append(", ".join(parts))
+    shown = {"eta", *(key for e in entries for key in parameters(f":{e.recipe}"))}
+    told = apart(names, entries, shown)
+    return {id(entry): name for entry, name in zip(entries, told, strict=True)}
+
+
+def apart(names: Sequence[str], entries: Sequence[Entry], shown: set[str]) -> list[str]:
+    """The names, told apart by the details of the entries but for the keys in ``shown``.
+
+    A published entry and one that was measured here may share a name: markers tell them apart.
+    """
+    found = dict(enumerate(names))
+    for published in (True, False):
+        places = [place for place, e in enumerate(entries) if (e.paper is not None) == published]
+        details = [
+            {k: v for k, v in entries[place].details.items() if k not in shown} for place in places
+        ]
+        found |= zip(places, told_apart([names[p] for p in places], details), strict=True)
+    return list(found.values())
+
+
+def heading(name: str, entries: Sequence[Entry]) -> str:
+    """The heading of a metric with its arrow."""
+    better = next(e.better[name] for e in entries if name in e.better)
+    return BoardColumn(name, better, "").label
+
+
+def protocol(table: Table, entries: Sequence[Entry]) -> str:
+    """The caption: data set, suite, adversary, number of queries and training recipe."""
+    parts = [table.title, *(f"{table.optimizer} L∞ {threat}" for threat in table.threats)]
+    queries = sorted({entry.n for entry in entries if entry.n})
+    parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
+    parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
+    if any(entry.paper for entry in entries):
+        parts.append("hollow: published, on the whole test split")
+    return "; ".join(parts)

@@ -1,0 +1,41 @@
+"""What a run would refuse, found before it starts: for a dry run.
+
+It imports torch only for a network of the user's own, a loss of another library, or a device that
+is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dmlbench.common.lazy import np
+from dmlbench.sweep.session import Session
+from dmlbench.training.job import Training, check_pairs
+
+
+def check_feasible(session: Session, trainings: Sequence[Training], here: bool = True) -> None:
+    """Check device, images, network, loss and batch as the run does; nothing is downloaded.
+
+    Data that a run would first download are not there to be checked: then the network is not.
+
+    Args:
+        session: data and device of the run.
+        trainings: the models that it would train.
+        here: True if this machine computes; False: a cluster does.
+
+    Raises:
+        UserError: the error that the run would end with.
+    """
+    named = session.compute.device not in ("auto", "cpu") or session.compute.precision == "tf32"
+    if here and named:
+        session.compute.check()
+    if not session.is_here:
+        return
+    data = session.data
+    _, sizes = np.unique(data.train.labels, return_counts=True)
+    anchors = int(sizes[sizes > 1].sum())
+    for network in {id(one.model): one.model for one in trainings}.values():
+        network.check_images(data.channels, data.size)
+    for one in trainings:
+        check_pairs(one.recipe.pairs, anchors)
+        one.defense.companion(len(sizes), 2, one.model.metric)  # its library may be missing
