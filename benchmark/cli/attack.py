@@ -106,9 +106,8 @@ def attack(
     from dmlbench.sweep.session import open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
-    chosen = spec.parse(
-        dataset or (trained_on(checkpoint) if checkpoint else "") or DATASET, DATASETS
-    )
+    known = trained_on(checkpoint) if checkpoint else ""
+    chosen = spec.parse(dataset or known or DATASET, DATASETS)
     asked = parse_attacks(attacks, suites or (() if attacks else ("strict",)))
     network = parse_model(model) if model else None
     if checkpoint is None and network is None:

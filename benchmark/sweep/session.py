@@ -184,12 +184,8 @@ def open_session(
         check_writable(results, "--results")
     shown = progress and is_main_process()
     with reporter_for(Console(stderr=True)) if shown else QuietReporter() as reporter:
-        places = (
-            dataset,
-            data_root,
-            cache,
-            Store(results, results.stat().st_ino if writing else None),
-        )
+        store = Store(results, results.stat().st_ino if writing else None)
+        places = dataset, data_root, cache, store
         yield Session(*places, compute, reporter, keep, save_images, downloads=writing)
 
 
