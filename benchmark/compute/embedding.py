@@ -94,7 +94,7 @@ def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     """
     if device.type != "cpu":
         return model.to(device)
-    moved: EmbeddingModel = model.to(memory_format=torch.channels_last)
+    moved: EmbeddingModel = model.to(device, memory_format=torch.channels_last)
     return moved
 
 

@@ -70,10 +70,10 @@ def without_folders(argument: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or ``cpu:`` and the name of the processor."""
+    """Return the name of the GPU, or the kind of device and the processor's: ``cpu: AMD EPYC``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu: {processor_name()}"
+    return f"{device.type}: {processor_name()}"
 
 
 @cache
