@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -98,7 +98,7 @@ def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     return moved
 
 
-def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def embed(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Compute ``model(images)`` so that an embedding does not depend on the rest of its batch.
 
     The last bit matters, because an attack steps by the sign of the gradient, so a changed bit can
