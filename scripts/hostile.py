@@ -33,7 +33,7 @@ VALUES = (
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
     """Text with some bytes changed, doubled or left out, or a value put in."""
-    for _ in range(chance.randrange(1, 6)):
+    for _ in range(chance.randrange(1, 4)):
         place, other = sorted(chance.choices(range(len(content) + 1), k=2))
         other = min(other, place + 40)
         value, noise = chance.choice(VALUES).encode(errors="replace"), chance.randbytes(3)
