@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from dmlbench.storage.store import Store
 from tests.test_store import MADE, manifest
 
 N = 300
+
+
+def digest(name: str) -> str:
+    """The SHA-256 that stands for some weights."""
+    return sha256(name.encode()).hexdigest()
 
 
 def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: Any) -> None:
@@ -38,7 +44,7 @@ def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: 
         "attack": "ca+",
         "attack_resolved": "ca+:w=1",
     } | other
-    weights = f"{defense}{seed}{other.get('model', '')}"
+    weights = digest(f"{defense}{seed}{other.get('model', '')}")
     facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
     columns = {name: ColumnInfo("%", "higher") for name in ("CA+", "NMI")}
     planned = PlannedCell(id=identity(facts), facts=facts, about=About(**about), columns=columns)
@@ -107,7 +113,7 @@ def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) ->
         put(store, "hm", values, seed=len(sides))
         folder = store.model_folder("id")
         folder.mkdir(parents=True)
-        write_json(folder / "manifest.json", manifest(sha256=f"hm{len(sides)}").as_json())
+        write_json(folder / "manifest.json", manifest(sha256=digest(f"hm{len(sides)}")).as_json())
         sides.append(find(str(folder), Store(tmp_path / "elsewhere"), None))
     (found,) = compare(*sides)
     assert found.difference.value == pytest.approx(-1)
@@ -160,7 +166,7 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
     with pytest.raises(UserError, match="is no model's folder"):
         find(str(tmp_path), store, None)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         find(str(tmp_path), store, None)
     with pytest.raises(UserError, match="nothing was measured of 'est'"):
         find("est", store, "fashion")

@@ -48,3 +48,33 @@ def test_close_names_are_suggested_and_all_are_listed() -> None:
     )
     assert unknown("key", "x", []) == "unknown key 'x': there are none"
     assert did_you_mean("zzz", {"ca+": 1}) == ""
+
+
+class Stop(BaseException):
+    """No Exception: what catches those lets it through."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [(SystemExit(0), "SystemExit 0"), (Stop(), "Stop"), (ValueError("a\nb"), "a b")],
+)
+def test_a_plugin_that_raises_anything_is_named_and_left_out(
+    raised: BaseException, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Entry:
+        name, value = "theirs", "their.module:Attack"
+
+        def load(self) -> None:
+            raise raised
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Entry()])
+    registry: Registry[Component] = Registry("attack", "dmlbench.attacks")
+    with pytest.warns(UserWarning, match=rf"'theirs' \(their.module:Attack\) is left out: {said}$"):
+        registry.names()
+    monkeypatch.setattr(Entry, "load", lambda _: interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        Registry("attack", "dmlbench.attacks").names()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -13,7 +13,19 @@ from dmlbench.core.protocol import PRECISIONS, SUITES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _AnyPath(click.Path):
+    """A path of a file or folder, which need not be there."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        """The path; text that no file can be called is refused."""
+        try:
+            return super().convert(value, param, context)
+        except ValueError:
+            self.fail("it is not the name of a file", param, context)
+
+
+PATH = _AnyPath(path_type=Path)
 DATASET = "fashion-mini"
 OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(

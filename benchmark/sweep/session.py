@@ -253,10 +253,15 @@ def store_failure(
     """
     kind = "" if isinstance(error, UserError | CellError) else f"{type(error).__name__}: "
     gone = error.__traceback__ is None
-    trace = None if gone else "".join(traceback.format_exception(error))
+    trace = None if gone else _storable("".join(traceback.format_exception(error)))
     made = provenance(None if gone else session.compute.torch_device())
     raised = ExceptionInfo(type(error).__name__, trace)
-    failed = cell.failed(f"{kind}{error}", raised, watch.started, watch.seconds, made)
+    failed = cell.failed(_storable(f"{kind}{error}"), raised, watch.started, watch.seconds, made)
     session.reporter.warn(f"{title} failed: {failed.error}")
     if session.store.done(cell.id) is None:
         session.store.put(failed)
+
+
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold: what a plugin says may have half of a character."""
+    return text.encode(errors="replace").decode()
