@@ -197,7 +197,8 @@ class _TrainingRun:
         if len(self.anchors) < recipe.pairs:
             raise UserError(
                 f"a batch of {recipe.pairs} pairs is larger than the train split, "
-                f"which has {len(self.anchors)} images with a partner in their class"
+                f"which has {len(self.anchors)} images with a partner in their class: name a "
+                f"smaller one (--recipe pairs={max(2, len(self.anchors) // 4)})"
             )
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
