@@ -17,6 +17,9 @@ from click.testing import CliRunner, Result
 from dmlbench.cli.main import main
 from dmlbench.datasets import grocery
 from dmlbench.datasets.base import DATASETS
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.datasets.folder import Folder
+from dmlbench.sweep.session import open_session
 from tests import trees
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -37,7 +40,7 @@ def data(*arguments: str) -> Result:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return trees.folder(tmp_path / "my images", classes=4, each=6)
+    return trees.folder(tmp_path / "my images", classes=6, each=10)
 
 
 def test_list_says_where_each_lies_or_how_to_get_it(tmp_path: Path) -> None:
@@ -143,18 +146,33 @@ def test_verify_reads_the_embedded_set_too() -> None:
     assert "train 6,000 images of 10 classes, as officially" in done.output
 
 
+def test_a_batch_that_was_asked_for_stays_and_a_larger_set_keeps_the_cards(
+    tmp_path: Path, root: Path
+) -> None:
+    dataset = Folder(root=str(root))
+    usual = dataset.protocol.recipe
+    with open_session(dataset, tmp_path, cache=tmp_path / "decoded", progress=False) as session:
+        assert session.fitted(usual) == replace(usual, pairs=7)
+        assert session.fitted(replace(usual, pairs=40)).pairs == 40
+    with open_session(FashionMini(), tmp_path, progress=False) as session:
+        assert session.fitted(FashionMini().protocol.recipe) == FashionMini().protocol.recipe
+
+
 def test_image_files_are_trained_on_attacked_and_drawn(
     dmlbench: Run, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "net.py").write_text(NETWORK)
     places = ("--dataset", f"folder:root={root}", "--cache", "decoded", "--model", "net:make")
     done = dmlbench("run", *places, "--defense", "none", "--attack", "es:steps=2",
-                    "--recipe", "epochs=1,pairs=4")  # fmt: skip
+                    "--recipe", "epochs=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "has 30 images with a partner" in done.stderr
+    assert "a batch has 7 (another number: --recipe pairs=N)" in done.stderr
+    assert set(pd.read_csv(tmp_path / "results" / "wide.csv")["recipe"]) == {"epochs=1,pairs=7"}
     assert "decode folder: done" in done.stderr
     table = pd.read_csv(tmp_path / "results" / "results.csv")
     assert set(table["dataset"]) == {f'folder:root="{root}"'}
-    assert table[table["metric"] == "R@1"]["n"].tolist() == [12]
+    assert table[table["metric"] == "R@1"]["n"].tolist() == [30]
     assert (tmp_path / "leaderboards" / "folder.md").is_file()
     (weights,) = (tmp_path / "results" / "models").glob("*/checkpoint.safetensors")
     monkeypatch.chdir(tmp_path)

@@ -80,5 +80,6 @@ def check_pairs(pairs: int, anchors: int) -> None:
     if anchors < pairs:
         raise UserError(
             f"a batch of {pairs} pairs is larger than the train split, "
-            f"which has {anchors} images with a partner in their class"
+            f"which has {anchors} images with a partner in their class: name a smaller one "
+            f"(--recipe pairs={max(2, anchors // 4)})"
         )
