@@ -94,7 +94,7 @@ def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     """
     if device.type != "cpu":
         return model.to(device)
-    moved: EmbeddingModel = model.to(device, memory_format=torch.channels_last)
+    moved: EmbeddingModel = model.to(device).to(memory_format=torch.channels_last)
     return moved
 
 
@@ -112,7 +112,9 @@ def embed(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -
     return torch.cat([model(image) for image in torch.split(images, 1)])
 
 
-def embed_together(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def embed_together(
+    model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
+) -> torch.Tensor:
     """Compute ``model(images)`` in one batch, which is padded on a CPU if it is short.
 
     The order of summation changes for very few rows per thread only. Small images are therefore
