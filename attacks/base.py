@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, final
 
 from dmlbench.attacks.engine.apgd import APGD
+from dmlbench.attacks.engine.column import Column
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.objective import AutogradLoss, Objective, RowWise
+from dmlbench.attacks.engine.objective import AutogradLoss, RowWise
 from dmlbench.attacks.engine.optimizer import (
     GREY,
     GRID_TOLERANCE,
     Optimizer,
     Perturbed,
     Search,
+)
+from dmlbench.attacks.engine.outcomes import (
+    Attacked,
+    Goal,
+    Outcomes,
+    check_outcomes,
+    mean_outcomes,
+    worse,
 )
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.attacks.engine.targets import random_start
@@ -33,7 +41,6 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import AUTO_STEPS, OPTIMIZER_OF, SUITES
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
-from dmlbench.metrics.distance import SLACK, Metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,87 +65,7 @@ RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS", 
 """Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
-Bounds = tuple[float, float]
 OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
-
-
-UNITS = ("%", "/255", "")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A number that an attack reports, as a mean over queries.
-
-    Attributes:
-        name: its heading, as in the papers' tables.
-        unit: ``%`` for ranks and recalls in percent, ``/255`` for perturbations in grey levels,
-            ``""`` for similarities and distances.
-        better: which direction is better for the defender.
-        help: what the number means, in a sentence or two: its value where nothing was attacked,
-            and where the attack succeeds entirely.
-        bounds: the least and the largest value that a query can have: (low, high), or such a pair
-            for each metric. None: 0 and 100 where the unit is ``%``, otherwise unbounded.
-        rank: true if the value of a query is a percentile rank; plots show its distribution.
-        median: heading of the median over queries, where tables have that beside the mean.
-        curve: meaning of a query's value as an axis of plots, e.g. ``eps in 1/255``, where they
-            draw the share of queries above each value: R@1 as a function of eps. Else empty.
-    """
-
-    name: str
-    unit: str
-    better: Literal["higher", "lower"]
-    help: str = ""
-    bounds: Bounds | Mapping[Metric, Bounds] | None = None
-    rank: bool = False
-    median: str = ""
-    curve: str = ""
-
-    @property
-    def headings(self) -> tuple[Column, ...]:
-        """Itself, and its median as a column of tables."""
-        if not self.median:
-            return (self,)
-        of = f"Median of {self.name}, whose mean is beside it. {self.help}"
-        return self, dataclasses.replace(self, name=self.median, median="", help=of)
-
-    def within(self, metric: Metric) -> Bounds:
-        """The least and the largest value under ``metric``, infinite where there is none."""
-        if isinstance(self.bounds, Mapping):
-            return self.bounds[metric]
-        return self.bounds or ((0, 100) if self.unit == "%" else (-math.inf, math.inf))
-
-
-Outcomes = dict[str, "torch.Tensor"]
-"""Column name -> (B,) values, one for each query; NaN: the query does not count in the mean."""
-
-
-class Goal(Objective, Protocol):
-    """An objective that also computes the outcome of each sample."""
-
-    def outcome(self, e: torch.Tensor) -> Outcomes:
-        """Column name -> (B,) values for the embeddings ``e`` (B, D)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """A batch after an attack.
-
-    Attributes:
-        outcomes: of the adversarial images; with restarts, the worst for each query and column.
-        clean: the same of the clean images (eps = 0).
-        perturbed: adversarial images and cost; with restarts, the images of the restart that was
-            worst in the first column, and the cost of all restarts together.
-        observed: name -> (B,) what ``Attack.observe`` gives, of the same restart.
-        last: column -> (B,) outcomes of the last iterate, where the best one is returned; else
-            empty.
-    """
-
-    outcomes: Outcomes
-    clean: Outcomes
-    perturbed: Perturbed
-    observed: Outcomes
-    last: Outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,8 +300,8 @@ class Attack(Component, abc.ABC):
                         gallery.embeddings[index] if draws == 1 else embed(images)
                     ),
                 )
-            self._check(outcomes, len(index), gallery.metric)
-            self._check(clean, len(index), gallery.metric)
+            for found_of in (outcomes, clean):
+                check_outcomes(self.card.name, self.columns, found_of, len(index), gallery.metric)
             one = Attacked(
                 outcomes,
                 clean,
@@ -402,57 +329,9 @@ class Attack(Component, abc.ABC):
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
         return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits)
 
-    def _check(self, outcomes: Outcomes, rows: int, metric: Metric) -> None:
-        """CellError unless there are ``rows`` numbers a column, within its bounds (or NaN)."""
-        expected = {column.name for column in self.columns}
-        if set(outcomes) != expected:
-            raise CellError(f"{self.card.name} must report {expected}, got {set(outcomes)}")
-        for column in self.columns:
-            value, (low, high) = outcomes[column.name], column.within(metric)
-            what = f"{self.card.name}: outcome {column.name}"
-            if value.shape != (rows,) or value.isinf().any():
-                raise CellError(f"{what} must be {rows} finite numbers")
-            outside = value[(value < low - SLACK) | (value > high + SLACK)]
-            if len(outside):
-                raise CellError(
-                    f"{what} is {float(outside[0]):g}{column.unit} for a query; it must be "
-                    f"within {low} and {high}"
-                )
-
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""
-        outcomes = {}
-        for column in self.columns:
-            x, y = a.outcomes[column.name], b.outcomes[column.name]
-            outcomes[column.name] = x.minimum(y) if column.better == "higher" else x.maximum(y)
-        first = self.columns[0].name
-        newer = outcomes[first] != a.outcomes[first]
-        p, q = a.perturbed, b.perturbed
-        images = torch.where(newer[:, None, None, None], q.images, p.images)
-        last = torch.where(newer[:, None], q.last_embeddings, p.last_embeddings)
-        merged = dataclasses.replace(
-            q,
-            images=images,
-            passes=p.passes + q.passes,
-            full_passes=p.full_passes + q.full_passes,
-            last_embeddings=last,
-            flat_start=p.flat_start & q.flat_start,
-            forward_passes=p.forward_passes + q.forward_passes,
-            full_forward_passes=p.full_forward_passes + q.full_forward_passes,
-        )
-        observed = {
-            name: torch.where(newer, b.observed[name], value) for name, value in a.observed.items()
-        }
-        before = {name: torch.where(newer, b.last[name], value) for name, value in a.last.items()}
-        return Attacked(outcomes, a.clean, merged, observed, before)
-
-
-def mean_outcomes(draws: int, make: Callable[[], Outcomes]) -> Outcomes:
-    """The mean of the outcomes that ``make`` gives in so many draws of a randomised network."""
-    if draws == 1:
-        return make()
-    found = [make() for _ in range(draws)]
-    return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+        return worse(self.columns, a, b)
 
 
 def _has_8_bits(images: torch.Tensor) -> bool:

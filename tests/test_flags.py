@@ -21,9 +21,10 @@ from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import rows, tidy
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.api.report import Report
-from dmlbench.attacks.base import ATTACKS, Column, Gallery, Outcomes
+from dmlbench.attacks.base import ATTACKS, Column, Gallery
 from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
 from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.outcomes import Outcomes
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
@@ -35,7 +36,8 @@ from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.evaluation.self_checks import FAR, spread
+from dmlbench.evaluation.embedded import spread
+from dmlbench.evaluation.self_checks import FAR
 from dmlbench.models.base import parse_model
 from dmlbench.models.small import C2F2
 from dmlbench.report import latex, markdown, page, spreadsheet

@@ -17,7 +17,8 @@ from dmlbench.compute.device import LARGE, PASSES, Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, embed_together
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
-from dmlbench.evaluation.evaluator import Measurement, evaluation
+from dmlbench.evaluation.evaluator import evaluation
+from dmlbench.evaluation.measurement import Measurement
 from tests.test_training import Silent
 
 

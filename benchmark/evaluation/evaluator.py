@@ -2,197 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Attacked, Column, Gallery
-from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed, file_sha256
-from dmlbench.common.progress import Bar, Reporter
+from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
-from dmlbench.compute.model_checks import check_model
-from dmlbench.compute.randomness import global_seeds
-from dmlbench.core.flags import Flag
+from dmlbench.compute.embedding import EmbeddingModel, frozen, on_device
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
-from dmlbench.evaluation.cuda_graphs import Replayed, replayed_or_launched
-from dmlbench.evaluation.self_checks import LOOKED_AT, attack_flags, spread
-from dmlbench.metrics.bootstrap import (
-    Estimate,
-    bootstrap_mean,
-    bootstrap_median,
-    deciles,
-    shares_above,
-)
+from dmlbench.evaluation.collected import Collected, Progress, image_file
+from dmlbench.evaluation.cuda_graphs import Replayed
+from dmlbench.evaluation.embedded import EmbeddedTest
+from dmlbench.evaluation.measurement import Measurement, as_finding
+from dmlbench.evaluation.self_checks import attack_flags
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median
 from dmlbench.metrics.clustering import NMI_VERSION, kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
-from dmlbench.storage import adversarial
-
-CLEAN = " clean"  # suffix of outcomes without an attack
-DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
-
-Outcomes = dict[str, npt.NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The result of measuring a model, clean or under one attack.
-
-    Attributes:
-        metrics: name -> estimate over queries.
-        findings: other results as JSON types: self-checks, signs of a collapse, cost.
-        outcomes: name -> (N,) value of each test image (NaN: it does not count as a query).
-        kept: of an attack, the first queries with their images, as many as were asked for.
-    """
-
-    metrics: dict[str, Estimate]
-    findings: dict[str, Any]
-    outcomes: Outcomes
-    kept: list[AttackedQuery] = field(default_factory=list)
 
 
 @dataclass
-class Progress:
-    """Moves a bar, whose units are queries, with every pass over a batch of them.
-
-    Attributes:
-        bar: the bar; None: nothing is shown.
-        passes: the most that a query takes.
-        left: queries of the current batch that the bar has not been moved by.
-    """
-
-    bar: Bar | None
-    passes: int
-    left: float = 0.0
-
-    def passed(self, rows: int) -> None:
-        """One more pass begins, over so many images."""
-        amount = min(rows / self.passes, self.left)
-        self.left -= amount
-        if self.bar is not None:
-            self.bar.advance(amount)
-
-    def finish(self, note: str) -> None:
-        """The batch is done, perhaps in fewer passes."""
-        if self.bar is not None:
-            self.bar.advance(self.left, note)
-        self.left = 0.0
-
-
-@dataclass
-class Evaluation:
-    """A frozen model on the test split of a data set. The gallery is embedded once.
-
-    Attributes:
-        model: in eval mode, on its device.
-        data: the data set.
-        device: of the model.
-        rows: images of a batch; halved when memory is short.
-        reporter: shows the progress.
-        precision: number format of the model.
-        draws: passes of a randomised model that every number is the mean of; 1: it is not
-            randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
-            what its images draw: so numbers do not depend on the batch size.
-        most_passes: passes that a batch of queries may take; None: as many as it needs.
-        index: (N,) positions of all test images.
-    """
-
-    model: EmbeddingModel
-    data: RetrievalData
-    device: torch.device
-    rows: int
-    reporter: Reporter
-    precision: str = "fp32"
-    draws: int = 1
-    most_passes: int | None = None
-    index: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.draws > 1:
-            self.rows = DRAWN_ROWS
-        self.index = torch.arange(len(self.data.test), device=self.device)
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """The model, its kernels launched or replayed; all embeddings come from it."""
-        if self.draws > 1:
-            return self.model
-        sample = self.images(self.index[: self.rows])
-        return replayed_or_launched(self.model, sample, self.reporter.warn)
-
-    def passes(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of images, from one pass."""
-        if self.draws == 1:
-            return embed(self.network, images)
-        e: torch.Tensor = self.network(images)
-        return e
-
-    @cached_property
-    def checked(self) -> list[Flag]:
-        """What the checks of every run say of the model.
-
-        Raises:
-            CellError: its numbers would mean nothing.
-        """
-        images = self.images(spread(self.index, LOOKED_AT))
-        return check_model(self.model, self.network, images, self.precision, self.draws)
-
-    @cached_property
-    def gallery(self) -> Gallery:
-        """Clean embeddings of the test split, by the same code as attacked ones.
-
-        Those of a randomised model are the means over its draws, brought back to unit length for
-        the metrics N and C.
-
-        Raises:
-            CellError: the model is one whose numbers would mean nothing.
-        """
-        _ = self.checked
-        e = self._drawn(0)
-        for number in range(1, self.draws):
-            e += self._drawn(number)
-        if self.draws > 1:
-            e = e / self.draws if self.model.metric == "E" else nn.functional.normalize(e, dim=1)
-        labels = torch.from_numpy(self.data.test.labels).to(self.device)
-        return Gallery(e, labels, self.model.metric, images=self.images)
-
-    def _drawn(self, number: int) -> torch.Tensor:
-        """(N, D) embeddings of all test images in one draw, which its number decides."""
-        parts: list[torch.Tensor] = []
-        slow = self.most_passes is not None
-        title = "embed the gallery"
-        with self.reporter.task(title, len(self.index)) if slow else nullcontext() as bar:
-            for batch in self._batches():
-                seed = derived_seed(0, "draw", number, int(batch[0]))
-                with torch.no_grad(), global_seeds(seed, self.device):
-                    parts.append(self.passes(self.images(batch)))
-                if bar is not None:
-                    bar.advance(len(batch))
-        return torch.cat(parts)
-
-    def expected(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, D) the mean embedding of images over the draws of a randomised model."""
-        with torch.no_grad(), global_seeds(derived_seed(0, "expected"), self.device):
-            return expectation(self.draws, lambda: self.passes(images))
-
-    def images(self, index: torch.Tensor) -> torch.Tensor:
-        """Test images at ``index``, float32 in [0, 1]."""
-        test = self.data.test
-        return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
+class Evaluation(EmbeddedTest):
+    """Measures a frozen model on the test split of a data set."""
 
     def benign(self) -> Measurement:
         """Measure R@1, R@2, mAP, mAP@R, mAP@10, NMI and the signs of a collapse."""
@@ -259,68 +99,33 @@ class Evaluation:
                 query that is perturbed.
             save: .npz file for the adversarial images (``storage.adversarial``); None: none.
         """
-        index = self.chosen(queries)
+        index, gallery = self.chosen(queries), self.gallery
         extra = moved_query.columns_of(type(attack)) if recalls else ()
         columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
-        parts: dict[str, list[torch.Tensor]] = {}
-        observed: dict[str, list[torch.Tensor]] = {}
-        last: dict[str, list[torch.Tensor]] = {}
-        passes = forward = full = full_forward = flat = 0
-        radius = 0.0
-        gallery = self.gallery
+        collected = Collected()
         with (
             self.reporter.task(title, len(index)) as bar,
-            _image_file(save, attack, index) as write,
+            image_file(save, attack, index) as write,
         ):
             progress = Progress(bar, self._passes(attack))
             for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
-                want = keep - len(kept)
+                want, adversarial = keep - len(kept), attacked.perturbed.images
                 kept += first_of_batch(self.expected, gallery, batch, images, attacked, want)
-                write(attacked.perturbed.images)
-                clean = attacked.clean | moved_query.outcomes(
-                    extra, gallery.embeddings[batch], batch, gallery
-                )
-                found = attacked.outcomes | self.moved(extra, attacked.perturbed.images, batch)
-                for name, values in found.items():
-                    parts.setdefault(name, []).append(values)
-                    parts.setdefault(name + CLEAN, []).append(clean[name])
-                for name, values in attacked.observed.items():
-                    observed.setdefault(name, []).append(values)
-                for name, values in attacked.last.items():
-                    last.setdefault(name, []).append(values)
-                done = attacked.perturbed
-                passes += done.passes
-                full += done.full_passes
-                forward += done.forward_passes
-                full_forward += done.full_forward_passes
-                flat += int(done.flat_start.sum())
-                radius = max(radius, float((done.images - images).abs().max()))
-                running = [
-                    f"{c.name} {torch.cat(parts[c.name]).nanmean():.3g}" for c in attack.columns
-                ]
-                progress.finish("  ".join(running))
-        outcomes = {name: self._by_image(index, torch.cat(v)) for name, v in parts.items()}
+                write(adversarial)
+                before = moved_query.outcomes(extra, gallery.embeddings[batch], batch, gallery)
+                found = attacked.outcomes | self.moved(extra, adversarial, batch)
+                collected.add(images, attacked, found, attacked.clean | before)
+                progress.finish(collected.so_far(attack.columns))
+        outcomes = collected.outcomes(index, len(self.index))
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in columns}
         metrics |= {
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median
         }
-        findings: dict[str, Any] = {
-            **_means(observed),
-            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in columns},
-            "deciles": {c.name: deciles(outcomes[c.name]) for c in columns},
-            "curves": {c.name: shares_above(outcomes[c.name]) for c in attack.columns if c.curve},
-            "radius": radius,
-            "flat_start": flat / len(index),
-            "passes": passes / len(index),
-            "passes_saved": 1 - (passes + forward) / (full + full_forward),
+        findings = collected.findings(attack, columns, outcomes, len(index)) | {
             "batch_size": self._most_rows(attack, gallery),
             "cuda_graphs": isinstance(self.network, Replayed),
         }
-        if full_forward:
-            findings["forward_passes"] = forward / len(index)
-        if last:
-            findings["last_iterate"] = _means(last)
         if save is not None:
             findings["adversarial_sha256"] = file_sha256(save)
         flags = attack_flags(self, attack, index, seed, outcomes, findings)
@@ -349,12 +154,6 @@ class Evaluation:
             for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
             for one in first_of_batch(self.expected, gallery, batch, images, attacked, count)
         ]
-
-    def _by_image(self, index: torch.Tensor, values: torch.Tensor) -> npt.NDArray[np.float64]:
-        """Spread values of the test images at ``index`` over all N; the others get NaN."""
-        found = np.full(len(self.index), np.nan)
-        found[index.cpu().numpy()] = values.double().cpu().numpy()
-        return found
 
     def _most_rows(self, attack: Attack, gallery: Gallery) -> int:
         """The number of queries in a batch."""
@@ -409,19 +208,6 @@ class Evaluation:
             done += len(batch)
             yield batch, images, attacked
 
-    def _batches(self) -> Iterator[torch.Tensor]:
-        return iter(torch.split(self.index, self.rows))
-
-
-def as_finding(flags: list[Flag]) -> dict[str, Any]:
-    """The flags as a part of a cell's findings; nothing if there are none."""
-    return {"flags": msgspec.to_builtins(flags)} if flags else {}
-
-
-def _means(parts: dict[str, list[torch.Tensor]]) -> dict[str, float]:
-    """Name -> the mean over all queries; NaN does not count."""
-    return {name: float(torch.cat(values).double().nanmean()) for name, values in parts.items()}
-
 
 @contextmanager
 def evaluation(
@@ -440,21 +226,3 @@ def evaluation(
             compute.eot,
             compute.passes(data.size),
         )
-
-
-@contextmanager
-def _image_file(
-    path: Path | None, attack: Attack, index: torch.Tensor
-) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Yield a function that writes the next adversarial images to ``path``; None: to nowhere."""
-    if path is None:
-        yield lambda images: None
-        return
-    with adversarial.writer(path, index.cpu().numpy(), attack.perturbs) as add:
-
-        def write(images: torch.Tensor) -> None:
-            if attack.bits == 8:
-                images = (255 * images).round().to(torch.uint8)
-            add(images.cpu().numpy())
-
-        yield write

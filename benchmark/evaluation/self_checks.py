@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from dmlbench.attacks.base import Attack, Column, Outcomes, mean_outcomes
+from dmlbench.attacks.base import Attack, Column
+from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag
+from dmlbench.evaluation.embedded import LOOKED_AT, EmbeddedTest, spread
 
-if TYPE_CHECKING:
-    from dmlbench.evaluation.evaluator import Evaluation
-
-LOOKED_AT = 64  # images, spread over all, that a network is checked on
 FAR = 1_000_000  # number of the first start that noise is made from, which no restart has
 NEARLY_ALL = 0.99  # of the way to full success: where an attack is, noise need not be less
 
 
 def attack_flags(
-    measured: Evaluation,
+    measured: EmbeddedTest,
     attack: Attack,
     index: torch.Tensor,
     seed: int,
@@ -45,13 +43,7 @@ def attack_flags(
     return [*found, *attack.flags(outcomes, findings)]
 
 
-def spread(index: torch.Tensor, count: int) -> torch.Tensor:
-    """At most ``count`` of the positions, evenly spread over all."""
-    places = torch.linspace(0, len(index) - 1, min(count, len(index)), dtype=torch.float64)
-    return index[places.round().long().to(index.device)]
-
-
-def _drift(measured: Evaluation, index: torch.Tensor) -> float:
+def _drift(measured: EmbeddedTest, index: torch.Tensor) -> float:
     """How far clean images embed from where the gallery has them, in lengths."""
     looked_at = spread(index, LOOKED_AT)
     with torch.no_grad():
@@ -60,7 +52,7 @@ def _drift(measured: Evaluation, index: torch.Tensor) -> float:
 
 
 def _noise(
-    measured: Evaluation,
+    measured: EmbeddedTest,
     attack: Attack,
     index: torch.Tensor,
     seed: int,
@@ -83,7 +75,9 @@ def _noise(
     return found
 
 
-def _worst_noise(measured: Evaluation, attack: Attack, batch: torch.Tensor, seed: int) -> Outcomes:
+def _worst_noise(
+    measured: EmbeddedTest, attack: Attack, batch: torch.Tensor, seed: int
+) -> Outcomes:
     """The worst outcome of each query of a batch over the draws of noise."""
     images, eps = measured.images(batch), attack.eps or 0
     goal = attack.goal(measured.gallery, batch, seed)
@@ -103,7 +97,7 @@ def _worst_noise(measured: Evaluation, attack: Attack, batch: torch.Tensor, seed
 
 def _as_far(
     column: Column,
-    measured: Evaluation,
+    measured: EmbeddedTest,
     drawn: np.ndarray[Any, Any],
     attacked: np.ndarray[Any, Any],
     clean: np.ndarray[Any, Any],

@@ -166,7 +166,7 @@ def verify(
         UserError: the file is not one of adversarial images of this row; the message names the
             query.
     """
-    from dmlbench.evaluation.evaluator import Measurement
+    from dmlbench.evaluation.measurement import Measurement
     from dmlbench.sweep.worker import Worker
 
     watch, worker = Stopwatch(), Worker(session)

@@ -27,7 +27,7 @@ from dmlbench.training.job import Training
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
-    from dmlbench.evaluation.evaluator import Measurement
+    from dmlbench.evaluation.measurement import Measurement
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
-from dmlbench.evaluation.evaluator import Evaluation, Measurement, evaluation
+from dmlbench.evaluation.evaluator import Evaluation, evaluation
+from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.metrics.names import ERS

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import torch
 
-from dmlbench.attacks.base import RESERVED, UNITS, Column
+from dmlbench.attacks.base import RESERVED, Column
+from dmlbench.attacks.engine.column import UNITS
 from dmlbench.common.errors import CellError
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.testing import cards, goals
