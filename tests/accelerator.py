@@ -195,9 +195,13 @@ def _fallback(operation: Any, *arguments: Any, **named: Any) -> Any:
     if named.get("device") is not None:
         on_sim = torch.device(named["device"]).type == NAME
         named = named | {"device": torch.device("cpu")}
-    inner = _each(_inner_or_itself, arguments)
+    inner = [_each(_inner_or_itself, one) for one in arguments]
+    for place, (value, expected) in enumerate(zip(inner, operation._schema.arguments)):  # noqa: B905
+        if isinstance(value, int | float) and str(expected.type) == "Tensor":  # a tensor of no axis
+            inner[place] = torch.tensor(value)
     if name == "aten::_local_scalar_dense":
         return inner[0].item()
+    _check_written_view(name, tensors)
     if name in ("aten::copy_", "aten::_copy_from"):  # the latter names its source first
         source, target = (1, 0) if name == "aten::copy_" else (0, 1)
         inner[target].copy_(inner[source])
@@ -228,6 +232,15 @@ def _check_devices(name: str, tensors: list[torch.Tensor]) -> None:
     if strangers:
         devices = ", ".join(str(tensor.device) for tensor in tensors)
         raise RuntimeError(f"{name}: expected all tensors on the same device, found {devices}")
+
+
+def _check_written_view(name: str, tensors: list[torch.Tensor]) -> None:
+    """NotImplementedError where autograd would need the strides of a view that is written to."""
+    if not name.endswith("_") or not any(tensor.requires_grad for tensor in tensors):
+        return
+    target = inner_of(tensors[0])
+    if target.untyped_storage().nbytes() != target.numel() * target.element_size():
+        raise NotImplementedError(f"{name} into a view, with gradient: use torch.stack or where")
 
 
 def _view(name: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pytorch_metric_learning.reducers import MultipleReducers
 
-import dmlbench
+from dmlbench.api.evaluate import evaluate
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name
@@ -26,7 +28,7 @@ from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.defenses.losses import LOSSES
+from dmlbench.defenses.losses import LOSSES, build
 from dmlbench.defenses.none import NoDefense
 from dmlbench.defenses.samplers import SAMPLERS, sample
 from dmlbench.evaluation import evaluator
@@ -39,19 +41,18 @@ from dmlbench.training.trainer import Monitoring, Training, train
 from tests import trees
 from tests.accelerator import NAME, install, startup, strict_generators
 from tests.conftest import PLUGIN
-from tests.faults import exports
+from tests.faults import Sweeps
 from tests.test_training import Silent
 
 THREAT = Threat(eps=0.06, alpha=0.03, steps=2, sp_scale=0)
 TRAINING_THREAT = TrainingThreat(eps=0.1, eta=2)
 QUERIES = 12
 DEVICES = ("cpu", NAME)
-VARIANTS = (
-    *(f"none:sampler={name}" for name in SAMPLERS if name != "random"),
-    *(f"none:loss={name}" for name in LOSSES),
-    "hm:destination=hardest,xi=0.1",
-    "hm:destination=constant",
-)
+CASES = [
+    *((name, "N", "strict") for name in ATTACKS.names()),
+    *((name, "E", "ers") for name in ATTACKS.names()),
+    *((name, "C", "auto") for name in ("es", "qa+", "top1")),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +168,7 @@ class TestTheStandIn:
         assert all(torch.equal(saved[key], kept) for key, kept in network.state_dict().items())
 
 
-@pytest.mark.parametrize(("metric", "suite"), [("N", "strict"), ("E", "ers"), ("C", "auto")])
-@pytest.mark.parametrize("name", ATTACKS.names())
+@pytest.mark.parametrize(("name", "metric", "suite"), CASES)
 def test_an_attack(
     measured: Callable[[str, Metric], Evaluation], name: str, metric: Metric, suite: str
 ) -> None:
@@ -212,15 +212,15 @@ def test_a_sampler(name: str, metric: Metric) -> None:
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("text", [*DEFENSES.names(), *VARIANTS])
+@pytest.mark.parametrize("text", [*DEFENSES.names(), "hm:destination=hardest,xi=0.1"])
 def test_a_defense(tiny: RetrievalData, tmp_path: Path, text: str) -> None:
-    """Two epochs, with R@1 measured after each; the second is interrupted, and resumed."""
+    """Two epochs, the second interrupted and resumed; R@1 is measured at the end."""
     defense = spec.parse(text, DEFENSES).resolve(TRAINING_THREAT, "N")
     recipe = Recipe(epochs=2, pairs=40)
     training = Training("tiny", tiny.digest, C2F2(dim=8), defense, recipe, seed=0)
     found = []
     for device in DEVICES:
-        folder, given = tmp_path / device, (Compute(device), Silent(), Monitoring(validate=1))
+        folder, given = tmp_path / device, (Compute(device), Silent(), Monitoring(validate=2))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer._TrainingRun, "step", cut_after(3, trainer._TrainingRun.step))
             with pytest.raises(KeyboardInterrupt):
@@ -231,6 +231,31 @@ def test_a_defense(tiny: RetrievalData, tmp_path: Path, text: str) -> None:
         weights = {key: value.numpy() for key, value in model.state_dict().items()}
         found.append(weights | dict(enumerate(map(list, map(dict.values, manifest.history)))))
     assert say(text, difference(*found)) < 1e-4
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(MultipleReducers, "forward", stacked)
+    torch.manual_seed(0)
+    loss, found = build(name, 4, 8, "N"), []
+    e, labels = torch.randn(16, 8), torch.arange(4).repeat_interleave(4)
+    triplets = torch.tensor([[0, 1, 4], [4, 5, 0], [8, 9, 12]])
+    for device in DEVICES:
+        moved, given = copy.deepcopy(loss).to(device), e.clone().to(device).requires_grad_()
+        mined = (triplets.to(device).unbind(1),) if name == "margin" else ()
+        value = moved(given, labels.to(device), *mined)
+        wanted = [given, *moved.parameters()]
+        gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+        cpu = [one.cpu().numpy() for one in gradients if one is not None]
+        found.append({"loss": float(value.detach()), **dict(enumerate(cpu))})
+    assert say(name, difference(*found)) < 1e-5
+
+
+def stacked(reducers: Any, found: Mapping[str, Any], e: torch.Tensor, labels: Any) -> Any:
+    """As ``MultipleReducers.forward``, which writes into a view, as the stand-in cannot."""
+    known, other = dict(reducers.reducers), reducers.default_reducer
+    each = [known.get(name, other)({name: one}, e, labels) for name, one in found.items()]
+    return reducers.sub_loss_reduction(torch.stack(each))
 
 
 def cut_after(steps: int, real: Callable[..., None]) -> Callable[..., None]:
@@ -271,49 +296,49 @@ def test_a_network_on_one_device_is_measured_on_another() -> None:
     torch.manual_seed(0)
     pooled = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(49, 8))
     values = []
-    for held in DEVICES:
-        for device in DEVICES:
-            report = dmlbench.evaluate(
-                pooled.to(held), attacks="tma", queries=8, device=device, progress=False
-            )
-            assert not report.failed
-            values.append({name: report[name].value for name in ("R@1", "mAP", "NMI", "TMA")})
+    for held, device in (("cpu", "cpu"), (NAME, "cpu"), ("cpu", NAME)):
+        report = evaluate(pooled.to(held), attacks="tma", queries=2, device=device, progress=False)
+        assert not report.failed
+        values.append({name: report[name].value for name in ("R@1", "mAP", "NMI", "TMA")})
     assert say("fashion-mini", max(difference(values[0], one) for one in values)) < 1e-6
 
 
+SWEEP = ("--defense", "hm", "--attack", "ca+", "--recipe", "epochs=1,pairs=40", "--queries", "12",
+         "--threads", "1", "--batch-size", "40")  # fmt: skip
+
+
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A data set in a file, for worker processes that know the device."""
+def dataset(tmp_path: Path) -> str:
+    """A data set in a file, which other processes can load."""
     (tmp_path / "sets.py").write_text(PLUGIN)
-    for name, value in startup(tmp_path).items():
-        monkeypatch.setenv(name, value)
     return f"{tmp_path / 'sets.py'}:Tiny"
 
 
-@pytest.mark.usefixtures("registries")
-def test_the_executors(elsewhere: str, tmp_path: Path) -> None:
-    for folder, device, workers in (("cpu", "cpu", None), ("one", NAME, None), ("two", NAME, 2)):
-        report = dmlbench.run(
-            "hm",
-            "ca+",
-            dataset=elsewhere,
-            recipe="epochs=1,pairs=40",
-            queries=QUERIES,
-            results=tmp_path / folder / "results",
-            device=device,
-            threads=1,
-            batch_size=40,
-            workers=workers,
-            progress=False,
-        )
-        assert not report.failed
-    assert exports(tmp_path / "one") == exports(tmp_path / "two")
-    cpu, sim = (numbers(tmp_path / folder) for folder in ("cpu", "one"))
-    assert say("serial and pool", difference(cpu, sim)) < 1e-4
+@pytest.mark.parametrize(
+    "executor",
+    [(), pytest.param(("--executor", "ray"), marks=pytest.mark.slow)],
+    ids=["pool", "ray"],
+)
+def test_another_process(
+    dmlbench: Callable[..., Any], dataset: str, tmp_path: Path, executor: tuple[str, ...]
+) -> None:
+    """Clean metrics and CA+ of an undefended model and one of hm, which a worker trains."""
+    if executor:
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'dmlbench[ray]'")
+    asked = ("run", "--dataset", dataset, *SWEEP)
+    assert dmlbench(*asked, "--device", "cpu", "--results", "cpu").returncode == 0
+    sweeps = Sweeps(**startup(tmp_path))
+    done = sweeps.run(
+        tmp_path, *asked, "--device", NAME, "--results", NAME, "--workers", "1", *executor
+    )
+    assert done.returncode == 0, done.stderr
+    cpu, sim = (numbers(tmp_path / device) for device in DEVICES)
+    assert len(cpu) >= 14
+    assert say("another process", difference(cpu, sim)) < 1e-3
 
 
 def numbers(folder: Path) -> dict[str, float]:
-    table = pd.read_csv(folder / "results" / "results.csv")
+    table = pd.read_csv(folder / "results.csv")
     return dict(zip(table["defense"] + " " + table["metric"], table["value"], strict=True))
 
 

@@ -119,7 +119,7 @@ class Model(Component, abc.ABC):
                 *self.normalisation(),
                 self.freezes_batch_norm,
                 self.same_in_training,
-            )
+            ).cpu()  # a network in memory may lie on a GPU
             if initial and not any(p.requires_grad for p in model.parameters()):
                 raise UserError(f"model {canonical_model(self)} has no parameters to train")
             with frozen(model), torch.no_grad():
