@@ -3,7 +3,8 @@
 Margin, dlr, knn and shift (``dmlbench.attacks.top1``) follow the gradient. Then the Square Attack
 shows images to what is left and sees ranked lists alone (``dmlbench.attacks.square``): what it
 breaks counts as broken, and its share is a number of its own. A black box that breaks what white
-box left says that gradients are masked.
+box left is a sign that gradients are masked. 200 forward passes cost less than one of the stages,
+and find most of what 1000 do: HM's committed model falls from 90 to 55 and 45 (60 queries, 26/255).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class TopOneStack(TopOneAttack):
             "%",
             "lower",
             "Points of R@1 that only the Square Attack on ranked lists took, after the stages that "
-            "follow the gradient: above 0.2 the gradient is masked, and Top1 is not to be trusted.",
+            "follow the gradient: more than 0.2 is a sign that gradients are masked.",
         ),
     )
     loss = "margin"

@@ -22,6 +22,7 @@ from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.metrics.distance import BOUNDS, Metric
 from dmlbench.models.small import C2F2
+from tests.every_attack import EVERY
 
 N = 60
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6, sp_scale=3.0)
@@ -237,22 +238,27 @@ def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
     return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
 
 
-TOP1 = ("margin", "dlr", "knn", "shift", "top1", "radius")  # the same in both suites
+TOP1 = (
+    "margin",
+    "dlr",
+    "knn",
+    "shift",
+    "top1",
+    "radius",
+    "square",
+    "nes",
+)  # the same in both suites
 
 
 @pytest.mark.parametrize(
     ("name", "suite"),
-    [
-        (name, suite)
-        for name in ATTACKS.names()
-        for suite in ("strict", "ers")[: 2 - (name in TOP1)]
-    ],
+    [(name, suite) for name in EVERY for suite in ("strict", "ers")[: 2 - (name in TOP1)]],
 )
 def test_batches_and_the_active_set_change_no_outcome(
     name: str, suite: str, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
 ) -> None:
     images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
-    attack = resolved(name, suite)
+    attack = replace(EVERY[name], suite=suite).resolve(THREAT)
 
     def outcomes(batch: int, active_set: bool) -> dict[str, torch.Tensor]:
         parts = [

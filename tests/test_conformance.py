@@ -10,6 +10,7 @@ from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
+from tests.every_attack import EVERY
 
 QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
 NETWORKS = [
@@ -18,17 +19,15 @@ NETWORKS = [
 CITED = [*ATTACKS, *DEFENSES, *MODELS]
 
 
-SHORT = {"square": {"budget": 30}, "nes": {"budget": 60}}  # enough to see that they hurt
-ATTACKED = [cls for cls in ATTACKS if cls.card.name != "transfer"]  # see test_transfer
-
-
 def name(cls: type[Component]) -> str:
     return cls.card.name
 
 
-@pytest.mark.parametrize("cls", [*ATTACKED, *DEFENSES, *DATASETS, *NETWORKS], ids=name)
+@pytest.mark.parametrize(
+    "cls", [*map(type, EVERY.values()), *DEFENSES, *DATASETS, *NETWORKS], ids=name
+)
 def test_what_is_registered_conforms(cls: type[Component]) -> None:
-    found = testing.check(cls(**SHORT.get(cls.card.name, {})))
+    found = testing.check(EVERY.get(cls.card.name, cls))
     left_out = [finding.check for finding in found if finding.passed is None]
     assert not left_out or cls in list(DATASETS)  # files that are not on this machine
 

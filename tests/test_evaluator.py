@@ -20,6 +20,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.models.small import C2F2
+from tests.every_attack import EVERY
 from tests.test_training import Silent
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
@@ -38,8 +39,8 @@ def measured(
 
 def test_the_self_checks_are_stored(tiny: RetrievalData) -> None:
     with measured(tiny) as found:
-        for name in ATTACKS.names():
-            attack = ATTACKS.get(name)().resolve(THREAT)
+        for name, bare in EVERY.items():
+            attack = bare.resolve(THREAT)
             one = found.attack(attack, 0, name)
             checks = one.findings
             assert 0 < checks["radius"] <= 0.1 + 1e-6
@@ -48,11 +49,11 @@ def test_the_self_checks_are_stored(tiny: RetrievalData) -> None:
             columns = {column.name for column in attack.columns}
             assert set(checks["clean"]) == columns
             assert set(one.metrics) == {heading.name for heading in attack.headings()}
-            still = dataclasses.replace(attack, eps=0.0, alpha=0.1)
+            still = dataclasses.replace(attack, eps=0.0, alpha=attack.alpha and 0.1)
             unmoved = found.attack(still, 0, name)
             for column, clean in unmoved.findings["clean"].items():
                 assert unmoved.metrics[column].value == pytest.approx(clean, abs=1e-6)
-                if name != "radius":  # of which the clean value is eps
+                if name != "radius":  # its clean value is eps
                     assert clean == checks["clean"][column]
         benign = found.benign().metrics["R@1"].value
         ltm = found.attack(LearningToMisrank().resolve(THREAT), 0, "ltm")
@@ -219,9 +220,9 @@ def test_compute_restores_what_it_sets() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ATTACKS.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_a_gpu_finds_what_the_cpu_finds(tiny: RetrievalData, name: str) -> None:
-    attack, values = ATTACKS.get(name)().resolve(THREAT), []
+    attack, values = EVERY[name].resolve(THREAT), []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         network = C2F2(dim=8).build(1, 8)

@@ -67,7 +67,12 @@ def describe(cls: type[Component]) -> dict[str, Any]:
         "paper": card.paper
         and {key: getattr(card.paper, key) for key in ("short", "title", "url", "bibtex")},
         "parameters": [
-            {"name": p.key, "default": p.show(p.default), "domain": p.domain, "help": p.help}
+            {
+                "name": p.key,
+                "default": "..." if p.required else p.show(p.default),
+                "domain": p.domain,
+                "help": p.help,
+            }
             for p in spec.parameters(cls)
         ],
     }

@@ -1,0 +1,14 @@
+"""Every attack that needs no key, with budgets that are enough to see what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dmlbench.attacks.base import ATTACKS
+
+KEYS: dict[str, dict[str, Any]] = {"square": {"budget": 30}, "nes": {"budget": 60}}
+EVERY = {
+    cls.card.name: cls(**KEYS.get(cls.card.name, {}))
+    for cls in ATTACKS
+    if cls.card.name != "transfer"  # tests/test_transfer.py has its own
+}
