@@ -52,6 +52,7 @@ NAMES = (
     "hm:source=softhard-robrank,reuse=true",
     "tbc",
     "amd",
+    "amd:sampler=softhard-robrank",
     "acap",
     "rest:variant=robrank",
     "ses:variant=robrank",

@@ -227,3 +227,9 @@ def test_cifar_is_read_by_torchvision(
 
 def offline(*_: object, **__: object) -> None:
     raise urllib.error.URLError("no network")
+
+
+def test_the_scale_of_sp_qa_is_robranks() -> None:
+    """As AdvRank.update_xi in its attacks/advrank.py has it for each data set."""
+    expected = {"mnist": 2e4, "fashion": 4e4, "cub": 4e4, "cars": 7e4, "sop": 7e4}
+    assert {name: DATASETS.get(name)().protocol.threat.sp_scale for name in expected} == expected
