@@ -272,12 +272,13 @@ def median(work: Callable[[], object], bench: Bench) -> float:
 def page(bench: Bench, skipped: dict[str, str], seconds: float) -> str:
     """The numbers as a page of Markdown, a table a part."""
     made = provenance(bench.device)
+    command = f"python -m scripts.gpu --device {bench.device}{' --tiny' if bench.tiny else ''}"
     lines = [
         f"# {made.device}",
         "",
-        f"`python -m scripts.gpu --device {bench.device}{' --tiny' if bench.tiny else ''}`, {seconds:.0f} s; commit "
-        f"{made.git}, torch {made.libraries.get('torch', torch.__version__)}. "
-        "`scripts/gpu.py` says what each part is.",
+        f"`{command}`, {seconds:.0f} s; commit {made.git}, torch "
+        f"{made.libraries.get('torch', torch.__version__)}. `scripts/gpu.py` says what each part "
+        "is.",
     ]
     for part in PARTS:
         rows = [row for row in bench.rows if row["part"] == part]

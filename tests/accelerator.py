@@ -16,7 +16,6 @@ It does not stand in for cuDNN, CUDA graphs, streams, memory, NCCL or speed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -145,16 +144,15 @@ def strict_generators() -> Iterator[None]:
         torch.Generator = plain  # type: ignore[misc]
 
 
-def startup(folder: Path) -> dict[str, str]:
-    """Environment variables with which every Python process knows the device from its start."""
-    root = Path(__file__).resolve().parent.parent
+def startup(folder: Path) -> list[Path]:
+    """Folders; a Python process that has them in PYTHONPATH knows the device from its start."""
     (folder / "sitecustomize.py").write_text(
         "from tests.accelerator import install, strict_generators\n"
         "install()\n"
         "kept = strict_generators()\n"
         "kept.__enter__()\n"
     )
-    return {"PYTHONPATH": os.pathsep.join([str(folder), str(root)])}
+    return [folder, Path(__file__).resolve().parent.parent]
 
 
 def is_wrapper(value: object) -> bool:

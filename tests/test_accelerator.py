@@ -40,7 +40,6 @@ from dmlbench.training import batches, trainer
 from dmlbench.training.trainer import Monitoring, Training, train
 from tests import trees
 from tests.accelerator import NAME, install, startup, strict_generators
-from tests.conftest import PLUGIN
 from tests.faults import Sweeps
 from tests.test_training import Silent
 
@@ -307,30 +306,21 @@ SWEEP = ("--defense", "hm", "--attack", "ca+", "--recipe", "epochs=1,pairs=40", 
          "--threads", "1", "--batch-size", "40")  # fmt: skip
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> str:
-    """A data set in a file, which other processes can load."""
-    (tmp_path / "sets.py").write_text(PLUGIN)
-    return f"{tmp_path / 'sets.py'}:Tiny"
+RAY = pytest.param(("--executor", "ray"), marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    "executor",
-    [(), pytest.param(("--executor", "ray"), marks=pytest.mark.slow)],
-    ids=["pool", "ray"],
-)
+@pytest.mark.parametrize("executor", [(), RAY], ids=["pool", "ray"])
 def test_another_process(
-    dmlbench: Callable[..., Any], dataset: str, tmp_path: Path, executor: tuple[str, ...]
+    dmlbench: Callable[..., Any], plugin: Path, tmp_path: Path, executor: tuple[str, ...]
 ) -> None:
     """Clean metrics and CA+ of an undefended model and one of hm, which a worker trains."""
     if executor:
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'dmlbench[ray]'")
-    asked = ("run", "--dataset", dataset, *SWEEP)
-    assert dmlbench(*asked, "--device", "cpu", "--results", "cpu").returncode == 0
-    sweeps = Sweeps(**startup(tmp_path))
-    done = sweeps.run(
-        tmp_path, *asked, "--device", NAME, "--results", NAME, "--workers", "1", *executor
-    )
+    asked = ("run", "--dataset", "tiny", *SWEEP)
+    done = dmlbench(*asked, "--device", "cpu", "--results", "cpu")
+    assert done.returncode == 0, done.stderr
+    other = ("--device", NAME, "--results", NAME, "--workers", "1", *executor)
+    done = Sweeps(plugin, *startup(tmp_path)).run(tmp_path, *asked, *other)
     assert done.returncode == 0, done.stderr
     cpu, sim = (numbers(tmp_path / device) for device in DEVICES)
     assert len(cpu) >= 14
