@@ -65,6 +65,7 @@ TESTS: dict[str, dict[str, str]] = {
         "benchmark/storage/cell.py": "store",
         "benchmark/storage/store.py": "store",
         "benchmark/common/files.py": "store cache",
+        "benchmark/analysis/csv_files.py": "store boards",
     },
     "plan": {
         "benchmark/sweep/plan.py": "plan identities",
@@ -72,11 +73,50 @@ TESTS: dict[str, dict[str, str]] = {
         "benchmark/analysis/compare.py": "compare",
     },
     "status": {"benchmark/sweep/status.py": "plan harness"},
-    "scheduler": {"benchmark/sweep/scheduler.py": "harness worker"},
+    "scheduler": {
+        "benchmark/sweep/scheduler.py": "harness worker",
+        "benchmark/sweep/worker.py": "worker evaluator",
+    },
+    "training": {"benchmark/training/trainer.py": "training"},
 }
 """Group -> file -> names of its test files, without ``test_``."""
 
-NAMED: tuple[tuple[str, str, str], ...] = ()
+NAMED: tuple[tuple[str, str, str], ...] = (
+    ("attacks/candidate.py", "right=self.up)", "right=not self.up)"),
+    ("attacks/engine/targets.py", 'f"start {restart}"', '"start"'),
+    ("attacks/engine/optimizer.py", "        self.verify(clean, result)\n", ""),
+    (
+        "attacks/query.py",
+        "draw(len(gallery), index, self.m, seed,",
+        "draw(len(gallery), index, self.m, 0,",
+    ),
+    ("benchmark/training/trainer.py", '"epoch", number)', '"epoch")'),
+    (
+        "benchmark/storage/store.py",
+        "whole = cell is not None and cell.ok",
+        "whole = cell is not None",
+    ),
+    (
+        "benchmark/storage/store.py",
+        '            write_atomically(self.path(cell.id, "parquet"), table)\n',
+        "",
+    ),
+    (
+        "benchmark/analysis/csv_files.py",
+        "while (now := store.state()) != seen:",
+        "for now in [store.state()]:",
+    ),
+    ("benchmark/metrics/clustering.py", "KMEANS_SEED + number", "KMEANS_SEED"),
+    ("benchmark/common/files.py", "        temporary.chmod(0o666 & ~_umask())\n", ""),
+    ("benchmark/common/files.py", "        _sync_folder(path.parent)\n", ""),
+    ("benchmark/sweep/status.py", '("checkpoint", "measure_version", ', '("checkpoint", '),
+    ("benchmark/sweep/plan.py", '**one.facts, "seed": weights.seed}', "**one.facts}"),
+    ("benchmark/sweep/plan.py", '"queries": queries})', "})"),
+    ("benchmark/sweep/plan.py", '"attack_version": attack.card.version,', ""),
+    ("benchmark/sweep/plan.py", ', "precision": precision}', "}"),
+    ("benchmark/sweep/worker.py", "np.minimum.reduce([x for", "np.mean([x for"),
+    ("benchmark/analysis/compare.py", "low <= 0 <= high", "low < 0 < high"),
+)
 """(file, old text, new text): changes that survived an earlier version of the tests."""
 
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
