@@ -21,7 +21,8 @@ from dmlbench.storage import adversarial
 from tests.test_evaluator import measured
 
 Run = Callable[..., "CompletedProcess[str]"]
-ASK = ["--dataset", "tiny", "--attack", "es", "--attack", "ca+", "--attack", "ltm:bits=8"]
+ATTACKED = ("es", "ca+", "ltm", "gtm", "ltm:bits=8")
+ASK = ["--dataset", "tiny", *(word for name in ATTACKED for word in ("--attack", name))]
 
 
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
@@ -69,19 +70,17 @@ def test_recalls_and_images_are_stored_where_asked_and_change_nothing_else(
     assert dmlbench(*first).returncode == 0
     plain, board = cells(results), (tmp_path / "leaderboards" / "tiny.md").read_bytes()
     done = dmlbench(*first, "--recalls")
-    assert "2 tasks took" in done.stderr  # es and ltm again; ca+ has nothing to add
+    assert "4 tasks took" in done.stderr  # ca+, the clean images and the worst case have no more
     wider = cells(results)
     assert {a: c["id"] for a, c in wider.items()} == {a: c["id"] for a, c in plain.items()}
     assert wider["ca+"] == plain["ca+"]
-    for attack in ("es", "ltm:bits=8"):
+    for attack in ("es", "ltm", "gtm", "ltm:bits=8"):
         assert wider[attack]["metrics"].items() > plain[attack]["metrics"].items()
     assert wider["es"]["metrics"]["ES:R@1"] == plain["es"]["metrics"]["ES:R"]
     recalls = [wider["es"]["metrics"][f"ES:R@{k}"]["value"] for k in (1, 2, 4, 8)]
     assert recalls == sorted(recalls)
     assert (tmp_path / "leaderboards" / "tiny.md").read_bytes() == board
     assert "there was nothing to do" in dmlbench(*first).stderr
-    shown = dmlbench("show", "--where", "metric=LTM:R@4", "--json")
-    assert [list(c["metrics"]) for c in json.loads(shown.stdout)] == [["LTM:R@4"]]
     named = ["leaderboard", "--format", "md", "--column", "ES:R@4", "--against", "nothing"]
     assert dmlbench(*named).returncode == 0
     assert "| ES:R@4 ↑ |" in (tmp_path / "leaderboards" / "tiny.md").read_text()
@@ -96,19 +95,22 @@ def test_recalls_and_images_are_stored_where_asked_and_change_nothing_else(
         assert cell["metrics"] == wider[attack]["metrics"]  # the recalls stay
         assert cell["about"] == wider[attack]["about"]
         path = results / "adversarial" / f"{cell['id']}.npz"
-        if attack:
+        if attack in ATTACKED:
             content = path.read_bytes()
             assert hashlib.sha256(content).hexdigest() == cell["findings"]["adversarial_sha256"]
         else:
             assert not path.exists()
-    read = {a: np.load(results / "adversarial" / f"{c['id']}.npz") for a, c in saved.items() if a}
-    assert {a: str(one["perturbs"]) for a, one in read.items()} == {
-        "es": "query", "ca+": "candidate", "ltm:bits=8": "query"
-    }  # fmt: skip
-    assert [one["index"].tolist() for one in read.values()] == [[*range(40)]] * 3
+    files = {a: f"results/adversarial/{saved[a]['id']}.npz" for a in ATTACKED}
+    read = {a: np.load(tmp_path / file) for a, file in files.items()}
+    perturbs = {a: str(one["perturbs"]) for a, one in read.items()}
+    assert perturbs == dict.fromkeys(ATTACKED, "query") | {"ca+": "candidate"}
+    assert [one["index"].tolist() for one in read.values()] == [[*range(40)]] * 5
     types = {a: one["images"].dtype for a, one in read.items()}
-    assert types == {"es": np.float32, "ca+": np.float32, "ltm:bits=8": np.uint8}
-    assert "there was nothing to do" in dmlbench(*saving).stderr
+    assert types == dict.fromkeys(ATTACKED, np.float32) | {"ltm:bits=8": np.uint8}
+    own = dmlbench("verify-attack", files["es"], "--row", "none", "--by", "me", "--json")
+    said = json.loads(own.stdout)
+    assert (said["images"], said["broken"], said["stored"]) == (40, 0, False)
+    assert said["right"] == saved["es"]["metrics"]["ES:R"]["value"]
     (results / "adversarial" / f"{saved['es']['id']}.npz").unlink()
     assert "1 tasks took" in dmlbench(*saving).stderr
     refused = dmlbench(*saving[:-1], "some")
