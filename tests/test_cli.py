@@ -21,6 +21,7 @@ from dmlbench import __version__
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
+from tests.faults import PATIENCE
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
@@ -335,7 +336,7 @@ def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) ->
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     try:
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130
