@@ -17,7 +17,7 @@ from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data
-from tests.faults import Sweeps, install
+from tests.faults import PATIENCE, Sweeps, install
 from tests.zygote import Zygote
 
 PLUGIN = """
@@ -121,7 +121,7 @@ def dmlbench(zygote: Zygote, tmp_path: Path) -> Callable[..., subprocess.Complet
     """Run the command line in a real process, in an empty folder, with the plugin installed."""
 
     def call(
-        *arguments: str, cwd: Path = tmp_path, timeout: float = 300
+        *arguments: str, cwd: Path = tmp_path, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         return zygote.run(arguments, cwd, timeout)
 

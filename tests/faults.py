@@ -83,6 +83,7 @@ SWEEP = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+", "--at
 LONG = (*SWEEP, "--defense", "est", "--suite", "strict", "--attack", "ltm", "--attack", "gtm",
         "--seed", "0", "--seed", "1")  # fmt: skip
 
+PATIENCE = 1800  # seconds after which a process hangs; others may want the machine
 UNEQUAL = ("started", "seconds", "git", "device")  # times and hosts
 
 
@@ -119,7 +120,7 @@ class Sweeps:
     def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Start a process and wait for its end."""
         process = self.start(folder, *arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -151,7 +152,7 @@ def workers(driver: int) -> list[int]:
         return []
 
 
-def until(condition: Any, seconds: float = 90) -> Any:
+def until(condition: Any, seconds: float = PATIENCE) -> Any:
     """Wait until ``condition()`` is true and return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -18,6 +18,7 @@ from torch import nn
 import dmlbench as dml
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.datasets.base import Dataset, RetrievalData
+from tests.faults import PATIENCE
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent
@@ -99,7 +100,7 @@ def test_an_own_network_in_a_notebook(tmp_path: Path) -> None:
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
     notebook = jupytext.read(ROOT / "tests" / "notebooks" / "own_model.py")
     place = {"metadata": {"path": tmp_path}}
-    nbclient.NotebookClient(notebook, timeout=300, resources=place).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, resources=place).execute()
     _, _, shown, said = [cell.get("outputs") for cell in notebook.cells]
     (table,) = [out["data"] for out in shown if out["output_type"] == "execute_result"]
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from dmlbench.datasets.files import decoding
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
 from tests import trees
+from tests.faults import PATIENCE
 
 CLASSES, EACH = 6, 30  # six chunks
 LOAD = """
@@ -73,7 +74,7 @@ def files(cache: Path) -> list[str]:
 
 def test_two_processes_build_it_once(root: Path, script: Path, digest: str, tmp_path: Path) -> None:
     running = [started(script, root, tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in running]
+    outputs = [process.communicate(timeout=PATIENCE) for process in running]
     assert [out.strip() for out, _ in outputs] == [digest, digest], outputs
     assert files(tmp_path) == [".npz", ".pixels"]
 
@@ -102,7 +103,7 @@ def test_a_killed_build_leaves_no_worker_and_no_half_cache(
     time.sleep(0.3)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert files(tmp_path) == [".partial"]
     assert workers
     while not all(map(gone, workers)) and time.monotonic() < deadline:
@@ -120,7 +121,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     command = [sys.executable, str(script), str(root), str(tmp_path)]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, preexec_fn=limit, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert "UserError: cannot write to --cache" in done.stderr
     assert files(tmp_path) == []
 

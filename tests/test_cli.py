@@ -23,6 +23,7 @@ from dmlbench.common.hashing import sealed
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
+from tests.faults import PATIENCE
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
@@ -382,7 +383,7 @@ def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) ->
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     try:
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130

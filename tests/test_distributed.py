@@ -25,6 +25,7 @@ from dmlbench.defenses.base import DEFENSES as DEFENSE_REGISTRY
 from dmlbench.models.small import C2F2
 from dmlbench.training.log import LOG
 from dmlbench.training.trainer import Training, train
+from tests.faults import PATIENCE
 
 DEFENSES = ("none", "none:loss=margin", "none:loss=proxy-anchor", "est", "act", "hm")
 THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
@@ -72,7 +73,7 @@ def test_two_processes_train_what_one_does(
         env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     manifests = json.loads(done.stdout)  # one process speaks for all

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.faults import LONG, SWEEP, Sweeps, exports, kill, until, workers
+from tests.faults import LONG, PATIENCE, SWEEP, Sweeps, exports, kill, until, workers
 
 
 def test_workers_give_what_one_process_gives_though_one_is_killed(
@@ -27,7 +27,7 @@ def test_workers_give_what_one_process_gives_though_one_is_killed(
     (tmp_path / "flag").unlink()
     process = sweeps.start(tmp_path / "two", *sweep, "--workers", "2")
     kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text())))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "its worker died (SIGKILL); trying again" in err
     assert "8 of 8 cells done, 0 failed" in err
@@ -38,7 +38,7 @@ def test_sigterm_ends_a_run_and_its_workers(sweeps: Sweeps, tmp_path: Path) -> N
     process = sweeps.start(tmp_path / "a", *SWEEP, "--workers", "1", "--cell-timeout", "99")
     (worker,) = until(lambda: workers(process.pid))
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert "terminated; finished work is stored" in err
     assert "Traceback" not in err
@@ -80,7 +80,7 @@ def test_shards_make_the_whole(sweeps: Sweeps, tmp_path: Path) -> None:
     assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
     both = [sweeps.start(tmp_path / "b", *LONG, "--shard", f"{i}/2") for i in (1, 2)]
     for process in both:
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
     assert exports(tmp_path / "b") == exports(tmp_path / "whole")
     trained = len(list((tmp_path / "b" / "results" / "models").iterdir()))
@@ -94,7 +94,7 @@ def test_two_sweeps_at_once_in_one_folder(sweeps: Sweeps, tmp_path: Path) -> Non
     assert sweeps.run(tmp_path / "whole", *LONG).returncode == 0
     both = [sweeps.start(tmp_path / "b", *LONG) for _ in range(2)]
     for process in both:
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         assert "36 of 36 cells done" in err
     assert exports(tmp_path / "b") == exports(tmp_path / "whole")

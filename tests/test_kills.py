@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import LONG, Sweeps, exports, kill, workers
+from tests.faults import LONG, PATIENCE, Sweeps, exports, kill, workers
 
 KILLS = 60
 
@@ -39,7 +39,7 @@ def test_sixty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
             if process.poll() is None and victims:
                 kill(chance.choice(victims))
                 kills[whom] += 1
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=PATIENCE)
         assert "Traceback" not in err
         if process.returncode == 0:
             assert exports(folder) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import SWEEP, Sweeps, exports, kill, until
+from tests.faults import PATIENCE, SWEEP, Sweeps, exports, kill, until
 
 
 @pytest.mark.slow
@@ -23,8 +23,8 @@ def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
     assert sweeps.run(tmp_path / "one", *sweep).returncode == 1
     (tmp_path / "flag").unlink()
     process = sweeps.start(tmp_path / "ray", *sweep, "--executor", "ray", "--workers", "2")
-    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text(), 200)))
-    _, err = process.communicate(timeout=280)
+    kill(int(until(lambda: (tmp_path / "flag").exists() and (tmp_path / "flag").read_text())))
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
     assert "8 of 10 cells done, 2 failed" in err
     assert exports(tmp_path / "ray") == exports(tmp_path / "one")
