@@ -6,7 +6,7 @@ from typing import Any
 
 from dmlbench.attacks.base import ATTACKS
 
-KEYS: dict[str, dict[str, Any]] = {"square": {"budget": 30}, "nes": {"budget": 60}}
+KEYS: dict[str, dict[str, Any]] = {"square": {"budget": 30}, "nes": {"budget": 40}}
 EVERY = {
     cls.card.name: cls(**KEYS.get(cls.card.name, {}))
     for cls in ATTACKS
