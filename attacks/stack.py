@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from dmlbench.attacks.base import ATTACKS, Attacked, Column
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search, expectation
@@ -22,7 +20,7 @@ from dmlbench.attacks.engine.square import Square
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.square import SHARE
 from dmlbench.attacks.top1 import CROCE, HELP, LOSSES, TopOneAttack, TopOneGoal
-from dmlbench.common.lazy import torch
+from dmlbench.common.lazy import np, torch
 from dmlbench.core.flags import Flag, black_box
 from dmlbench.core.registry import Card
 

@@ -19,6 +19,7 @@ from dmlbench.attacks.base import ATTACKS, Attack, Column
 from dmlbench.attacks.black_box import BlackBoxAttack
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search
+from dmlbench.attacks.engine.outcomes import Outcomes
 from dmlbench.attacks.top1 import HELP, TopOneAttack, TopOneGoal
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.lazy import torch
@@ -163,6 +164,10 @@ class Transfer(TopOneAttack):
         found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
         right = goal.first(gallery.embeddings[goal.index]) > 0
         return replace(found, images=torch.where(right.view(-1, 1, 1, 1), found.images, images))
+
+    def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
+        """Nothing: the last iterate was embedded by the other model."""
+        return {}
 
 
 def _look(source: Source, gallery: Gallery, images: torch.Tensor) -> tuple[EmbeddingModel, Gallery]:

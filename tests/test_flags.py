@@ -22,6 +22,7 @@ from dmlbench.analysis.records import rows, tidy
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.api.report import Report
 from dmlbench.attacks.base import ATTACKS, Column, Gallery
+from dmlbench.attacks.black_box import BlackBoxAttack
 from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.outcomes import Outcomes
@@ -51,6 +52,7 @@ from dmlbench.sweep.durations import _cell_kind
 from dmlbench.sweep.requests import parse_all
 from dmlbench.sweep.weights import trained_weights
 from tests import synthetic
+from tests.every_attack import EVERY
 from tests.masks import FLAGGED, REFUSED, Counting, Wrapped
 from tests.test_evaluator import measured
 
@@ -99,8 +101,9 @@ def test_a_network_that_changes_during_the_attack_is_flagged(tiny: RetrievalData
 def test_honest_networks_are_not_flagged(tiny: RetrievalData) -> None:
     with measured(tiny, EmbeddingModel(backbone(), "N")) as found:
         assert names(found.benign().findings) == []
-        for name in ATTACKS.names():
-            attack = dataclasses.replace(ATTACKS.get(name)(), steps=5).resolve(AUTO)
+        for name, one in EVERY.items():
+            steps = {} if isinstance(one, BlackBoxAttack) else {"steps": 5}
+            attack = dataclasses.replace(one, **steps).resolve(AUTO)
             checks = found.attack(attack, 0, name, queries=16).findings
             assert [one for one in checks.get("flags", []) if not one.get("note")] == []
 

@@ -128,7 +128,8 @@ def test_code_that_a_manifest_names_runs_only_if_it_is_allowed() -> None:
     digest = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
     made = manifest(sha256=digest, model="evil.py:make", image_shape=(1, 8))
     (folder / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
-    attack = ("attack", "--checkpoint", "model", "--attack", "ca+", "--queries", "2")
+    attack = ("attack", "--checkpoint", "model", "--dataset", "fashion-mini", "--attack", "ca+")
+    attack += ("--queries", "2")
     refused(call(*attack), "the manifest of model names", "--allow-code")
     with pytest.raises(UserError, match="allow_code=True"):
         load_model(folder)

@@ -38,9 +38,15 @@ def read_file(path: Path) -> bytes:
 
 
 def is_folder(path: Path) -> bool:
-    """True if there is a folder; also false for a name that no file can have."""
+    """True if there is a folder; also false for a name that no file can have.
+
+    Raises:
+        PermissionError: it is in a folder that may not be entered.
+    """
     try:
         return path.is_dir()
+    except PermissionError:
+        raise
     except OSError:
         return False
 

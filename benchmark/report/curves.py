@@ -102,7 +102,8 @@ def _scale(axis: Axes, points: Points) -> None:
     if positive and not NARROW < largest < WIDE:
         axis.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 is a place on it
         least, most = math.ceil(math.log2(min(positive))), math.floor(math.log2(largest))
-        ticks = [0, *(2.0**power for power in range(least, most + 1, 1 + (most - least) // 6))]
+        step = 1 + max(0, most - least) // 6
+        ticks = [0, *(2.0**power for power in range(least, most + 1, step))]
         axis.set_xticks(
             ticks, [f"{tick:g}" if tick >= 1 else str(Fraction(tick)) for tick in ticks]
         )
