@@ -38,17 +38,13 @@ def read_file(path: Path) -> bytes:
 
 
 def is_folder(path: Path) -> bool:
-    """True if there is a folder; also false for a name that no file can have.
-
-    Raises:
-        PermissionError: it is in a folder that may not be entered.
-    """
+    """True if there is a folder; false for a name that is too long, where ``is_dir`` raises."""
     try:
         return path.is_dir()
-    except PermissionError:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
         raise
-    except OSError:
-        return False
 
 
 def write_atomically(path: Path, content: bytes) -> None:
