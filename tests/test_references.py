@@ -223,4 +223,4 @@ def test_two_files_with_one_name_are_refused(folder: Path) -> None:
 
 
 def test_columns_of_the_benchmark_are_reserved() -> None:
-    assert (*BENIGN, WORST, ERS) == RESERVED
+    assert (*BENIGN, WORST, ERS, f"{EXTERNAL}:R@1") == RESERVED
