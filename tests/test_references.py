@@ -17,6 +17,7 @@ from dmlbench.core import reference, spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.names import EXTERNAL
 from dmlbench.models.base import MODELS, FactoryModel, canonical_model, parse_model, shown_model
 from dmlbench.sweep.plan import planned_attacks
 from tests.outside import ATTACK, DATASET, DEFENSE
