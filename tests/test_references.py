@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
-import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from dmlbench.core import reference, spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.names import EXTERNAL
 from dmlbench.models.base import MODELS, FactoryModel, canonical_model, parse_model, shown_model
 from dmlbench.sweep.plan import planned_attacks
 from tests.outside import ATTACK, DATASET, DEFENSE
@@ -227,101 +225,3 @@ def test_two_files_with_one_name_are_refused(folder: Path) -> None:
 
 def test_columns_of_the_benchmark_are_reserved() -> None:
     assert (*BENIGN, WORST, ERS, f"{EXTERNAL}:R@1") == RESERVED
-
-
-HELPED = """
-from torch import nn
-import helper_one
-
-def make(dim=3):
-    from helper_two import depth  # as it is needed
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, dim))
-"""
-
-
-def digest_elsewhere(folder: Path, text: str) -> str:
-    """The source in the facts of a network, as another process finds it."""
-    code = (
-        "import sys; from dmlbench.models.base import parse_model; "
-        "print(parse_model(sys.argv[1]).facts['source'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, text], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
-
-
-def test_a_file_that_a_file_imports_is_part_of_the_identity(tmp_path: Path) -> None:
-    """Directly or through another one, at the top or in a function."""
-    files = {
-        "nets.py": HELPED,
-        "helper_one.py": "import torch, json\nimport pack.inner\nW = 1\n",
-        "helper_two.py": "depth = 1\n",
-        "pack/__init__.py": "",
-        "pack/inner.py": "from . import deep\nfrom .deep import X\n",
-        "pack/deep.py": "X = 1\n",
-        "other.py": "Y = 1\n",  # nobody imports it
-    }
-    (tmp_path / "pack").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    alone = sha256(HELPED.encode()).hexdigest()
-    first = digest_elsewhere(tmp_path, "nets.py:make")
-    assert len(first) == 64
-    assert first != alone
-    assert digest_elsewhere(tmp_path, "nets.py:make") == first
-    seen = {first}
-    for name in ("nets.py", "helper_one.py", "helper_two.py", "pack/deep.py", "other.py"):
-        (tmp_path / name).write_text(files[name] + "# changed\n")
-        now = digest_elsewhere(tmp_path, "nets.py:make")
-        assert (now in seen) is (name == "other.py"), name
-        seen.add(now)
-    (tmp_path / "nets.py").write_text(NETWORK)  # imports installed packages alone
-    assert digest_elsewhere(tmp_path, "nets.py:make") == sha256(NETWORK.encode()).hexdigest()
-
-
-def test_a_changed_helper_is_said_where_the_old_one_still_runs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(folder))
-    (folder / "helper_here.py").write_text("STEPS = 1\n")
-    (folder / "towards.py").write_text(f"{BARE}\nimport helper_here\n")
-    attack = spec.parse("towards.py:TowardsAttack", ATTACKS)
-    (before,) = planned_attacks([attack], THREAT)
-    (folder / "helper_here.py").write_text("STEPS = 2\n")
-    (folder / "towards.py").write_text(f"{BARE}\nimport helper_here  # again\n")
-    with pytest.raises(UserError, match=r"helper_here.py was changed after it was imported"):
-        spec.parse("towards.py:TowardsAttack", ATTACKS)
-    ATTACKS._classes.pop("towards", None)
-    importlib.reload(sys.modules["helper_here"])
-    (folder / "towards.py").write_text(f"{BARE}\nimport helper_here\n")
-    reference._origins.clear()
-    (after,) = planned_attacks([spec.parse("towards.py:TowardsAttack", ATTACKS)], THREAT)
-    assert before.facts["attack_source"] != after.facts["attack_source"]
-
-
-class Stop(BaseException):
-    """No Exception: what catches those lets it through."""
-
-
-@pytest.mark.parametrize("raised", [SystemExit(0), SystemExit("bye"), Stop("now"), ValueError("x")])
-@pytest.mark.parametrize("method", ["resolve", "headings", "__init__"])
-def test_whatever_a_plugin_raises_in_use_is_a_line_that_names_it(
-    method: str, raised: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attack = spec.parse("towards.py:TowardsAttack", ATTACKS)
-
-    def fail(*_: object, **__: object) -> None:
-        raise raised
-
-    monkeypatch.setattr(type(attack), method, fail, raising=False)
-    with pytest.raises(UserError, match=r"towards") as caught:
-        planned_attacks([spec.parse("towards.py:TowardsAttack", ATTACKS)], THREAT)
-    assert "\n" not in str(caught.value)
-    monkeypatch.setattr(type(attack), method, lambda *_, **__: interrupt())
-    with pytest.raises(KeyboardInterrupt):
-        planned_attacks([spec.parse("towards.py:TowardsAttack", ATTACKS)], THREAT)
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
