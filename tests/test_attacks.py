@@ -260,17 +260,17 @@ def test_batches_and_the_active_set_change_no_outcome(
     images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
     attack = replace(EVERY[name], suite=suite).resolve(THREAT)
 
-    def outcomes(batch: int, active_set: bool) -> dict[str, torch.Tensor]:
+    def outcomes(batch: int, count: int, active_set: bool) -> dict[str, torch.Tensor]:
         parts = [
             attack.run(model, images[i], i, gallery, seed=0, active_set=active_set).outcomes
-            for i in torch.split(index, batch)
+            for i in torch.split(index[:count], batch)
         ]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
-    reference = outcomes(40, active_set=False)
-    for batch in (1, 16, 40):
-        for column, values in outcomes(batch, active_set=True).items():
-            assert torch.equal(values, reference[column]), (column, batch)
+    reference = outcomes(40, 40, active_set=False)
+    for batch, count in ((1, 8), (16, 40), (40, 40)):  # alone a query costs as much as 32
+        for column, values in outcomes(batch, count, active_set=True).items():
+            assert torch.equal(values, reference[column][:count]), (column, batch)
 
 
 def test_es_of_the_published_code_is_read_before_the_last_step(

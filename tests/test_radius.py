@@ -63,11 +63,10 @@ def test_it_is_the_least_level_of_the_bisection_that_breaks(
     model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
     """The path of each query through the levels, one margin attack after another."""
-    index = torch.arange(40)
-    found = resolved().run(model, images, index, gallery, seed=0)
+    index = torch.arange(0, 40, 3)  # alone a query costs as much as 32
+    found = resolved().run(model, images[index], index, gallery, seed=0)
     radii, passes = [0.0, *levels(THREAT.eps)], 0
-    for row in range(40):
-        rows = torch.tensor([row])
+    for row, rows in enumerate(index.split(1)):
         held, broken, begin = 0, len(radii), images[rows]
         if gallery.recall_at_1(embed(model, images[rows]), rows) == 0:
             broken = 0
@@ -88,7 +87,7 @@ def test_it_is_the_least_level_of_the_bisection_that_breaks(
         assert found.outcomes["Radius"][row].item() == pytest.approx(expected, rel=1e-6)
     assert len(found.outcomes["Radius"].unique()) > 4
     assert passes <= found.perturbed.passes < found.perturbed.full_passes
-    moved = (found.perturbed.images - images).abs().flatten(1).amax(1) * 255
+    moved = (found.perturbed.images - images[index]).abs().flatten(1).amax(1) * 255
     unbroken = found.outcomes["Radius"] >= 24
     assert (moved <= found.outcomes["Radius"] + 1e-3)[~unbroken].all()
     broken = gallery.recall_at_1(embed(model, found.perturbed.images), index) == 0
@@ -132,7 +131,8 @@ def test_a_row_has_the_mean_and_the_median(
     dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
     done = dmlbench(
-        *("run", "--defense", "none", "--dataset", "tiny", "--attack", "radius:steps=3")
+        *("run", "--defense", "none", "--dataset", "tiny", "--attack", "radius:steps=1"),
+        *("--recipe", "epochs=1", "--queries", "12"),
     )
     assert done.returncode == 0, done.stderr
     cells = [json.loads(p.read_text()) for p in (tmp_path / "results/cells").glob("*.json")]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from dmlbench.common.errors import UserError
+from dmlbench.compute.device import Compute
+from dmlbench.sweep.executors.ray_cluster import RayCluster
 from tests.faults import PATIENCE, SWEEP, Sweeps, exports, kill, until
 
 
@@ -33,3 +39,16 @@ def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
                       "--workers", "2", "--cell-timeout", "40")  # fmt: skip
     assert hung.returncode == 1, hung.stderr
     assert "stopped after 40 s (--cell-timeout)" in hung.stderr
+
+
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str = "", **_: object) -> None:
+        raise ConnectionError if address else Exception("The node timed out\nduring startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    session: Any = SimpleNamespace(compute=Compute("cpu"))
+    with (
+        pytest.raises(UserError, match=r"Ray cannot start: The node timed out during startup\. "),
+        RayCluster(session, 2, None, None),
+    ):
+        pass

@@ -76,7 +76,7 @@ def test_a_run(dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path) -
     text = "passes a query at most: strict 36, auto 1650 and 200 forward only (the nine attacks of"
     assert f"{text} strict: 36)" in priced.stdout
     named = [word for name in ("es", "ltm", "gtm", "top1") for word in ("--attack", name)]
-    done = dmlbench(*run, *named)
+    done = dmlbench(*run, *named, "--recipe", "epochs=1", "--queries", "16")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

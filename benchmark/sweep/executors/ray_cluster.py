@@ -64,7 +64,14 @@ class RayCluster:
             ray.init(address="auto", **quiet)
         except ConnectionError:  # no cluster is running
             capacity = self._requested and self._requested * cpus
-            ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
+            try:
+                ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
+            except Exception as error:  # Ray has no class of its own for this
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"Ray cannot start: {reason} 'ray start --head' starts a cluster beforehand; "
+                    "--workers alone needs no Ray"
+                ) from None
         resources = ray.cluster_resources()
         gpus = self._gpus
         if gpus is None:
