@@ -30,10 +30,10 @@ from dmlbench.core.reference import source_facts
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.models.base import Model, parse_model
-from dmlbench.storage.checkpoint import StoredWeights, load_weights, stored_weights
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.storage.checkpoint import StoredWeights
 
 PAPERNOT = Paper(
     key="papernot2016transferability",
@@ -60,6 +60,7 @@ class Source:
             UserError: the weights do not fit the network, or the network such images.
         """
         from dmlbench.compute.embedding import on_device
+        from dmlbench.storage.checkpoint import load_weights, stored_weights
 
         with torch.random.fork_rng(devices=[]):  # the first weights are random
             model = self.network.build(images.shape[1], images.shape[2])
@@ -189,6 +190,8 @@ def _source(path: str, network: str | None) -> Source:
     Raises:
         UserError: there is none, it was altered, or nothing says what its network is.
     """
+    from dmlbench.storage.checkpoint import stored_weights
+
     try:
         weights = stored_weights(Path(path))
     except UserError as error:

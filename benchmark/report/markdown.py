@@ -50,7 +50,7 @@ def escape(text: str) -> str:
 
 def _note(text: str) -> str:
     """A note, which may hold a name that anyone has chosen: no link but a plain address."""
-    return escape(text).replace("[", "\\[").replace("]", "\\]")
+    return escape(text).replace("[", "\\[")
 
 
 def _sentence(text: str) -> list[str]:
