@@ -119,7 +119,7 @@ class Sweeps:
     def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Start a process and wait for its end."""
         process = self.start(folder, *arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
