@@ -84,10 +84,8 @@ def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:
     On a CPU this is "channels last": a step takes a third less time for LeNet and a tenth less
     for C2F2. The results differ from those of the default layout by rounding.
     """
-    if device.type != "cpu":
-        return model.to(device)
-    moved: EmbeddingModel = model.to(device, memory_format=torch.channels_last)
-    return moved
+    moved = model.to(device)
+    return moved if device.type != "cpu" else moved.to(memory_format=torch.channels_last)
 
 
 def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
