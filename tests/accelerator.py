@@ -38,6 +38,7 @@ VIEWS = (
 )
 FACTORIES = ("arange", "arange.start", "arange.start_step")
 WHOLE = ("index.Tensor",)  # PyTorch would compute strides for it too
+COMPUTING = ("dmlbench", "spawn_main", "default_worker")  # in the command of a process, a worker
 PURGE = 2000  # wrappers made between two clearings of the table below
 
 _inner: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
@@ -147,10 +148,12 @@ def strict_generators() -> Iterator[None]:
 def startup(folder: Path) -> list[Path]:
     """Folders; a Python process that has them in PYTHONPATH knows the device from its start."""
     (folder / "sitecustomize.py").write_text(
-        "from tests.accelerator import install, strict_generators\n"
-        "install()\n"
-        "kept = strict_generators()\n"
-        "kept.__enter__()\n"
+        "import sys\n"
+        f"if any(part in word for word in sys.orig_argv for part in {COMPUTING}):\n"
+        "    from tests.accelerator import install, strict_generators\n"
+        "    install()\n"
+        "    kept = strict_generators()\n"
+        "    kept.__enter__()\n"
     )
     return [folder, Path(__file__).resolve().parent.parent]
 
