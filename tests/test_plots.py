@@ -216,3 +216,15 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> N
 
     front = pareto([(float(x), float(y)) for x, y in points])
     assert front == sorted({p for p in points if not dominated(p)})
+
+
+def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
+    cells = [attacked("Radius", 4, curve=[(0, 80), (2.0, 30), (9.0, 0)])]
+    records = [r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")}
+               for r in tidy(cells)]  # fmt: skip
+    (table,) = tables(measured(records))
+    figure = PLOTS["curves"](table)
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [0, 2, 9, 77]
+    assert list(line.get_ydata()) == [80, 30, 0, 0]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dmlbench.analysis.records import Record
+from dmlbench.core.naming import parameters
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.columns import curves
@@ -54,7 +56,9 @@ def shares_above(table: Table) -> Figure | None:
             bare, _, variant = name.partition(" (")
             title = f"{known[bare].title} ({variant}" if variant else known[bare].title
             axis.set(title=title, xlabel=known[bare].over, ylim=(0, 100))
-            _scale(axis, [point for e in found for r in e.records[name] for point in r["curve"]])
+            every = [record for e in found for record in e.records[name]]
+            points = [point for record in every for point in record["curve"]]
+            _scale(axis, points, max(map(_most, every)))
         axes[0].set_ylabel("R@1 in % (higher is better)")
         words = f"{protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
         style.say(fig, "Right top-1 against the strength of the attack", words, axes)
@@ -62,12 +66,13 @@ def shares_above(table: Table) -> Figure | None:
 
 
 def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
-    """A step function with its band; the line ends where the largest perturbation begins."""
+    """A step function with its band, up to the largest x that was tried."""
     records = [record for record in entry.records[name] if record["curve"]]
-    xs = np.unique([x for record in records for x, _ in record["curve"]])
+    end = min(map(_most, records))
+    xs = np.unique([end, *(x for record in records for x, _ in record["curve"] if x < end)])
     shares = np.array([_at(record["curve"], xs) for record in records])
-    # the last x is the largest that was tried: what is right there is not known to break beyond it
-    shares[:, -1] = shares[:, -2] if len(xs) > 1 else shares[:, -1]
+    if len(xs) > 1:  # a value at the end stands for a query that nothing broke
+        shares[:, -1] = shares[:, -2]
     if len(records) == 1:
         low, high = _interval(shares[0], records[0]["n"])
     else:
@@ -75,6 +80,12 @@ def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
     color = style.family(entry).color
     axis.plot(xs, shares.mean(axis=0), drawstyle="steps-post", color=color, ls=dash, label=label)
     axis.fill_between(xs, low, high, step="post", color=color, alpha=0.15, lw=0)
+
+
+def _most(record: Record) -> float:
+    """The largest x that was tried: the radius in 1/255, or the budget."""
+    given = parameters(record["attack_resolved"])
+    return float(given["budget"]) if "budget" in given else 255 * float(Fraction(given["eps"]))
 
 
 def _at(curve: Points, xs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -95,9 +106,9 @@ def _interval(
     return 100 * np.array([one.low for one in found]), 100 * np.array([one.high for one in found])
 
 
-def _scale(axis: Axes, points: Points) -> None:
+def _scale(axis: Axes, points: Points, end: float) -> None:
     """From zero to the largest x; logarithmic where what matters is near zero, or x is large."""
-    largest = max(x for x, _ in points)
+    largest = max(end, *(x for x, _ in points))
     positive = [x for x, _ in points if x > 0]
     if positive and not NARROW < largest < WIDE:
         axis.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 is a place on it
