@@ -195,9 +195,9 @@ def count_hostile() -> dict[str, Counter[str]]:
             counts[said] += 1
             if said in BAD:
                 click.echo(f"{kind} {number}: {said}: {text[-600:]}")
-    for name in ("ran", "../out", "/out", "/tmp/out"):
+    for name in ("ran", "../out", "/out", Path(tempfile.gettempdir(), "out")):
         if Path(name).exists():
-            found["CODE RAN OR A FILE IS OUTSIDE"] = Counter([name])
+            found["CODE RAN OR A FILE IS OUTSIDE"] = Counter([str(name)])
     return found
 
 

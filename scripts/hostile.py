@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ def archives(chance: random.Random) -> Files:
     """Paths that lead out, links, devices, and broken files."""
     for name, kind, link in (
         ("../out", tarfile.REGTYPE, ""),
-        ("/tmp/out", tarfile.REGTYPE, ""),
+        (str(Path(tempfile.gettempdir(), "out")), tarfile.REGTYPE, ""),
         ("set/a", tarfile.SYMTYPE, "/etc/passwd"),
         ("set/a", tarfile.LNKTYPE, "../x"),
         ("set/dev", tarfile.CHRTYPE, ""),

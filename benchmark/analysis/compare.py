@@ -185,7 +185,7 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
 
 
 def names_of(cell: Cell) -> set[str]:
-    """What the model of a cell may be called: its defense, its label, its training."""
+    """The names of the model of a cell: its defense, its label, its training."""
     about = cell.about
     return {about.defense, about.label, about.resolved, cell.facts.get("training", "")}
 

@@ -111,7 +111,7 @@ class Collected:
     def findings(
         self, attack: Attack, columns: Sequence[Column], outcomes: Outcomes, queries: int
     ) -> dict[str, Any]:
-        """What the cell stores beside its numbers, JSON types."""
+        """The observations that the cell stores beside its numbers, JSON types."""
         spent = self.passes + self.forward_passes
         found: dict[str, Any] = {
             **_means(self.observed),

@@ -75,7 +75,7 @@ class EmbeddedTest:
 
     @cached_property
     def checked(self) -> list[Flag]:
-        """What the checks of every run say of the model.
+        """The flags that the checks of every run raise on the model.
 
         Raises:
             CellError: its numbers would mean nothing.

@@ -44,7 +44,7 @@ def attack_flags(
 
 
 def _drift(measured: EmbeddedTest, index: torch.Tensor) -> float:
-    """How far clean images embed from where the gallery has them, in lengths."""
+    """Largest distance of clean embeddings from those in the gallery, in lengths of these."""
     looked_at = spread(index, LOOKED_AT)
     with torch.no_grad():
         e = measured.passes(measured.images(looked_at))
