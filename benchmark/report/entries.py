@@ -124,7 +124,7 @@ class Entry:
 
     @property
     def details(self) -> dict[str, str]:
-        """Key -> value of what tells it from others of its label: the defense's parameters and more."""
+        """Key -> value of what its label may leave open: the defense's parameters and more."""
         rest = {"model": self.model, "loss": self.loss}
         rest |= {"precision": self.precision, "queries": self.queries}
         return parameters(self.defense) | parameters(f":{self.recipe}") | rest
