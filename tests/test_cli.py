@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -24,6 +23,7 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 from tests.faults import PATIENCE
+from tests.zygote import Zygote
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
@@ -294,31 +294,21 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
 
 
 def test_a_killed_run_resumes_to_the_same_results(
-    dmlbench: Run, plugin: Path, tmp_path: Path
+    dmlbench: Run, zygote: Zygote, tmp_path: Path
 ) -> None:
-    arguments = [*FIRST, "--recipe", "epochs=4", "--threads", "1"]
+    arguments = (*FIRST, "--recipe", "epochs=4", "--threads", "1")
     whole = tmp_path / "whole"
     whole.mkdir()
     dmlbench(*arguments, cwd=whole)
     cut = tmp_path / "cut"
     cut.mkdir()
-    environment: dict[str, Any] = os.environ | {
-        "PYTHONPATH": str(plugin),
-        "OMP_NUM_THREADS": "1",
-    }
     for pattern in ("models/*/state.pt", "models/*/manifest.json", "cells/*.json"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dmlbench", *arguments],
-            cwd=cut,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = zygote.start(arguments, cut)
         deadline = time.monotonic() + 60
         while not list((cut / "results").glob(pattern)) and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(PATIENCE)
     assert dmlbench(*arguments, cwd=cut).returncode == 0
     pd.testing.assert_frame_equal(metrics(cut), metrics(whole))
 
@@ -369,26 +359,16 @@ def test_training_ended_at_random_moments_gives_the_same_weights(
     assert digests[0] == digests[1]
 
 
-def test_interrupting_says_that_nothing_is_lost(plugin: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dmlbench", *FIRST, "--recipe", "epochs=2000"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(plugin)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_interrupting_says_that_nothing_is_lost(zygote: Zygote, tmp_path: Path) -> None:
+    process = zygote.start((*FIRST, "--recipe", "epochs=2000"), tmp_path)
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("state.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    try:
-        _, stderr = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "interrupted; finished work is stored" in stderr
-    assert "Traceback" not in stderr
+    done = process.wait(PATIENCE)
+    assert done.returncode == 130
+    assert "interrupted; finished work is stored" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_suite_gives_ten_columns_ers_and_the_worst_case(dmlbench: Run, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,26 @@ class Zygote:
         self, arguments: tuple[str, ...], cwd: Path, timeout: float
     ) -> subprocess.CompletedProcess[str]:
         """Run a command and wait for its end."""
+        return self.start(arguments, cwd).wait(timeout)
+
+    def start(self, arguments: tuple[str, ...], cwd: Path) -> Command:
+        """Start a command."""
+        folder = tempfile.TemporaryDirectory()
+        out, err = Path(folder.name) / "out", Path(folder.name) / "err"
+        order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
+        return Command(self, self.order(order, 60), arguments, folder)
+
+    def order(self, order: dict[str, Any], timeout: float) -> int:
+        """Tell the process what to do, and return its answer, a number."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder) / "out", Path(folder) / "err"
-            order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            if not select.select([process.stdout], [], [], timeout)[0]:
-                process.kill()
-                raise subprocess.TimeoutExpired(list(arguments), timeout)
-            code = int(process.stdout.readline())
-            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        if not select.select([process.stdout], [], [], timeout)[0]:
+            process.kill()
+            raise subprocess.TimeoutExpired(str(order), timeout)
+        return int(process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
@@ -53,20 +61,50 @@ class Zygote:
         self._process.communicate()
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that was started."""
+
+    zygote: Zygote
+    pid: int
+    arguments: tuple[str, ...]
+    folder: tempfile.TemporaryDirectory[str]
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; it has not been waited for, so the number is still its own."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, and return its exit code and what it printed."""
+        code = self.zygote.order({"wait": self.pid}, timeout)
+        out, err = (Path(self.folder.name) / name for name in ("out", "err"))
+        done = subprocess.CompletedProcess(self.arguments, code, out.read_text(), err.read_text())
+        self.folder.cleanup()
+        return done
+
+
 def _serve() -> None:
+    import click  # noqa: F401
+    import faiss  # noqa: F401
     import matplotlib.figure  # noqa: F401
+    import msgspec  # noqa: F401
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
+    import rich.progress
+    import rich.table  # noqa: F401
+    import safetensors.torch  # noqa: F401
     import torch.utils.data  # noqa: F401
     import torchvision  # noqa: F401
+    import yaml  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)
-        child = os.fork()
-        if not child:
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        elif not (answer := os.fork()):
             os._exit(_command(order))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(answer, flush=True)
 
 
 def _command(order: dict[str, Any]) -> int:
