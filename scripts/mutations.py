@@ -6,12 +6,17 @@ change is killed if a test fails or the tests do not end in time. The changes ar
 from the files of ``TESTS`` with ``--seed``, as many from each group of files; before them come the
 changes of ``NAMED``, which once survived. Survivors are printed as a diff: each is a test that is
 missing, or a change that makes no difference.
+
+``--csv`` keeps what was found; a run that was stopped goes on from there. Survivors are tried
+again, and so is a change whose file differs by now.
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import difflib
+import hashlib
 import os
 import random
 import shutil
@@ -167,6 +172,11 @@ class Mutant:
     text: str
     difference: str
 
+    @property
+    def key(self) -> str:
+        """The digest of its text."""
+        return hashlib.sha256(f"{self.file}\n{self.text}".encode()).hexdigest()[:16]
+
 
 def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
     """Every change of one node, as an attribute and its new value."""
@@ -282,33 +292,55 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+class Record:
+    """The CSV of what was found: key of the mutant, file, killed, difference."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.killed: dict[str, bool] = {}
+        if path and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.killed = {row[0]: row[2] == "True" for row in csv.reader(file)}
+
+    def add(self, mutant: Mutant, killed: bool) -> None:
+        """Append a line."""
+        if self.path:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([mutant.key, mutant.file, killed, mutant.difference])
+
+
 @click.command()
 @click.option("--count", default=100, show_default=True, help="Mutants to draw.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Copies in which tests run at once.")
 @click.option("--only", default="", help="Draw only from files whose path contains this.")
-def main(count: int, seed: int, jobs: int, only: str) -> None:
+@click.option("--csv", "path", type=click.Path(path_type=Path), help="Keep what was found here.")
+def main(count: int, seed: int, jobs: int, only: str, path: Path | None) -> None:
     """Change the code in a copy, and count how often the tests notice."""
     chosen = [one for one in named() if only in one.file] + drawn(count, seed, only)
-    copies: Queue[Path] = Queue()
+    record, copies = Record(path), Queue[Path]()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         for number in range(jobs):
             copies.put(copied(Path(folder) / str(number)))
-        sound = {file for group in TESTS.values() for file in group if only in file}
-        whole = sorted({test for file in sound for test in tests_of(file)})
-        copy = copies.get()
-        if not passes(copy, whole):
-            raise click.ClickException("the tests fail without a change")
-        copies.put(copy)
+        if not record.killed:
+            sound = {file for group in TESTS.values() for file in group if only in file}
+            copy = copies.get()
+            if not passes(copy, sorted({test for file in sound for test in tests_of(file)})):
+                raise click.ClickException("the tests fail without a change")
+            copies.put(copy)
 
         def killed(mutant: Mutant) -> bool:
+            if record.killed.get(mutant.key):
+                return True
             copy = copies.get()
             try:
                 (copy / mutant.file).write_text(mutant.text, encoding="utf-8")
-                return not passes(copy, tests_of(mutant.file))
+                noticed = not passes(copy, tests_of(mutant.file))
             finally:
                 shutil.copy2(ROOT / mutant.file, copy / mutant.file)
                 copies.put(copy)
+            record.add(mutant, noticed)
+            return noticed
 
         survivors = 0
         for done, (mutant, noticed) in enumerate(zip(chosen, pool.map(killed, chosen)), 1):  # noqa: B905
