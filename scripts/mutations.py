@@ -17,6 +17,7 @@ import ast
 import csv
 import difflib
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -33,6 +34,8 @@ import click
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 900  # seconds of the tests of one change
+SERVER = multiprocessing.get_context("forkserver")  # its processes begin with PyTorch imported
+SERVER.set_forkserver_preload(["faiss", "hypothesis", "matplotlib.figure", "torch", "torchvision"])
 TESTS: dict[str, dict[str, str]] = {
     "attacks": {
         "attacks/base.py": "attacks registry spec evaluator",
@@ -271,16 +274,30 @@ def tests_of(file: str) -> list[str]:
 
 def passes(copy: Path, tests: list[str]) -> bool:
     """True if the tests succeed in a copy of the repository."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    process = SERVER.Process(target=run_tests, args=(copy, tests))
+    process.start()
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def run_tests(copy: Path, tests: list[str]) -> None:
+    """Run the tests in this process, which has imported PyTorch already, and exit with the result.
+
+    Raises:
+        SystemExit: always.
+    """
+    import pytest
+
+    os.chdir(copy)
+    os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(copy), str(copy / "src")]
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    sys.exit(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]))
 
 
 def copied(folder: Path) -> Path:
@@ -317,6 +334,7 @@ class Record:
 @click.option("--csv", "path", type=click.Path(path_type=Path), help="Keep what was found here.")
 def main(count: int, seed: int, jobs: int, only: str, path: Path | None) -> None:
     """Change the code in a copy, and count how often the tests notice."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     chosen = [one for one in named() if only in one.file] + drawn(count, seed, only)
     record, copies = Record(path), Queue[Path]()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmlbench.attacks.base import Attack, Gallery
-from dmlbench.attacks.candidate import CandidateDown, CandidateUp
+from dmlbench.attacks.candidate import CandidateDown, CandidateGoal, CandidateUp
 from dmlbench.attacks.engine import targets
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
@@ -239,3 +239,15 @@ def test_fields_out_of_range_are_refused_in_python_too(model: EmbeddingModel) ->
     images, index = torch.rand(2, 1, 8, 8), torch.arange(2)
     with pytest.raises(ValueError, match=r"ca\+: w must be int >= 1, got 0"), frozen(model):
         CandidateUp(w=0).resolve(THREAT).run(model, images, index, gallery, seed=0)
+
+
+@pytest.mark.parametrize(("up", "slope"), [(True, 2), (False, -2)])
+def test_at_a_tie_the_hinge_is_active(up: bool, slope: int) -> None:
+    """Of the distances 0.5, 1 and 2 to the only query, the second is the candidate's own."""
+    query = torch.tensor([[[0.0, 0.0]]])
+    distances = torch.tensor([[[0.5, 1.0, 2.0]]])
+    sums = torch.tensor([[[0.0, 0.5, 1.5, 3.5]]], dtype=torch.float64)
+    goal = CandidateGoal("CA", up, 0.0, "E", 3, query, distances, sums)
+    loss, gradient = goal.value_and_grad(torch.tensor([[1.0, 0.0]]), 0)
+    assert loss.item() == pytest.approx((0.5 if up else 1.0) / 3)  # 1 - 0.5, or 2 - 1
+    torch.testing.assert_close(gradient, torch.tensor([[slope / 3, 0.0]]))
