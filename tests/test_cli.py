@@ -444,7 +444,7 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
                      "ca+", "--json", cwd=tmp_path / "all")  # fmt: skip
     for found in (cells, json.loads(named.stdout)):
         (ca,) = (cell for cell in found if cell["about"]["attack"] == "ca+")
-        assert ca["about"]["dataset"] == "tiny"
+        assert (ca["about"]["dataset"], ca["about"]["recipe"]) == ("tiny", "epochs=1")
         assert ca["metrics"]["CA+"]["value"] == trained.set_index("metric").loc["CA+", "value"]
     pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
     assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dmlbench.core.registry import Component
 from dmlbench.core.spec import parameter
@@ -22,6 +24,15 @@ class Recipe(Component):
     lr: float = parameter(1e-3, "Adam's learning rate", above=0, at_most=1e30)
     weight_decay: float = parameter(1e-7, "Adam's L2 penalty", at_least=0)
     precision: str = parameter("fp32", "number format inside the network", choices=PRECISIONS)
+
+
+def recipe_changes(values: Mapping[str, Any], usual: Recipe) -> str:
+    """List the values of a recipe that differ from ``usual``, e.g. ``epochs=2,lr=0.01``."""
+    return ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    )
 
 
 OPTIMIZER_OF = {"strict": "pgd", "ers": "pgd", "auto": "apgd"}

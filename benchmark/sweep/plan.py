@@ -17,7 +17,7 @@ from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.naming import parameters, told_apart
-from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat
+from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat, recipe_changes
 from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
@@ -58,7 +58,7 @@ def plan(
     """
     check_seeds(seeds)
     card = dataset.protocol
-    name, changes = spec.shown(dataset), _recipe_changes(recipe, card.recipe)
+    name, changes = spec.shown(dataset), recipe_changes(spec.values(recipe), card.recipe)
 
     def resolve(defense: Defense) -> Defense:
         with foreign(defense):
@@ -73,15 +73,6 @@ def plan(
         for seed in seeds
     ]
     return list({training.id: training for training in trainings}.values())
-
-
-def _recipe_changes(recipe: Recipe, usual: Recipe) -> str:
-    """List the values of ``recipe`` that differ from ``usual``, e.g. ``epochs=2,lr=0.01``."""
-    return ",".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in spec.values(recipe).items()
-        if value != getattr(usual, name)
-    )
 
 
 def shard(trainings: Sequence[Training], number: int, count: int) -> list[Training]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.core import spec
+from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import Dataset, RetrievalData
@@ -65,6 +66,13 @@ def trained_on(path: Path) -> str:
     return known.dataset if known and named else ""
 
 
+def _recipe(manifest: Manifest, dataset: Dataset) -> str:
+    """The changes of the recipe that weights were trained by; empty if on another data set."""
+    if manifest.dataset != spec.shown(dataset):
+        return ""
+    return recipe_changes(manifest.training["recipe"], dataset.protocol.recipe)
+
+
 def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
@@ -113,6 +121,7 @@ def checkpoint_weights(
         name,
         precision,
         known.training["seed"] if known else seed,
+        recipe=_recipe(known, dataset) if known else "",
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
         eot=eot,
