@@ -1,0 +1,134 @@
+"""Time and memory against the size of the gallery: ``python -m scripts.scale [options]``.
+
+A gallery of random embeddings of unit length, a tenth of them distractors and the others in classes
+of five, is searched by queries that do not lie in it. No image is embedded, so every number is the
+cost of the search alone. Each size is measured in a process of its own; the rows are
+
+- metrics: R@K, mAP and the others of all queries;
+- the set-up of an attack (choice of its targets: neighbours and sorted distances) and one step of
+  it (loss and gradient in the embeddings, then the outcome), in batches as the harness takes them.
+
+The columns are seconds, and ``MiB``, the peak of memory beyond the embeddings.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.compute.device import Compute
+from dmlbench.datasets.mnist import THREAT
+from dmlbench.metrics.relevance import Groups, Lists, Relevance
+from dmlbench.metrics.retrieval import retrieval
+from scripts.overhead import clock, peak_mib
+from scripts.record import CSV, save
+
+SIZES = "10000,60502,1000000"
+CLASS_SIZE = 5
+LEFT_OUT = ("transfer",)  # needs a second network; the others that see images only embed more often
+
+
+@click.command()
+@click.option("--sizes", default=SIZES, show_default=True, help="Items in the gallery.")
+@click.option("--queries", default=64, show_default=True)
+@click.option("--dim", default=512, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
+@click.option("--attack", "names", multiple=True, help="Default: every registered one.")
+@CSV
+def main(
+    sizes: str,
+    queries: int,
+    dim: int,
+    threads: int,
+    device_name: str,
+    names: tuple[str, ...],
+    path: Path | None,
+) -> None:
+    """Print a row for each attack and size."""
+    rows: list[dict[str, str]] = []
+    many = [int(size) for size in sizes.split(",")]
+    if len(many) > 1:  # each in a fresh process, whose memory no other size has used
+        for size in many:
+            command = [sys.executable, "-m", "scripts.scale", "--sizes", str(size)]
+            command += ["--queries", str(queries), "--dim", str(dim), "--threads", str(threads)]
+            command += ["--device", device_name]
+            command += [word for name in names for word in ("--attack", name)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows += csv.DictReader(io.StringIO(done.stdout))
+            click.echo(done.stdout)
+        with Compute(device_name, threads=threads).applied() as device:
+            save(path, rows, device)
+        return
+    torch.manual_seed(0)
+    with Compute(device_name, threads=threads).applied() as device:
+        gallery = made(many[0], queries, dim, device)
+        index = torch.arange(queries, device=device)
+        writer = csv.DictWriter(sys.stdout, ["gallery", "what", "set-up s", "step s", "MiB"])
+        writer.writeheader()
+        for what, ready, step, peak in measured(gallery, index, names, device):
+            row = {"gallery": str(many[0]), "what": what, "set-up s": ready, "step s": step}
+            rows.append(row | {"MiB": f"{peak:.0f}"})
+            writer.writerow(rows[-1])
+            sys.stdout.flush()
+        save(path, rows, device)
+
+
+def made(size: int, queries: int, dim: int, device: torch.device) -> Gallery:
+    """The gallery, and its queries, which are of the classes of the first items."""
+    x = torch.randn(size, dim, device=device)
+    x /= x.norm(dim=1, keepdim=True)
+    labels = torch.arange(size, device=device) // CLASS_SIZE
+    labels[-size // 10 :] = -1
+    own = torch.arange(queries, device=device)
+    nothing = Lists(own.new_full((1, 1), -1), torch.zeros_like(own))
+    relevance = Relevance(Groups.of_ids(labels, own), nothing)
+    seeking = torch.nn.functional.normalize(torch.randn(queries, dim, device=device), dim=1)
+    return Gallery(x, labels, "N", queries=seeking, relevance=relevance, apart=True)
+
+
+def measured(
+    gallery: Gallery, index: torch.Tensor, names: tuple[str, ...], device: torch.device
+) -> list[tuple[str, str, str, float]]:
+    """(what, seconds of the set-up, seconds of a step, MiB) of the metrics and each attack."""
+    e, x = gallery.queries, gallery.embeddings
+
+    def metrics() -> None:
+        retrieval(e, index, x, gallery.relevance, "N")
+
+    found = [("metrics", "", f"{clock(metrics, device):.3f}", peak_mib(metrics, device))]
+    for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
+        attack = ATTACKS.get(name)().resolve(THREAT)
+        seconds = [0.0, 0.0]
+
+        def work(attack: object = attack, seconds: list[float] = seconds) -> None:
+            seconds[:] = 0.0, 0.0
+            for rows in torch.split(index, attack.most_rows(gallery)):  # type: ignore[attr-defined]
+                goals = []
+
+                def ready(rows: torch.Tensor = rows, goals: list[object] = goals) -> None:
+                    goals.append(attack.goal(gallery, rows, seed=0))  # type: ignore[attr-defined]
+
+                seconds[0] += clock(ready, device)
+                (goal,) = goals
+
+                def step(rows: torch.Tensor = rows, goal: object = goal) -> None:
+                    goal.value_and_grad(e[rows], 0)  # type: ignore[attr-defined]
+                    goal.outcome(e[rows])  # type: ignore[attr-defined]
+
+                seconds[1] += clock(step, device)
+
+        peak = peak_mib(work, device)
+        found.append((name, f"{seconds[0]:.3f}", f"{seconds[1]:.3f}", peak))
+    return found
+
+
+if __name__ == "__main__":
+    main()
