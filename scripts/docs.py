@@ -104,7 +104,9 @@ def _method(entry: dict[str, Any]) -> str:
         for p in entry["parameters"]
     ]
     if rows:
-        lines.append("\n".join(["| key=default | meaning | values |", "| --- | --- | --- |", *rows]))
+        lines.append(
+            "\n".join(["| key=default | meaning | values |", "| --- | --- | --- |", *rows])
+        )
     return "\n\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+from dmlbench import __version__
 from dmlbench.analysis.records import TIDY_COLUMNS
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.list import registries
@@ -50,7 +51,9 @@ def test_every_command_and_option_is_in_the_reference() -> None:
 
     def commands(command: click.Command, path: str) -> list[str]:
         if isinstance(command, click.Group):
-            return [p for name, c in command.commands.items() for p in commands(c, f"{path} {name}")]
+            return [
+                p for name, c in command.commands.items() for p in commands(c, f"{path} {name}")
+            ]
         for option in command.params:
             assert all(flag in page for flag in option.opts if flag.startswith("--")), option
         return [path]
@@ -90,7 +93,7 @@ def test_every_page_is_in_the_menu() -> None:
         pass
 
     Loader.add_constructor("!ENV", lambda loader, node: "")
-    config = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)  # noqa: S506
+    config = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)
 
     def pages(entry: object) -> list[str]:
         if isinstance(entry, str):
@@ -103,6 +106,23 @@ def test_every_page_is_in_the_menu() -> None:
         return list(entry.values())
 
     assert sorted(pages(config["nav"])) == sorted(PAGES)
+
+
+def test_the_citation_names_every_method() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == __version__
+    papers = {
+        cls.card.paper
+        for kind in ("attacks", "defenses")
+        for cls in registries()[kind]
+        if cls.card.paper
+    }
+    urls = {reference["url"]: reference["title"] for reference in cited["references"]}
+    assert urls == {paper.url: paper.title for paper in papers}
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {__version__}," in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def test_what_the_site_takes_from_elsewhere_is_there() -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dmlbench.attacks import radius
 from dmlbench.cli.main import main
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.report import style
 
-FOLDER = Path(__file__).parent.parent / "docs" / "tutorials"
-TUTORIALS = sorted(path.stem for path in FOLDER.glob("*.md"))
+ROOT = Path(__file__).parent.parent
+TUTORIALS = {path.stem: path for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))}
 BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EACH = 8  # images a class
 
@@ -35,6 +36,7 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FashionMini, "load", few)
     monkeypatch.setattr(FashionMini, "known_digest", None)
     monkeypatch.setattr(style, "FORMATS", ("pdf",))  # of three
+    monkeypatch.setattr(radius, "STEPS", 4)  # of 50
 
 
 def _few(split: Split) -> Split:
@@ -70,7 +72,7 @@ def command(line: str) -> str:
 
 def words(text: str) -> set[str]:
     """The words of an output, without its numbers, which few images change."""
-    return {word for word in text.split() if not re.fullmatch(r"[\d.,\[\]─]+", word)}
+    return {word for word in text.split() if not re.fullmatch(r"[-+\d.,\[\]─]+", word)}
 
 
 @pytest.mark.usefixtures("_few_images", "_workplace", "registries")
@@ -78,7 +80,7 @@ def words(text: str) -> set[str]:
 def test_a_tutorial_works_as_written(name: str) -> None:
     printed, names = "", {"__name__": "__main__"}
     ran = 0
-    for language, title, code in BLOCK.findall((FOLDER / f"{name}.md").read_text("utf-8")):
+    for language, title, code in BLOCK.findall(TUTORIALS[name].read_text("utf-8")):
         if title:
             Path(title).write_text(code)
         elif language == "python":
@@ -93,3 +95,15 @@ def test_a_tutorial_works_as_written(name: str) -> None:
             written = "".join(path.read_text() for path in Path("paper").glob("*.tex"))
             assert all(line in written for line in code.splitlines())
     assert ran >= 2
+
+
+@pytest.mark.usefixtures("_few_images", "_workplace", "registries")
+def test_the_python_of_the_readme_works_as_written() -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    blocks = BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+    for _, title, code in [block for block in blocks if block[0] == "python"]:
+        exec(compile(code, title or "README.md", "exec"), names)
+    assert names["report"]["CA+"].low <= names["report"]["CA+"].value
+    (code,) = [code for _, title, code in blocks if title]
+    Path("noise.py").write_text(code)
+    assert "8 ok" in command("dmlbench check noise.py:Noise")
