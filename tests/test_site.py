@@ -1,4 +1,4 @@
-"""The documentation site: nothing is missing, no link is dead, its numbers are those of the code."""
+"""The documentation site: nothing is missing, no link is dead, numbers are those of the code."""
 
 from __future__ import annotations
 

@@ -104,6 +104,3 @@ def test_the_python_of_the_readme_works_as_written() -> None:
     for _, title, code in [block for block in blocks if block[0] == "python"]:
         exec(compile(code, title or "README.md", "exec"), names)
     assert names["report"]["CA+"].low <= names["report"]["CA+"].value
-    (code,) = [code for _, title, code in blocks if title]
-    Path("noise.py").write_text(code)
-    assert "8 ok" in command("dmlbench check noise.py:Noise")
