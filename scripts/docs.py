@@ -76,8 +76,8 @@ def _command(command: click.Command, context: click.Context) -> str:
 
 def _option(option: click.Option, context: click.Context) -> str:
     flags, text = option.get_help_record(context) or ("", "")
-    words = " ".join(_escaped(text).split()).replace("[", "\\[")
-    return f"| `{' '.join(flags.split()).replace('|', chr(92) + '|')}` | {words} |"
+    words = " ".join(_escaped(text).split())
+    return f"| `{' '.join(flags.split())}` | {words} |"
 
 
 def methods() -> str:
@@ -116,7 +116,7 @@ def _prose(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """``text`` as Markdown shows it letter by letter."""
-    return re.sub(r"([|*_<>\[\]`])", r"\\\1", text)
+    return re.sub(r"([|*_\[\]`])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def contributing() -> str:

@@ -1,6 +1,6 @@
 // A browser starts no Worker for a page that was opened from a folder (file://). Search needs one.
 // There, a Worker is a hidden frame that runs the same script. Both talk by messages, which arrive
-// later, as those of a Worker do: whoever sends one has finished before it is answered.
+// later and as copies, as those of a Worker do.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(address) {
@@ -10,7 +10,7 @@ if (location.protocol === "file:") {
       document.body.append(this.frame);
       const inside = this.frame.contentWindow;
       inside.postMessage = (data) => {
-        const event = new MessageEvent("message", { data });
+        const event = new MessageEvent("message", { data: structuredClone(data) });
         setTimeout(() => (this.onmessage ? this.onmessage(event) : this.dispatchEvent(event)));
       };
       this.ready = new Promise((loaded) => {
@@ -22,7 +22,7 @@ if (location.protocol === "file:") {
     }
     postMessage(data) {
       const inside = this.frame.contentWindow;
-      const event = new inside.MessageEvent("message", { data });
+      const event = new inside.MessageEvent("message", { data: structuredClone(data) });
       this.ready.then(() =>
         setTimeout(() => (inside.onmessage ? inside.onmessage(event) : inside.dispatchEvent(event))),
       );
