@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dmlbench.common.errors import CellError, UserError
     from dmlbench.datasets.arrays import from_arrays
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CellError",
     "Report",

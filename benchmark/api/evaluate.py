@@ -79,7 +79,8 @@ def evaluate(
             were moved, of each attack that perturbs a query: ``report["LTM:R@4"]``.
         metric: the distance of embeddings: ``"N"`` Euclidean after normalising (the default),
             ``"E"`` Euclidean, ``"C"`` 1 - cosine.
-        mean, std: of each channel, to normalise images before a ``torch.nn.Module``.
+        mean: of each channel, to normalise images before a ``torch.nn.Module``.
+        std: the standard deviation of each channel, for the same.
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
         label: the model's name in tables.

@@ -41,7 +41,8 @@ def train(
 ) -> EmbeddingModel:
     """Train one model with a defense, or load it if ``results`` has it already.
 
-    An interrupted training goes on after its last finished epoch.
+    An interrupted training goes on after its last finished epoch. Arguments that are not listed
+    here are those of ``dmlbench.evaluate``.
 
     Args:
         defense: spec of a defense, such as ``"none"`` or ``"hm:eta=8"``.
@@ -51,7 +52,6 @@ def train(
         seed: of initialisation, batches and mining.
         validate: measure R@1 on the clean test split every so many epochs; 0: never.
         results: the results folder that the model is kept in.
-        device, threads, data_root, cache, progress: as in ``dmlbench.evaluate``.
 
     Returns:
         The trained network on the CPU, in eval mode: images (B, C, H, W) in [0, 1] to embeddings
@@ -108,12 +108,11 @@ def run(
     """Train each defense and measure it, as ``dmlbench run`` does; the undefended model too.
 
     What ``results`` holds already is not done again, so a run that was stopped goes on when it is
-    called again.
+    called again. Arguments that are not listed here are those of ``dmlbench.evaluate``.
 
     Args:
         defenses: specs of defenses, such as ``"hm"`` or ``["est", "hm:eta=8"]``; ``"all"``: every
             registered one.
-        attacks, suite, dataset, queries, recalls: as in ``dmlbench.evaluate``.
         model: spec of the network; None: the data set's.
         recipe: changes to the data set's recipe: ``"epochs=2"`` or ``{"epochs": 2}``.
         seeds: of trainings and targets.
@@ -121,8 +120,6 @@ def run(
             or ``"never"`` (``dmlbench run --help`` explains them).
         workers: processes at once; None: one.
         results: the results folder; None: nothing is stored.
-        device, batch_size, threads, precision, eot, data_root, cache, progress: as in
-            ``dmlbench.evaluate``.
 
     Returns:
         The numbers of all models. What failed is in ``report.failed``.

@@ -30,6 +30,8 @@ def verify_attack(
 ) -> Verified:
     """Verify adversarial images against a stored row; they join its worst case if they break more.
 
+    Arguments that are not listed here are those of ``dmlbench.evaluate``.
+
     Args:
         images: an .npz file of ``index`` (n,), positions in the test split, and ``images``
             (n, C, H, W), float32 in [0, 1] or uint8:
@@ -42,7 +44,6 @@ def verify_attack(
         dataset: the data set of the row; None: its spec, as the row has it.
         checkpoint: file of the row's weights; None: those in ``results``.
         network: spec of the network of ``checkpoint``.
-        device, batch_size, threads, data_root, cache, progress: as in ``dmlbench.evaluate``.
 
     Returns:
         How many queries they break, and the row's Robust R@1 ``before`` and ``after``.

@@ -1,0 +1,140 @@
+"""Prepare the documentation for its builder: ``python -m scripts.docs && zensical build --strict``.
+
+Copies ``docs/`` to ``build/docs/``. There a line ``<!-- generated: NAME -->`` is replaced by what
+``PAGES[NAME]`` returns, and files from outside ``docs/`` are added. So a command, a key or a method
+that is new is documented by its own docstring and help.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parent.parent
+BUILT = ROOT / "build" / "docs"
+MARK = re.compile(r"<!-- generated: (\w+) -->")
+FILES = {  # place in the site -> file of the repository
+    "board/index.html": "leaderboards/index.html",
+    "assets/fashion-strict-terms.png": "leaderboards/plots/fashion-strict-terms.png",
+}
+KINDS = {
+    "attacks": "Attacks",
+    "defenses": "Defenses",
+    "datasets": "Data sets",
+    "models": "Networks",
+}
+
+
+def main() -> None:
+    """Write ``build/docs/`` anew."""
+    shutil.rmtree(BUILT, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", BUILT)
+    for path in BUILT.rglob("*.md"):
+        path.write_text(completed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for place, source in FILES.items():
+        (BUILT / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / source, BUILT / place)
+
+
+def completed(markdown: str) -> str:
+    """A page with its generated parts."""
+    return MARK.sub(lambda match: PAGES[match[1]](), markdown)
+
+
+def cli() -> str:
+    """Every command with its options, from click."""
+    from dmlbench.cli.main import main
+
+    context = click.Context(main, info_name="dmlbench")
+    return "\n\n".join(_commands(main, context))
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[str]:
+    if not isinstance(command, click.Group):
+        yield _command(command, context)
+        return
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        yield from _commands(below, click.Context(below, info_name=name, parent=context))
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    lines = [f"## {context.command_path}", _prose(command.help or ""), f"```text\n{usage}\n```"]
+    rows = [_option(p, context) for p in command.get_params(context) if isinstance(p, click.Option)]
+    lines.append("\n".join(["| option | meaning |", "| --- | --- |", *rows]))
+    if command.epilog:
+        lines.append(f"```text\n{command.epilog.replace(chr(8), '').strip()}\n```")
+    return "\n\n".join(lines)
+
+
+def _option(option: click.Option, context: click.Context) -> str:
+    flags, text = option.get_help_record(context) or ("", "")
+    words = " ".join(_escaped(text).split())
+    return f"| `{' '.join(flags.split())}` | {words} |"
+
+
+def methods() -> str:
+    """Every registered attack, defense, data set and network with its keys and its paper."""
+    from dmlbench.cli.list import describe, registries
+
+    parts = []
+    for kind, registry in registries().items():
+        parts.append(f"## {KINDS[kind]}")
+        parts += [_method(describe(cls)) for cls in registry]
+    return "\n\n".join(parts)
+
+
+def _method(entry: dict[str, Any]) -> str:
+    summary = _escaped(entry["summary"])
+    lines = [f"### {_escaped(entry['name'])}", f"{summary[:1].upper()}{summary[1:]}."]
+    if paper := entry["paper"]:
+        lines.append(f"Source: [{_escaped(paper['title'])}]({paper['url']}), {paper['short']}.")
+    if columns := entry.get("columns"):
+        named = ", ".join(f"`{c['name']}` ({c['better']} is better)" for c in columns)
+        lines.append(f"It reports {named}.")
+    rows = [
+        f"| `{p['name']}={p['default']}` | {_escaped(p['help'])} | {_escaped(p['domain'])} |"
+        for p in entry["parameters"]
+    ]
+    if rows:
+        lines.append(
+            "\n".join(["| key=default | meaning | values |", "| --- | --- | --- |", *rows])
+        )
+    return "\n\n".join(lines)
+
+
+def _prose(text: str) -> str:
+    return "\n\n".join(" ".join(_escaped(part).split()) for part in text.split("\n\n"))
+
+
+def _escaped(text: str) -> str:
+    """``text`` as Markdown shows it letter by letter."""
+    return re.sub(r"([|*_\[\]`])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def contributing() -> str:
+    """CONTRIBUTING.md, without its title."""
+    return (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+def changelog() -> str:
+    """CHANGELOG.md, without its title."""
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli": cli,
+    "methods": methods,
+    "contributing": contributing,
+    "changelog": changelog,
+}
+
+if __name__ == "__main__":
+    main()
