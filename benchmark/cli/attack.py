@@ -9,7 +9,7 @@ import click
 
 from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import DATASET, PATH, options
-from dmlbench.cli.shared import check_outputs, finish
+from dmlbench.cli.shared import check_outputs, finish, weights_of
 
 
 class _Saved(click.ParamType[int | None]):
@@ -27,6 +27,7 @@ class _Saved(click.ParamType[int | None]):
 
 @click.command(
     epilog="\b\nExamples:\n"
+    "  dmlbench attack --zoo fashion-mini/hm --suite auto --queries 100\n"
     "  dmlbench attack --checkpoint results/models/ID\n"
     "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es\n"
     "  dmlbench attack --model mobilenet_v2:head=none,weights=w.pt --dataset grocery --attack es",
@@ -40,6 +41,7 @@ class _Saved(click.ParamType[int | None]):
     "or a Lightning checkpoint (as RobRank's code writes). Without one, --model is measured as it "
     "is published.",
 )
+@options("zoo")
 @click.option(
     "--model",
     metavar="SPEC",
@@ -79,6 +81,7 @@ class _Saved(click.ParamType[int | None]):
 @options("device", "batch_size", "threads", "precision", "json")
 def attack(
     checkpoint: Path | None,
+    zoo: str | None,
     model: str | None,
     label: str | None,
     attacks: tuple[str, ...],
@@ -106,14 +109,15 @@ def attack(
     from dmlbench.sweep.session import open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
+    checkpoint = weights_of(checkpoint, zoo)
     known = trained_on(checkpoint) if checkpoint else ""
     chosen = spec.parse(dataset or known or DATASET, DATASETS)
     asked = parse_attacks(attacks, suites or (() if attacks else ("strict",)))
     network = parse_model(model) if model else None
     if checkpoint is None and network is None:
         raise UserError(
-            "name the weights (--checkpoint FILE), or a network that is measured as it is "
-            "published (--model mobilenet_v2:head=none)"
+            "name the weights (--checkpoint FILE, --zoo NAME), or a network that is measured as it "
+            "is published (--model mobilenet_v2:head=none)"
         )
     check_outputs(results, leaderboards)
     with open_session(

@@ -25,6 +25,7 @@ from dmlbench.cli import (
     show,
     train,
     verify_attack,
+    zoo,
 )
 from dmlbench.common.errors import (
     EXIT_INTERRUPTED,
@@ -100,6 +101,7 @@ for verb in (
     check.check,
     data.data,
     list.list_,
+    zoo.zoo,
     show.show,
     compare.compare,
     merge.merge,

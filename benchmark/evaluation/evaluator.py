@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +66,16 @@ class Evaluation(EmbeddedTest):
         }
         return Measurement(metrics, findings, outcomes)
 
-    def chosen(self, queries: int | None) -> torch.Tensor:
-        """Positions of the test images to perturb: all, or that many drawn at random.
+    def chosen(self, queries: int | Sequence[int] | None) -> torch.Tensor:
+        """Positions of the test images to perturb: all, those named, or that many drawn at random.
 
-        They are the same for every model, attack and seed; a smaller number is a part of a larger.
+        Drawn ones are the same for every model, attack and seed; a smaller number is a part of a
+        larger.
         """
         if queries is None:
             return self.index
+        if not isinstance(queries, int):
+            return torch.tensor(sorted(queries), device=self.device)
         drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(len(self.index))
         return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
 
@@ -81,7 +84,7 @@ class Evaluation(EmbeddedTest):
         attack: Attack,
         seed: int,
         title: str,
-        queries: int | None = None,
+        queries: int | Sequence[int] | None = None,
         keep: int = 0,
         *,
         recalls: bool = False,
