@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dmlbench.attacks import moved_query
@@ -76,8 +77,7 @@ class Evaluation(EmbeddedTest):
             return self.index
         if not isinstance(queries, int):
             return torch.tensor(sorted(queries), device=self.device)
-        drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(len(self.index))
-        return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
+        return torch.from_numpy(drawn_queries(len(self.index), queries)).to(self.device)
 
     def attack(
         self,
@@ -210,6 +210,14 @@ class Evaluation(EmbeddedTest):
                 continue
             done += len(batch)
             yield batch, images, attacked
+
+
+def drawn_queries(images: int, queries: int | None) -> npt.NDArray[np.int64]:
+    """Positions, rising, of ``queries`` of the test images drawn at random; None: of all."""
+    if queries is None:
+        return np.arange(images)
+    drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(images)
+    return np.sort(drawn[:queries])
 
 
 @contextmanager
