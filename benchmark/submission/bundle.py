@@ -156,6 +156,8 @@ def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
         packed = zipfile.ZIP_DEFLATED if name.endswith(PACKED) else zipfile.ZIP_STORED
         if info.compress_type not in (packed, zipfile.ZIP_STORED):
             raise ValueError(f"{name} is compressed otherwise than 'dmlbench submit' does")
+    if RECORD not in {info.filename for info in found}:
+        raise ValueError(f"it has no {RECORD}")
     if sum(info.compress_size for info in found) > size:
         raise ValueError("its members overlap")
     if sum(info.file_size for info in found if info.compress_type) > MOST_PACKED:

@@ -7,6 +7,7 @@ must be the planned one to the last key. So an easier attack cannot carry the na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Claim:
 def claim(
     dataset: Dataset, digest: str, cells: Sequence[Cell], path: Path, allow_code: bool = False
 ) -> Claim:
-    """Plan anew what stored cells of one model claim.
+    """Plan anew what stored cells of one model claim; nothing in them is believed.
 
     Args:
         dataset: the data set.
@@ -66,15 +67,25 @@ def claim(
     Raises:
         UserError: a spec in them cannot be read, names code, or the weights are damaged.
     """
-    first = cells[0]
     if not allow_code:
         refuse_references(cells, path)
+    try:
+        return _claim(dataset, digest, cells, path, allow_code)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"cells or manifest have a value that cannot be read: {said}") from None
+
+
+def _claim(
+    dataset: Dataset, digest: str, cells: Sequence[Cell], path: Path, allow_code: bool
+) -> Claim:
+    first = cells[0]
     manifest = read_manifest(path) if path.is_dir() else None
     seeds = [cell.facts["seed"] for cell in cells if "seed" in cell.facts]
     about = first.about
     given = None if manifest and about.label == manifest.label else about.label
     network = None if manifest else parse_model(about.model)
-    measured = about.precision, int(about.eot or 1)
+    measured = about.precision, whole_number(about.eot) or 1
     weights = checkpoint_weights(
         *(dataset, digest, network, path, given, seeds[0] if seeds else about.seed),
         *measured,
@@ -122,7 +133,18 @@ def training_of(manifest: Manifest, dataset: Dataset, digest: str) -> Training |
 def _queries(cells: Iterable[Cell]) -> list[int | None]:
     """Each number of queries that the cells were attacked with; None: all."""
     found = {cell.about.queries for cell in cells if cell.about.suite}
-    return [int(text) if text else None for text in sorted(found)] or [None]
+    return [whole_number(text) for text in sorted(found)] or [None]
+
+
+def whole_number(text: str) -> int | None:
+    """The number of queries, or of draws, that a row tells of; None where it is empty.
+
+    Raises:
+        UserError: it is no whole number from 1 up.
+    """
+    if text and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise UserError(f"a row has {text[:40]!r} for a number of queries or draws")
+    return int(text) if text else None
 
 
 def _attacks(dataset: Dataset, cells: Iterable[Cell], queries: int | None) -> list[PlannedAttack]:
@@ -131,7 +153,7 @@ def _attacks(dataset: Dataset, cells: Iterable[Cell], queries: int | None) -> li
     wanted: list[Attack] = []
     for cell in sorted(cells, key=_in_suite):
         about = cell.about
-        if about.attack_resolved and about.queries == number and cell.facts["kind"] == "attack":
+        if about.attack_resolved and about.queries == number and cell.facts.get("kind") == "attack":
             with suppress(UserError):  # its cell is then none of the planned ones
                 attack = spec.parse(about.attack_resolved, ATTACKS)
                 complete = attack if attack.suite else replace(attack, suite=about.suite)

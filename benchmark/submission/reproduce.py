@@ -19,6 +19,7 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.store import Store
+from dmlbench.submission.claims import whole_number
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_recipe
 from dmlbench.sweep.run import run
@@ -122,7 +123,7 @@ def reproduce(
         _refuse_references(wanted)
     if not isinstance(dataset, Dataset):
         dataset = spec.parse(dataset or first["dataset"], DATASETS)
-    options |= {"precision": first["precision"], "eot": int(first["eot"] or 1)}
+    options |= {"precision": first["precision"], "eot": whole_number(first["eot"]) or 1}
     with open_session(dataset, results, **options) as session:
         if session.digest != first["data"]:
             raise UserError(
@@ -136,7 +137,7 @@ def reproduce(
             for attack in plan.planned_attacks(
                 _attacks(wanted, queries),
                 dataset.protocol.threat,
-                int(queries) if queries else None,
+                whole_number(queries),
             )
         ]
         cells = run(session, [one], planned)
@@ -234,7 +235,7 @@ def _weights(
         how = f"{checkpoint}"
     seed = row["seed"]
     if checkpoint is not None and not retrain:
-        label = (row["label"], seed, row["precision"], int(row["eot"] or 1))
+        label = (row["label"], seed, row["precision"], whole_number(row["eot"]) or 1)
         found = checkpoint_weights(
             session.dataset, session.digest, None, checkpoint, *label, allow_code=allow_code
         )

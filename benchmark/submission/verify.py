@@ -35,7 +35,7 @@ from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.agreement import Agreement, agreement
 from dmlbench.submission.bundle import Bundle
-from dmlbench.submission.claims import Claim, changes, claim, problem
+from dmlbench.submission.claims import Claim, changes, claim, problem, whole_number
 from dmlbench.submission.outcomes import read_outcomes, task_is_attack, wrong_number
 from dmlbench.sweep.session import Session, open_session
 from dmlbench.sweep.tasks import Combine, Measure
@@ -204,7 +204,7 @@ def _asked(cell: Cell, images: int) -> list[int]:
     """Positions of the queries that the row attacks."""
     from dmlbench.evaluation.evaluator import drawn_queries
 
-    return [int(i) for i in drawn_queries(images, int(cell.about.queries or 0) or None)]
+    return [int(i) for i in drawn_queries(images, whole_number(cell.about.queries))]
 
 
 def _exported(store: Store) -> list[dict[str, Any]]:
