@@ -124,7 +124,6 @@ def attack(
         chosen, results, **places, keep=saved or 0, save_images=saved is None
     ) as session:
         from dmlbench.sweep import plan
-        from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
 
         session.check_queries(queries)
@@ -138,7 +137,13 @@ def attack(
             weights = initial_weights(chosen, session.data, network, *row)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(session, plan.cells(weights, planned)) if saved else []
+        drawn = []
+        if saved:
+            from dmlbench.sweep.pictures import (
+                draw_attacks,
+            )  # with matplotlib, which takes a second
+
+            drawn = draw_attacks(session, plan.cells(weights, planned))
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")
