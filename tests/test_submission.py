@@ -429,6 +429,16 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     refused(unknown, "no measured row is 'nobody'")
 
 
+def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path: Path) -> None:
+    tiny = ["run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+", "--threads", "1"]
+    assert place.zygote.run(tiny, tmp_path, 300).returncode == 0
+    done = place.zygote.run(["reproduce", "none", "--threads", "1"], tmp_path, 300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "trained by the row's recipe, in reproduced/models/" in done.stdout
+    assert "those of the row" in done.stdout
+    assert "differs" not in done.stdout
+
+
 def exact(differences: list[float]) -> float:
     """Share of all signs that give a sum as large: the slow, obvious twin of ``chance``."""
     target = abs(sum(differences)) - 1e-9

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.analysis.csv_files import export, read_tidy
-from dmlbench.common.errors import DamagedError, UserError
+from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core import spec
@@ -129,7 +129,7 @@ def verify(
                 if rows != _exported(store):
                     raise Refused(f"{bundles.ROWS} is not the export of the cells")
                 _measure(session, verdict, cells, claimed, outcomes)
-        except Refused as refusal:
+        except (Refused, CellError) as refusal:  # the second where it cannot be measured at all
             verdict.reasons.append(str(refusal))
         except DamagedError as error:
             verdict.reasons.append(error.reason.replace(f"{folder}/", ""))
@@ -224,7 +224,11 @@ def _measure(
     from dmlbench.sweep.worker import Worker
 
     worker = Worker(session)
-    evaluation = worker.evaluation(claimed.weights)
+    try:
+        evaluation = worker.evaluation(claimed.weights)
+    except (MemoryError, RuntimeError) as error:  # a network larger than this machine
+        said = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise UserError(f"the network of the bundle cannot be built here: {said}") from None
     generator = np.random.default_rng(verdict.seed)
     for cell in cells:
         task = claimed.tasks[cell.id]
