@@ -30,7 +30,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
-from dmlbench.submission.agreement import agreement, chance
+from dmlbench.submission.agreement import agreement, chance, unexplained
 from dmlbench.submission.claims import training_of
 from dmlbench.submission.submit import submit
 from dmlbench.submission.verify import Verdict, verify
@@ -484,3 +484,16 @@ def test_noise_is_accepted_and_a_shift_is_not() -> None:
     hidden = truth.copy()
     hidden[3] = np.nan
     assert held(hidden, truth, stated, False).refused
+
+
+def test_what_differs_alone_is_no_rounding() -> None:
+    """Five of 200 queries made right: too few for a test of signs, and all else is the same."""
+    truth = np.zeros(200)
+    claimed = truth.copy()
+    claimed[:5] = 100
+    edited = held(claimed, truth, bootstrap_mean(claimed), True)
+    assert not edited.refused
+    same = [replace(held(truth, truth, bootstrap_mean(truth), False), attack=a) for a in "abc"]
+    assert unexplained([edited, *same]) == [edited]
+    moved = held(truth + 0.01, truth, bootstrap_mean(truth), False)  # as on another machine
+    assert unexplained([edited, replace(moved, attack="a"), *same[1:]]) == []

@@ -8,6 +8,7 @@ So the mean difference decides, against the noise that these very differences ha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.25  # of half the width of the claimed interval: what a mean may differ unasked
 ALPHA = 0.01  # chance at most that noise in either direction alone refuses a number
+QUIET = 0.002  # share of all other outcomes that differ, below which rounding explains nothing
+FEW = 2  # outcomes that differ in one number for it to count then
 SAME = 1e-4  # of an outcome's own size (at least of 1): outcomes closer than that are the same
 
 
@@ -104,6 +107,21 @@ def agreement(
         complete=complete,
         outside=complete and outside,
     )
+
+
+def unexplained(numbers: Sequence[Agreement]) -> list[Agreement]:
+    """The numbers that differ where all else is the same, as on the machine of the claim.
+
+    Rounding of another machine is seen in most attacks at once: ranks and distances differ in their
+    last digits. Where it is not, several outcomes of one attack that differ have no such cause.
+    """
+    found = []
+    for one in numbers:
+        others = [o for o in numbers if (o.suite, o.attack) != (one.suite, one.attack)]
+        differing, total = sum(o.differing for o in others), sum(o.n for o in others)
+        if not one.close and one.differing >= FEW and differing < QUIET * total:
+            found.append(one)
+    return found
 
 
 def chance(difference: Values) -> float:

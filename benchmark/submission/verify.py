@@ -33,7 +33,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
-from dmlbench.submission.agreement import Agreement, agreement
+from dmlbench.submission.agreement import Agreement, agreement, unexplained
 from dmlbench.submission.bundle import Bundle
 from dmlbench.submission.claims import Claim, changes, claim, problem, whole_number
 from dmlbench.submission.outcomes import read_outcomes, task_is_attack, wrong_number
@@ -247,14 +247,21 @@ def _measure(
             found = _again(evaluation, task, pool)
             numbers = list(_held(cell, outcomes[cell.id], found, pool, True))
         verdict.numbers += numbers
-        verdict.reasons += [
-            f"{one.attack or 'clean images'}: {one.metric} is claimed as {one.claimed:.4g} and "
-            f"measured as {one.measured:.4g} on {one.n:,} queries; {one.differing:,} of them differ"
-            for one in numbers
-            if one.refused
-        ]
+        verdict.reasons += [_said(one) for one in numbers if one.refused]
         verdict.reasons += _other_findings(cell, found)
     worker.close()
+    verdict.reasons += [
+        f"{_said(one)}, and nothing else does, so it is not rounding"
+        for one in unexplained(verdict.numbers)
+        if not one.refused
+    ]
+
+
+def _said(one: Agreement) -> str:
+    return (
+        f"{one.attack or 'clean images'}: {one.metric} is claimed as {one.claimed:.4g} and "
+        f"measured as {one.measured:.4g} on {one.n:,} queries; {one.differing:,} of them differ"
+    )
 
 
 def _again(evaluation: Evaluation, task: Measure, sample: Sequence[int]) -> Measurement:
