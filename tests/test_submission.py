@@ -488,7 +488,7 @@ def test_noise_is_accepted_and_a_shift_is_not() -> None:
 
 def test_what_differs_alone_is_no_rounding() -> None:
     """Five of 200 queries made right: too few for a test of signs, and all else is the same."""
-    truth = np.zeros(200)
+    truth = np.repeat([0.0, 100.0], 100)
     claimed = truth.copy()
     claimed[:5] = 100
     edited = held(claimed, truth, bootstrap_mean(claimed), True)

@@ -174,5 +174,11 @@ def test_weights_of_a_clone_are_explained_to_who_has_none(
         **{field: getattr(far.entry, field) for field in far.entry.__struct_fields__}
         | {"sources": ("results/nowhere",)}
     )
+    absent = ZooModel(far.name, only, far.manifest)
+    monkeypatch.setattr(fetch, "model", lambda name: absent)
     with pytest.raises(UserError, match=r"come with a clone .*results/nowhere.*dmlbench train"):
-        fetch._fetch(ZooModel(far.name, only, far.manifest))
+        fetch.zoo_folder(far.name)
+    good = (registry.PACKAGE / "models" / "fashion-mini" / "hm" / WEIGHTS).read_bytes()
+    far.kept.mkdir(parents=True)
+    (far.kept / WEIGHTS).write_bytes(good)  # by other means, as the error says
+    assert dml.load_model(fetch.zoo_folder(far.name)).training is False

@@ -21,7 +21,10 @@ def zoo_folder(name: str) -> Path:
         UserError: there is no such model, or its weights cannot be had; the message says how to.
     """
     chosen = model(name)
-    return chosen.home or _fetch(chosen)
+    home = chosen.home or _fetch(chosen)
+    if home == chosen.kept and not (home / MANIFEST).is_file():  # the weights were put there
+        write_atomically(home / MANIFEST, read_file(chosen.folder / MANIFEST))
+    return home
 
 
 def local_or_zoo(source: str | Path) -> Path:
