@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column
@@ -81,7 +80,9 @@ class Transfer(TopOneAttack):
     held_against_noise = False  # images of another model need not be stronger than noise
 
     from_: str = parameter(
-        "", "the model that the images are made on: its folder, or a file of weights", required=True
+        "",
+        "the model that the images are made on: its folder, a file of weights, or its zoo name",
+        required=True,
     )
     by: str = parameter("margin", "spec of the attack on it, by APGD unless optimizer= says else")
     network: str | None = parameter(
@@ -191,9 +192,10 @@ def _source(path: str, network: str | None) -> Source:
         UserError: there is none, it was altered, or nothing says what its network is.
     """
     from dmlbench.storage.checkpoint import stored_weights
+    from dmlbench.zoo.fetch import local_or_zoo
 
     try:
-        weights = stored_weights(Path(path))
+        weights = stored_weights(local_or_zoo(path))
     except UserError as error:
         raise UserError(f"transfer: from: {error}") from None
     known = weights.manifest.model if weights.manifest else ""

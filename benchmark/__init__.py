@@ -14,7 +14,7 @@ checkpoint, or the spec of a network. Your own images: ``dmlbench.from_arrays(im
 ``verify_attack``  adversarial images of your own, against a stored row
 ``train``          train one model with a defense
 ``run``            train and measure defenses, resumable, as ``dmlbench run``
-``load_model``     a trained model, from its folder, a results folder or a row of a CSV
+``load_model``     a trained model, from the zoo, its folder, a results folder or a row of a CSV
 ``load_results``   stored results as a ``Report``
 ``from_arrays``    a data set from images and labels in memory
 ``Report``         what the measuring functions return

@@ -17,9 +17,10 @@ SOURCE = Path(__file__).parent.parent / "src"
 # Low to high. Storage lies below the models, which read weights from files, and the analysis
 # below the sweep, which exports CSVs when it has finished. "dmlbench" is the Python interface.
 LEVELS = (
-    *("common", "core", "metrics", "compute", "storage", "datasets.files", "datasets", "models"),
+    *("common", "core", "metrics", "compute", "storage", "datasets.files", "zoo", "datasets"),
+    "models",
     *("attacks.engine", "attacks.base", "attacks", "defenses", "training", "evaluation"),
-    *("analysis", "sweep", "report", "api", "testing", "dmlbench", "cli", "__main__"),
+    *("analysis", "sweep", "submission", "report", "api", "testing", "dmlbench", "cli", "__main__"),
 )
 
 

@@ -19,6 +19,7 @@ from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
+from dmlbench.zoo.fetch import local_or_zoo
 
 TRAINED = ("dataset", "model", "recipe", "resolved")
 """Fields of ``About`` that differ between models, apart from the seed.
@@ -80,14 +81,15 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     """The cells of a model.
 
     Args:
-        name: path of a checkpoint or of a model's folder, or a defense as it is spelt in ``store``.
+        name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as it
+            is spelt in ``store``.
         store: the results folder; a checkpoint that lies in another is looked up there.
         dataset: spec of the data set; None: any.
 
     Raises:
         UserError: it has no cells, or several configurations have that name.
     """
-    path = Path(name)
+    path = local_or_zoo(name)
     digest = weights_digest(path) if path.exists() else None
     if digest is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent

@@ -24,6 +24,7 @@ from dmlbench.sweep.weights import (
     memory_weights,
     trained_on,
 )
+from dmlbench.zoo.fetch import local_or_zoo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,7 @@ def evaluate(
         model: one of
             - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
               is copied, and measured in eval mode;
+            - the name of a model of the zoo, such as ``"fashion-mini/hm"``;
             - a checkpoint: a file of weights, or the folder or manifest of a trained model;
             - the spec of a network with the weights it begins with, such as
               ``"mobilenet_v2:head=none,weights=FILE"``: a network as it was published.
@@ -103,6 +105,8 @@ def evaluate(
     Raises:
         UserError: an argument that is wrong, data or weights that are missing.
     """
+    if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
+        model = place
     chosen = dataset_of(dataset or _known_dataset(model) or "fashion-mini")
     asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     with opened(

@@ -23,6 +23,7 @@ from dmlbench.storage.checkpoint import (
     verified_manifest,
 )
 from dmlbench.storage.store import Store
+from dmlbench.zoo.fetch import local_or_zoo
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
@@ -41,6 +42,7 @@ def load_model(
 
     Args:
         source: one of
+            - the name of a model of the zoo (``"fashion-mini/hm"``), which is fetched if need be;
             - the folder of a model, with its ``manifest.json``, or that manifest;
             - the name of a model in ``results``: its defense as it was given (``"hm:eta=8"``), its
               label in tables, its training identity;
@@ -103,7 +105,7 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
         except (KeyError, TypeError):
             raise UserError("a row must have the column checkpoint_sha256") from None
     else:
-        path = Path(source)
+        path = local_or_zoo(source)
         if path.is_dir() or path.name == MANIFEST:
             return path if path.is_dir() else path.parent
         names = {str(source)}

@@ -9,7 +9,7 @@ import click
 
 from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import DATASET, PATH, options
-from dmlbench.cli.shared import check_outputs, finish
+from dmlbench.cli.shared import check_outputs, finish, weights_of
 
 
 class _Saved(click.ParamType[int | None]):
@@ -27,6 +27,7 @@ class _Saved(click.ParamType[int | None]):
 
 @click.command(
     epilog="\b\nExamples:\n"
+    "  dmlbench attack --zoo fashion-mini/hm --suite auto --queries 100\n"
     "  dmlbench attack --checkpoint results/models/ID\n"
     "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es\n"
     "  dmlbench attack --model mobilenet_v2:head=none,weights=w.pt --dataset grocery --attack es",
@@ -40,6 +41,7 @@ class _Saved(click.ParamType[int | None]):
     "or a Lightning checkpoint (as RobRank's code writes). Without one, --model is measured as it "
     "is published.",
 )
+@options("zoo")
 @click.option(
     "--model",
     metavar="SPEC",
@@ -79,6 +81,7 @@ class _Saved(click.ParamType[int | None]):
 @options("device", "batch_size", "threads", "precision", "json")
 def attack(
     checkpoint: Path | None,
+    zoo: str | None,
     model: str | None,
     label: str | None,
     attacks: tuple[str, ...],
@@ -106,21 +109,21 @@ def attack(
     from dmlbench.sweep.session import open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
+    checkpoint = weights_of(checkpoint, zoo)
     known = trained_on(checkpoint) if checkpoint else ""
     chosen = spec.parse(dataset or known or DATASET, DATASETS)
     asked = parse_attacks(attacks, suites or (() if attacks else ("strict",)))
     network = parse_model(model) if model else None
     if checkpoint is None and network is None:
         raise UserError(
-            "name the weights (--checkpoint FILE), or a network that is measured as it is "
-            "published (--model mobilenet_v2:head=none)"
+            "name the weights (--checkpoint FILE, --zoo NAME), or a network that is measured as it "
+            "is published (--model mobilenet_v2:head=none)"
         )
     check_outputs(results, leaderboards)
     with open_session(
         chosen, results, **places, keep=saved or 0, save_images=saved is None
     ) as session:
         from dmlbench.sweep import plan
-        from dmlbench.sweep.pictures import draw_attacks
         from dmlbench.sweep.run import run
 
         session.check_queries(queries)
@@ -134,7 +137,13 @@ def attack(
             weights = initial_weights(chosen, session.data, network, *row)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(session, plan.cells(weights, planned)) if saved else []
+        drawn = []
+        if saved:
+            from dmlbench.sweep.pictures import (
+                draw_attacks,
+            )  # with matplotlib, which takes a second
+
+            drawn = draw_attacks(session, plan.cells(weights, planned))
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

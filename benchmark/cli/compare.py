@@ -28,8 +28,9 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     """Compare two measured models: the difference B - A of each metric, with its 95% interval.
 
     Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
-    defenses (as given to 'run', or as tables show them), checkpoints, or folders under
-    results/models. Only stored results are read: nothing is trained or attacked.
+    defenses (as given to 'run', or as tables show them), checkpoints, folders under
+    results/models, or models of the zoo. Only stored results are read: nothing is trained or
+    attacked.
     """
     from msgspec import to_builtins
 

@@ -105,6 +105,12 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         help="For a randomised network (noise, dropout or random sizes in eval mode): gradients "
         "and outcomes are means over N draws; rows say so. Costs N times the passes.",
     ),
+    "zoo": click.option(
+        "--zoo",
+        metavar="NAME",
+        help="Model of the zoo, instead of --checkpoint, e.g. fashion-mini/hm; 'dmlbench zoo' "
+        "lists them.",
+    ),
     "allow_code": click.option(
         "--allow-code",
         is_flag=True,

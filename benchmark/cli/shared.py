@@ -55,6 +55,15 @@ def finish(
         sys.exit(EXIT_FAILED_CELLS)
 
 
+def weights_of(checkpoint: Path | None, zoo: str | None) -> Path | None:
+    """``--checkpoint``, or the folder of the model that ``--zoo`` names, fetched if need be."""
+    from dmlbench.zoo.fetch import zoo_folder
+
+    if checkpoint is not None and zoo is not None:
+        raise UserError("--checkpoint and --zoo both name weights: give one of them")
+    return checkpoint if zoo is None else zoo_folder(zoo)
+
+
 def stored(results: Path, dataset: str | None) -> list[Cell]:
     """Every stored cell of a data set, or of all; damaged ones are named and left out."""
     from dmlbench.storage.store import Store

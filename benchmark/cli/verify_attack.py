@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlbench.cli.options import PATH, options
-from dmlbench.cli.shared import check_outputs
+from dmlbench.cli.shared import check_outputs, weights_of
 
 if TYPE_CHECKING:
     from dmlbench.metrics.bootstrap import Estimate
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint", type=PATH, metavar="FILE", help="Weights. Default: the row's, in --results."
 )
+@options("zoo")
 @click.option("--model", metavar="SPEC", help="Network of --checkpoint.")
 @options("results", "leaderboards", "data_root", "cache", "device", "batch_size", "threads", "json")
 def verify_attack(
@@ -55,6 +56,7 @@ def verify_attack(
     link: str,
     dataset: str | None,
     checkpoint: Path | None,
+    zoo: str | None,
     model: str | None,
     results: Path,
     leaderboards: Path,
@@ -78,7 +80,7 @@ def verify_attack(
         *(file, row, Contributor(by, link), results),
         where=where,
         dataset=dataset,
-        checkpoint=checkpoint,
+        checkpoint=weights_of(checkpoint, zoo),
         model=model,
         **places,
     )

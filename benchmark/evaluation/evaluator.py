@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dmlbench.attacks import moved_query
@@ -66,22 +67,24 @@ class Evaluation(EmbeddedTest):
         }
         return Measurement(metrics, findings, outcomes)
 
-    def chosen(self, queries: int | None) -> torch.Tensor:
-        """Positions of the test images to perturb: all, or that many drawn at random.
+    def chosen(self, queries: int | Sequence[int] | None) -> torch.Tensor:
+        """Positions of the test images to perturb: all, those named, or that many drawn at random.
 
-        They are the same for every model, attack and seed; a smaller number is a part of a larger.
+        Drawn ones are the same for every model, attack and seed; a smaller number is a part of a
+        larger.
         """
         if queries is None:
             return self.index
-        drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(len(self.index))
-        return torch.from_numpy(np.sort(drawn[:queries])).to(self.device)
+        if not isinstance(queries, int):
+            return torch.tensor(sorted(queries), device=self.device)
+        return torch.from_numpy(drawn_queries(len(self.index), queries)).to(self.device)
 
     def attack(
         self,
         attack: Attack,
         seed: int,
         title: str,
-        queries: int | None = None,
+        queries: int | Sequence[int] | None = None,
         keep: int = 0,
         *,
         recalls: bool = False,
@@ -207,6 +210,14 @@ class Evaluation(EmbeddedTest):
                 continue
             done += len(batch)
             yield batch, images, attacked
+
+
+def drawn_queries(images: int, queries: int | None) -> npt.NDArray[np.int64]:
+    """Positions, rising, of ``queries`` of the test images drawn at random; None: of all."""
+    if queries is None:
+        return np.arange(images)
+    drawn = np.random.default_rng(derived_seed(0, "queries")).permutation(images)
+    return np.sort(drawn[:queries])
 
 
 @contextmanager

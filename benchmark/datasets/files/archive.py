@@ -73,7 +73,7 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
         return folder
     if not path.is_file():
         partial = path.with_name(f"{path.name}.part")
-        _download(archive.url, partial, reporter)
+        download(archive.url, partial, reporter)
         if not archive.matches(partial):
             partial.unlink()
             wrong = f"{archive.algorithm} differs"
@@ -87,8 +87,12 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     return folder
 
 
-def _download(url: str, partial: Path, reporter: Reporter) -> None:
-    """Download the rest of the file at ``url`` that is not yet in ``partial``."""
+def download(url: str, partial: Path, reporter: Reporter) -> None:
+    """Download the rest of the file at ``url`` that is not yet in ``partial``; nothing is checked.
+
+    Raises:
+        UserError: the host cannot be reached, or does not serve it.
+    """
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

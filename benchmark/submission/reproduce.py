@@ -1,0 +1,278 @@
+"""``dmlbench reproduce``: a row of a board or CSV, measured again and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dmlbench.analysis.csv_files import read_folder, read_tidy
+from dmlbench.analysis.records import MODEL, ROW, Record, rows, tidy
+from dmlbench.analysis.where import condition
+from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.core.spec import refuse_reference
+from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.models.base import MODELS, parse_model
+from dmlbench.storage.store import Store
+from dmlbench.submission.claims import whole_number
+from dmlbench.sweep import plan
+from dmlbench.sweep.requests import parse_recipe
+from dmlbench.sweep.run import run
+from dmlbench.sweep.session import Session, open_session
+from dmlbench.sweep.tasks import Weights
+from dmlbench.sweep.weights import checkpoint_weights
+from dmlbench.training.job import Training
+from dmlbench.zoo.fetch import zoo_folder
+from dmlbench.zoo.registry import card_of, models
+
+WEIGHTS = (*MODEL, "data", "checkpoint_sha256")  # what rows of one model share
+DIGITS = 12  # of a checkpoint's digest that a name must have at least
+SLACK = 1e-6  # relative: what a number without an interval may differ
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A number of a row, and the one that was measured here.
+
+    Attributes:
+        heading: as tables have it, ``CA+`` or ``ES:R (eps=4/255)``.
+        suite: of the row.
+        stated: in the row.
+        measured: here; None: it failed.
+        same_cell: true if it is the same cell: weights, images, attack and versions.
+    """
+
+    heading: str
+    suite: str
+    stated: Estimate
+    measured: Estimate | None
+    same_cell: bool
+
+    @property
+    def equal(self) -> bool:
+        """True if the number measured here lies within the interval of the row's."""
+        if self.measured is None:
+            return False
+        low, high = self.stated.low, self.stated.high
+        slack = SLACK * max(1.0, abs(self.stated.value))
+        low = self.stated.value if low is None else low
+        high = self.stated.value if high is None else high
+        return low - slack <= self.measured.value <= high + slack
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A row that was measured again.
+
+    Attributes:
+        label: the model.
+        source: where the weights came from, in words.
+        same_weights: true if they are those of the row, to the last bit.
+        numbers: each number of the row.
+    """
+
+    label: str
+    source: str
+    same_weights: bool
+    numbers: list[Compared]
+
+    @property
+    def equal(self) -> bool:
+        """True if every number is."""
+        return all(one.equal for one in self.numbers)
+
+
+def reproduce(
+    name: str,
+    results: Path,
+    *,
+    source: Path | None = None,
+    where: Sequence[str] = (),
+    dataset: str | Dataset | None = None,
+    checkpoint: Path | None = None,
+    retrain: bool = False,
+    allow_code: bool = False,
+    **options: Any,
+) -> Reproduction:
+    """Measure a row again, with its weights if they can be had, else with weights trained anew.
+
+    Args:
+        name: the model of the row: its defense, label, the beginning of its checkpoint's digest, or
+            a model of the zoo.
+        results: where models and cells are kept, so that what was interrupted goes on.
+        source: a CSV with a row a metric, or a folder of such; None: ``results`` of the working
+            folder, or the card of a model of the zoo.
+        where: conditions ``column=text`` on columns of a row and ``attack``.
+        dataset: the data set; None: as the row has it.
+        checkpoint: the weights; None: of the zoo, or trained.
+        retrain: train also where the weights can be had.
+        allow_code: run code that the row or a manifest names.
+        options: others of ``open_session``.
+
+    Raises:
+        UserError: no row or several answer to the name, or its weights or images cannot be had.
+    """
+    wanted = _row(name, source, where)
+    first = wanted[0]
+    if not allow_code:
+        _refuse_references(wanted)
+    if not isinstance(dataset, Dataset):
+        dataset = spec.parse(dataset or first["dataset"], DATASETS)
+    options |= {"precision": first["precision"], "eot": whole_number(first["eot"]) or 1}
+    with open_session(dataset, results, **options) as session:
+        if session.digest != first["data"]:
+            raise UserError(
+                f"the images are not those of the row ({first['dataset']}, digest "
+                f"{first['data'][:12]}): name the data set with --dataset"
+            )
+        one, how = _weights(session, first, checkpoint, retrain, allow_code)
+        planned = [
+            attack
+            for queries in dict.fromkeys(r["queries"] for r in wanted if r["suite"])
+            for attack in plan.planned_attacks(
+                _attacks(wanted, queries),
+                dataset.protocol.threat,
+                whole_number(queries),
+            )
+        ]
+        cells = run(session, [one], planned)
+    measured = list(tidy(cells))
+    found = {(_key(record), record["metric"]): record for record in measured}
+    numbers = []
+    for row in rows(wanted):
+        for heading, record in row.records.items():
+            again = found.get((_key(record), record["metric"]))
+            estimate = None
+            if again is not None and again["status"] == "ok":
+                estimate = Estimate(*(again[key] for key in ("value", "low", "high", "n")))
+            numbers.append(
+                Compared(
+                    heading,
+                    record["suite"],
+                    row.estimates[heading],
+                    estimate,
+                    again is not None and again["cell"] == record["cell"],
+                )
+            )
+    digests = {record["checkpoint_sha256"] for record in measured}
+    unique = {(one.suite, one.heading): one for one in numbers}
+    same = digests == {first["checkpoint_sha256"]}
+    return Reproduction(first["label"], how, same, list(unique.values()))
+
+
+def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
+    """The records of one model that the name and the conditions choose, newest definitions first.
+
+    Raises:
+        UserError: there is none, or there are several models.
+    """
+    conditions = [condition(text, (*ROW, "attack")) for text in where]
+    if source is None and name in models():
+        every = read_tidy(models()[name].rows)
+        place, names = models()[name].rows, {models()[name].manifest.sha256}
+    else:
+        place = source or Path("results")
+        every = read_tidy(place) if place.is_file() else read_folder(place)
+        names = {models()[name].manifest.sha256} if name in models() else {name}
+
+    def called(record: Record) -> bool:
+        digest = record["checkpoint_sha256"]
+        known = {record["defense"], record["label"], record["resolved"], digest}
+        return bool(names & known) or (len(name) >= DIGITS and digest.startswith(name))
+
+    mine = [record for record in every if called(record) and record["status"] == "ok"]
+    mine = [record for record in mine if record["checkpoint_sha256"]]
+    chosen = [
+        record
+        for record in mine
+        if all(
+            one.meets(str(record[one.key]))
+            or (one.key in ("suite", "queries", "attack") and not record["suite"])
+            for one in conditions
+        )
+    ]
+    if not chosen:
+        raise UserError(
+            f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}"
+        )
+    kinds = {tuple(record[key] for key in WEIGHTS) for record in chosen}
+    if len(kinds) > 1:
+        differing = [key for i, key in enumerate(WEIGHTS) if len({one[i] for one in kinds}) > 1]
+        said = "; ".join(
+            sorted(
+                " ".join(f"{key}={str(one[WEIGHTS.index(key)])[:DIGITS]}" for key in differing)
+                for one in kinds
+            )
+        )
+        raise UserError(f"{name!r} is {len(kinds)} models in {place} ({said}): choose with --where")
+    return chosen
+
+
+def _refuse_references(records: Iterable[Record]) -> None:
+    """UserError if a spec of a row names code, which would be run."""
+    for record in records:
+        refuse_reference(record["attack_resolved"], ATTACKS, "the row")
+        refuse_reference(record["dataset"], DATASETS, "the row")
+        refuse_reference(record["model"], MODELS, "the row")
+        refuse_reference(record["resolved"], DEFENSES, "the row")
+
+
+def _weights(
+    session: Session, row: Record, checkpoint: Path | None, retrain: bool, allow_code: bool
+) -> tuple[Weights | Training, str]:
+    """The weights of a row, or the training that gives them; and where they come from."""
+    card = card_of(row["checkpoint_sha256"])
+    store = Store(session.store.root)
+    if checkpoint is None and not retrain and card is not None:
+        checkpoint = zoo_folder(card.name)
+        how = f"the zoo's {card.name}"
+    else:
+        how = f"{checkpoint}"
+    seed = row["seed"]
+    if checkpoint is not None and not retrain:
+        label = (row["label"], seed, row["precision"], whole_number(row["eot"]) or 1)
+        found = checkpoint_weights(
+            session.dataset, session.digest, None, checkpoint, *label, allow_code=allow_code
+        )
+        if found.facts["checkpoint"] != row["checkpoint_sha256"]:
+            raise UserError(
+                f"{checkpoint} holds other weights than the row (SHA-256 "
+                f"{row['checkpoint_sha256'][:DIGITS]}...)"
+            )
+        return found, how
+    if not row["resolved"]:
+        raise UserError(
+            f"the row of {row['label']} does not say how it was trained: name its weights with "
+            "--checkpoint"
+        )
+    (training,) = plan.plan(
+        session.dataset,
+        session.digest,
+        parse_model(row["model"]),
+        [spec.parse(row["resolved"], DEFENSES)],
+        [seed],
+        parse_recipe(session.dataset, row["recipe"]),
+    )
+    trained = store.model_folder(training.id)
+    return training, f"trained by the row's recipe, in {trained}"
+
+
+def _attacks(records: Iterable[Record], queries: str) -> list[Attack]:
+    """The attacks of the rows with that number of queries; each once."""
+    found: dict[tuple[str, str], Attack] = {}
+    for record in records:
+        if record["attack_resolved"] and record["queries"] == queries:
+            attack = spec.parse(record["attack_resolved"], ATTACKS)
+            complete = attack if attack.suite else replace(attack, suite=record["suite"])
+            found.setdefault((record["attack_resolved"], record["suite"]), complete)
+    return list(found.values())
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    """What tells the cells of one model apart in a CSV."""
+    return tuple(str(record[key]) for key in ("suite", "queries", "attack"))

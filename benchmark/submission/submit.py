@@ -1,0 +1,181 @@
+"""``dmlbench submit``: pack the rows of a model into a bundle that anyone can verify."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import structs
+
+from dmlbench.analysis.compare import names_of, weights_digest
+from dmlbench.analysis.csv_files import export
+from dmlbench.analysis.records import ROW
+from dmlbench.analysis.where import condition
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import read_file, write_atomically
+from dmlbench.compute.provenance import provenance
+from dmlbench.core import spec
+from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.storage.cell import Cell
+from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
+from dmlbench.storage.store import Store
+from dmlbench.submission import bundle as bundles
+from dmlbench.submission.bundle import Bundle
+from dmlbench.submission.claims import changes, claim, problem
+from dmlbench.sweep.session import open_session
+from dmlbench.zoo.fetch import local_or_zoo
+from dmlbench.zoo.registry import card_of
+
+
+def submit(
+    name: str,
+    results: Path,
+    path: Path,
+    *,
+    by: str,
+    link: str = "",
+    where: Sequence[str] = (),
+    dataset: str | Dataset | None = None,
+    checkpoint: Path | None = None,
+    weights_url: str = "",
+    data_root: Path | None = None,
+    cache: Path | None = None,
+) -> tuple[Bundle, list[str]]:
+    """Pack the rows of a model; returns the record of the bundle, and what was left out and why.
+
+    Args:
+        name: the model as ``compare`` takes it: its defense, label or checkpoint.
+        results: the results folder that holds its cells.
+        path: the bundle that is written.
+        by: name of who hands it in.
+        link: address of a paper or of code.
+        where: conditions ``column=text`` that choose among the rows of the model.
+        dataset: the data set; None: as the rows have it.
+        checkpoint: the weights; None: those in ``results``, or in the zoo.
+        weights_url: https address of the weights, which are left out of the bundle then.
+        data_root, cache: those of ``open_session``.
+
+    Raises:
+        UserError: there are no such rows, they are several models, or the weights are not there.
+    """
+    store = Store(results)
+    cells = _chosen(store, name, where)
+    first = cells[0]
+    if not isinstance(dataset, Dataset):
+        dataset = spec.parse(dataset or first.about.dataset, DATASETS)
+    home = _weights_of(store, first, checkpoint)
+    with (
+        tempfile.TemporaryDirectory(prefix="dmlbench-") as empty,
+        open_session(dataset, Path(empty), data_root=data_root, cache=cache) as session,
+    ):
+        if session.digest != first.facts["data"]:
+            raise UserError(f"these are not the images of {first.about.dataset}: name --dataset")
+        folder, weights = session.store, _copy_weights(home, first, Path(empty))
+        claimed = claim(dataset, session.digest, cells, weights, allow_code=True)
+        left_out, kept = [], []
+        for cell in cells:
+            planned = claimed.tasks.get(cell.id)
+            if planned is not None:  # a row of 'attack' may lack what the manifest tells
+                cell = structs.replace(cell, about=planned.cell.about)
+            if wrong := problem(cell, claimed):
+                left_out.append(wrong)
+            else:
+                folder.put(cell, store.outcomes(cell.id))
+                kept.append(cell)
+        if not kept:
+            raise UserError(f"no cell of {name!r} can be handed in: {left_out[0]}")
+        export(folder)
+        changed = changes(claimed, kept)
+        if weights_url:
+            (weights / WEIGHTS).unlink()
+        files = [one.relative_to(empty).as_posix() for one in Path(empty).rglob("*")]
+        packed = [one for one in files if one.startswith(("cells/", "models/")) and "." in one] + [
+            bundles.ROWS
+        ]
+        made = Bundle(
+            schema=bundles.SCHEMA,
+            by=by,
+            link=link,
+            protocol="open" if changed else "closed",
+            changes=changed,
+            dataset=first.about.dataset,
+            data=first.facts["data"],
+            checkpoint=first.facts["checkpoint"],
+            weights=weights_url,
+            cells=tuple(cell.id for cell in kept),
+            files=bundles.digests(Path(empty), packed),
+            made=provenance(None),
+        )
+        bundles.write(path, bundles.checked(made), Path(empty))
+    return made, left_out
+
+
+def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
+    """The cells of one model, whole and measured; images from outside are not among them."""
+    conditions = [condition(text, ROW) for text in where]
+    place = local_or_zoo(name)
+    digest = weights_digest(place) if place.exists() else None
+    stored = [cell for cell in store.cells() if store.done(cell.id) is not None]
+    found = [
+        cell
+        for cell in stored
+        if (cell.facts.get("checkpoint") == digest if digest else name in names_of(cell))
+        and "external_files" not in cell.facts
+        and cell.facts["kind"] != "external"
+        and all(
+            one.meets(str(getattr(cell.about, one.key)))
+            or (one.key in ("suite", "queries") and not cell.about.suite)
+            for one in conditions
+        )
+    ]
+    if not found:
+        known = ", ".join(sorted({cell.about.defense for cell in stored})) or "nothing"
+        raise UserError(f"nothing was measured of {name!r} in {store.root}; there is {known}")
+    kinds = {
+        (c.facts["checkpoint"], c.facts["data"], c.about.precision, c.about.eot) for c in found
+    }
+    seeds = {cell.facts["seed"] for cell in found if "seed" in cell.facts}
+    if len(kinds) > 1 or len(seeds) > 1:
+        raise UserError(
+            f"{name!r} is several models, data sets, precisions or seeds in {store.root}: a bundle "
+            "has one of each; choose with --where, e.g. --where seed=0"
+        )
+    return found
+
+
+def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
+    """The folder or file of the weights that a cell was measured with."""
+    known = card_of(cell.facts["checkpoint"])
+    place = checkpoint or store.model_folder(str(cell.facts.get("training")))
+    if checkpoint is None and not place.is_dir() and known is not None:
+        place = local_or_zoo(known.name)
+    if not place.exists():
+        raise UserError(
+            f"the weights of {cell.about.label} are not in {store.root}: name them with "
+            "--checkpoint"
+        )
+    return place
+
+
+def _copy_weights(home: Path, cell: Cell, root: Path) -> Path:
+    """Copy weights and manifest to where a bundle has them; returns the model's folder or file."""
+    weights = stored_weights(home)
+    if weights.sha256 != cell.facts["checkpoint"]:
+        raise UserError(
+            f"{home} holds other weights than {cell.about.label} was measured with: name those "
+            "with --checkpoint"
+        )
+    if weights.path.suffix != ".safetensors":
+        raise UserError(
+            f"{weights.path} is no safetensors file, and a bundle takes no other: save the state "
+            "dict with safetensors.torch.save_file, and measure that"
+        )
+    folder = root / "models" / str(cell.facts.get("training", weights.sha256[:16]))
+    folder.mkdir(parents=True)
+    shutil.copyfile(weights.path, folder / WEIGHTS)
+    if weights.manifest is None:
+        return folder / WEIGHTS
+    write_atomically(folder / MANIFEST, read_file(weights.path.parent / MANIFEST))
+    return folder
