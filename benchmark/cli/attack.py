@@ -134,7 +134,7 @@ def attack(
             weights = initial_weights(chosen, session.data, network, *row)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         cells = run(session, [weights], planned)
-        drawn = draw_attacks(session, plan.cells(weights, planned)) if saved else []
+        drawn = draw_attacks(session, plan.cells(weights, planned, chosen.benign)) if saved else []
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")
