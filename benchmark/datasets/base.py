@@ -142,6 +142,12 @@ class RetrievalData:
         return self.test if self.gallery is None else self.gallery
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """Name of a split -> its images; the gallery only where it is apart."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.gallery is None else found | {"gallery": self.gallery}
+
+    @property
     def benign(self) -> tuple[str, ...]:
         """Names of the metrics of its clean images."""
         return BENIGN if self.answers is None else INSTANCE
@@ -150,7 +156,7 @@ class RetrievalData:
     def digest(self) -> str:
         """SHA-256 over shapes, pixels (or their hashes), labels and what else decides a number."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test, *([] if self.gallery is None else [self.gallery])):
+        for split in self.splits.values():
             pixels = split.images if split.hashes is None else split.hashes
             for array, content in ((split.images, pixels), (split.labels, split.labels)):
                 digest.update(f"{array.dtype} {array.shape};".encode())
