@@ -41,6 +41,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import AUTO_STEPS, OPTIMIZER_OF, SUITES
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
+from dmlbench.metrics.names import CLEAN, ERS, EXTERNAL, WORST
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ __all__ = [
 
 ATTACKS: Registry[Attack] = Registry("attack", "dmlbench.attacks", required=("columns", "goal"))
 
-RESERVED = ("R@1", "R@2", "mAP", "mAP@R", "mAP@10", "NMI", "Robust R@1", "ERS", "External:R@1")
+RESERVED = (*CLEAN, WORST, ERS, f"{EXTERNAL}:R@1")
 """Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
@@ -140,9 +141,9 @@ class Attack(Component, abc.ABC):
 
     @abc.abstractmethod
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> Goal:
-        """Targets and loss for the test images at the positions ``index`` (B,).
+        """Targets and loss for the queries with the numbers ``index`` (B,).
 
-        They may depend on ``seed`` and each image's own position only, not on the batch around it.
+        They may depend on ``seed`` and each query's own number only, not on the batch around it.
         """
 
     def most_rows(self, gallery: Gallery) -> int:
@@ -234,9 +235,9 @@ class Attack(Component, abc.ABC):
 
         Args:
             model: an embedding model; it is in eval mode and frozen while it is attacked.
-            images: (B, C, H, W) clean images in [0, 1].
-            index: (B,) their positions in the test split, which is the gallery.
-            gallery: clean embeddings of the whole test split.
+            images: (B, C, H, W) clean images in [0, 1] of what it perturbs.
+            index: (B,) the numbers of the queries; of a candidate attack, of its candidates.
+            gallery: clean embeddings of the items and the queries.
             seed: the cell's seed; together with ``index`` it decides the targets.
             active_set: samples whose gradient is zero leave the batch, which changes no result.
             draws: passes of a randomised network that gradients and outcomes are the means of
@@ -297,7 +298,7 @@ class Attack(Component, abc.ABC):
                 clean = mean_outcomes(
                     draws,
                     lambda: goal.outcome(
-                        gallery.embeddings[index] if draws == 1 else embed(images)
+                        self.clean(gallery, index) if draws == 1 else embed(images)
                     ),
                 )
             for found_of in (outcomes, clean):
@@ -312,6 +313,13 @@ class Attack(Component, abc.ABC):
             found = one if found is None else self._worse(found, one)
         assert found is not None
         return found
+
+    @final
+    def clean(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+        """(B, D) the clean embeddings of what it perturbs."""
+        if self.perturbs == "query":
+            return gallery.queries[index]
+        return gallery.embeddings[gallery.candidates[index]]
 
     def _last(self, optimizer: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
         """Outcomes of the last iterate, of an optimizer that returns another; one draw of it."""

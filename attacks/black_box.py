@@ -133,9 +133,9 @@ def search_right(
 ) -> Counted:
     """Search for the queries whose clean top-1 is right; the others keep their image.
 
-    Their clean embeddings are in the gallery, so this takes no pass.
+    Their clean embeddings are known, so this takes no pass.
     """
-    e = goal.gallery.embeddings[goal.index]
+    e = goal.gallery.queries[goal.index]
     rows = (goal.first(e) > 0).nonzero()[:, 0]
     found = search.run(embed, images[rows], goal.take(rows))
     assert isinstance(found, Counted)

@@ -2,7 +2,7 @@
 
 The candidate attack of AdvRank (ECCV 2020, section "Candidate Attack").
 
-With q a chosen query, x the other gallery items and c~ the perturbed candidate,
+With q a chosen query, x the other gallery items that it sees and c~ the perturbed candidate,
 
     CA+:  L = mean_q mean_x max(0, d(q, c~) - d(q, x))
     CA-:  L = mean_q mean_x max(0, d(q, x) - d(q, c~))
@@ -11,8 +11,11 @@ The distances d(q, x) are constant over the steps. They are sorted once and summ
 loss and its slope in d(q, c~) are a search: if k of the n distances are within a = d(q, c~), then
 CA+ is (k a - sum of the k smallest) / n with slope k / n.
 
-``strict`` ranks c~ among the gallery without the query's and the candidate's own entries, ties
-half. ``ers``, as the published code, keeps both entries and counts strictly closer ones.
+Where queries and gallery are apart, there are as many candidates as queries, drawn from the gallery
+(``Gallery.candidates``), and the queries of each are those that see it.
+
+``strict`` ranks c~ among the items that the query sees, without the candidate's own entry, ties
+half. ``ers``, as the published code, keeps all entries and counts strictly closer ones.
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ from typing import ClassVar, Literal
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import BLOCK_CELLS, Gallery
-from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
+from dmlbench.metrics.relevance import put
 
 SORTED_CELLS = 32_000_000  # sorted distances of a batch, 12 bytes each with their sums
 LOWERED = "Percentile rank that the candidate falls to: 0 is untouched, 100 the bottom."
@@ -45,7 +48,8 @@ class CandidateGoal(RowWise):
         up: true for CA+ (towards the top), false for CA- (towards the bottom).
         tie: distances that differ by at most this are tied; 0 counts strictly closer ones only.
         metric: N, E or C.
-        others: n, the number of items a candidate is ranked among.
+        most: the largest number of items that any list ranks a candidate among.
+        others: (B, w) n, the number of items that it is ranked among in each list.
         queries: (B, w, D) embeddings of the chosen queries.
         distances: (B, w, N) their distances to the others, ascending, then inf.
         sums: (B, w, N + 1) float64; sums[..., k] is the sum of the k smallest distances.
@@ -55,7 +59,8 @@ class CandidateGoal(RowWise):
     up: bool
     tie: float
     metric: Metric
-    others: int
+    most: int
+    others: torch.Tensor
     queries: torch.Tensor
     distances: torch.Tensor
     sums: torch.Tensor
@@ -69,11 +74,12 @@ class CandidateGoal(RowWise):
         if self.up:
             loss, slope = k * far - within, k
         else:
-            beyond = self.others - k
-            loss, slope = self.sums[..., self.others] - within - beyond * far, -beyond
+            beyond, whole = self.others - k, self.sums.gather(2, self.others[..., None])[..., 0]
+            loss, slope = whole - within - beyond * far, -beyond
+        longer = self.most / self.others.double()  # exactly 1 where all lists are as long
         direction = rowwise_gradient(e[:, None], self.queries, self.metric)
-        de = (slope[..., None].to(e.dtype) * direction).mean(1) / self.others
-        return loss.mean(1) / self.others, de
+        de = ((slope * longer)[..., None].to(e.dtype) * direction).mean(1) / self.most
+        return (loss * longer).mean(1) / self.most, de
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """Percentile rank of the candidate in its queries' lists, mean over the w queries."""
@@ -82,7 +88,8 @@ class CandidateGoal(RowWise):
         tied = torch.zeros_like(closer)
         if self.tie:
             tied = torch.searchsorted(self.distances.double(), a + self.tie, right=True) - closer
-        return {self.column: percentile_rank(closer, tied, self.others)[..., 0].mean(1)}
+        rank = percentile_rank(closer, tied, self.others[..., None])
+        return {self.column: rank[..., 0].mean(1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ class CandidateAttack(Attack):
 
     @abc.abstractmethod
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor | None:
-        """(B, P) gallery positions that the queries are drawn from; None: all but the candidate."""
+        """(B, P) queries that those of each candidate are drawn from; None: all that see it."""
 
     def most_rows(self, gallery: Gallery) -> int:
         """As many as keep the sorted distances within 400 MB, whatever the gallery's size."""
@@ -105,34 +112,38 @@ class CandidateAttack(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CandidateGoal:
         """Draw w queries for each candidate and sort their distances to the gallery."""
         n = len(gallery)
-        chosen = draw(n, index, self.w, seed, self.card.name, self.pool(gallery, index))
-        queries = gallery.embeddings[chosen]
+        pool = self.pool(gallery, index)
+        chosen = gallery.turned.draw(index, self.w, seed, self.card.name, pool)
+        queries, excluded = gallery.queries[chosen], gallery.relevance.excluded
+        candidates = gallery.candidates[index]
         distances = queries.new_empty(*chosen.shape, n)
         sums = queries.new_zeros(*chosen.shape, n + 1, dtype=torch.float64)
         for rows in torch.split(torch.arange(len(index)), max(1, BLOCK_CELLS // (n * self.w))):
-            d = gallery.distances(queries[rows].flatten(0, 1)).view(len(rows), self.w, n)
+            d = gallery.distances(queries[rows].flatten(0, 1))
             if self.strict:
-                own = index[rows, None, None].expand(-1, self.w, 1)
-                d.scatter_(2, chosen[rows, :, None], torch.inf).scatter_(2, own, torch.inf)
+                excluded.put(d, chosen[rows].flatten(), torch.inf)
+                put(d, candidates[rows].repeat_interleave(self.w)[:, None], torch.inf)
+            d = d.view(len(rows), self.w, n)
             distances[rows] = d.to(queries.dtype).sort(dim=2).values
             sums[rows, :, 1:] = distances[rows].double().cumsum(dim=2)
-        others = n - 2 if self.strict else n
-        column = self.columns[0].name
+        others = gallery.seen - 1 if self.strict else torch.full_like(gallery.seen, n)
         tie = gallery.tie if self.strict else 0.0
-        return CandidateGoal(column, self.up, tie, gallery.metric, others, queries, distances, sums)
+        most, ranked = int(others.max()), others[chosen]
+        name, metric = self.columns[0].name, gallery.metric
+        return CandidateGoal(name, self.up, tie, metric, most, ranked, queries, distances, sums)
 
 
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class CandidateUp(CandidateAttack):
-    """CA+, queries drawn uniformly from the gallery."""
+    """CA+, queries drawn uniformly."""
 
     card = Card("ca+", "raise a candidate in the rankings of w random queries", ADVRANK)
     columns = (Column("CA+", "%", "higher", RAISED, rank=True),)
     up = True
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> None:
-        """Everything but the candidate."""
+        """All that see the candidate."""
         return None
 
 
@@ -147,4 +158,4 @@ class CandidateDown(CandidateAttack):
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
         """The candidate's nearest 1%, or its nearest w where 1% is fewer."""
-        return gallery.neighbourhood(index, self.w)
+        return gallery.turned.neighbourhood(index, self.w)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed
-from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
@@ -75,7 +74,7 @@ class EmbeddingShift(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
         """No target but the query itself."""
         offset = FIRST_OFFSET if self.strict else PUBLISHED_FIRST_OFFSET
-        return ShiftGoal(offset, gallery, index, gallery.embeddings[index])
+        return ShiftGoal(offset, gallery, index, gallery.queries[index])
 
     def read(
         self, goal: ShiftGoal, perturbed: Perturbed, after: torch.Tensor
@@ -115,6 +114,6 @@ class TargetedMismatch(Attack):
     columns = (Column("TMA", "", "lower", REACHED, (-1, 1)),)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> MismatchGoal:
-        """A target drawn uniformly from the rest of the gallery."""
-        chosen = draw(len(gallery), index, 1, seed, self.card.name)
+        """A target drawn uniformly from the items that the query sees."""
+        chosen = gallery.draw(index, 1, seed, self.card.name)
         return MismatchGoal(gallery.embeddings[chosen[:, 0]])

@@ -1,13 +1,14 @@
 """LTM, GTM and GTT: the query is perturbed so that wrong items are at the top of its ranking.
 
-    LTM:  L = max(0, max_{other class} d(q~, x) - min_{same class} d(q~, x))
+    LTM:  L = max(0, max_{other class} d(q~, x) - min_{own class} d(q~, x))
                                               (Wang et al., CVPR 2020, learning to misrank)
     GTM:  L = d(q~, the nearest item of another class)          (RobRank, greedy top-1 misranking)
     GTT:  the QA- loss on the query's top-1 item                (RobRank, top-1 translocation)
 
-In ``ers``, as the published code:
+"The own class" are the positives of the query, "other classes" all that is no positive and that the
+query sees, distractors too. In ``ers``, as the published code:
 
-- LTM: the minimum over the same class includes the query's own entry.
+- LTM: the minimum over the own class includes what the query never sees, as its own entry.
 - GTM: "another class" is one other than that of the query's top-1 item. The target is not the
   nearest item of these classes. If that item is number k among all items of these classes, the
   target is item k of the whole gallery: an indexing slip, and close to an arbitrary item.
@@ -44,7 +45,7 @@ STAYED = "Share of queries whose top-1 item stays in the top 4, in percent."
 class MisrankGoal(RowWise):
     """LTM: the query's own class farther away than every other class.
 
-    ``own`` is true where the query's own entry counts among its class (``ers``).
+    ``own`` is true where positives that are excluded, as its own entry, count too (``ers``).
     """
 
     gallery: Gallery
@@ -52,7 +53,7 @@ class MisrankGoal(RowWise):
     own: bool
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (B,) and gradients (B, D); zero for a query that is alone in its class."""
+        """Losses (B,) and gradients (B, D); zero for a query without a positive."""
         far, near, alone = self._extremes(e)
         x, metric = self.gallery.embeddings, self.gallery.metric
         gap = rowwise(e, x[far], metric) - rowwise(e, x[near], metric)
@@ -65,23 +66,24 @@ class MisrankGoal(RowWise):
         return {"LTM": self.gallery.recall_at_1(e, self.index)}
 
     def _extremes(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B,) positions of the farthest other-class item and of the nearest same-class one, and
-        true where either does not exist.
+        """(B,) positions of the farthest other item and of the nearest positive, and true where
+        either does not exist.
         """
-        labels = self.gallery.labels[self.index]
+        relevance = self.gallery.relevance
         far_d = torch.full_like(e[:, 0], -torch.inf)
         near_d = torch.full_like(e[:, 0], torch.inf)
         far, near = torch.zeros_like(self.index), torch.zeros_like(self.index)
         for first in range(0, len(self.gallery), CHUNK):
             items = slice(first, first + CHUNK)
             d = pairwise(e, self.gallery.embeddings[items], self.gallery.metric)
-            same = labels[:, None] == self.gallery.labels[items]
-            other_d, other = d.masked_fill(same, -torch.inf).max(1)
+            same = relevance.positives.contains(self.index, first, d.shape[1])
+            others = d.masked_fill(same, -torch.inf)
+            relevance.excluded.put(others, self.index, -torch.inf, first)
+            other_d, other = others.max(1)
+            own = d.masked_fill(~same, torch.inf)
             if not self.own:
-                inside = (self.index >= first) & (self.index < first + d.shape[1])
-                column = (self.index - first).clamp(0, d.shape[1] - 1)[:, None]
-                same.scatter_(1, column, same.gather(1, column) & ~inside[:, None])
-            same_d, closest = d.masked_fill(~same, torch.inf).min(1)
+                relevance.excluded.put(own, self.index, torch.inf, first)
+            same_d, closest = own.min(1)
             farther, closer = other_d > far_d, same_d < near_d
             far, far_d = torch.where(farther, other + first, far), far_d.maximum(other_d)
             near, near_d = torch.where(closer, closest + first, near), near_d.minimum(same_d)
@@ -133,8 +135,8 @@ class GreedyTopOneMisranking(Attack):
             target = gallery.nearest_of_another_class()[index]
         else:
             nearest = gallery.nearest_unlike_the_top1()[index]
-            top1 = gallery.labels[gallery.nearest(1)[index, 0]]
-            unlike = gallery.labels[None, :] != top1[:, None]
+            top1 = gallery.classes[gallery.nearest(1)[index, 0]]
+            unlike = gallery.classes[None, :] != top1[:, None]
             before = torch.arange(len(gallery), device=index.device) < nearest[:, None]
             target = (unlike & before).sum(1)
         return TopOneGoal(gallery, index, gallery.embeddings[target])

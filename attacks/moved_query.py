@@ -42,17 +42,17 @@ def columns_of(attack: type[Attack]) -> tuple[Column, ...]:
 def outcomes(
     wanted: Collection[Column], e: torch.Tensor, index: torch.Tensor, gallery: Gallery
 ) -> dict[str, torch.Tensor]:
-    """Name of a column -> (B,) float64 values; NaN for R@K where the class has no other member.
+    """Name of a column -> (B,) float64 values; NaN for R@K where a query has no positive.
 
     Args:
         wanted: columns, as ``columns`` makes them; nothing is computed if there are none.
         e: (B, D) embeddings of the queries.
-        index: (B,) their own positions in the gallery.
+        index: (B,) their numbers.
         gallery: clean embeddings.
     """
     if not wanted:
         return {}
     x, metric = gallery.embeddings, gallery.metric
-    found = retrieval(e, index, x, gallery.labels, metric, RECALLS).scores
-    found["D"] = rowwise(e, x[index], metric).double()
+    found = retrieval(e, index, x, gallery.relevance, metric, RECALLS).scores
+    found["D"] = rowwise(e, gallery.queries[index], metric).double()
     return {column.name: found[column.name.rpartition(":")[2]] for column in wanted}

@@ -23,7 +23,6 @@ from typing import ClassVar, Self
 from dmlbench.attacks.base import ATTACKS, Attack, Column
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import QueryLoss
-from dmlbench.attacks.engine.targets import draw
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, ROBRANK
 from dmlbench.core.protocol import Threat
@@ -80,7 +79,7 @@ class QueryAttack(Attack):
         """(B, m) positions: uniform for QA+, from the nearest 1% (at least m) for QA-."""
         purpose = "qa+" if self.up else "qa-"
         pool = None if self.up else gallery.neighbourhood(index, self.m)
-        return draw(len(gallery), index, self.m, seed, purpose, pool)
+        return gallery.draw(index, self.m, seed, purpose, pool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class SemanticsPreservingQueryAttack(QueryAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> SemanticsPreservingGoal:
         """The loss on the candidates, and QA+ on the nearest items that are not candidates."""
         chosen = self.candidates(gallery, index, seed)
-        near = gallery.nearest(min(SP_ITEMS + self.m, len(gallery) - 1))[index].long()
+        near = gallery.nearest(min(SP_ITEMS + self.m, gallery.least_seen))[index].long()
         taken = (near[..., None] == chosen[:, None]).any(2)
         order = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, :SP_ITEMS]
         kept = QueryLoss(True, self.strict, gallery, index, near.gather(1, order))

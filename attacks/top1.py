@@ -1,7 +1,7 @@
 """Attacks on the top-1: a query fails where an item of another class is closer than its own.
 
-With d_c the distance from the query q~ to the nearest item of class c, y its own class (its own
-entry left out) and t the nearest other class, all losses are minimised:
+With d_c the distance from the query q~ to the nearest item that it sees of class c, y its own class
+and t the nearest other class, all losses are minimised:
 
     margin:  M = d_t - d_y
     dlr:     (d_t - d_y) / (d_3 - d_1), d_1 and d_3 the least and third least distance over classes
@@ -14,7 +14,8 @@ A query is broken as soon as M < 0. It then leaves the search with the image tha
 loss counts as the lowest there is, its gradient as zero.
 
 ``of=item`` needs no labels: the item that is the query's top-1 on the clean image has to stay it.
-It is a class of its own then, and so is every other item.
+It is a class of its own then, and so is every other item. A distractor is always one, and where the
+answers to a query are listed, every item is, and y the nearest answer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dmlbench.attacks.embedding_shift import FIRST_OFFSET
 from dmlbench.attacks.engine.classes import Classes, Nearest
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import QueryLoss
+from dmlbench.attacks.engine.ranked_list import RankedLists
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
@@ -76,9 +78,10 @@ class TopOneGoal(RowWise):
         column: heading of the outcome.
         gallery: what is searched.
         classes: the gallery by class, or by item.
+        lists: the same as ranked lists.
         seed: of the cell, for random starts.
-        index: (B,) the queries' own positions.
-        own: (B,) the places of their classes in ``classes``.
+        index: (B,) the numbers of the queries.
+        own: (B, p) the places of their classes in ``classes``.
         item: (B,) the items that have to stay the top-1; None: any of the query's class will do.
     """
 
@@ -86,6 +89,7 @@ class TopOneGoal(RowWise):
     column: str
     gallery: Gallery
     classes: Classes
+    lists: RankedLists
     seed: int
     index: torch.Tensor
     own: torch.Tensor
@@ -142,7 +146,9 @@ class RankGoal(TopOneGoal):
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) float64; the gradients (B, D) are zero, as the losses are steps."""
-        ahead = self.classes.ranked_lists.own_ahead(e, self.index, self.own)
+        item, positives = self.item, self.gallery.relevance.positives
+        answers = positives.of(self.index) if item is None else item[:, None]
+        ahead = self.lists.own_ahead(e, self.index, answers)
         loss = ahead[:, 0] + ahead.double().mean(1) / (len(self.gallery) + 1)
         loss = loss.masked_fill(ahead[:, 0] == 0, torch.finfo(loss.dtype).min)
         return loss.masked_fill(ahead[:, 0] < 0, 0), torch.zeros_like(e)
@@ -180,7 +186,7 @@ def knn_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, st
 
 def shift_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, step: int) -> Slope:
     """Minus the distance from the clean embedding, which is offset in the first step as in ES."""
-    origin = goal.gallery.embeddings[goal.index] + (FIRST_OFFSET if step == 0 else 0)
+    origin = goal.gallery.queries[goal.index] + (FIRST_OFFSET if step == 0 else 0)
     metric = goal.gallery.metric
     return Slope(-rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric))
 
@@ -206,14 +212,20 @@ class TopOneAttack(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
         """The loss on the queries' classes, or on their top-1 items."""
         if self.of == "class":
-            item, labels = None, gallery.labels
+            item, labels = None, gallery.classes
         else:
             item = gallery.nearest(1)[index, 0].long()
             labels = torch.arange(len(gallery), device=index.device)
         classes = gallery.shared(f"classes by {self.of}", lambda: Classes(gallery, labels))
-        own = classes.place_of_item[index if item is None else item]
+        lists = gallery.shared("ranked lists", lambda: RankedLists.of(gallery))
+        if item is None:
+            answers = gallery.relevance.positives
+            places = gallery.shared("places of answers", lambda: classes.places(answers.table))
+            own = places[answers.row[index]]
+        else:
+            own = classes.place_of_item[item][:, None]
         column = self.columns[0].name
-        return TopOneGoal(self.loss, column, gallery, classes, seed, index, own, item)
+        return TopOneGoal(self.loss, column, gallery, classes, lists, seed, index, own, item)
 
 
 @ATTACKS.register

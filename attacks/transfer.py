@@ -164,7 +164,7 @@ class Transfer(TopOneAttack):
         name = f"seen by {source.weights.sha256} {source.network}"
         model, seen = gallery.shared(name, lambda: _look(source, gallery, images))
         found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
-        right = goal.first(gallery.embeddings[goal.index]) > 0
+        right = goal.first(gallery.queries[goal.index]) > 0
         return replace(found, images=torch.where(right.view(-1, 1, 1, 1), found.images, images))
 
     def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
@@ -176,13 +176,16 @@ def _look(source: Source, gallery: Gallery, images: torch.Tensor) -> tuple[Embed
     """The other model, and the gallery as it embeds it, as many images at once as ``images``."""
     from dmlbench.compute.embedding import embed
 
-    if gallery.images is None:
+    if gallery.images is None or gallery.query_images is None:
         raise CellError("transfer needs the images of the gallery, for the other model to embed")
     model = source.load(images)
-    index = torch.arange(len(gallery), device=images.device)
-    with torch.no_grad():
-        parts = [embed(model, gallery.images(rows)) for rows in torch.split(index, len(images))]
-    return model, Gallery(torch.cat(parts), gallery.labels, model.metric, images=gallery.images)
+
+    def look(at: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
+        index = torch.arange(count, device=images.device)
+        with torch.no_grad():
+            return torch.cat([embed(model, at(rows)) for rows in torch.split(index, len(images))])
+
+    return model, gallery.as_embedded_by(model.metric, look)
 
 
 def _source(path: str, network: str | None) -> Source:

@@ -124,8 +124,8 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     ("attacks/engine/optimizer.py", "        self.verify(clean, result)\n", ""),
     (
         "attacks/query.py",
-        "draw(len(gallery), index, self.m, seed,",
-        "draw(len(gallery), index, self.m, 0,",
+        "draw(index, self.m, seed,",
+        "draw(index, self.m, 0,",
     ),
     ("benchmark/training/trainer.py", '"epoch", number)', '"epoch")'),
     (

@@ -18,6 +18,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -108,20 +109,20 @@ def measured(
         attack = ATTACKS.get(name)().resolve(THREAT)
         seconds = [0.0, 0.0]
 
-        def work(attack: object = attack, seconds: list[float] = seconds) -> None:
+        def work(attack: Any = attack, seconds: list[float] = seconds) -> None:
             seconds[:] = 0.0, 0.0
-            for rows in torch.split(index, attack.most_rows(gallery)):  # type: ignore[attr-defined]
-                goals = []
+            for rows in torch.split(index, attack.most_rows(gallery)):
+                goals: list[Any] = []
 
-                def ready(rows: torch.Tensor = rows, goals: list[object] = goals) -> None:
-                    goals.append(attack.goal(gallery, rows, seed=0))  # type: ignore[attr-defined]
+                def ready(rows: torch.Tensor = rows, goals: list[Any] = goals) -> None:
+                    goals.append(attack.goal(gallery, rows, seed=0))
 
                 seconds[0] += clock(ready, device)
                 (goal,) = goals
 
-                def step(rows: torch.Tensor = rows, goal: object = goal) -> None:
-                    goal.value_and_grad(e[rows], 0)  # type: ignore[attr-defined]
-                    goal.outcome(e[rows])  # type: ignore[attr-defined]
+                def step(rows: torch.Tensor = rows, goal: Any = goal) -> None:
+                    goal.value_and_grad(e[rows], 0)
+                    goal.outcome(e[rows])
 
                 seconds[1] += clock(step, device)
 

@@ -29,7 +29,7 @@ for autograd, by_hand in (
     BY_HAND = BY_HAND.replace(autograd, by_hand)
 
 LOSS = "return difference.square().sum(1) / 2, difference"
-TARGET = "        chosen = draw(len(gallery), index, 1, seed, self.card.name)\n"
+TARGET = "        chosen = gallery.draw(index, 1, seed, self.card.name)\n"
 DRAWN = f"{TARGET}        return Towards(gallery.embeddings[chosen[:, 0]])"
 DISTANCE = "(e - self.target).norm(dim=1)"
 COLUMN = '"TOW:D", "", "higher", "Distance to the target: 0 is a full success.", BOUNDS'

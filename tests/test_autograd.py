@@ -44,7 +44,7 @@ class Candidate(AutogradLoss):
     def loss(self, e: torch.Tensor, step: int) -> torch.Tensor:
         a = rowwise(self.hand.queries, e[:, None], self.hand.metric)
         hinge = (a[..., None] - self.hand.distances).relu()
-        return hinge.sum(2).mean(1) / self.hand.others
+        return (hinge.sum(2) / self.hand.others).mean(1)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.hand.outcome(e)

@@ -18,7 +18,8 @@ from dmlbench.metrics.clustering import kmeans_nmi, normalized_mutual_informatio
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
-from dmlbench.metrics.retrieval import class_members, retrieval
+from dmlbench.metrics.relevance import Relevance, class_members
+from dmlbench.metrics.retrieval import retrieval
 
 
 def slow_distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> float:
@@ -35,6 +36,11 @@ def slow_scores(
     others = [i for i in range(len(labels)) if i != own]
     positives = sorted(distance[i] for i in others if labels[i] == labels[own])
     negatives = [distance[i] for i in others if labels[i] != labels[own]]
+    return slow_metrics(positives, negatives)
+
+
+def slow_metrics(positives: list[float], negatives: list[float]) -> dict[str, float] | None:
+    """The metrics of a query from the sorted distances to its answers, and those to the rest."""
     if not positives:
         return None
     ranks = []
@@ -42,6 +48,10 @@ def slow_scores(
         ranks.append(j + sum(n < d for n in negatives) + sum(n == d for n in negatives) / 2)
     r = len(positives)
     precision = [j / rank for j, rank in enumerate(ranks, start=1)]
+    area = 0.0  # as revisitop's compute_ap, whose ranks and j begin at 0
+    for j, rank in enumerate(ranks):
+        left = 1.0 if rank == 1 else j / (rank - 1)
+        area += (left + (j + 1) / rank) / 2 / r
     return {
         "R@1": 100.0 * (ranks[0] <= 1),
         "R@2": 100.0 * (ranks[0] <= 2),
@@ -50,6 +60,7 @@ def slow_scores(
         "mAP@10": 100
         * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= 10)
         / min(r, 10),
+        "mAP-trapezoid": 100 * area,
     }
 
 
@@ -72,7 +83,7 @@ def test_retrieval_equals_its_definition(
     queries = torch.randint(0, 3, (len(index), 2), generator=generator).double()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_CELLS", block)
-        found = retrieval(queries, index, gallery, labels, metric)  # type: ignore[arg-type]
+        found = retrieval(queries, index, gallery, Relevance.leave_one_out(labels), metric)  # type: ignore[arg-type]
     for row, own in enumerate(index.tolist()):
         expected = slow_scores(queries[row], own, gallery, labels.tolist(), metric)
         assert bool(found.valid[row]) == (expected is not None)
@@ -85,7 +96,9 @@ def test_retrieval_equals_its_definition(
 
 def test_a_query_alone_in_its_class_is_left_out() -> None:
     gallery = torch.tensor([[0.0], [1.0], [5.0]])
-    found = retrieval(gallery, torch.arange(3), gallery, torch.tensor([4, 4, 9]), "E")
+    found = retrieval(
+        gallery, torch.arange(3), gallery, Relevance.leave_one_out(torch.tensor([4, 4, 9])), "E"
+    )
     assert found.valid.tolist() == [True, True, False]
     assert found.scores["R@1"].nanmean() == 100
 
@@ -94,18 +107,19 @@ def test_the_own_entry_is_left_out_by_index_even_with_duplicates() -> None:
     # item 0 and 1 are the same image with other labels; dropping "the nearest" would drop either
     gallery = torch.tensor([[0.0], [0.0], [1.0], [9.0]])
     labels = torch.tensor([0, 1, 0, 1])
-    found = retrieval(gallery, torch.arange(4), gallery, labels, "E")
+    found = retrieval(gallery, torch.arange(4), gallery, Relevance.leave_one_out(labels), "E")
     assert found.scores["R@1"].tolist() == [0, 0, 0, 0]
 
 
 def test_a_constant_embedding_gains_nothing_from_ties() -> None:
     gallery = torch.zeros(50, 4)
-    found = retrieval(gallery, torch.arange(50), gallery, torch.arange(50) % 5, "N")
+    relevance = Relevance.leave_one_out(torch.arange(50) % 5)
+    found = retrieval(gallery, torch.arange(50), gallery, relevance, "N")
     assert found.scores["R@1"].max() == 0
     for metric in ("N", "E", "C"):
         one = torch.nn.functional.normalize(torch.randn(1, 512), dim=1)
         noisy = one + 1e-8 * torch.randn(50, 512)  # what is left of a collapsed model
-        rounded = retrieval(noisy, torch.arange(50), noisy, torch.arange(50) % 5, metric)
+        rounded = retrieval(noisy, torch.arange(50), noisy, relevance, metric)
         assert rounded.scores["R@1"].max() == 0
 
 
@@ -216,8 +230,10 @@ def test_collapse_indicators_equal_their_definition() -> None:
 
 
 def test_chance_and_collapse() -> None:
-    assert chance_recall(torch.arange(1000) % 10) == pytest.approx(100 * 99 / 999)
-    assert chance_recall(torch.tensor([0, 0, 1])) == pytest.approx(50)
+    assert chance_recall(Relevance.leave_one_out(torch.arange(1000) % 10), 1000) == pytest.approx(
+        100 * 99 / 999
+    )
+    assert chance_recall(Relevance.leave_one_out(torch.tensor([0, 0, 1])), 3) == pytest.approx(50)
     assert is_collapsed(11.9, 10)
     assert not is_collapsed(57.2, 10)  # whatever the mean cosine is
 

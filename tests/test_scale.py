@@ -18,6 +18,7 @@ from dmlbench.attacks.base import Gallery
 from dmlbench.attacks.query import QueryDown, QueryUp
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.collapse import effective_rank, mean_cosine
+from dmlbench.metrics.relevance import Relevance
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.core.protocol import Threat
 
@@ -34,7 +35,7 @@ before = peak()
 """
 RETRIEVAL = """
 some = index[::32]  # 15 blocks; a query more adds a number a metric
-found = retrieval(x[some], some, x, labels, "N")
+found = retrieval(x[some], some, x, Relevance.leave_one_out(labels), "N")
 means = {name: bootstrap_mean(values.numpy()).value for name, values in found.scores.items()}
 means |= {"cosine": float(mean_cosine(x.double())), "effective rank": effective_rank(x)}
 """

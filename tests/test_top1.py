@@ -122,10 +122,10 @@ def test_blocks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
     g, index = make_gallery(UNEQUAL, "N"), torch.arange(45)
     e = g.embeddings + 0.2 * torch.randn_like(g.embeddings)
     whole = Classes(g, g.labels)
-    expected = whole.nearest(e, index, whole.place_of_item, 10)
+    expected = whole.nearest(e, index, whole.place_of_item[:, None], 10)
     monkeypatch.setattr(classes, "CHUNK", chunk)
     parts = Classes(g, g.labels)
-    found = parts.nearest(e, index, parts.place_of_item, 10)
+    found = parts.nearest(e, index, parts.place_of_item[:, None], 10)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_the_gallery(monkeypatch: pytest.MonkeyPatch) 
     g = make_gallery([i // 3 for i in range(3000)], "N")
     found = Classes(g, g.labels)
     monkeypatch.setattr(torch, "addmm", watched)
-    found.nearest(g.embeddings[:4], torch.arange(4), found.place_of_item[:4])
+    found.nearest(g.embeddings[:4], torch.arange(4), found.place_of_item[:4, None])
     assert max(widths) <= 64
     assert sum(widths) == 3000
 

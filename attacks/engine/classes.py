@@ -1,6 +1,7 @@
 """The nearest items of each query's own class and of the other classes nearest to it.
 
-With d_c the distance from a query to class c, retrieval is a classifier with the logits -d_c.
+With d_c the distance from a query to class c, retrieval is a classifier with the logits -d_c. Where
+answers are listed and items have no class, every item is one, and a query has several of its own.
 Classes may have any size. They are kept sorted by size in blocks of about CHUNK items; the
 classes of a block are padded to one width, so that a block is one matrix product and one minimum
 over its last dimension. Memory is queries x CHUNK (or x the largest class), whatever the gallery.
@@ -9,13 +10,12 @@ over its last dimension. Memory is queries x CHUNK (or x the largest class), wha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK
-from dmlbench.attacks.engine.ranked_list import RankedLists
 from dmlbench.common.lazy import torch
+from dmlbench.metrics.relevance import put
 
 RIVALS = 2  # other classes that are looked for
 
@@ -24,7 +24,7 @@ class Nearest(NamedTuple):
     """Positions of a query's nearest items by class, closest first, -1 where there is none.
 
     Attributes:
-        own: (B, k) of the query's own class, the query's own entry left out.
+        own: (B, k) of the query's own classes, of the items that it sees.
         rivals: (B, 2, k) of the two nearest other classes: those whose k nearest items are
             nearest on average (fewer where a class is smaller).
         closest: (B,) the nearest item of all other classes together.
@@ -103,10 +103,16 @@ class Classes:
             self._address[items[there]] = padded + address[there]
             first, padded = first + count, padded + count * width
 
-    @cached_property
-    def ranked_lists(self) -> RankedLists:
-        """The lists of the gallery, with these classes."""
-        return RankedLists.of(self._gallery, self.place_of_item)
+    def places(self, items: torch.Tensor) -> torch.Tensor:
+        """(L, p) places of the different classes of ``items`` (L, k), -1 behind the last of a line.
+
+        An item is a gallery position, -1 for none.
+        """
+        places = self.place_of_item[items.clamp(min=0)].masked_fill(items < 0, -1)
+        places = places.sort(dim=1, descending=True).values
+        places[:, 1:].masked_fill_(places[:, 1:] == places[:, :-1], -1)
+        places = places.sort(dim=1, descending=True).values
+        return places[:, : max(1, int((places >= 0).sum(1).max()))].contiguous()
 
     def nearest(
         self, e: torch.Tensor, index: torch.Tensor, own: torch.Tensor, k: int = 1
@@ -115,29 +121,35 @@ class Classes:
 
         Args:
             e: embeddings of the queries.
-            index: (B,) their own entries in the gallery, which never count.
-            own: (B,) the place of their own class (``place_of_item`` of an item of it).
+            index: (B,) their numbers.
+            own: (B, p) the places of their own classes (``places`` of their answers).
             k: how many items of a class are looked for.
         """
         rows, size = len(e), e.square().sum(1)[:, None, None]
-        own_items = index.new_full((rows, k), -1)
+        own_items, own_near = index.new_full((rows, k), -1), e.new_full((rows, k), torch.inf)
         rivals = index.new_full((rows, RIVALS, k), -1)
         closest = index.new_full((rows,), -1)
         scores, least = e.new_full((rows, RIVALS), torch.inf), e.new_full((rows,), torch.inf)
-        address, scale = self._address[index], -1 if self._metric == "C" else -2
+        excluded = self._gallery.relevance.excluded.of(index)
+        address = self._address[excluded.clamp(min=0)].masked_fill(excluded < 0, -1)
+        scale, passed = -1 if self._metric == "C" else -2, 0
         for block in self._blocks:
             count, width = block.items.shape
             d = torch.addmm(block.norms, e, block.embeddings.T, alpha=scale)
-            _leave_out(d, address)
+            put(d, address, torch.inf, passed)
             near, column = _smallest(d.view(rows, count, width), min(k, width))
-            mine = own - block.first
             others = near[..., 0].clone()
-            _leave_out(others, mine)
+            put(others, own, torch.inf, block.first)
             score = self._mean(near, size).masked_fill_(others.isinf(), torch.inf)
 
-            items = _wide(block.pick(near, column, mine.clamp(0, count - 1)[:, None]), k)
-            inside = (mine >= 0) & (mine < count)
-            own_items = torch.where(inside[:, None], items[:, 0], own_items)
+            mine = own - block.first
+            outside, mine = ((mine < 0) | (mine >= count))[..., None], mine.clamp(0, count - 1)
+            items = block.pick(near, column, mine).masked_fill(outside, -1).flatten(1)
+            found = near.gather(1, mine[..., None].expand(-1, -1, near.shape[2]))
+            found = found.masked_fill(outside, torch.inf).flatten(1)
+            own_near, order = torch.cat([own_near, found], 1).sort(dim=1, stable=True)
+            own_items = torch.cat([own_items, items], 1).gather(1, order)[:, :k]
+            own_near = own_near[:, :k]
 
             best, place = score.topk(min(RIVALS, count), dim=1, largest=False)
             items = _wide(block.pick(near, column, place), k)
@@ -149,7 +161,7 @@ class Classes:
             items = block.pick(near, column, place[:, None])[:, 0, 0]
             closest = torch.where(nearest < least, items, closest)
             least = least.minimum(nearest)
-            address = address - count * width
+            passed += count * width
         return Nearest(own_items, rivals, closest)
 
     def _mean(self, near: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
@@ -167,13 +179,6 @@ def _smallest(d: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     else:
         value, column = d.topk(k, dim=2, largest=False)
     return value, column
-
-
-def _leave_out(d: torch.Tensor, column: torch.Tensor) -> None:
-    """Put inf at ``column`` (B,) of ``d`` (B, n), where there is such a column."""
-    inside = (column >= 0) & (column < d.shape[1])
-    column = column.clamp(0, d.shape[1] - 1)[:, None]
-    d.scatter_(1, column, d.gather(1, column).masked_fill(inside[:, None], torch.inf))
 
 
 def _wide(items: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,16 +1,22 @@
-"""The gallery: the clean embeddings of the test split, in which a query is searched."""
+"""The gallery: clean embeddings in which the queries are searched, with those of the queries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from dmlbench.attacks.engine.targets import draw, positions
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
 from dmlbench.metrics.ranks import tie_tolerance
+from dmlbench.metrics.relevance import Lists, Relevance, class_members
 from dmlbench.metrics.retrieval import retrieval
+
+if TYPE_CHECKING:
+    Images = Callable[[torch.Tensor], torch.Tensor]
 
 BLOCK_CELLS = 16_000_000  # distances held at once: 128 MB in float64, 264 rows of SOP
 PART = 8192  # gallery items converted to float64 at once
@@ -21,23 +27,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Gallery:
-    """The clean embeddings of the test split, with what several attacks need to know of them.
+    """The items that are searched and the queries that search them, as clean embeddings.
+
+    A query is known by its number, its place among ``queries``. Unless they are given, every item
+    is in turn the query; ``queries`` are the embeddings then.
 
     Attributes:
         embeddings: (N, D), unit length for metrics N and C.
-        labels: (N,) int64.
+        labels: (N,) int64, the class of each item; -1 for a distractor, which is of no class.
         metric: N, E or C.
         images: gives the images (b, C, H, W) at positions (b,), for another network to embed;
             None where they are not at hand.
+        queries: (Q, D) clean embeddings of the queries.
+        relevance: the answers to each query, and the items that it never sees; unless it is given,
+            an item answers to its class and sees all but itself.
+        query_images: as ``images``, of the queries.
+        apart: true if the queries are not the items.
     """
 
     embeddings: torch.Tensor
     labels: torch.Tensor
     metric: Metric
     _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    images: Callable[[torch.Tensor], torch.Tensor] | None = field(
-        default=None, repr=False, compare=False
-    )
+    images: Images | None = field(default=None, repr=False, compare=False)
+    queries: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    relevance: Relevance = field(default=None, repr=False)  # type: ignore[assignment]
+    query_images: Images | None = field(default=None, repr=False, compare=False)
+    apart: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -46,8 +62,14 @@ class Gallery:
                 f"a gallery needs (N, D) embeddings and N labels, got "
                 f"{tuple(self.embeddings.shape)} and {tuple(self.labels.shape)}"
             )
-        if not self.embeddings.isfinite().all():
-            raise CellError("the model's clean embeddings are not finite")
+        if cast("torch.Tensor | None", self.queries) is None:
+            object.__setattr__(self, "queries", self.embeddings)
+            object.__setattr__(self, "query_images", self.images)
+        if cast("Relevance | None", self.relevance) is None:
+            object.__setattr__(self, "relevance", Relevance.leave_one_out(self.labels))
+        for e in (self.embeddings, self.queries):
+            if not e.isfinite().all():
+                raise CellError("the model's clean embeddings are not finite")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,6 +86,44 @@ class Gallery:
         """Two distances that differ by less than this are tied (``tie_tolerance``). Kept."""
         return self.shared("tie", lambda: float(torch.tensor(tie_tolerance(self.embeddings))))
 
+    def as_embedded_by(
+        self, metric: Metric, look: Callable[[Images, int], torch.Tensor]
+    ) -> Gallery:
+        """The same items and queries as another network embeds them.
+
+        Args:
+            metric: of that network.
+            look: (images, count) -> (count, D) its embeddings of these images.
+        """
+        assert self.images is not None
+        assert self.query_images is not None
+        e = look(self.images, len(self))
+        return replace(
+            self,
+            embeddings=e,
+            metric=metric,
+            queries=look(self.query_images, len(self.queries)) if self.apart else e,
+            _shared={},
+        )
+
+    @cached_property
+    def classes(self) -> torch.Tensor:
+        """(N,) the labels, in which every distractor is of a class of its own."""
+        none = self.labels < 0
+        if not none.any():
+            return self.labels
+        return torch.where(none, self.labels.max() + none.cumsum(0), self.labels)
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """(Q,) number of items that each query sees. Kept."""
+        return self.shared("seen", lambda: len(self) - self.relevance.excluded.lengths)
+
+    @property
+    def least_seen(self) -> int:
+        """The number of items that every query sees at least. Kept."""
+        return self.shared("least seen", lambda: int(self.seen.min()))
+
     def distances(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, N) float64 distances of ``queries`` (B, D) to every item.
 
@@ -74,67 +134,145 @@ class Gallery:
         wide = queries.double()
         return torch.cat([pairwise(wide, part.double(), self.metric) for part in parts], dim=1)
 
-    def recall_at_1(self, e: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """R@1 (B,), 0 or 100, of queries with embeddings ``e`` (B, D), their own entries left out.
+    def distances_seen(self, e: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The same for embeddings ``e`` of the queries ``index`` (B,), inf for unseen ones."""
+        d = self.distances(e)
+        self.relevance.excluded.put(d, index, torch.inf)
+        return d
 
-        NaN where a query's class has no other member.
+    def recall_at_1(self, e: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """R@1 (B,), 0 or 100, of the queries ``index`` with embeddings ``e`` (B, D).
+
+        NaN where a query has no positive.
         """
-        x, labels = self.embeddings, self.labels
-        return retrieval(e, index, x, labels, self.metric, recalls=(1,)).scores["R@1"]
+        found = retrieval(e, index, self.embeddings, self.relevance, self.metric, recalls=(1,))
+        return found.scores["R@1"]
+
+    def draw(
+        self,
+        index: torch.Tensor,
+        count: int,
+        seed: int,
+        purpose: str,
+        pool: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, count) targets drawn for the queries ``index`` (B,) among the items that they see.
+
+        Arguments and errors are those of ``targets.draw``.
+        """
+        excluded = self.relevance.excluded.of(index)
+        return draw(len(self), index, count, seed, purpose, pool, excluded)
 
     def nearest(self, count: int) -> torch.Tensor:
-        """(N, count) int32 positions of each item's nearest other items, closest first. Kept.
+        """(Q, count) int32 positions of the items nearest to each query, closest first. Kept.
 
         Raises:
-            CellError: there are fewer than ``count`` others.
+            CellError: a query sees fewer than ``count`` items.
         """
-        if count >= len(self):
+        if count > self.least_seen:
             raise CellError(f"the nearest {count} others do not exist in a gallery of {len(self)}")
         known = self._shared.get("nearest")
         if known is None or known.shape[1] < count:
-            size = min(max(count, len(self) // TOP_SHARE), len(self) - 1)
+            size = min(max(count, len(self) // TOP_SHARE), self.least_seen)
             # in one tensor: small results kept between large blocks leave the heap full of holes
-            known = torch.empty(len(self), size, dtype=torch.int32, device=self.labels.device)
+            queries, device = len(self.queries), self.labels.device
+            known = torch.empty(queries, size, dtype=torch.int32, device=device)
             for rows in self._blocks():
                 known[rows] = self._others(rows).topk(size, dim=1, largest=False).indices.int()
             self._shared["nearest"] = known
         return known[:, :count]
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
-        """(B, P) positions of the nearest 1% of each item at ``index`` (B,), at least ``least``."""
+        """(B, P) positions of the 1% nearest to each query of ``index``, at least ``least``."""
         size = max(len(self) // TOP_SHARE, least)
-        return self.nearest(min(size, len(self) - 1))[index].long()
+        return self.nearest(min(size, self.least_seen))[index].long()
 
     def nearest_of_another_class(self) -> torch.Tensor:
-        """(N,) position of each item's nearest item with another label. Kept.
+        """(Q,) position of the item nearest to each query that is no positive. Kept.
 
         Raises:
-            CellError: the gallery holds a single class.
+            CellError: a query sees nothing but its positives.
         """
-        return self._nearest_unlike("own label", self.labels)
+
+        def block(rows: torch.Tensor) -> torch.Tensor:
+            d = self._others(rows)
+            self.relevance.positives.put(d, rows, torch.inf)
+            return d
+
+        return self._nearest_unlike("another class", block)
 
     def nearest_unlike_the_top1(self) -> torch.Tensor:
-        """(N,) position of each item's nearest item whose label differs from its top-1's. Kept."""
+        """(Q,) position of each query's nearest item whose label differs from its top-1's. Kept."""
         top1 = self.nearest(1)[:, 0]
-        return self._nearest_unlike("label of the top-1", self.labels[top1])
 
-    def _nearest_unlike(self, name: str, reference: torch.Tensor) -> torch.Tensor:
-        if bool((self.labels == self.labels[0]).all()):
-            raise CellError("the gallery holds a single class: no item has another label")
+        def block(rows: torch.Tensor) -> torch.Tensor:
+            alike = self.classes[top1[rows]][:, None] == self.classes
+            return self._others(rows).masked_fill_(alike, torch.inf)
+
+        return self._nearest_unlike("not of the top-1", block)
+
+    def _nearest_unlike(
+        self, name: str, block: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """The nearest item of each query; ``block`` gives distances (b, N), inf where alike."""
 
         def search() -> torch.Tensor:
-            blocks = []
-            for rows in self._blocks():
-                alike = reference[rows][:, None] == self.labels
-                blocks.append(self._others(rows).masked_fill_(alike, torch.inf).argmin(1))
-            return torch.cat(blocks)
+            found = [block(rows).min(1) for rows in self._blocks()]
+            if torch.cat([one.values for one in found]).isinf().any():
+                raise CellError("the gallery holds a single class: no item has another label")
+            return torch.cat([one.indices for one in found])
 
         return self.shared(name, search)
 
     def _others(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, N) distances of the items at ``rows`` to all, inf to the item itself."""
-        return self.distances(self.embeddings[rows]).scatter_(1, rows[:, None], torch.inf)
+        """(B, N) distances of the clean queries ``rows`` to all items, inf to unseen ones."""
+        return self.distances_seen(self.queries[rows], rows)
 
     def _blocks(self) -> list[torch.Tensor]:
-        index = torch.arange(len(self), device=self.labels.device)
+        index = torch.arange(len(self.queries), device=self.labels.device)
         return list(torch.split(index, max(1, BLOCK_CELLS // len(self))))
+
+    @property
+    def candidates(self) -> torch.Tensor:
+        """(Q,) position of the item that is perturbed with each query's number, as a candidate.
+
+        It is the query itself where every item is one. Otherwise they are drawn, the same for every
+        model, attack and seed; each item once before one comes again. Kept.
+        """
+        count = len(self.queries)
+        device = self.labels.device
+
+        def make() -> torch.Tensor:
+            chosen = positions(len(self), count) if self.apart else torch.arange(count)
+            return chosen.to(device)
+
+        return self.shared("candidates", make)
+
+    @property
+    def turned(self) -> Gallery:
+        """The queries as a gallery that the ``candidates`` search, with the same exclusions. Kept.
+
+        A candidate does not see a query that does not see it. Where every item is in turn the
+        query, this is the gallery itself.
+        """
+        if not self.apart:
+            return self
+        return self.shared("turned", self._turn)
+
+    def _turn(self) -> Gallery:
+        index = torch.arange(len(self.queries), device=self.labels.device)
+        hidden = self.relevance.excluded.of(index)
+        query, column = (hidden >= 0).nonzero(as_tuple=True)
+        # of each item: which of these pairs are its own, and so which queries do not see it
+        pairs = class_members(hidden[query, column], len(self))
+        table = query[pairs.clamp(min=0)].masked_fill(pairs < 0, -1) if len(query) else pairs
+        excluded = Lists(table, self.candidates)
+        none = Lists(index.new_full((1, 1), -1), torch.zeros_like(index))
+        return Gallery(
+            self.queries,
+            torch.full_like(index, -1),
+            self.metric,
+            queries=self.embeddings[self.candidates],
+            relevance=Relevance(none, excluded),
+            apart=True,
+        )

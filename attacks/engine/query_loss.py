@@ -9,8 +9,8 @@ An item x is active where its hinge is not zero. Loss and gradient need two sums
 the active items, and of the active items weighted by 1 / d. So a step is two matrix products with
 the gallery, a chunk of it at a time, and no graph.
 
-``strict`` leaves the query's own entry and the candidate itself out by index and counts ties
-half. ``ers``, as the published code, keeps both and counts strictly closer items.
+``strict`` leaves out the candidate itself and what the query never sees, such as its own entry, and
+counts ties half. ``ers``, as the published code, keeps both and counts strictly closer items.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
+from dmlbench.metrics.relevance import put
 
 CHUNK = 1024  # gallery items at once: memory is B x CHUNK whatever the gallery's size
 
@@ -32,9 +33,9 @@ class QueryLoss(RowWise):
 
     Attributes:
         up: true for QA+ (raise the candidates), false for QA- (lower them).
-        strict: the papers' definition: own entries left out by index, ties count half.
+        strict: the papers' definition: excluded items are left out, ties count half.
         gallery: the items that the candidates are ranked among.
-        index: (B,) the queries' own positions.
+        index: (B,) the numbers of the queries.
         candidates: (B, m) positions of the candidates.
     """
 
@@ -45,14 +46,16 @@ class QueryLoss(RowWise):
     candidates: torch.Tensor
 
     @property
-    def others(self) -> int:
-        """The number of items a candidate is ranked among."""
-        return len(self.gallery) - 2 if self.strict else len(self.gallery)
+    def others(self) -> torch.Tensor:
+        """(B,) the number of items that the candidates of each query are ranked among."""
+        seen = self.gallery.seen[self.index]
+        return seen - 1 if self.strict else torch.full_like(seen, len(self.gallery))
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) and gradients (B, D); at a tie the hinge counts as active."""
         sign = 1 if self.up else -1
         x, metric = self.gallery.embeddings, self.gallery.metric
+        excluded = self.gallery.relevance.excluded
         chosen = x[self.candidates]
         a = rowwise(e[:, None], chosen, metric)
         loss, pull = torch.zeros_like(a[:, 0]), torch.zeros_like(e)
@@ -63,8 +66,8 @@ class QueryLoss(RowWise):
             count = torch.zeros_like(b)  # candidates for which an item is active
             for m in range(a.shape[1]):
                 gap = a[:, m : m + 1] - b if self.up else b - a[:, m : m + 1]
-                self._leave_out(gap, first, self.candidates[:, m])
-                self._leave_out(gap, first, self.index)
+                put(gap, self.candidates[:, m : m + 1], -torch.inf, first)
+                excluded.put(gap, self.index, -torch.inf, first)
                 active = gap >= 0
                 loss += gap.clamp_(min=0).sum(1)
                 active_items[:, m] += active.sum(1)
@@ -75,14 +78,15 @@ class QueryLoss(RowWise):
                 v = torch.where(b > 0, count / b, 0)
                 weight += v.sum(1)
             pull += v @ items
-        if not self.strict:  # the own entry, by its difference: products cancel where it starts
-            entry = x[self.index]
+        toward = torch.zeros_like(e)
+        # in ers the excluded items, by their difference: products cancel where the own entry starts
+        for position in () if self.strict else excluded.of(self.index).unbind(1):
+            there, entry = (position >= 0)[:, None], x[position.clamp(min=0)]
             gap = sign * (a - rowwise(e, entry, metric)[:, None])
+            gap = gap.masked_fill(~there, -torch.inf)
             loss += gap.clamp(min=0).sum(1)
             active_items += gap >= 0
-            toward = -(gap >= 0).sum(1, keepdim=True) * rowwise_gradient(e, entry, metric)
-        else:
-            toward = torch.zeros_like(e)
+            toward -= (gap >= 0).sum(1, keepdim=True) * rowwise_gradient(e, entry, metric)
         # d L / d e = sign / (n m) * (sum_c K_c dA_c/de - sum_x count_x dB_x/de)
         toward = toward + (
             active_items[..., None] * rowwise_gradient(e[:, None], chosen, metric)
@@ -90,19 +94,19 @@ class QueryLoss(RowWise):
         gradient = toward + pull if metric == "C" else toward - (weight[:, None] * e - pull)
         scale = self.others * a.shape[1]
         stopped = active_items.sum(1, keepdim=True) == 0
-        return loss / scale, (sign * gradient / scale).masked_fill(stopped, 0)
+        return loss / scale, (sign * gradient / scale[:, None]).masked_fill(stopped, 0)
 
     def rank(self, e: torch.Tensor) -> torch.Tensor:
         """(B,) percentile rank of the candidates in the queries' lists, mean over the m."""
         ahead = self.items_ahead(e, own=not self.strict)
-        return percentile_rank(ahead, torch.zeros_like(ahead), self.others).mean(1)
+        return percentile_rank(ahead, torch.zeros_like(ahead), self.others[:, None]).mean(1)
 
     def items_ahead(self, e: torch.Tensor, own: bool = False) -> torch.Tensor:
         """(B, m) how many items are closer than each candidate, ties half (in ``ers`` not at all).
 
         Args:
             e: (B, D) embeddings of the queries.
-            own: count the query's own entry too.
+            own: count what the query never sees too, such as its own entry.
         """
         e = e.double()
         metric, tie = self.gallery.metric, self.gallery.tie
@@ -112,9 +116,9 @@ class QueryLoss(RowWise):
             b = pairwise(e, items.double(), metric)
             for m in range(a.shape[1]):
                 gap = a[:, m : m + 1] - b
-                self._leave_out(gap, first, self.candidates[:, m])
+                put(gap, self.candidates[:, m : m + 1], -torch.inf, first)
                 if not own:
-                    self._leave_out(gap, first, self.index)
+                    self.gallery.relevance.excluded.put(gap, self.index, -torch.inf, first)
                 if self.strict:
                     ahead[:, m] += ((gap > tie).double() + (gap >= -tie).double()).sum(1) / 2
                 else:
@@ -124,9 +128,3 @@ class QueryLoss(RowWise):
     def _chunks(self) -> list[tuple[int, torch.Tensor]]:
         parts = torch.split(self.gallery.embeddings, CHUNK)
         return [(i * CHUNK, part) for i, part in enumerate(parts)]
-
-    def _leave_out(self, gap: torch.Tensor, first: int, position: torch.Tensor) -> None:
-        """Make the items at ``position`` (B,) inactive in ``gap`` (B, chunk)."""
-        inside = (position >= first) & (position < first + gap.shape[1])
-        column = (position - first).clamp(0, gap.shape[1] - 1)[:, None]
-        gap.scatter_(1, column, gap.gather(1, column).masked_fill(inside[:, None], -torch.inf))

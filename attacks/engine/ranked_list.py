@@ -1,4 +1,4 @@
-"""The reading of a ranked list: the items of the query's class ahead of those of other classes."""
+"""The reading of a ranked list: the answers to a query ahead of the other items."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ from dataclasses import dataclass
 
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.common.lazy import torch
-from dmlbench.metrics.retrieval import class_members
+from dmlbench.metrics.relevance import put
 
-OTHERS = 10  # items of other classes down to which the list is read
+OTHERS = 10  # other items, down to which the list is read
 
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The lists of a gallery as a user sees them: the order of the items and their classes.
+    """The lists of a gallery as a user sees them: the order of the items, and which are answers.
 
     Attributes:
         gallery: the items.
-        members: (classes, largest class) positions of the items of each class, -1 for none.
         norms: (N,) squared norms of the embeddings.
     """
 
     gallery: Gallery
-    members: torch.Tensor
     norms: torch.Tensor
 
     @classmethod
-    def of(cls, gallery: Gallery, labels: torch.Tensor) -> RankedLists:
-        """The lists where ``labels`` (N,) are the classes of the items, numbered from 0."""
-        return cls(gallery, class_members(labels), gallery.embeddings.square().sum(1))
+    def of(cls, gallery: Gallery) -> RankedLists:
+        """The lists of a gallery."""
+        return cls(gallery, gallery.embeddings.square().sum(1))
 
-    def own_ahead(self, e: torch.Tensor, index: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Count the items of the own class ahead of each of the first items of other classes.
+    def own_ahead(
+        self, e: torch.Tensor, index: torch.Tensor, answers: torch.Tensor
+    ) -> torch.Tensor:
+        """Count the answers ahead of each of the first other items.
 
         Only comparisons of distances within a list are used, so any distance that gives the same
         order gives the same counts.
 
         Args:
             e: (B, D) embeddings of the queries.
-            index: (B,) their own entries in the gallery, which no list shows.
-            own: (B,) the classes of the queries.
+            index: (B,) their numbers.
+            answers: (B, P) positions of their answers, -1 for none.
 
         Returns:
-            (B, 10) int64, fewer columns in a smaller gallery. Where there is no such item of
-            another class it counts as the last of the list; -1 where the class has no other item.
+            (B, 10) int64, fewer columns in a smaller gallery. Where there is no such other item it
+            counts as the last of the list; -1 where a query has no answer.
         """
-        d = self._order(e).scatter_(1, index[:, None], torch.inf)
-        same = self.members[own]
-        same = torch.where(same < 0, index[:, None], same)  # which is infinitely far
-        mine = d.gather(1, same).sort(dim=1).values
-        d.scatter_(1, same, torch.inf)
+        d = self._order(e)
+        self.gallery.relevance.excluded.put(d, index, torch.inf)
+        mine = d.gather(1, answers.clamp(min=0)).masked_fill_(answers < 0, torch.inf)
+        mine = mine.sort(dim=1).values
+        put(d, answers, torch.inf)
         others = d.topk(min(OTHERS, d.shape[1]), dim=1, largest=False).values
         ahead = torch.searchsorted(mine, others.contiguous())
         return ahead.masked_fill(mine[:, :1].isinf(), -1)

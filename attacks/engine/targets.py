@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 
 from dmlbench.common.errors import CellError
+from dmlbench.common.hashing import derived_seed
 from dmlbench.common.lazy import np, torch
 
 
@@ -22,17 +23,22 @@ def draw(
     seed: int,
     purpose: str,
     pool: torch.Tensor | None = None,
+    excluded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``count`` different targets for each query, drawn uniformly from its pool.
 
+    ``Gallery.draw`` knows ``size`` and ``excluded``.
+
     Args:
         size: number of gallery items.
-        index: (B,) the queries' positions in the test split.
+        index: (B,) the numbers of the queries.
         count: number of targets for each query.
         seed: the cell's seed.
         purpose: the attack's name, so that other attacks draw other targets.
         pool: (B, P) gallery positions to draw from, different within a row; None: everything
-            but the query itself.
+            but ``excluded``.
+        excluded: (B, k) gallery positions that are not drawn, -1 for none; None: the query's own
+            number, where every item is in turn the query.
 
     Returns:
         (B, count) gallery positions, on the device of ``index``.
@@ -40,23 +46,33 @@ def draw(
     Raises:
         CellError: the pool is smaller than ``count``.
     """
-    available = size - 1 if pool is None else pool.shape[1]
+    left_out = index[:, None] if excluded is None else excluded
+    most = int((left_out >= 0).sum(1).max()) if len(index) else 0
+    available = size - most if pool is None else pool.shape[1]
     if count > available:
         raise CellError(
             f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
             f"{available} to draw from"
         )
+    hidden = left_out.cpu().numpy()
     pools = None if pool is None else pool.cpu().numpy()
     chosen = np.empty((len(index), count), dtype=np.int64)
     for row, query in enumerate(index.tolist()):
         priority = _philox(seed, purpose, query).random_raw(size)
         if pools is None:
-            priority[query] = np.iinfo(priority.dtype).max
+            priority[hidden[row][hidden[row] >= 0]] = np.iinfo(priority.dtype).max
             least = np.argpartition(priority, count - 1)[:count]
         else:
             least = pools[row]
         chosen[row] = least[np.argsort(priority[least])[:count]]
     return torch.from_numpy(chosen).to(index.device)
+
+
+def positions(size: int, count: int) -> torch.Tensor:
+    """(count,) positions below ``size`` in random order, each once before one comes again."""
+    generator = np.random.default_rng(derived_seed(0, "candidates"))
+    rounds = [generator.permutation(size) for _ in range(-(-count // size))]
+    return torch.from_numpy(np.concatenate(rounds)[:count])
 
 
 def random_start(

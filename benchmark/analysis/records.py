@@ -19,7 +19,7 @@ from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import BENIGN, ERS, WORST
+from dmlbench.metrics.names import CLEAN, ERS, WORST
 from dmlbench.storage.cell import ORDER, Cell
 
 Record = dict[str, Any]
@@ -204,7 +204,7 @@ class Row:
         record = dict(self.about) | {"collapsed": self.collapsed, "flags": self.flag_names}
         for name, estimate in self.estimates.items():
             record[name] = estimate.value
-            if name not in BENIGN:
+            if name not in CLEAN:
                 record |= {f"{name} low": estimate.low, f"{name} high": estimate.high}
         columns = [name for name in self.failed if name in self.better]
         return record | dict.fromkeys(columns, "failed")
@@ -255,7 +255,7 @@ def record_order(record: Record) -> tuple[Any, ...]:
 def headings(rows: Sequence[Row]) -> list[str]:
     """Every heading of ``rows``: clean metrics, the columns of ERS, others, scores."""
     seen = dict.fromkeys(name for row in rows for name in row.better)
-    first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in seen]
+    first = [name for name in (*CLEAN, *ERS_COLUMNS) if name in seen]
     last = scores(seen)
     return [*first, *(name for name in seen if name not in {*first, *last}), *last]
 
@@ -270,5 +270,5 @@ def wide_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the wide CSV."""
     columns = [*ROW, "collapsed", "flags"]
     for name in headings(rows):
-        columns += [name] if name in BENIGN else [name, f"{name} low", f"{name} high"]
+        columns += [name] if name in CLEAN else [name, f"{name} low", f"{name} high"]
     return columns

@@ -139,11 +139,9 @@ def attack(
         cells = run(session, [weights], planned)
         drawn = []
         if saved:
-            from dmlbench.sweep.pictures import (
-                draw_attacks,
-            )  # with matplotlib, which takes a second
+            from dmlbench.sweep.pictures import draw_attacks  # matplotlib takes a second
 
-            drawn = draw_attacks(session, plan.cells(weights, planned))
+            drawn = draw_attacks(session, plan.cells(weights, planned, chosen.benign))
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

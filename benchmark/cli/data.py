@@ -38,6 +38,7 @@ def list_(data_root: Path | None, as_json: bool) -> None:
                 "summary": card.summary,
                 "train": None if card.train is None else vars(card.train),
                 "test": None if card.test is None else vars(card.test),
+                "gallery": None if card.gallery is None else vars(card.gallery),
                 "place": None if place is None else str(place),
                 "source": card.source,
             }
@@ -46,7 +47,8 @@ def list_(data_root: Path | None, as_json: bool) -> None:
             continue
         click.echo(f"{click.style(card.name, fg='cyan')}  {card.summary}")
         if card.train is not None:
-            click.echo(f"    train {card.train}; test {card.test}")
+            gallery = f"; gallery {card.gallery}" if card.gallery else ""
+            click.echo(f"    train {card.train}; test {card.test}{gallery}")
         click.echo(f"    {f'in {place}' if place else card.source}")
     if as_json:
         click.echo(json.dumps(described, indent=1))
@@ -109,7 +111,8 @@ def _print(report: Verification, cache: Path) -> None:
     for part, found in report.found.items():
         official = report.official.get(part)
         said = "as officially" if found == official else f"officially {official}"
-        click.echo(f"  {part:5} {found}{f', {said}' if official else ''}")
+        name = "queries" if part == "test" and "gallery" in report.found else part
+        click.echo(f"  {name:5} {found}{f', {said}' if official else ''}")
     if report.official_files and report.files:
         said = "as officially" if report.files == report.official_files else "not the official one"
         click.echo(f"  files {report.files[:16]}, {said}")

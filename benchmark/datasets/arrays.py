@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
-from dmlbench.datasets.base import Dataset, DatasetCard, RetrievalData, Split
+from dmlbench.datasets.apart import check_apart, numbered
+from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,6 +38,11 @@ class ArrayDataset(Dataset):
         """The card that ``from_arrays`` made."""
         return self.own_card
 
+    @property
+    def benign(self) -> tuple[str, ...]:
+        """Those of the data."""
+        return self.data.benign
+
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
         """The arrays; nothing is read."""
         return self.data
@@ -46,6 +53,10 @@ def from_arrays(
     labels: Labels,
     *,
     train: tuple[Images, Labels] | None = None,
+    gallery: tuple[Images, Labels] | None = None,
+    sources: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    positives: Sequence[Sequence[int]] | None = None,
+    junk: Sequence[Sequence[int]] | None = None,
     name: str = "arrays",
     eps: float = 8 / 255,
     alpha: float = 3 / 255,
@@ -56,12 +67,21 @@ def from_arrays(
 ) -> Dataset:
     """A data set from images in memory.
 
-    Each of ``images`` is in turn the query; all the others are the gallery that it searches.
+    Each of ``images`` is in turn the query; all the others are the gallery that it searches, unless
+    there is a ``gallery``.
 
     Args:
         images: (N, C, H, W), or (N, H, W) for grey ones: 8-bit integers, or floats in [0, 1] that
             are whole multiples of 1/255, as ``torchvision.transforms.ToTensor`` gives them.
         labels: N classes, numbers or text. Retrieval needs two classes of two images or more.
+        gallery: images and labels that the queries search; the label None is that of a distractor,
+            which has no class.
+        sources: the source of each of ``images`` and of each gallery image (a camera, an object): a
+            query does not see the gallery images of its own.
+        positives: of each query the positions of its answers in the gallery, in place of classes:
+            labels do not count then, and may be None.
+        junk: of each query positions that are left out of its ranking, as they are neither right
+            nor wrong; with ``positives``.
         train: images and labels to train on, for ``run`` and ``train``; ``evaluate`` needs none.
         name: of the data set in tables.
         eps: radius of the ball in which attacks may change an image, in [0, 1] pixel space.
@@ -78,18 +98,25 @@ def from_arrays(
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
     classes: dict[Any, int] = {}
     test = _split(images, labels, "images", classes)
-    if len(classes) < 2 or np.bincount(test.labels).max() < 2:
+    searched = None if gallery is None else _split(*gallery, "gallery images", classes)
+    if searched is None and (len(classes) < 2 or np.bincount(test.labels).max() < 2):
         raise UserError("retrieval needs two or more classes, and one of two or more images")
     if train is None:
         shape = (0, *test.images.shape[1:])
         learnt = Split(np.zeros(shape, np.uint8), np.zeros(0, np.int64))
     else:
         learnt = _split(*train, "train images", classes)
-    if learnt.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"train images are {learnt.images.shape[1:]} and the others {test.images.shape[1:]}: "
-            "they must have one shape"
-        )
+    for what, split in (("train", learnt), ("gallery", searched)):
+        if split is not None and split.images.shape[1:] != test.images.shape[1:]:
+            raise UserError(
+                f"{what} images are {split.images.shape[1:]} and the others "
+                f"{test.images.shape[1:]}: they must have one shape"
+            )
+    data = RetrievalData(learnt, test)
+    if searched is not None:
+        data = _apart(name, data, searched, sources, positives, junk)
+    elif sources or positives or junk:
+        raise UserError("sources, positives and junk go with a gallery")
     card = DatasetCard(
         name,
         "images in memory",
@@ -98,7 +125,44 @@ def from_arrays(
         threat=Threat(eps=eps, alpha=alpha, steps=steps),
         training_threat=training_threat or TrainingThreat(eps=eps, eta=8),
     )
-    return ArrayDataset(own_card=card, data=RetrievalData(learnt, test))
+    return ArrayDataset(own_card=card, data=data)
+
+
+def _apart(
+    name: str,
+    data: RetrievalData,
+    gallery: Split,
+    sources: tuple[Sequence[Any], Sequence[Any]] | None,
+    positives: Sequence[Sequence[int]] | None,
+    junk: Sequence[Sequence[int]] | None,
+) -> RetrievalData:
+    """The data with a gallery; arguments and errors are those of ``from_arrays``."""
+    test, answers = data.test, None
+    if sources is not None:
+        for what, split, ids in zip(("queries", "gallery"), (test, gallery), sources, strict=True):
+            if len(ids) != len(split):
+                raise UserError(f"{len(split)} {what} images need as many sources, got {len(ids)}")
+        own, theirs = numbered(*([str(one) for one in part] for part in sources))
+        test, gallery = replace(test, sources=own), replace(gallery, sources=theirs)
+    if positives is None and junk is not None:
+        raise UserError("junk goes with positives")
+    if positives is not None:
+        lists = (positives, [[] for _ in positives] if junk is None else junk)
+        for what, part in zip(("positives", "junk"), lists, strict=True):
+            if len(part) != len(test):
+                raise UserError(
+                    f"{len(test)} queries need as many lists of {what}, got {len(part)}"
+                )
+            for query, one in enumerate(part):
+                if any(not 0 <= int(item) < len(gallery) for item in one):
+                    raise UserError(f"{what} of query {query}: a position is not in the gallery")
+        right, left_out = (tuple(tuple(sorted({int(i) for i in o})) for o in p) for p in lists)
+        answers = Answers(right, left_out)
+        test = replace(test, labels=np.full(len(test), -1))
+        gallery = replace(gallery, labels=np.full(len(gallery), -1))
+    found = replace(data, test=test, gallery=gallery, answers=answers)
+    check_apart(name, found)
+    return found
 
 
 def _split(images: Images, labels: Labels, what: str, classes: dict[Any, int]) -> Split:
@@ -107,7 +171,7 @@ def _split(images: Images, labels: Labels, what: str, classes: dict[Any, int]) -
     named = np.asarray(_on_cpu(labels)).reshape(-1).tolist()
     if len(named) != len(pixels):
         raise UserError(f"{len(pixels)} {what} need as many labels, got {len(named)}")
-    numbers = [classes.setdefault(label, len(classes)) for label in named]
+    numbers = [-1 if one is None else classes.setdefault(one, len(classes)) for one in named]
     return Split(pixels, np.array(numbers, np.int64))
 
 

@@ -1,4 +1,4 @@
-"""A retrieval data set: two labelled splits, a content digest, and the protocol on its card."""
+"""A retrieval data set: images to train on, queries and gallery, and the protocol on its card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np, torch
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.registry import Card, Component, Registry
+from dmlbench.metrics.names import BENIGN, INSTANCE
+from dmlbench.metrics.relevance import Groups, Lists, Relevance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,6 +48,7 @@ class DatasetCard(Card):
         note: differences from the paper's protocol, in words; shown on boards.
         train: official figures of the train split; None if there are none.
         test: official figures of the test split; None if there are none.
+        gallery: official figures of the gallery, where the test images are only its queries.
         files: official SHA-256 over the paths and contents of all files; empty if there is none.
         source: in words, where to get the files and where to put them.
         literature: another data set whose published rows are shown too, if this one has none.
@@ -58,6 +61,7 @@ class DatasetCard(Card):
     note: str = field(kw_only=True, default="")
     train: Figures | None = field(kw_only=True, default=None)
     test: Figures | None = field(kw_only=True, default=None)
+    gallery: Figures | None = field(kw_only=True, default=None)
     files: str = field(kw_only=True, default="")
     source: str = field(kw_only=True, default="it comes with its package")
     literature: str = field(kw_only=True, default="")
@@ -69,16 +73,21 @@ class Split:
 
     Attributes:
         images: (N, C, H, W) uint8; for a large set a read-only memory map, never copied whole.
-        labels: (N,) int64.
+        labels: (N,) int64; -1 for no class, as distractors of a gallery have.
         hashes: (N, 32) uint8, the SHA-256 of each image's pixels, taken when it was decoded, so
             that the digest of a large set needs no pass over its pixels; None: not taken.
+        sources: (N,) int64, where an image is from (its camera, or the object that it shows): a
+            query never sees the gallery images of its own source. -1: none but the image itself.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.uint8] | None = None
+    sources: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        if self.sources is not None and self.sources.shape != self.labels.shape:
+            raise ValueError(f"{len(self.labels)} images need as many sources")
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(f"images must be (N, C, H, W) uint8, got {self.images.shape}")
         if self.labels.shape != self.images.shape[:1]:
@@ -95,32 +104,95 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The gallery images that answer each query, as a benchmark lists them, in place of classes.
+
+    Attributes:
+        positives: of each query, the positions of its answers in the gallery.
+        junk: of each query, positions that it never sees, as they are neither right nor wrong.
+    """
+
+    positives: tuple[tuple[int, ...], ...]
+    junk: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class RetrievalData:
-    """The train split, and the test split, whose images are both queries and gallery.
+    """The train split, the queries, and the gallery that they search.
 
     Attributes:
         train: images for training.
-        test: images for evaluation: each is a query, and all others are its gallery.
+        test: images for evaluation: each is a query. Without a gallery of its own the set is
+            searched by leave-one-out: all other test images are the gallery of a query.
         crop: side of the square that the network sees: cut at a random place and flipped at
             random in training, cut from the centre in evaluation. None: the whole image.
+        gallery: images that the queries search, where they are apart from the test images.
+        answers: what answers each query, where that does not follow from the labels.
     """
 
     train: Split
     test: Split
     crop: int | None = None
+    gallery: Split | None = None
+    answers: Answers | None = None
+
+    @property
+    def searched(self) -> Split:
+        """The images that a query searches."""
+        return self.test if self.gallery is None else self.gallery
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Name of a split -> its images; the gallery only where it is apart."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.gallery is None else found | {"gallery": self.gallery}
+
+    @property
+    def benign(self) -> tuple[str, ...]:
+        """Names of the metrics of its clean images."""
+        return BENIGN if self.answers is None else INSTANCE
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over shapes, pixels (or their hashes) and labels of both splits."""
+        """SHA-256 over shapes, pixels (or their hashes), labels and what else decides a number."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             pixels = split.images if split.hashes is None else split.hashes
             for array, content in ((split.images, pixels), (split.labels, split.labels)):
                 digest.update(f"{array.dtype} {array.shape};".encode())
                 digest.update(np.ascontiguousarray(content).tobytes())
+            if split.sources is not None:
+                digest.update(b"sources;" + np.ascontiguousarray(split.sources).tobytes())
         if self.crop is not None:
             digest.update(f"crop {self.crop};".encode())
+        if self.answers is not None:
+            digest.update(f"answers {self.answers.positives} {self.answers.junk};".encode())
         return digest.hexdigest()
+
+    def relevance(self, device: torch.device | str = "cpu") -> Relevance:
+        """The answers to each query, and the gallery images that it never sees."""
+        queries, items = self.test, self.searched
+
+        def on_device(values: npt.NDArray[np.int64]) -> torch.Tensor:
+            return torch.from_numpy(values).to(device)
+
+        if self.answers is not None:
+            positives = Lists.of_queries(self.answers.positives, device)
+        else:
+            positives = Groups.of_ids(on_device(items.labels), on_device(queries.labels))
+        own, number = queries.sources, np.arange(len(queries))
+        if self.gallery is None:
+            # an image without a source is a source of its own
+            own = number if own is None else np.where(own < 0, own.max() + 1 + number, own)
+            theirs = own
+        elif own is None or items.sources is None:
+            own, theirs = np.full(len(queries), -1), np.full(len(items), -1)
+        else:
+            theirs = items.sources
+        excluded: Lists = Groups.of_ids(on_device(theirs), on_device(own))
+        if self.answers is not None:
+            excluded = excluded.joined(Lists.of_queries(self.answers.junk, device))
+        return Relevance(positives, excluded)
 
     def training_pixels(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Turn uint8 images (B, C, H, W) into what the network sees in training.
@@ -176,6 +248,11 @@ class Dataset(Component, abc.ABC):
     def known_digest(self) -> str | None:
         """The digest of what ``load`` returns, if that never changes: plans then read no image."""
         return None
+
+    @property
+    def benign(self) -> tuple[str, ...]:
+        """Names of the metrics of its clean images, known before any is read."""
+        return BENIGN
 
     @abc.abstractmethod
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:

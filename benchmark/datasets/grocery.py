@@ -9,7 +9,10 @@ images of the others to test:
     split=coarse   coarse classes 0-20 train and 21-41 test (products 0-43 and 44-80), so that no
                    coarse class is in both
 
-The label is the product, in either split.
+    split=official the images of train.txt train and are the gallery that those of test.txt
+                   search; all 81 products are in both, and val.txt is left out
+
+The label is the product, in every split.
 """
 
 from __future__ import annotations
@@ -81,8 +84,9 @@ class Grocery(ImageDataset):
 
     split: str = parameter(
         "class",
-        "class: the first half of the products trains; coarse: no coarse class is in both splits",
-        choices=tuple(FIRST_TO_TEST),
+        "class: the first half of the products trains; coarse: no coarse class is in both splits; "
+        "official: the images of test.txt search those of train.txt, which train too",
+        choices=(*FIRST_TO_TEST, "official"),
     )
 
     @property
@@ -91,6 +95,9 @@ class Grocery(ImageDataset):
         card = super().protocol
         if self.split == "class":
             return card
+        if self.split == "official":
+            train = Figures(2_640, 81)
+            return replace(card, train=train, test=Figures(2_485, 81), gallery=train)
         return replace(card, train=Figures(3_237, 44), test=Figures(2_184, 37))
 
     def locate(self, data_root: Path | None) -> Path | None:
@@ -100,6 +107,9 @@ class Grocery(ImageDataset):
 
     def listing(self, root: Path) -> Listing:
         """Images in the order of the three lists; the label is the number of the product."""
+        if self.split == "official":
+            train, test = (tuple(_entries(root / name)) for name in (LISTS[0], LISTS[2]))
+            return Listing(root, train, test, gallery=train)
         entries = [entry for name in LISTS for entry in _entries(root / name)]
         first = FIRST_TO_TEST[self.split]
         return Listing(

@@ -12,15 +12,20 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.spec import parameter
-from dmlbench.datasets.base import Dataset, Figures, RetrievalData, Split
+from dmlbench.datasets.apart import check_apart
+from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.places import existing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SIZE = 224  # of what the network sees, in the papers
 NEEDED = "retrieval needs two or more classes, of two or more images"
@@ -33,31 +38,73 @@ LabelledPath = tuple[str, int]  # a path below the root, and its label
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of both splits with their labels; their order gives each image its index."""
+    """The files of all splits with their labels; their order gives each image its index.
+
+    Attributes:
+        root: the folder that paths are below.
+        train, test: the splits.
+        gallery: the images that those of ``test`` search, where they are apart; they may be those
+            that train.
+        answers: what answers each query, where that does not follow from the labels.
+        sources: of the test and of the gallery images (``Split.sources``).
+    """
 
     root: Path
     train: tuple[LabelledPath, ...]
     test: tuple[LabelledPath, ...]
+    gallery: tuple[LabelledPath, ...] | None = None
+    answers: Answers | None = None
+    sources: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+
+    @property
+    def splits(self) -> dict[str, tuple[LabelledPath, ...]]:
+        """Name of a split -> its images; the gallery only where it is apart."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.gallery is None else found | {"gallery": self.gallery}
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Name of a split -> the place of its images among ``names``."""
+        found: dict[str, slice] = {}
+        first = 0
+        for name, part in self.splits.items():
+            if name == "gallery" and part == self.train:
+                found[name] = found["train"]
+                continue
+            found[name] = slice(first, first := first + len(part))
+        return found
+
+    @property
+    def labelled(self) -> list[LabelledPath]:
+        """Every image once: the train split, the test split, the gallery."""
+        last = 0
+        found: list[LabelledPath] = []
+        for name, place in self.parts.items():
+            found += self.splits[name] if place.start >= last else ()
+            last = place.stop
+        return found
 
     @property
     def names(self) -> list[str]:
-        """Every path: first the train split, then the test split."""
-        return [name for name, _ in (*self.train, *self.test)]
+        """The paths of ``labelled``."""
+        return [name for name, _ in self.labelled]
 
     @property
     def figures(self) -> dict[str, Figures]:
         """Number of images and classes: split -> figures."""
-        parts = {"train": self.train, "test": self.test}
         return {
-            name: Figures(len(part), len({label for _, label in part}))
-            for name, part in parts.items()
+            name: Figures(len(part), len({label for _, label in part if label >= 0}))
+            for name, part in self.splits.items()
         }
 
     @property
     def unfit(self) -> tuple[str, ...]:
         """Reasons, in words, for each split that is too small for retrieval."""
         found = []
-        for name, part in (("train", self.train), ("test", self.test)):
+        leave_one_out = [("train", self.train), ("test", self.test)]
+        if self.gallery is not None:  # apart.check_apart looks at queries and gallery
+            leave_one_out = leave_one_out[:1] if self.train else []
+        for name, part in leave_one_out:
             sizes = Counter(label for _, label in part)
             if len(sizes) < 2:
                 what = "a single class" if sizes else "no images"
@@ -71,7 +118,8 @@ class Listing:
     @property
     def shared(self) -> int:
         """Number of classes that are in both splits."""
-        return len({label for _, label in self.train} & {label for _, label in self.test})
+        train, test = ({label for _, label in part} for part in (self.train, self.test))
+        return len((train & test) - {-1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +161,23 @@ class ImageDataset(Dataset, abc.ABC):
         self._check(listing)
         cache = replace(cache or Cache(), side=self.side)
         decoded = cache.decoded(self.card.name, listing.root, listing.names)
-        labels = np.array([label for _, label in (*listing.train, *listing.test)], np.int64)
-        cut = len(listing.train)
-        train, test = (
-            Split(decoded.images[part], labels[part], decoded.hashes[part])
-            for part in (slice(None, cut), slice(cut, None))
-        )
-        return RetrievalData(train, test, crop=self.size)
+        labels = np.array([label for _, label in listing.labelled], np.int64)
+        splits = {
+            name: Split(decoded.images[part], labels[part], decoded.hashes[part])
+            for name, part in listing.parts.items()
+        }
+        if listing.sources is not None:
+            for name, sources in zip(("test", "gallery"), listing.sources, strict=True):
+                splits[name] = replace(splits[name], sources=sources)
+        data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
+        if data.gallery is not None:
+            check_apart(self.card.name, data)
+        return data
 
     def _check(self, listing: Listing) -> None:
         card = self.protocol
         for part, found in listing.figures.items():
-            official = card.train if part == "train" else card.test
+            official = {"train": card.train, "test": card.test, "gallery": card.gallery}[part]
             if official is not None and found != official:
                 raise UserError(
                     f"{card.name}: the {part} split in {listing.root} has {found}, the official "

@@ -69,7 +69,7 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
         UserError: it is not there (the message says where to get it), or its lists are malformed.
     """
     card = dataset.protocol
-    figures = {"train": card.train, "test": card.test}
+    figures = {"train": card.train, "test": card.test, "gallery": card.gallery}
     official = {part: known for part, known in figures.items() if known is not None}
     if isinstance(dataset, ImageDataset):
         cache = replace(cache, side=dataset.side)
@@ -79,8 +79,8 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
         raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
     data = dataset.load(data_root)  # which checks digests of whole files
     found = {
-        part: Figures(len(split), len(np.unique(split.labels)))
-        for part, split in (("train", data.train), ("test", data.test))
+        part: Figures(len(split), len(np.unique(split.labels[split.labels >= 0])))
+        for part, split in data.splits.items()
     }
     return Verification(card.name, place, found, official)
 

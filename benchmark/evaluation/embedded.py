@@ -1,16 +1,16 @@
-"""A model and the embeddings of the test split that it is measured on."""
+"""A model and the embeddings of the queries and the gallery that it is measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import nn
 
-from dmlbench.attacks.base import Gallery
+from dmlbench.attacks.base import Attack, Gallery
 from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Reporter
@@ -18,16 +18,17 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import check_model
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import Flag
-from dmlbench.datasets.base import RetrievalData
+from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.cuda_graphs import replayed_or_launched
 
 DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
+Part = Literal["gallery", "queries"]
 LOOKED_AT = 64  # images, spread over all, that a network is checked on
 
 
 @dataclass
 class EmbeddedTest:
-    """A frozen model on the test split of a data set. The gallery is embedded once.
+    """A frozen model on a data set. Queries and gallery are embedded once.
 
     Attributes:
         model: in eval mode, on its device.
@@ -40,7 +41,7 @@ class EmbeddedTest:
             randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
             what its images draw: so numbers do not depend on the batch size.
         most_passes: passes that a batch of queries may take; None: as many as it needs.
-        index: (N,) positions of all test images.
+        index: (Q,) numbers of all queries: their positions among the test images.
     """
 
     model: EmbeddingModel
@@ -85,7 +86,7 @@ class EmbeddedTest:
 
     @cached_property
     def gallery(self) -> Gallery:
-        """Clean embeddings of the test split, by the same code as attacked ones.
+        """Clean embeddings of gallery and queries, by the same code as attacked ones.
 
         Those of a randomised model are the means over its draws, brought back to unit length for
         the metrics N and C.
@@ -94,24 +95,39 @@ class EmbeddedTest:
             CellError: the model is one whose numbers would mean nothing.
         """
         _ = self.checked
-        e = self._drawn(0)
+        apart = self.data.gallery is not None
+        return Gallery(
+            self._mean("gallery"),
+            torch.from_numpy(self.data.searched.labels).to(self.device),
+            self.model.metric,
+            images=self.gallery_images,
+            queries=self._mean("queries") if apart else None,  # type: ignore[arg-type]
+            relevance=self.data.relevance(self.device),
+            query_images=self.images,
+            apart=apart,
+        )
+
+    def _mean(self, part: Part) -> torch.Tensor:
+        """(N, D) clean embeddings, the means over the draws."""
+        e = self.drawn(0, part)
         for number in range(1, self.draws):
-            e += self._drawn(number)
+            e += self.drawn(number, part)
         if self.draws > 1:
             e = e / self.draws if self.model.metric == "E" else nn.functional.normalize(e, dim=1)
-        labels = torch.from_numpy(self.data.test.labels).to(self.device)
-        return Gallery(e, labels, self.model.metric, images=self.images)
+        return e
 
-    def _drawn(self, number: int) -> torch.Tensor:
-        """(N, D) embeddings of all test images in one draw, which its number decides."""
+    def drawn(self, number: int, part: Part) -> torch.Tensor:
+        """(N, D) embeddings of all images in one draw, which its number decides."""
+        split = self.data.test if part == "queries" else self.data.searched
         parts: list[torch.Tensor] = []
         slow = self.most_passes is not None
-        title = "embed the gallery"
-        with self.reporter.task(title, len(self.index)) if slow else nullcontext() as bar:
-            for batch in self._batches():
+        index = torch.arange(len(split), device=self.device)
+        title = f"embed the {part}"
+        with self.reporter.task(title, len(index)) if slow else nullcontext() as bar:
+            for batch in torch.split(index, self.rows):
                 seed = derived_seed(0, "draw", number, int(batch[0]))
                 with torch.no_grad(), global_seeds(seed, self.device):
-                    parts.append(self.passes(self.images(batch)))
+                    parts.append(self.passes(self._pixels(split, batch)))
                 if bar is not None:
                     bar.advance(len(batch))
         return torch.cat(parts)
@@ -122,12 +138,21 @@ class EmbeddedTest:
             return expectation(self.draws, lambda: self.passes(images))
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
-        """Test images at ``index``, float32 in [0, 1]."""
-        test = self.data.test
-        return self.data.evaluation_pixels(test.batch(index.cpu().numpy(), self.device))
+        """The queries ``index`` (B,), float32 in [0, 1]."""
+        return self._pixels(self.data.test, index)
 
-    def _batches(self) -> Iterator[torch.Tensor]:
-        return iter(torch.split(self.index, self.rows))
+    def gallery_images(self, index: torch.Tensor) -> torch.Tensor:
+        """The gallery images at ``index`` (B,), float32 in [0, 1]."""
+        return self._pixels(self.data.searched, index)
+
+    def perturbed_by(self, attack: Attack, index: torch.Tensor) -> torch.Tensor:
+        """The images that an attack perturbs: the queries ``index``, or their candidates."""
+        if attack.perturbs == "query":
+            return self.images(index)
+        return self.gallery_images(self.gallery.candidates[index])
+
+    def _pixels(self, split: Split, index: torch.Tensor) -> torch.Tensor:
+        return self.data.evaluation_pixels(split.batch(index.cpu().numpy(), self.device))
 
 
 def spread(index: torch.Tensor, count: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,31 +34,43 @@ from dmlbench.metrics.retrieval import retrieval
 
 @dataclass
 class Evaluation(EmbeddedTest):
-    """Measures a frozen model on the test split of a data set."""
+    """Measures a frozen model on a data set."""
 
     def benign(self) -> Measurement:
-        """Measure R@1, R@2, mAP, mAP@R, mAP@10, NMI and the signs of a collapse."""
-        e, labels = self.gallery.embeddings, self.gallery.labels
+        """Measure the metrics of ``RetrievalData.benign`` and the signs of a collapse.
+
+        NMI is that of the gallery images that have a class.
+        """
+        gallery, names = self.gallery, self.data.benign
+        e, relevance = gallery.embeddings, gallery.relevance
         # queries of a randomised model are drawn anew, and not from the gallery's means
         numbers = range(self.draws, 2 * self.draws) if self.draws > 1 else ()
-        queries = (self._drawn(number) for number in numbers) if numbers else (e,)
-        every = [retrieval(q, self.index, e, labels, self.gallery.metric) for q in queries]
+        queries = (
+            (self.drawn(number, "queries") for number in numbers) if numbers else (gallery.queries,)
+        )
+        every = [retrieval(q, self.index, e, relevance, gallery.metric) for q in queries]
         found = every[0]
         if not found.valid.any():
-            raise CellError("no class of the test split has two images: there is no R@K")
-        scores = {name: [one.scores[name] for one in every] for name in found.scores}
+            raise CellError(
+                "no class of the test split has two images: there is no R@K"
+                if self.data.gallery is None
+                else "no query has an answer in the gallery: there is no R@K"
+            )
+        scores = {n: [one.scores[n] for one in every] for n in found.scores if n in names}
         outcomes = {
             name: (torch.stack(drawn).mean(0) if self.draws > 1 else drawn[0]).cpu().numpy()
             for name, drawn in scores.items()
         }
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
-        nmi = kmeans_nmi(e.float().cpu().numpy(), labels.cpu().numpy())
-        metrics["NMI"] = Estimate(nmi.value, nmi.low, nmi.high, len(labels))
-        chance = chance_recall(labels)
-        findings = {
-            "queries_left_out": int((~found.valid).sum()),
-            "nmi_version": NMI_VERSION,
-            "nmi_starts": nmi.starts,
+        findings: dict[str, Any] = {"queries_left_out": int((~found.valid).sum())}
+        if "NMI" in names:
+            known = gallery.labels >= 0
+            labels = gallery.labels[known].cpu().numpy()
+            nmi = kmeans_nmi(e[known].float().cpu().numpy(), labels)
+            metrics["NMI"] = Estimate(nmi.value, nmi.low, nmi.high, len(labels))
+            findings |= {"nmi_version": NMI_VERSION, "nmi_starts": nmi.starts}
+        chance = chance_recall(relevance, len(gallery))
+        findings |= {
             "chance R@1": chance,
             "mean_cosine": float(mean_cosine(e.double())),
             "effective_rank": effective_rank(e),
@@ -68,7 +81,7 @@ class Evaluation(EmbeddedTest):
         return Measurement(metrics, findings, outcomes)
 
     def chosen(self, queries: int | Sequence[int] | None) -> torch.Tensor:
-        """Positions of the test images to perturb: all, those named, or that many drawn at random.
+        """Numbers of the queries to attack: all, those named, or that many drawn at random.
 
         Drawn ones are the same for every model, attack and seed; a smaller number is a part of a
         larger.
@@ -90,13 +103,13 @@ class Evaluation(EmbeddedTest):
         recalls: bool = False,
         save: Path | None = None,
     ) -> Measurement:
-        """Perturb each chosen test image in turn as the query (or candidate).
+        """Attack each chosen query in turn, or the candidate of its number.
 
         Args:
             attack: resolved.
             seed: decides the targets.
             title: of the progress bar.
-            queries: test images to attack (``chosen``); the outcomes of the others are NaN.
+            queries: number of queries (``chosen``); the outcomes of the others are NaN.
             keep: so many queries, the first ones, stay with their images in the result.
             recalls: also measure R@K and the distance moved (``attacks.moved_query``), if it is the
                 query that is perturbed.
@@ -109,14 +122,14 @@ class Evaluation(EmbeddedTest):
         collected = Collected()
         with (
             self.reporter.task(title, len(index)) as bar,
-            image_file(save, attack, index) as write,
+            image_file(save, attack, self._places(attack, index)) as write,
         ):
             progress = Progress(bar, self._passes(attack))
             for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
                 want, adversarial = keep - len(kept), attacked.perturbed.images
-                kept += first_of_batch(self.expected, gallery, batch, images, attacked, want)
+                kept += self._kept(attack, batch, images, attacked, want)
                 write(adversarial)
-                before = moved_query.outcomes(extra, gallery.embeddings[batch], batch, gallery)
+                before = moved_query.outcomes(extra, gallery.queries[batch], batch, gallery)
                 found = attacked.outcomes | self.moved(extra, adversarial, batch)
                 collected.add(images, attacked, found, attacked.clean | before)
                 progress.finish(collected.so_far(attack.columns))
@@ -155,8 +168,27 @@ class Evaluation(EmbeddedTest):
         return [
             one
             for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
-            for one in first_of_batch(self.expected, gallery, batch, images, attacked, count)
+            for one in self._kept(attack, batch, images, attacked, count)
         ]
+
+    def _kept(
+        self,
+        attack: Attack,
+        batch: torch.Tensor,
+        images: torch.Tensor,
+        attacked: Attacked,
+        count: int,
+    ) -> list[AttackedQuery]:
+        """The first ``count`` queries of a batch; a candidate searches the queries."""
+        searched, candidates = self.gallery, None
+        if attack.perturbs == "candidate":
+            searched, candidates = searched.turned, searched.candidates[batch]
+        look = self.expected
+        return first_of_batch(look, searched, batch, images, attacked, count, candidates)
+
+    def _places(self, attack: Attack, index: torch.Tensor) -> torch.Tensor:
+        """(B,) positions of the perturbed images: among the test images, or in the gallery."""
+        return index if attack.perturbs == "query" else self.gallery.candidates[index]
 
     def _most_rows(self, attack: Attack, gallery: Gallery) -> int:
         """The number of queries in a batch."""
@@ -184,7 +216,7 @@ class Evaluation(EmbeddedTest):
         done = 0
         while done < len(index):
             batch = index[done : done + self._most_rows(attack, gallery)]
-            images = self.images(batch)
+            images = self.perturbed_by(attack, batch)
             progress.left = len(batch)
             try:
                 attacked = attack.run(

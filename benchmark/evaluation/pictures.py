@@ -46,7 +46,7 @@ def _picture(title: str, query: AttackedQuery, data: RetrievalData) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    test = data.test
+    shown = data.searched if query.candidate is None else data.test
     clean, adversarial = query.clean.numpy(), query.perturbed.numpy()
     difference = adversarial - clean
     reach = float(np.abs(difference).max()) or 1.0
@@ -55,15 +55,19 @@ def _picture(title: str, query: AttackedQuery, data: RetrievalData) -> bytes:
     grid = figure.add_gridspec(2, TOP + 2)
     middle = figure.add_subplot(grid[:, 1])
     _show(middle, difference / (2 * reach) + 0.5, f"perturbation\n×{1 / reach:.3g}")
-    own = test.labels[query.index]
+    own = (
+        data.test.labels[query.index]
+        if query.candidate is None
+        else data.searched.labels[query.candidate]
+    )
     rows = (("clean", clean, query.top_before), ("adversarial", adversarial, query.top_after))
     for line, (name, image, retrieved) in enumerate(rows):
-        _show(figure.add_subplot(grid[line, 0]), image, f"{name}\nclass {own}")
-        seen = data.evaluation_pixels(torch.from_numpy(test.images[list(retrieved)]))
+        _show(figure.add_subplot(grid[line, 0]), image, f"{name}\n{_class(own)}")
+        seen = data.evaluation_pixels(torch.from_numpy(shown.images[list(retrieved)]))
         for place, item in enumerate(retrieved):
             axis = figure.add_subplot(grid[line, 2 + place])
-            right = test.labels[item] == own
-            _show(axis, seen[place].numpy(), f"{place + 1}: class {test.labels[item]}")
+            right = _answers(query, item, data)
+            _show(axis, seen[place].numpy(), f"{place + 1}: {_class(shown.labels[item])}")
             for spine in axis.spines.values():
                 spine.set_visible(True)
                 spine.set_color(RIGHT if right else WRONG)
@@ -72,6 +76,19 @@ def _picture(title: str, query: AttackedQuery, data: RetrievalData) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _class(label: int) -> str:
+    return "no class" if label < 0 else f"class {label}"
+
+
+def _answers(query: AttackedQuery, item: int, data: RetrievalData) -> bool:
+    """True if what was retrieved is an answer."""
+    number, place = (query.index, item) if query.candidate is None else (item, query.candidate)
+    if data.answers is not None:
+        return place in data.answers.positives[number]
+    label = data.test.labels[number]
+    return bool(label >= 0 and label == data.searched.labels[place])
 
 
 def _show(axis: Any, image: npt.NDArray[Any], title: str) -> None:

@@ -48,7 +48,7 @@ def _drift(measured: EmbeddedTest, index: torch.Tensor) -> float:
     looked_at = spread(index, LOOKED_AT)
     with torch.no_grad():
         e = measured.passes(measured.images(looked_at))
-    return moved_by(e, measured.gallery.embeddings[looked_at])
+    return moved_by(e, measured.gallery.queries[looked_at])
 
 
 def _noise(
@@ -79,7 +79,7 @@ def _worst_noise(
     measured: EmbeddedTest, attack: Attack, batch: torch.Tensor, seed: int
 ) -> Outcomes:
     """The worst outcome of each query of a batch over the draws of noise."""
-    images, eps = measured.images(batch), attack.eps or 0
+    images, eps = measured.perturbed_by(attack, batch), attack.eps or 0
     goal = attack.goal(measured.gallery, batch, seed)
     worst: Outcomes = {}
     for draw in range(flags.NOISE_DRAWS):

@@ -8,6 +8,7 @@ cosine near 1 is a sign of it and no proof, as differences that are small may st
 from __future__ import annotations
 
 from dmlbench.common.lazy import torch
+from dmlbench.metrics.relevance import Relevance
 
 MEAN_COSINE_LIMIT = 0.99  # above it a training is warned of a collapse
 CHANCE_MARGIN = 2.0  # percentage points of R@1
@@ -37,16 +38,17 @@ def effective_rank(embeddings: torch.Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def chance_recall(labels: torch.Tensor) -> float:
+def chance_recall(relevance: Relevance, items: int) -> float:
     """Compute the expected R@1, in percent, of a random ranking.
 
-    Queries whose class has no other member do not count.
+    Queries without a positive do not count.
 
     Args:
-        labels: (N,) class of each item.
+        relevance: the positives of each query, and what it never sees.
+        items: number of gallery items.
     """
-    sizes = torch.bincount(labels)[labels].double() - 1
-    return float(100 * (sizes[sizes > 0] / (len(labels) - 1)).mean())
+    answers, seen = relevance.answers.double(), items - relevance.excluded.lengths
+    return float(100 * (answers / seen)[answers > 0].mean())
 
 
 def is_collapsed(recall_at_1: float, chance: float) -> bool:

@@ -16,7 +16,9 @@ def tie_tolerance(embeddings: torch.Tensor) -> float:
     return TIE * float(torch.linalg.vector_norm(embeddings, dim=1).max().clamp(min=TIE))
 
 
-def percentile_rank(closer: torch.Tensor, tied: torch.Tensor, others: int) -> torch.Tensor:
+def percentile_rank(
+    closer: torch.Tensor, tied: torch.Tensor, others: int | torch.Tensor
+) -> torch.Tensor:
     """Compute 100 * (closer + tied / 2) / others, in [0, 100], float64.
 
     Half of the ties count. Otherwise a collapsed model, which has the same embedding for every
@@ -25,7 +27,7 @@ def percentile_rank(closer: torch.Tensor, tied: torch.Tensor, others: int) -> to
     Args:
         closer: number of other items that are strictly closer than the ranked item.
         tied: number of other items at the same distance (to within ``tie_tolerance``).
-        others: the number of other items, at least 1.
+        others: the number of other items, at least 1; a tensor where it differs from list to list.
 
     >>> percentile_rank(torch.tensor(1), torch.tensor(2), 10).item()
     20.0

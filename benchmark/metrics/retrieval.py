@@ -1,16 +1,22 @@
-"""R@K, mAP, mAP@R and mAP@10. A query is left out of its own ranking, and ties count half.
+"""R@K, mAP, mAP@R, mAP@10 and the landmark benchmarks' mAP. Ties count half.
 
-The j-th closest item of the class of the query has the rank
+Items that a query never sees (``Relevance.excluded``, such as the query itself) are in no ranking.
+The j-th closest of the R positives of a query, the other items of its class, has the rank
 
-    rank_j = j + (other-class items that are closer) + (other-class items as far away) / 2
+    rank_j = j + (other items that are closer) + (other items as far away) / 2
 
 and from the ranks follow R@K = [rank_1 <= K], AP = mean_j j / rank_j,
-AP@R = (1/R) sum_{rank_j <= R} j / rank_j with R = the number of other items of the
-class (Musgrave et al., ECCV 2020), and AP@10 = (1/min(R, 10)) sum_{rank_j <= 10} j / rank_j.
+AP@R = (1/R) sum_{rank_j <= R} j / rank_j (Musgrave et al., ECCV 2020), and
+AP@10 = (1/min(R, 10)) sum_{rank_j <= 10} j / rank_j.
 
-Queries are processed in blocks, so there is never an N x N matrix, and the gallery is never sorted:
-only the few distances to the class of the query are, and a binary search then finds the place of
-each other-class item among them.
+The published code of (revisited) Oxford and Paris takes the area under precision and recall by
+trapezoids instead, which is mAP-trapezoid:
+
+    AP = mean_j ((j - 1) / (rank_j - 1) + j / rank_j) / 2,    where 0 / 0 is 1
+
+Queries are processed in blocks, so there is never a Q x N matrix, and the gallery is never sorted:
+only the few distances to the positives are, and a binary search then finds the place of each other
+item among them.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ from dataclasses import dataclass
 
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import Metric, pairwise
+from dmlbench.metrics.names import TRAPEZOID
 from dmlbench.metrics.ranks import TIE, tie_tolerance
+from dmlbench.metrics.relevance import Relevance
 
 BLOCK_CELLS = 8_000_000  # distances in memory at a time: 32 MB in float32
 
@@ -30,8 +38,8 @@ class Retrieval:
 
     Attributes:
         scores: name (``R@1``, ``mAP``, ...) -> (Q,) float64; NaN where ``valid`` is False.
-        valid: (Q,) bool; False for a query whose class has no other member in the gallery.
-            Such a query has no R@K and no AP, and means leave it out.
+        valid: (Q,) bool; False for a query without a positive in the gallery. Such a query has no
+            R@K and no AP, and means leave it out.
     """
 
     scores: dict[str, torch.Tensor]
@@ -42,7 +50,7 @@ def retrieval(
     queries: torch.Tensor,
     index: torch.Tensor,
     gallery: torch.Tensor,
-    labels: torch.Tensor,
+    relevance: Relevance,
     metric: Metric,
     recalls: tuple[int, ...] = (1, 2),
 ) -> Retrieval:
@@ -50,51 +58,31 @@ def retrieval(
 
     Args:
         queries: (Q, D) embeddings, clean or adversarial.
-        index: (Q,) position of each query in the gallery; this entry is left out of its ranking.
+        index: (Q,) the number of each query, by which ``relevance`` knows it.
         gallery: (N, D) clean embeddings.
-        labels: (N,) integer labels of the gallery.
+        relevance: the positives of each query, and what it never sees.
         metric: N, E or C.
         recalls: the values of K in R@K.
     """
-    names = [*(f"R@{k}" for k in recalls), "mAP", "mAP@R", "mAP@10"]
+    names = [*(f"R@{k}" for k in recalls), "mAP", "mAP@R", "mAP@10", TRAPEZOID]
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    members = class_members(labels)
     block = max(1, BLOCK_CELLS // len(gallery))
     for rows in torch.split(torch.arange(len(queries), device=gallery.device), block):
-        rank = _same_class_ranks(queries[rows], index[rows], gallery, labels, members, metric)
+        rank = _ranks_of_positives(queries[rows], index[rows], gallery, relevance, metric)
         for name, values in _scores(rank, recalls).items():
             columns[name].append(values)
     scores = {name: torch.cat(parts) for name, parts in columns.items()}
     return Retrieval(scores, ~scores["mAP"].isnan())
 
 
-def class_members(labels: torch.Tensor) -> torch.Tensor:
-    """List the gallery positions of each class: (largest label + 1, largest class size) int64.
-
-    Rows of smaller classes are padded with -1.
-
-    Args:
-        labels: (N,) class of each gallery item.
-    """
-    count = int(labels.max()) + 1
-    sizes = torch.bincount(labels, minlength=count)
-    order = torch.argsort(labels, stable=True)
-    column = torch.arange(len(labels), device=labels.device)
-    column = column - (sizes.cumsum(0) - sizes)[labels[order]]
-    members = labels.new_full((count, int(sizes.max())), -1)
-    members[labels[order], column] = order
-    return members
-
-
-def _same_class_ranks(
+def _ranks_of_positives(
     queries: torch.Tensor,
     index: torch.Tensor,
     gallery: torch.Tensor,
-    labels: torch.Tensor,
-    members: torch.Tensor,
+    relevance: Relevance,
     metric: Metric,
 ) -> torch.Tensor:
-    """Compute the ranks (B, P) float64 of the same-class items, closest first, padded with inf.
+    """Compute the ranks (B, P) float64 of the positives, closest first, padded with inf.
 
     Squared distances give the same order as distances, and their rounding error has the same size
     everywhere, so one tolerance fits.
@@ -105,12 +93,12 @@ def _same_class_ranks(
     tie = tie_tolerance(gallery)
     if metric != "C":
         tie = tie**2 / TIE
-    same = members[labels[index]]
-    absent = (same < 0) | (same == index[:, None])
-    positive = distance.gather(1, same.clamp(min=0)).masked_fill_(absent, torch.inf)
+    relevance.excluded.put(distance, index, torch.inf)
+    same = relevance.positives.of(index)
+    positive = distance.gather(1, same.clamp(min=0)).masked_fill_(same < 0, torch.inf)
     positive = positive.sort(dim=1).values.contiguous()
-    # Only other-class items can worsen the rank of a positive: move the others behind all of them.
-    distance.masked_fill_(labels[None, :] == labels[index][:, None], torch.inf)
+    # Only other items can worsen the rank of a positive: move the positives behind all of them.
+    relevance.positives.put(distance, index, torch.inf)
     ahead = torch.zeros(positive.shape, dtype=torch.float64, device=gallery.device)
     for side, right in ((-tie, False), (tie, True)):  # a tie counts in one pass of two: half
         place = torch.searchsorted(positive, distance + side, right=right)
@@ -133,5 +121,7 @@ def _scores(rank: torch.Tensor, recalls: tuple[int, ...]) -> dict[str, torch.Ten
     scores["mAP"] = precision.sum(1) / size[:, 0]
     scores["mAP@R"] = (precision * (rank <= size)).sum(1) / size[:, 0]
     scores["mAP@10"] = (precision * (rank <= 10)).sum(1) / size[:, 0].clamp(max=10)
+    before = torch.arange(rank.shape[1], device=rank.device) / (rank - 1)  # 0 / 0 at the top
+    scores[TRAPEZOID] = (precision + before.nan_to_num(1)).sum(1) / (2 * size[:, 0])
     alone = size[:, 0] == 0
     return {name: (100 * value).masked_fill(alone, torch.nan) for name, value in scores.items()}

@@ -12,7 +12,7 @@ from dmlbench.analysis.records import scores
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.metrics.names import BENIGN, WORST
+from dmlbench.metrics.names import CLEAN, WORST
 
 ARROW = {"higher": "↑", "lower": "↓", "": ""}
 
@@ -60,6 +60,8 @@ _BENIGN_HELP = {
     "mAP@R": "Mean average precision within the first R items, R the size of the query's class, "
     "in percent.",
     "mAP@10": "Mean average precision within the first 10 items, in percent.",
+    "mAP-trapezoid": "Mean average precision as the landmark benchmarks (Oxford, Paris) compute "
+    "it: the area under precision and recall by trapezoids, in percent.",
     "NMI": "Normalised mutual information of k-means clusters with the classes, in percent, of the "
     "start with the least inertia.",
 }
@@ -103,7 +105,7 @@ def asked_for(name: str) -> bool:
 @cache
 def directions() -> dict[str, str]:
     """Heading -> ``higher`` or ``lower``, for clean metrics and every registered attack."""
-    known = dict.fromkeys((*BENIGN, "ERS", WORST), "higher")
+    known = dict.fromkeys((*CLEAN, "ERS", WORST), "higher")
     return known | {c.name: c.better for attack in ATTACKS for c in attack.headings()}
 
 
@@ -134,6 +136,6 @@ def ranks() -> list[str]:
 
 def in_order(names: set[str]) -> list[str]:
     """Metrics in the papers' order: clean, the ten attack columns, others, then scores."""
-    first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in names]
+    first = [name for name in (*CLEAN, *ERS_COLUMNS) if name in names]
     last = scores(names)
     return [*first, *sorted(names - {*first, *last}), *last]

@@ -16,7 +16,7 @@ from dmlbench.core.naming import parameters
 from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import BENIGN, WORST
+from dmlbench.metrics.names import BENIGN, CLEAN, WORST
 from dmlbench.report.columns import directions
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
@@ -146,7 +146,7 @@ class Entry:
     def n(self) -> int | None:
         """Number of queries that were attacked (or retrieved, if no attack was measured)."""
         counts = {name: x.n for name, x in self.numbers.items() if x.n is not None}
-        attacked = [n for name, n in counts.items() if name not in BENIGN]
+        attacked = [n for name, n in counts.items() if name not in CLEAN]
         return max(attacked or counts.values(), default=None)
 
     @property
@@ -232,7 +232,7 @@ def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
     found: dict[str, Sequence[Flag]] = {}
     for row in group:
         for heading, flags in row.flags.items():
-            clean = heading in BENIGN and any(name in found for name in BENIGN)
+            clean = heading in CLEAN and any(name in found for name in CLEAN)
             if not clean or heading in found:
                 found[heading] = tuple(dict.fromkeys((*found.get(heading, ()), *flags)))
     return found

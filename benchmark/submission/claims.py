@@ -99,7 +99,7 @@ def _claim(
     tasks: dict[str, CellTask] = {}
     for queries in _queries(cells):
         planned = _attacks(dataset, cells, queries)
-        tasks |= {task.cell.id: task for task in plan.cells(weights, planned)}
+        tasks |= {task.cell.id: task for task in plan.cells(weights, planned, dataset.benign)}
     return Claim(dataset, weights, training or None, tasks)
 
 

@@ -139,20 +139,30 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
         raise UserError(f"{name} is wrong: {error}") from None
 
 
-def cells(weights: Weights, attacks: Sequence[PlannedAttack]) -> list[CellTask]:
+def cells(
+    weights: Weights, attacks: Sequence[PlannedAttack], benign: Sequence[str] = BENIGN
+) -> list[CellTask]:
     """List the cells of the weights: benign, one for each attack, and the combined scores."""
-    measured = measures(weights, attacks)
+    measured = measures(weights, attacks, benign)
     return [*measured, *combines(weights, measured)]
 
 
-def measures(weights: Weights, attacks: Iterable[PlannedAttack]) -> list[Measure]:
-    """List the measured cells of the weights: the benign one, and one for each attack."""
+def measures(
+    weights: Weights, attacks: Iterable[PlannedAttack], benign: Sequence[str] = BENIGN
+) -> list[Measure]:
+    """List the measured cells of the weights: the benign one, and one for each attack.
+
+    Args:
+        weights: what is measured.
+        attacks: complete.
+        benign: the metrics of the clean images (``Dataset.benign``).
+    """
     precision = weights.about.precision
     common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
     if weights.about.eot:
         common["eot"] = int(weights.about.eot)
-    benign = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(BENIGN, PERCENT))
-    tasks = [Measure(weights, benign, None, None)]
+    clean = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(benign, PERCENT))
+    tasks = [Measure(weights, clean, None, None)]
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": weights.seed}
         cell = new_cell(facts, structs.replace(weights.about, **one.about), one.columns)

@@ -138,9 +138,9 @@ def plan_models(
 
     A damaged model is named, and moved to ``quarantine/`` if ``repair``: it is trained again.
     """
-    measured = session.compute.precision, session.compute.eot
+    measured = session.compute.precision, session.compute.eot, session.dataset.benign
     return [
-        status.plan_weights(one, attacks, known)
+        status.plan_weights(one, attacks, known, session.dataset.benign)
         if isinstance(one, Weights)
         else status.plan_training(
             one, sound_manifest(session, one, repair), attacks, session.store, known, *measured

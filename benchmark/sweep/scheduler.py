@@ -197,7 +197,7 @@ class Scheduler:
         compute = self.session.compute
         measured = compute.precision, compute.eot
         weights = trained_weights(task.training, manifest, store, *measured)
-        planned = cells(weights, self.attacks)
+        planned = cells(weights, self.attacks, self.session.dataset.benign)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):
             if want:
                 model.tasks[number] = cell

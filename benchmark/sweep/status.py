@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dmlbench.common.hashing import identity
+from dmlbench.metrics.names import BENIGN
 from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
@@ -101,11 +102,12 @@ def plan_training(
     known: StoredCells,
     precision: str,
     eot: int = 1,
+    benign: Sequence[str] = BENIGN,
 ) -> PlannedModel:
     """Find the status of a training (done if it has a manifest) and of each cell of its model."""
     weights = trained_weights(training, manifest, store, precision, eot)
     train = Train(training, new_cell(training.facts, weights.about, {}))
-    measured = plan_weights(weights, attacks, known)
+    measured = plan_weights(weights, attacks, known, benign)
     if manifest is None and train.cell.id in known.cells:
         failed = tuple((task, FAILED) for task, _ in measured.cells)  # they cannot be measured
         return PlannedModel(train, FAILED, failed)
@@ -113,10 +115,13 @@ def plan_training(
 
 
 def plan_weights(
-    weights: Weights, attacks: Sequence[PlannedAttack], known: StoredCells
+    weights: Weights,
+    attacks: Sequence[PlannedAttack],
+    known: StoredCells,
+    benign: Sequence[str] = BENIGN,
 ) -> PlannedModel:
-    """Find the status of each cell of weights that exist."""
-    tasks = cells(weights, attacks)
+    """Find the status of each cell of weights that exist; ``benign`` as in ``plan.measures``."""
+    tasks = cells(weights, attacks, benign)
     return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
 
 

@@ -2,7 +2,8 @@
 
 Each query is also an item of the gallery. Strictly, that item is no answer: it must be neither a
 target nor be counted in a rank or a recall. The clean embedding of the query is another matter: an
-attack may start from it (ES moves away from it), and reads it as ``gallery.embeddings[index]``.
+attack may start from it (ES moves away from it), and reads it as ``gallery.queries[index]`` (or,
+where queries and gallery are one, ``gallery.embeddings[index]``).
 
 So the item is moved far away, or onto the perturbed query, while ``gallery.embeddings[index]`` and
 the neighbours that the gallery itself gives stay those of the clean embedding. Nothing may change.
@@ -105,7 +106,7 @@ def _compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], 
                 f"the {name} of a query changes when its own entry in the gallery is moved "
                 f"{where}: the query finds itself, as a target or in a rank or recall. It is no "
                 "answer to its own search, and counting it makes every model look better: leave "
-                "position `index` out (scatter inf there, or gallery.nearest, "
-                "nearest_of_another_class). An attack that starts from the clean embedding reads "
-                "it as gallery.embeddings[index]"
+                "what the query never sees out (gallery.draw, gallery.nearest, or put inf there by "
+                "gallery.relevance.excluded.put). An attack that starts from the clean embedding "
+                "reads it as gallery.queries[index]"
             )

@@ -33,7 +33,7 @@ from dmlbench.compute.distributed import World, connect
 from dmlbench.compute.embedding import embed_together, frozen, on_device
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
-from dmlbench.datasets.base import RetrievalData
+from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.defenses.base import Batch, State
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
@@ -312,18 +312,22 @@ class _TrainingRun:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Measure R@1 on the clean test split in percent; None if every class has one image."""
-        test, parts = self.data.test, []
-        rows = [np.arange(i, min(i + 256, len(test))) for i in range(0, len(test), 256)]
+        """Measure R@1 of the clean queries in percent; None if none has an answer."""
         self.model.eval()
-        for raw in ImageBatches(test.images, self.device).batches(rows):
-            parts.append(embed_together(self.model, self.data.evaluation_pixels(raw)))
+        items = self._embedded(self.data.searched)
+        queries = items if self.data.gallery is None else self._embedded(self.data.test)
         self.model.train()
-        e = torch.cat(parts)
-        labels = torch.from_numpy(test.labels).to(self.device)
-        index = torch.arange(len(test), device=self.device)
-        found = retrieval(e, index, e, labels, self.model.metric, recalls=(1,))
+        index = torch.arange(len(queries), device=self.device)
+        relevance = self.data.relevance(self.device)
+        found = retrieval(queries, index, items, relevance, self.model.metric, recalls=(1,))
         return float(found.scores["R@1"].nanmean()) if bool(found.valid.any()) else None
+
+    def _embedded(self, split: Split) -> torch.Tensor:
+        """(N, D) embeddings of the images of a split."""
+        rows = [np.arange(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
+        batches = ImageBatches(split.images, self.device).batches(rows)
+        pixels = (self.data.evaluation_pixels(raw) for raw in batches)
+        return torch.cat([embed_together(self.model, images) for images in pixels])
 
     def _dim(self) -> int:
         """Return the embedding dimension D."""
