@@ -68,7 +68,7 @@ class Family:
     marker: str
 
 
-UNDEFENDED = Family("undefended", "#000000", "o")
+UNDEFENDED = Family("undefended", INK, "o")  # not black, whose fill an SVG leaves out
 EST = Family("EST", "#e69f00", "^")
 ACT = Family("ACT", "#0072b2", "s")
 HM = Family("HM", "#d55e00", "D")
