@@ -332,3 +332,8 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
         return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))
     error = entry.failed.get(name) or entry.failed.get("training")
     return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")
+
+
+def base(dataset: str) -> str:
+    """The name in the spec of a data set: ``fashion`` in ``fashion:subset=2``."""
+    return dataset.partition(":")[0]

@@ -157,7 +157,8 @@ class Entry:
         """The day of its last measurement, ``2026-11-23``, or the year of the publication."""
         if self.paper:
             return str(self.paper.year)
-        return max((r["started"][:10] for found in self.records.values() for r in found), default="")
+        every = (record for found in self.records.values() for record in found)
+        return max((record["started"][:10] for record in every), default="")
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """The 95% interval of a number, over queries or of the mean over seeds; None without."""

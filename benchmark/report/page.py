@@ -7,16 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
 
-from dmlbench.common.files import write_atomically
 from dmlbench.report import style
 from dmlbench.report.board import Board, Table
 from dmlbench.report.columns import BoardColumn
 from dmlbench.report.details import details
+from dmlbench.report.drawing import Picture, named
 from dmlbench.report.entries import Entry
 from dmlbench.report.render import figures
 
@@ -73,21 +72,19 @@ class Tab:
     plots: tuple[Drawing, ...]
 
 
-def write_page(boards: Sequence[Board], folder: Path) -> Path:
-    """Write ``index.html`` into ``folder``; returns its path."""
-    path = folder / "index.html"
-    write_atomically(path, render(boards).encode())
-    return path
+def render(boards: Sequence[Board], pictures: Mapping[str, Picture] | None = None) -> str:
+    """The HTML of the page. Text from results and plugins is escaped.
 
-
-def render(boards: Sequence[Board]) -> str:
-    """The HTML of the page. Text from results and plugins is escaped."""
+    Args:
+        boards: a tab each.
+        pictures: their plots, which have an SVG; None: they are drawn here.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"named": _named, "origin": origin, "letter": _letter}
     template = environment.from_string(_read("page.html"))
     columns = {c.label: c for board in boards for table in board.tables for c in table.columns}
     return template.render(
-        boards=[_tab(board) for board in boards],
+        boards=[_tab(board, pictures) for board in boards],
         columns=list(columns.values()),
         css=Markup(_read("page.css")),
         js=Markup(_read("page.js")),
@@ -107,14 +104,19 @@ def origin(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def _tab(board: Board) -> Tab:
+def _tab(board: Board, pictures: Mapping[str, Picture] | None) -> Tab:
+    if pictures is None:
+        drawn = [
+            (name, style.save(fig, "svg"), fig.get_suptitle(), fig.get_figwidth())
+            for name, fig in figures(board)
+        ]
+    else:
+        names = (name for name, _, _ in named(board))
+        found = (pictures[name] for name in names if name in pictures)
+        drawn = [(one.name, one.files["svg"], one.title, one.width) for one in found]
     drawings = tuple(
-        Drawing(
-            name,
-            _inline(style.save(fig, "svg"), name, f"{fig.get_suptitle()}: {board.name}"),
-            wide=fig.get_figwidth() > WIDE,
-        )
-        for name, fig in figures(board)
+        Drawing(name, _inline(svg, name, f"{title}: {board.name}"), wide=width > WIDE)
+        for name, svg, title, width in drawn
     )
     key = re.sub(r"[^A-Za-z0-9]+", "-", board.name)
     sheets = tuple(_sheet(table, f"{key}-{n}") for n, table in enumerate(board.tables))
