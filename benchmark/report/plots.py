@@ -35,6 +35,7 @@ Plot = Callable[[Table], "Figure | None"]
 
 FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
 PANELS = 6  # at most, side by side
+NAMED = 14  # points that all have room for a name; of more, the front and the best of each family
 ROWS = 24  # at most, of a forest plot
 
 
@@ -60,7 +61,12 @@ def tradeoff(table: Table) -> Figure | None:
         axis.margins(0.1)
         shown = sorted([*found, *out], key=lambda e: points[id(e)] not in front)  # these first
         names = names_of(shown, table)
-        named = [(*points[id(e)], names[id(e)]) for e in shown]
+        best = [] if len(shown) <= NAMED else style.best_of_families(found)
+        named = [
+            (*points[id(e)], names[id(e)])
+            for e in shown
+            if not best or points[id(e)] in front or e in best or e in out
+        ]
         style.say(fig, "Robustness against benign retrieval", protocol(table, shown), [axis])
         style.name_points(
             axis, list({point[:2]: point for point in reversed(named)}.values())[::-1]
@@ -185,7 +191,7 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(heading(name, found))
+            axis.set_title(heading(name, found), fontsize=6.5 if "(" in name else None)
             axis.margins(x=0.15, y=0.5 / len(found))
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()

@@ -23,7 +23,7 @@ INK, FAINT = "#1f2328", "#c9ced4"  # page.py replaces both by colours of the pag
 FORMATS = ("pdf", "svg", "png")
 SIDES = tuple(
     (ha, sign * dx, dy)
-    for dx, dys in ((5, (4, -9)), (6, (-2, 12, -18)), (14, (20, -26)))
+    for dx, dys in ((5, (4, -9)), (7, (-2, 12, -17)))
     for ha, sign in (("left", 1), ("right", -1))
     for dy in dys
 )
