@@ -27,7 +27,7 @@ from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
-from dmlbench.storage.cell import implausible
+from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
@@ -69,6 +69,13 @@ def read_folder(folder: Path) -> list[Record]:
         raise UserError(f"--results {folder} is not a folder")
     paths = sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
     return [record for path in paths for record in read_tidy(path)]
+
+
+def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:
+    """The records of ``cells``, and those of the CSVs in ``folder`` that are of other cells."""
+    cells = list(cells)
+    known = {cell.id for cell in cells}
+    return [*records.tidy(cells), *(r for r in read_folder(folder) if r["cell"] not in known)]
 
 
 def read_tidy(path: Path) -> list[Record]:

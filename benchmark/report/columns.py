@@ -11,6 +11,7 @@ from functools import cache
 from dmlbench.analysis.records import scores
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.core.naming import by_number
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import BENIGN, WORST
 
@@ -136,4 +137,4 @@ def in_order(names: set[str]) -> list[str]:
     """Metrics in the papers' order: clean, the ten attack columns, others, then scores."""
     first = [name for name in (*BENIGN, *ERS_COLUMNS) if name in names]
     last = scores(names)
-    return [*first, *sorted(names - {*first, *last}), *last]
+    return [*first, *sorted(names - {*first, *last}, key=by_number), *last]
