@@ -102,10 +102,11 @@ def _table(table: Table, places: Sequence[int], lines: Sequence[Line], part: str
     """One ``table*``: the columns at ``places`` of some lines; ``part`` goes into its caption."""
     sources = dict.fromkeys(line.cells[-1].text for line in table.lines)
     numbers = {source: f"({place})" for place, source in enumerate(sources, start=1)}
-    notes = ["Best in bold, second best underlined.", *table.notes]
-    notes += [f"{number} {source}." for source, number in numbers.items()]
-    first = lines[0] is table.lines[0] and "appendix" not in part
-    caption = f"{table.title}{part}. {' '.join(notes) if first else ''}".rstrip()
+    caption = f"{table.title}{part}."
+    if lines[0] is table.lines[0] and "appendix" not in part:
+        notes = ["Best in bold, second best underlined.", *table.notes]
+        notes += [f"{number} {source}." for source, number in numbers.items()]
+        caption = f"{caption} {' '.join(notes)}"
     label = re.sub(r"[^a-z0-9]+", "-", f"{table.title}{part}".lower()).strip("-")
     columns = [table.columns[place] for place in places]
     told = _told_by_label(table)
