@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,9 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
     if None in raw or None in raw.values():
         raise UserError(f"{place} has {'more' if None in raw else 'fewer'} cells than the header")
     record: Record = {}
-    for name, read in READERS.items():
+    for name, read in _READ.items():
         try:
-            record[name] = read(plain(raw.get(name, "")))
+            record[name] = read(raw.get(name, ""))
         except ValueError as error:
             wrong = f"{name} is {raw.get(name, '')[:200]!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
@@ -247,6 +247,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     "flags": _flags,
 }
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
+
+
+def _remembered(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The parser of a cell; most columns hold few different texts, which are read once."""
+    return lru_cache(maxsize=1024)(lambda text: read(plain(text)))
+
+
+_READ = {name: _remembered(read) for name, read in READERS.items()}
 
 LATER = ("curve", "flags", "eot")
 """Columns that older CSVs lack; they are empty then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from dmlbench.core.naming import parameters, told_apart
@@ -89,7 +90,7 @@ class Table:
     lines: tuple[Line, ...]
     chosen: bool = False
 
-    @property
+    @cached_property
     def few(self) -> list[int]:
         """The places of the columns to show first; all where there is little else to show."""
         few = [place for place, column in enumerate(self.columns) if column.name in FEW]
@@ -113,7 +114,7 @@ class Table:
         """The optimizer of the suite's attacks: ``PGD`` or ``APGD``."""
         return OPTIMIZER_OF.get(self.suite, "pgd").upper()
 
-    @property
+    @cached_property
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
         notes = [f"White-box {self.optimizer} in the L∞ ball, {one}." for one in self.threats]

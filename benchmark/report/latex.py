@@ -86,20 +86,26 @@ def _others(table: Table) -> list[list[int]]:
 
 
 def _parts(table: Table, places: Sequence[int], what: str) -> list[str]:
-    starts = range(0, len(table.lines), PAGE)
+    starts, told = range(0, len(table.lines), PAGE), _told_by_label(table)
     return [
         _table(
             table,
             places,
             table.lines[start : start + PAGE],
             what + (f" ({number} of {len(starts)})" if len(starts) > 1 else ""),
+            told,
         )
         for number, start in enumerate(starts, start=1)
     ]
 
 
-def _table(table: Table, places: Sequence[int], lines: Sequence[Line], part: str) -> str:
-    """One ``table*``: the columns at ``places`` of some lines; ``part`` goes into its caption."""
+def _table(
+    table: Table, places: Sequence[int], lines: Sequence[Line], part: str, told: set[int]
+) -> str:
+    """One ``table*``: the columns at ``places`` of some lines; ``part`` goes into its caption.
+
+    Lines in ``told`` are known by their label, and need no spec.
+    """
     sources = dict.fromkeys(line.cells[-1].text for line in table.lines)
     numbers = {source: f"({place})" for place, source in enumerate(sources, start=1)}
     caption = f"{table.title}{part}."
@@ -109,7 +115,6 @@ def _table(table: Table, places: Sequence[int], lines: Sequence[Line], part: str
         caption = f"{caption} {' '.join(notes)}"
     label = re.sub(r"[^a-z0-9]+", "-", f"{table.title}{part}".lower()).strip("-")
     columns = [table.columns[place] for place in places]
-    told = _told_by_label(table)
     body = []
     for line in lines:
         cells = [
@@ -178,15 +183,22 @@ def _notation(text: str) -> str:
     return _GRADUAL.sub(r"$g_{\\mathrm{\1}}$", text)
 
 
+class _Escapes(dict[int, str]):
+    """Code point -> LaTeX, for ``str.translate``."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        known = _SPECIAL.get(character)
+        if known is None:
+            plain = code <= 0xFF and character.isprintable()
+            known = character if plain else f"[U+{code:04X}]"
+        self[code] = known
+        return known
+
+
+_ESCAPES = _Escapes()
+
+
 def escape(text: str) -> str:
     """``text`` escaped for pdflatex; a character that its fonts lack becomes ``[U+4E2D]``."""
-    return "".join(map(_character, text))
-
-
-def _character(character: str) -> str:
-    known = _SPECIAL.get(character)
-    if known is not None:
-        return known
-    if ord(character) > 0xFF or not character.isprintable():
-        return f"[U+{ord(character):04X}]"
-    return character
+    return text.translate(_ESCAPES)
