@@ -1,7 +1,6 @@
 """Completion of specs in a shell: names, then keys, then the values that a key may have.
 
-``eval "$(_DMLBENCH_COMPLETE=bash_source dmlbench)"`` turns completion on (``zsh_source`` and
-``fish_source`` for other shells).
+``dmlbench --help`` says how a shell is told of it.
 """
 
 from __future__ import annotations
