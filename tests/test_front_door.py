@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.completion import _items
@@ -72,6 +74,11 @@ def test_sweeps_sort_by_number() -> None:
     assert in_order({*mixed, "ERS"}) == [*right, "ERS"]
     assert sorted(["hm:eta=32", "hm:eta=8"], key=by_number) == ["hm:eta=8", "hm:eta=32"]
     assert sorted(["b2", "a10", "a9"], key=by_number) == ["a10", "a9", "b2"]  # names stay text
+
+
+@given(st.lists(st.text("a=/,.:1 2", max_size=8)))
+def test_texts_of_any_kind_have_an_order(texts: list[str]) -> None:
+    assert sorted(texts, key=by_number) == sorted(sorted(texts), key=by_number)
 
 
 def test_specs_are_completed_from_the_name_to_the_value() -> None:

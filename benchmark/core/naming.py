@@ -50,6 +50,6 @@ def by_number(text: str) -> tuple[Any, ...]:
     """
     parts, end = [], 0
     for found in _NUMBER.finditer(text):
-        parts += [text[end : found.start()], float(found[1]) / float(found[2] or 1)]
+        parts.append((text[end : found.start()], float(found[1]) / float(found[2] or 1)))
         end = found.end()
-    return (*parts, text[end:], text)
+    return (*parts, (text[end:], -1.0)), text  # pairs, so that like is compared with like

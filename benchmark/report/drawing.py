@@ -78,7 +78,7 @@ def draw(boards: Sequence[Board], folder: Path, kinds: Sequence[str]) -> Drawn:
     Args:
         boards: whose tables are drawn.
         folder: of boards; what its ``plots/`` holds is taken where it is up to date.
-        kinds: the formats that are needed.
+        kinds: the formats that are needed, ``svg`` among them.
     """
     tasks = [task for board in boards for task in _tasks(board)]
     known = _read(folder / "plots")
@@ -195,5 +195,5 @@ def _draw(name: str, plot: str, table: Table, kinds: Sequence[str]) -> Picture |
     figure = PLOTS[plot](table)
     if figure is None:
         return None
-    files = {kind: style.save(figure, kind) for kind in kinds}
+    files = {kind: style.save(figure, kind) for kind in style.FORMATS if kind in kinds}
     return Picture(name, str(figure.get_suptitle()), figure.get_figwidth(), files, fresh=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#1f2328", "#c9ced4"  # page.py replaces both by colours of the page
-FORMATS = ("pdf", "svg", "png")
+FORMATS = ("svg", "pdf", "png")  # in this order: saving settles the layout, and moves the next
 SIDES = tuple(
     (ha, sign * dx, dy)
     for dx, dys in ((5, (4, -9)), (7, (-2, 12, -17)))
