@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import random
 import re
@@ -26,7 +27,8 @@ from dmlbench.defenses.losses import LOSSES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
-from dmlbench.report.entries import measured, published
+from dmlbench.report.details import command, details
+from dmlbench.report.entries import Entry, Number, measured, published
 from dmlbench.report.render import boards
 from dmlbench.storage.cell import ColumnInfo
 from tests.synthetic import FULL, attacked, failed, many, model, write
@@ -93,7 +95,7 @@ def test_the_rank_order_is_that_of_the_papers_table(name: str) -> None:
     found = {board.name: board for board in boards([], where=["source=CVPR 2022 Table 6"])}
     text = markdown.render(found[name])
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    heads, _, *body = lines
+    heads, _, *body = lines[:11]  # the few columns; all of them follow, folded
     places = [heads.index(head) for head in ("Defense", "η", "ERS ↑")]
     shown = [tuple(re.sub(r"[*]|</?ins>", "", row[at]) for at in places) for row in body]
     assert shown == PAPER[name]
@@ -302,8 +304,9 @@ def test_text_of_a_plugin_is_escaped_everywhere(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert" in html
     text = markdown.render(board)
     assert "<script" not in text
-    widths = {len(re.findall(r"(?<!\\)\|", x)) for x in text.splitlines() if x.startswith("| ")}
-    assert len(widths) == 1  # no cell broke its table
+    for table in re.findall(r"(?:^\| .*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1  # no cell broke its table
     (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board), newline=""))
     assert record["model"] == EVIL
     assert "[U+4E2D]" in latex.render(board)
@@ -454,3 +457,81 @@ def test_of_weights_trained_again_the_last_to_be_measured_count() -> None:
     assert entry.numbers["CA+"].range == "[29.0, 31.0]"
     (record,) = over_seeds(wide([new, old]))
     assert (record["CA+"], record["CA+ n"]) == (30, 1)
+
+
+def test_rows_whose_intervals_overlap_that_of_the_best_are_tied() -> None:
+    def line(label: str, score: float, half: float | None) -> Entry:
+        ends = (None, None) if half is None else (score - half, score + half)
+        numbers = {"ERS": Number(score, 1, *ends)}
+        return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "")
+
+    given = [("a", 60, 1), ("b", 58.5, 1), ("p", 58, None), ("c", 57.5, 1), ("d", 56, 1)]
+    (table,) = tables([line(*one) for one in given])
+    found = {one.entry.label: one.tied for one in table.lines}
+    # c overlaps with b, but not with a, the best of that group; p, as published, has no interval
+    assert found == {"a": 1, "b": 1, "p": None, "c": 2, "d": 2}
+
+
+def test_seeds_are_tied_by_the_interval_of_their_mean() -> None:
+    runs = [
+        model({k: v * share for k, v in FULL.items()}, label=label, seed=seed)
+        for label, shares in (("a", (0.9, 1.0)), ("b", (0.8, 0.95)))
+        for seed, share in enumerate(shares)
+    ]
+    board = one_board(*(c for run in runs for c in run))
+    for line in board.tables[0].lines:
+        interval, number = line.entry.interval("ERS"), line.entry.numbers["ERS"]
+        assert interval is not None
+        assert number.spread is not None
+        # Student's t of one degree of freedom: 12.706
+        assert interval[1] - number.value == pytest.approx(12.7062 * number.spread / 2**0.5)
+    assert [line.tied for line in board.tables[0].lines] == [1, 1]
+
+
+def test_a_table_shows_few_columns_first_and_all_of_those_that_are_asked_for() -> None:
+    (table,) = one_board(*model()).tables
+    heads = [table.columns[place].name for place in table.few]
+    assert heads == ["Rank", "Defense", "Model", "η", "R@1", "CA+", "ES:R", "GTM", "ERS", "Source"]
+    (chosen,) = tables(measured(tidy(model())), ["R@1", "QA+", "ERS"])
+    assert len(chosen.few) == len(chosen.columns)
+    text = markdown.render(one_board(*model()))
+    first, folded = text.split("<details><summary>All columns</summary>")
+    assert "QA+" not in first
+    assert "| QA+ ↑ |" in folded
+
+
+def test_the_latex_has_a_main_table_and_the_rest_for_the_appendix() -> None:
+    text = latex.render(one_board(*model(), *model({"CA+": 20.0}, label="other")))
+    main, more = text.split(r"\renewcommand{\appendixtables}")
+    assert r"CA+ $\uparrow$ &" in main
+    assert "QA+" not in main
+    assert r"QA+ $\uparrow$ &" in more
+    assert more.count(r"\begin{table*}") == 1
+    mini = boards(tidy(model(dataset="fashion-mini")))[0]
+    assert [table.dataset for table in mini.tables] == ["fashion-mini", "fashion"]
+    assert "RobRank" not in latex.render(mini)  # a data set a file
+
+
+def test_what_is_behind_a_row_says_its_words_command_and_origin() -> None:
+    about = {"defense": "hm:eta=2", "resolved": "hm:eta=2", "label": "HM", "recipe": "epochs=2"}
+    (entry,) = measured(tidy(model(dataset="fashion-mini", **about)))
+    found = details(entry)
+    assert found["Command"] == (
+        "dmlbench run --dataset fashion-mini --defense hm:eta=2 --model c2f2 --recipe epochs=2 "
+        "--suite strict --seed 0"
+    )
+    some = model({"CA+": 20.0}, dataset="fashion-mini", **about)
+    (entry,) = measured(tidy([*some, attacked("CA+", 9, "w=5", dataset="fashion-mini", **about)]))
+    assert command(entry).endswith("--suite strict --attack ca+ --attack ca+:w=5 --seed 0")
+    assert "Hardness" in found["Defense"]
+    assert "eta = 2 (" in found["Defense"]
+    assert found["Date"] == "1970-01-01"
+    assert "Model card" not in found
+    carded = details(
+        dataclasses.replace(entry, card="cards/hm.md", weights="https://example.org/w")
+    )
+    assert carded["Model card"] == ["cards/hm.md", "cards/hm.md"]
+    assert carded["Weights"][1] == "https://example.org/w"
+    literature = details(published()[0])
+    assert literature["Paper"][1].startswith("https://arxiv.org/")
+    assert "Command" not in literature

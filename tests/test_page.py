@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dmlbench.analysis.records import tidy
-from dmlbench.report import page
+from dmlbench.report import page, plots
 from dmlbench.report.render import boards
 from tests.synthetic import FULL, failed, model
 
@@ -30,7 +30,9 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *model({"CA+": 20.0}, dataset="untold"),
     ]
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "PLOTS", {"terms": plots.ten_terms, "cost": plots.cost})
+        path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
     return path
 
 
@@ -96,7 +98,7 @@ def test_it_sorts_filters_and_explains(html: Path, browser: Any) -> None:
     heads["Defense"].click()
     assert defenses() == [evil, "half", "HM[S,gLGA]"]
 
-    (search,) = see("#board-tiny input")
+    (search,) = see("#board-tiny input[type=search]")
     search.send_keys("HM[ c2f2")
     assert defenses() == ["HM[S,gLGA]"]
     assert see("#board-tiny output")[0].text == "1 of 3 rows"
@@ -128,3 +130,67 @@ def test_it_sorts_filters_and_explains(html: Path, browser: Any) -> None:
     fetched = [m for m in requests if '"Network.requestWillBeSent"' in m and "http" in m]
     assert not [m for m in fetched if re.search(r'"url":"https?:', m)]
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (390, 800)])
+def test_the_score_and_recall_stay_in_view_and_a_row_explains_itself(
+    html: Path, browser: Any, width: int, height: int
+) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(html.as_uri())
+        run = browser.execute_script
+        run("document.querySelector('[data-columns=all]').click()")
+        shown = run(
+            "const scroll = document.querySelector('.scroll'); scroll.scrollLeft = 400;"
+            "const edge = scroll.getBoundingClientRect();"
+            "return [...scroll.querySelectorAll('thead .pin')].filter(head => head.offsetWidth)"
+            ".filter(head => { const box = head.getBoundingClientRect();"
+            "return box.left >= edge.left && box.right <= edge.right })"
+            ".map(head => head.textContent)"
+        )
+        assert shown[-3:] == ["Defense", "ERS ↑", "R@1 ↑"]
+        assert run("return document.documentElement.scrollWidth") <= width
+        assert (
+            run("return getComputedStyle(document.querySelectorAll('#board-tiny th')[5]).display")
+            != "none"
+        )
+        run("document.querySelector('[data-columns=few]').click()")
+        heads = (
+            "return [...document.querySelectorAll('#board-tiny thead th')]"
+            ".filter(head => head.offsetWidth).map(head => head.textContent)"
+        )
+        assert "QA+ ↑" not in run(heads)
+        assert "CA+ ↑" in run(heads)
+        run("document.querySelector('#board-tiny tbody .name button').click()")
+        said = run("return document.getElementById('more').innerText")
+        assert "<b id=evil>evil</b>" in said
+        assert "SHA-256" in said
+        run("document.getElementById('more').close()")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_plots_keep_what_tells_measured_from_published_in_the_dark(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filled marker of an undefended model is filled with the colour of its edge."""
+    monkeypatch.setattr(plots, "PLOTS", {"tradeoff": plots.tradeoff})
+    cells = [*model(label="N/A[R]"), *model(FULL | {"CA+": 30.0}, label="N/A[S]")]
+    path = tmp_path / "dark.html"
+    path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    try:
+        browser.get(path.as_uri())
+        fills = browser.execute_script(
+            "return [...document.querySelectorAll('figure svg use')].map(one => {"
+            "const style = getComputedStyle(one); return [style.fill, style.stroke] })"
+        )
+        assert any(fill == stroke != "none" for fill, stroke in fills)
+        assert not any(
+            fill == "rgb(0, 0, 0)" != stroke and stroke != "none" for fill, stroke in fills
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

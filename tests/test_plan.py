@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from scipy.stats import t as students_t
 
 from dmlbench.analysis.pivot import chosen, column, pivot
-from dmlbench.analysis.records import TIDY_COLUMNS, wide
+from dmlbench.analysis.records import TIDY_COLUMNS, tidy, wide
 from dmlbench.analysis.seeds import over_seeds, spread
 from dmlbench.analysis.where import Condition, condition
 from dmlbench.attacks.base import ATTACKS, Column
@@ -442,14 +442,14 @@ def test_filters_and_pivots() -> None:
     (one,) = chosen(cells, where("metric=CA-", "seed=0"))
     assert list(one.metrics) == list(one.columns) == ["CA-"]
     assert chosen(cells, where("label=HM[S,G_lga]*")) == cells
-    table = pivot(cells, ["label"], ["metric"])
+    table = pivot(tidy(cells), ["label"], ["metric"])
     (line,) = table.values()
     assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
     assert line["CA+",].n == 2
     with pytest.raises(UserError, match=r"2 values.*differ in.*metric"):
-        pivot(cells, ["label"], ["seed"])
+        pivot(tidy(cells), ["label"], ["seed"])
     newer = cell("CA+", 99, seed=0, versions={"attack_version": 9})
-    assert pivot([*cells[:1], newer], ["seed"], ["metric"])["0",]["CA+",].mean == 99
+    assert pivot(tidy([*cells[:1], newer]), ["seed"], ["metric"])["0",]["CA+",].mean == 99
     with pytest.raises(UserError, match="did you mean 'metric'"):
         column("metrics")
     with pytest.raises(UserError, match="key=value"):

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
-from dmlbench.storage.cell import implausible
+from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
@@ -71,6 +71,13 @@ def read_folder(folder: Path) -> list[Record]:
     return [record for path in paths for record in read_tidy(path)]
 
 
+def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:
+    """The records of ``cells``, and those of the CSVs in ``folder`` that are of other cells."""
+    cells = list(cells)
+    known = {cell.id for cell in cells}
+    return [*records.tidy(cells), *(r for r in read_folder(folder) if r["cell"] not in known)]
+
+
 def read_tidy(path: Path) -> list[Record]:
     """The records of a tidy CSV. Unknown columns are ignored.
 
@@ -100,9 +107,9 @@ def _record(raw: Mapping[str | Any, Any], place: str) -> Record:
     if None in raw or None in raw.values():
         raise UserError(f"{place} has {'more' if None in raw else 'fewer'} cells than the header")
     record: Record = {}
-    for name, read in READERS.items():
+    for name, read in _READ.items():
         try:
-            record[name] = read(plain(raw.get(name, "")))
+            record[name] = read(raw.get(name, ""))
         except ValueError as error:
             wrong = f"{name} is {raw.get(name, '')[:200]!r}, which is {error}"
             raise UserError(f"{place}: {wrong}; restore the file, or leave the row out") from None
@@ -240,6 +247,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     "flags": _flags,
 }
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
+
+
+def _remembered(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The parser of a cell; most columns hold few different texts, which are read once."""
+    return lru_cache(maxsize=1024)(lambda text: read(plain(text)))
+
+
+_READ = {name: _remembered(read) for name, read in READERS.items()}
 
 LATER = ("curve", "flags", "eot")
 """Columns that older CSVs lack; they are empty then."""

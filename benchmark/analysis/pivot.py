@@ -1,4 +1,4 @@
-"""Filter cells, and arrange their values in a table by chosen columns. Pure functions."""
+"""Filter cells and records, and arrange values in a table by chosen columns. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chosen(cells: Iterable[Cell], conditions: Sequence[Condition]) -> list[Cell]
     """The cells, and of each the metrics, that meet every condition."""
     found = []
     for cell in cells:
-        records = [r for r in tidy([cell]) if _meets(r, conditions)]
+        records = meeting(tidy([cell]), conditions)
         names = {record["metric"] for record in records}
         if cell.ok:
             cell = replace(
@@ -42,19 +42,19 @@ def chosen(cells: Iterable[Cell], conditions: Sequence[Condition]) -> list[Cell]
 
 
 def pivot(
-    cells: Iterable[Cell], rows: Sequence[str], columns: Sequence[str]
+    records: Iterable[Record], rows: Sequence[str], columns: Sequence[str]
 ) -> dict[tuple[str, ...], dict[tuple[str, ...], Spread]]:
     """Row -> column -> value, averaged over seeds unless ``seed`` is among the columns.
 
     Args:
-        cells: cells to arrange.
+        records: tidy records to arrange.
         rows: tidy columns whose values name the rows.
         columns: tidy columns whose values name the columns.
 
     Raises:
         UserError: values that differ in more than the seed would share a place in the table.
     """
-    records = sorted((r for r in tidy(cells) if r["status"] == "ok"), key=record_order)
+    records = sorted((r for r in records if r["status"] == "ok"), key=record_order)
     # of several records of one number the last counts, as in tables
     newest = {tuple(r[name] for name in _IDENTIFYING): r for r in records}
     places: dict[tuple[str, ...], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
@@ -74,5 +74,14 @@ def pivot(
     return table
 
 
-def _meets(record: Record, conditions: Sequence[Condition]) -> bool:
-    return all(one.meets(str(record.get(one.key, ""))) for one in conditions)
+def meeting(records: Iterable[Record], conditions: Sequence[Condition]) -> list[Record]:
+    """The records that meet every condition; an absent value counts as empty text."""
+    return [
+        record
+        for record in records
+        if all(one.meets(_text(record.get(one.key))) for one in conditions)
+    ]
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

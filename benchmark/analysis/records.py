@@ -16,6 +16,7 @@ from msgspec.structs import asdict
 
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
+from dmlbench.core.naming import by_number
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -248,7 +249,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
 def record_order(record: Record) -> tuple[Any, ...]:
     """Sort key: ``ORDER``; of several records of a number the one that counts is the last."""
     definition = tuple(int(part) for part in record["versions"].split("."))
-    keys = (record[key] for key in ORDER)
+    keys = (by_number(k) if isinstance(k := record[key], str) else k for key in ORDER)
     return (*keys, definition, record["status"] == "ok", record["started"], record["cell"])
 
 
@@ -263,7 +264,7 @@ def headings(rows: Sequence[Row]) -> list[str]:
 def scores(names: Iterable[str]) -> list[str]:
     """The scores among ``names``, which are computed from other columns, in table order."""
     found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
-    return sorted(found, key=lambda name: (name == ERS, name))
+    return sorted(found, key=lambda name: (name == ERS, by_number(name)))
 
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:

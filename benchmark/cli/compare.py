@@ -30,27 +30,44 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
     defenses (as given to 'run', or as tables show them), checkpoints, folders under
     results/models, or models of the zoo. Only stored results are read: nothing is trained or
-    attacked.
+    attacked. Models of which the results folder has only CSVs are compared by their rows, with
+    wider intervals.
     """
     from msgspec import to_builtins
+    from msgspec.structs import asdict
 
-    from dmlbench.analysis import compare
+    from dmlbench.analysis import compare, unpaired
+    from dmlbench.analysis.csv_files import stored_records
     from dmlbench.core.naming import parameters, told_apart
     from dmlbench.storage.store import Store
 
     store = Store(results)
-    sides = [compare.find(name, store, dataset) for name in (a, b)]
-    found = compare.compare(*sides)
+    cells = store.cells()
+    if all(
+        Path(name).exists() or any(name in compare.names_of(c) for c in cells) for name in (a, b)
+    ):
+        sides = [compare.find(name, store, dataset) for name in (a, b)]
+        found = compare.compare(sides[0], sides[1])
+        abouts = [asdict(side.cells[0].about) for side in sides]
+    else:
+        rows = stored_records(cells, results)
+        models = [unpaired.find(name, rows, dataset) for name in (a, b)]
+        found = unpaired.compare(models[0], models[1], (a, b))
+        abouts = [records[0] for records in models]
+        click.echo(
+            "note: from CSVs, which hold no single queries: the numbers count as independent, and "
+            "intervals are wider than those of the same queries",
+            err=True,
+        )
     if as_json:
         records = [to_builtins(one) | {"favours": one.favours} for one in found]
         click.echo(json.dumps(records, indent=1))
         return
-    abouts = [side.cells[0].about for side in sides]
     details = [
-        parameters(one.defense) | parameters(f":{one.recipe}") | {"model": one.model}
+        parameters(one["defense"]) | parameters(f":{one['recipe']}") | {"model": one["model"]}
         for one in abouts
     ]
-    _print(found, *told_apart([one.label for one in abouts], details))
+    _print(found, *told_apart([one["label"] for one in abouts], details))
 
 
 def _print(found: list[Difference], a: str, b: str) -> None:

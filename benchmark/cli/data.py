@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dmlbench.cli.completion import specs
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
 
@@ -22,15 +23,19 @@ def data() -> None:
     """List, verify and download data sets."""
 
 
-@data.command("list")
+@data.command("list", epilog="\b\nExamples:\n  dmlbench data list\n  dmlbench data list folder")
+@click.argument("datasets", nargs=-1, metavar="[SPEC]...", shell_complete=specs("datasets"))
 @options("data_root", "json")
-def list_(data_root: Path | None, as_json: bool) -> None:
-    """Show every data set: its size, and its folder or where to get it."""
+def list_(datasets: tuple[str, ...], data_root: Path | None, as_json: bool) -> None:
+    """Show every data set: its size, and its folder or where to get it.
+
+    Of data sets that are named, show the keys of their specs too.
+    """
+    from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
 
     described = []
-    for cls in DATASETS:
-        dataset = cls()
+    for dataset in [spec.parse(one, DATASETS) for one in datasets] or [cls() for cls in DATASETS]:
         card, place = dataset.protocol, dataset.locate(data_root)
         described.append(
             {
@@ -50,6 +55,9 @@ def list_(data_root: Path | None, as_json: bool) -> None:
             gallery = f"; gallery {card.gallery}" if card.gallery else ""
             click.echo(f"    train {card.train}; test {card.test}{gallery}")
         click.echo(f"    {f'in {place}' if place else card.source}")
+        for p in spec.parameters(type(dataset)) if datasets else ():
+            default = "..." if p.required else p.show(p.default)
+            click.echo(f"    {card.name}:{p.key}={default}  {p.help} ({p.domain})")
     if as_json:
         click.echo(json.dumps(described, indent=1))
 

@@ -63,11 +63,12 @@ def leaderboard(
 ) -> None:
     """Render boards: ranked tables and plots of each DATASET (default: all), and a page of all.
 
-    They depend only on the CSVs in the results folder and on the published rows.
+    They depend only on the CSVs in the results folder and on the published rows. Files that would
+    be the same are left alone, and plots are drawn only where their numbers have changed.
     """
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
-    from dmlbench.report import render
+    from dmlbench.report import drawing, page, render, style
 
     export_folder(results)
     records = read_folder(results)
@@ -82,14 +83,25 @@ def leaderboard(
         if name not in known:
             raise UserError(f"no results of {name!r} in {results}: there are {', '.join(known)}")
     check_writable(leaderboards, "--leaderboards")
-    tables = [kind for kind in formats if kind in render.RENDERERS]
-    for board in (b for b in every if not datasets or b.name in datasets):
-        for path in render.write_tables(board, leaderboards, tables):
-            click.echo(path)
-        if "plots" in formats:
-            for path in render.write_plots(board, leaderboards):
-                click.echo(path)
+    chosen = [board for board in every if not datasets or board.name in datasets]
+    written, kept = [], 0
+    for board in chosen:
+        for kind in formats:
+            if kind in render.RENDERERS:
+                path = leaderboards / f"{board.name}.{kind}"
+                content = render.RENDERERS[kind](board).encode()
+                written += [path] * render.write_if_changed(path, content)
+                kept += path not in written
+    if "plots" in formats:
+        made = drawing.draw(chosen, leaderboards, style.FORMATS)
+        files = drawing.write(made, leaderboards)
+        kept += sum(len(one.files) for one in made.pictures.values()) - len(files)
+        written += files
     if "html" in formats:
-        from dmlbench.report.page import write_page
-
-        click.echo(write_page(every, leaderboards))
+        pictures = drawing.draw(every, leaderboards, ("svg",)).pictures
+        path = leaderboards / "index.html"
+        written += [path] * render.write_if_changed(path, page.render(every, pictures).encode())
+        kept += path not in written
+    for path in written:
+        click.echo(path)
+    click.echo(f"{len(written)} files written, {kept} unchanged", err=True)

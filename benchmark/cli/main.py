@@ -18,6 +18,7 @@ from dmlbench.cli import (
     check,
     compare,
     data,
+    doctor,
     leaderboard,
     list,
     merge,
@@ -86,7 +87,10 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\nFirst command:\n  dmlbench run --defense hm --attack ca+\n\n"
-    "\b\nSee what there is:\n  dmlbench list",
+    "\b\nSee what there is:\n  dmlbench list\n\n"
+    "\b\nComplete names and specs with Tab (bash; zsh_source and fish_source for others):\n"
+    "  COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]/}  # bash alone: a spec is one word\n"
+    '  eval "$(_DMLBENCH_COMPLETE=bash_source dmlbench)"',
 )
 @click.version_option(__version__, prog_name="dmlbench")
 def main() -> None:
@@ -106,6 +110,7 @@ for verb in (
     verify.verify,
     check.check,
     data.data,
+    doctor.doctor,
     list.list_,
     zoo.zoo,
     show.show,

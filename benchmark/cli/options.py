@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dmlbench.cli.completion import specs
 from dmlbench.cli.numbers import Whole
 from dmlbench.core.protocol import PRECISIONS, SUITES
 
@@ -33,6 +34,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         default=DATASET,
         show_default=True,
         metavar="SPEC",
+        shell_complete=specs("datasets"),
         help="Data set; 'dmlbench list datasets' shows all. It sets network, training recipe and "
         "the adversary, unless other options change them. A SPEC is a name, MODULE:CLASS or "
         "FILE.py:CLASS, and :KEY=VALUE,... behind it.",
@@ -43,11 +45,13 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         multiple=True,
         required=True,
         metavar="SPEC",
+        shell_complete=specs("defenses"),
         help="Defense (way of training) to train, e.g. hm or hm:eta=32, or 'all'. May be repeated.",
     ),
     "model": click.option(
         "--model",
         metavar="SPEC",
+        shell_complete=specs("models"),
         help="Network that embeds the images, e.g. resnet18, or a function of your own, "
         "MODULE:FACTORY. Default: the data set's.",
     ),
@@ -72,6 +76,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         "attacks",
         multiple=True,
         metavar="SPEC",
+        shell_complete=specs("attacks"),
         help="Attack to measure under, e.g. ca+ or es:eps=8/255, or 'all'. May be repeated.",
     ),
     "suites": click.option(

@@ -12,6 +12,7 @@ import click
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 
 if TYPE_CHECKING:
+    from dmlbench.analysis.records import Record
     from dmlbench.storage.cell import Cell
     from dmlbench.storage.store import Store
 
@@ -64,19 +65,26 @@ def weights_of(checkpoint: Path | None, zoo: str | None) -> Path | None:
     return checkpoint if zoo is None else zoo_folder(zoo)
 
 
-def stored(results: Path, dataset: str | None) -> list[Cell]:
-    """Every stored cell of a data set, or of all; damaged ones are named and left out."""
+def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]]:
+    """Every stored cell of a data set, or of all, and the records of these and of the CSVs.
+
+    Damaged cells are named and left out. A CSV may hold rows of which no cell is stored, as those
+    that the repository has.
+    """
+    from dmlbench.analysis.csv_files import stored_records
     from dmlbench.storage.store import Store
 
     store = Store(results)
     warn_of_damage(store)
-    cells = [c for c in store.cells() if dataset in (None, c.about.dataset)]
-    if not cells:
+    every = store.cells()
+    records = [r for r in stored_records(every, results) if dataset in (None, r["dataset"])]
+    cells = [c for c in every if dataset in (None, c.about.dataset)]
+    if not records:
         raise UserError(
             f"no results{f' of {dataset}' if dataset else ''} in {results}: "
             "begin with 'dmlbench run --defense hm --attack ca+'"
         )
-    return cells
+    return cells, records
 
 
 def warn_of_damage(store: Store) -> None:

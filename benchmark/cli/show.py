@@ -13,8 +13,8 @@ from dmlbench.cli.shared import stored
 from dmlbench.common.errors import UserError
 
 if TYPE_CHECKING:
+    from dmlbench.analysis.records import Record
     from dmlbench.analysis.seeds import Spread
-    from dmlbench.storage.cell import Cell
 
 
 @click.command(
@@ -48,26 +48,32 @@ def show(
     results: Path,
     as_json: bool,
 ) -> None:
-    """Show stored results of one DATASET, or of all."""
-    from dmlbench.analysis.pivot import chosen
-    from dmlbench.analysis.records import TIDY_COLUMNS, tidy
+    """Show stored results of one DATASET, or of all.
+
+    They are those of the cells in the results folder, and of the CSVs beside them. --json prints
+    the cells; where there are only CSVs, it prints their rows.
+    """
+    from dmlbench.analysis.pivot import chosen, meeting
+    from dmlbench.analysis.records import TIDY_COLUMNS
     from dmlbench.analysis.where import condition
     from dmlbench.report.terminal import print_tables
 
-    cells = stored(results, dataset)
+    cells, records = stored(results, dataset)
     if conditions:
-        cells = chosen(cells, [condition(text, TIDY_COLUMNS) for text in conditions])
-        if not cells:
+        wanted = [condition(text, TIDY_COLUMNS) for text in conditions]
+        cells, records = chosen(cells, wanted), meeting(records, wanted)
+        if not records:
             raise UserError(f"no results in {results} where {' and '.join(conditions)}")
     if layout is not None:
-        _print_pivot(cells, layout, as_json)
+        _print_pivot(records, layout, as_json)
     elif as_json:
-        click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
+        found = [cell.as_json() for cell in cells] if cells else records
+        click.echo(json.dumps(found, indent=1))
     else:
-        print_tables(tidy(cells))
+        print_tables(records)
 
 
-def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
+def _print_pivot(records: list[Record], layout: str, as_json: bool) -> None:
     from dmlbench.analysis.pivot import column, pivot
     from dmlbench.cli.console import aligned
 
@@ -75,16 +81,16 @@ def _print_pivot(cells: list[Cell], layout: str, as_json: bool) -> None:
     if len(sides) != 2:
         raise UserError(f"--pivot {layout!r} is not ROWS:COLUMNS, e.g. --pivot label:metric")
     rows, columns = ([column(name) for name in side] for side in sides)
-    table = pivot(cells, rows, columns)
+    table = pivot(records, rows, columns)
     if as_json:
-        records = [
+        lines_of = [
             dict(zip(rows, row, strict=True))
             | dict(zip(columns, place, strict=True))
             | value.as_json()
             for row, line in table.items()
             for place, value in line.items()
         ]
-        click.echo(json.dumps(records, indent=1))
+        click.echo(json.dumps(lines_of, indent=1))
         return
     places = list(dict.fromkeys(place for line in table.values() for place in line))
     lines = [[*rows, *map(" ".join, places)]]

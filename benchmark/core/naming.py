@@ -1,8 +1,13 @@
-"""Names that tell models apart: what differs stands behind a name that several share."""
+"""Names that tell models apart, and their order."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+_NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
 
 def parameters(spec: str) -> dict[str, str]:
@@ -35,3 +40,16 @@ def _differing(details: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys whose values are not all the same, in the order in which they first appear."""
     keys = dict.fromkeys(key for known in details for key in known)
     return [key for key in keys if len({known.get(key) for known in details}) > 1]
+
+
+@cache
+def by_number(text: str) -> tuple[Any, ...]:
+    """Sort key by which numbers in a text sort as numbers: ``eps=2/255`` before ``eps=16/255``.
+
+    Other texts sort as they are.
+    """
+    parts, end = [], 0
+    for found in _NUMBER.finditer(text):
+        parts.append((text[end : found.start()], float(found[1]) / float(found[2] or 1)))
+        end = found.end()
+    return (*parts, (text[end:], -1.0)), text  # pairs, so that like is compared with like

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from dmlbench.core.naming import parameters, told_apart
 from dmlbench.core.protocol import OPTIMIZER_OF
+from dmlbench.metrics.names import WORST
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
 from dmlbench.report.entries import Entry, Number
 
 Mark = Literal["", "best", "second", "failed", "missing"]
 
+LEADING = ("r50", "ERS")
+"""Headings by which models are compared at a glance; the first that a table has leads it."""
+TELLING = ("Rank", "Defense", "Model", "η", "Recipe", "Precision", "EoT", "Source")
+FEW = (*TELLING, *LEADING, "R@1", "CA+", "ES:R", "GTM", WORST)
+"""Headings that a reader sees first; the others are folded away, or in a second table."""
 HIDDEN = ("mAP@10",)  # measured, but in no table of the papers; ``--column`` shows it
 SWEPT = ("eps", "alpha", "steps")
 NOTHING = "–"
@@ -55,21 +63,46 @@ class BoardCell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: an entry, and one cell for each column."""
+    """A row of a table: an entry, and one cell for each column.
+
+    Attributes:
+        tied: the number of its group of lines whose scores cannot be told apart; None if it is in
+            no such group.
+    """
 
     entry: Entry
     cells: tuple[BoardCell, ...]
+    tied: int | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Lines that can be compared: measured on one data set by one suite of definitions."""
+    """Lines that can be compared: measured on one data set by one suite of definitions.
+
+    Attributes:
+        chosen: True if the user has named the columns: all of them are then shown at once.
+    """
 
     dataset: str
     suite: str
     threats: tuple[str, ...]
     columns: tuple[BoardColumn, ...]
     lines: tuple[Line, ...]
+    chosen: bool = False
+
+    @cached_property
+    def few(self) -> list[int]:
+        """The places of the columns to show first; all where there is little else to show."""
+        few = [place for place, column in enumerate(self.columns) if column.name in FEW]
+        metrics = [place for place in few if self.columns[place].better]
+        every = list(range(len(self.columns)))
+        return every if self.chosen or len(metrics) < 2 or len(every) - len(few) < 2 else few
+
+    @property
+    def leading(self) -> str:
+        """The heading of the number to look at first; empty if no line has one."""
+        names = {column.name for column in self.columns}
+        return next((name for name in LEADING if name in names), "")
 
     @property
     def title(self) -> str:
@@ -81,7 +114,7 @@ class Table:
         """The optimizer of the suite's attacks: ``PGD`` or ``APGD``."""
         return OPTIMIZER_OF.get(self.suite, "pgd").upper()
 
-    @property
+    @cached_property
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
         notes = [f"White-box {self.optimizer} in the L∞ ball, {one}." for one in self.threats]
@@ -158,15 +191,16 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     first += ["EoT"] * any(e.eot for e in entries)
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
     marks = {metric.name: _marks(entries, metric) for metric in metrics}
+    tied = _tied(entries)
     lines = []
     for place, (entry, rank, name) in enumerate(zip(entries, ranks, _names(entries), strict=True)):
         facts = _facts(entry, rank, name)
         cells = [facts[name] for name in first]
         cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
-        lines.append(Line(entry, (*cells, facts["Source"])))
+        lines.append(Line(entry, (*cells, facts["Source"]), tied[place]))
     heads = (*(describing[name] for name in first), *metrics, describing["Source"])
     threats = tuple(dict.fromkeys(entry.threat for entry in entries if entry.threat))
-    return Table(dataset, suite, threats, heads, tuple(lines))
+    return Table(dataset, suite, threats, heads, tuple(lines), chosen=bool(chosen))
 
 
 def _usual(names: set[str]) -> list[str]:
@@ -204,6 +238,29 @@ def _ranks(entries: Sequence[Entry]) -> list[str]:
         else f"{ranked.index(entry.score) + 1}{'=' * (ranked.count(entry.score) > 1)}"
         for entry in entries
     ]
+
+
+def _tied(entries: Sequence[Entry]) -> list[int | None]:
+    """The group of each entry that cannot be told apart from the best of its group by ERS.
+
+    Their 95% intervals overlap: over queries, or of the mean over seeds. An entry without an
+    interval, as published ones are, is in no group; nor is one that overlaps with no other.
+    """
+    groups: list[list[int]] = []
+    lowest = math.inf  # of the best of the last group
+    for place, entry in enumerate(entries):
+        interval = entry.interval("ERS") if entry.score is not None else None
+        if interval is None:
+            continue
+        if not groups or interval[1] < lowest:
+            groups.append([])
+            lowest = interval[0]
+        groups[-1].append(place)
+    found: list[int | None] = [None] * len(entries)
+    for number, places in enumerate((one for one in groups if len(one) > 1), start=1):
+        for place in places:
+            found[place] = number
+    return found
 
 
 def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
@@ -276,3 +333,8 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
         return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))
     error = entry.failed.get(name) or entry.failed.get("training")
     return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")
+
+
+def base(dataset: str) -> str:
+    """The name in the spec of a data set: ``fashion`` in ``fashion:subset=2``."""
+    return dataset.partition(":")[0]

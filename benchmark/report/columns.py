@@ -11,6 +11,7 @@ from functools import cache
 from dmlbench.analysis.records import scores
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.core.naming import by_number
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import CLEAN, WORST
 
@@ -138,4 +139,4 @@ def in_order(names: set[str]) -> list[str]:
     """Metrics in the papers' order: clean, the ten attack columns, others, then scores."""
     first = [name for name in (*CLEAN, *ERS_COLUMNS) if name in names]
     last = scores(names)
-    return [*first, *sorted(names - {*first, *last}), *last]
+    return [*first, *sorted(names - {*first, *last}, key=by_number), *last]

@@ -10,7 +10,7 @@ from importlib import resources
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
-from dmlbench.analysis.seeds import by_configuration, spread
+from dmlbench.analysis.seeds import Spread, by_configuration, spread
 from dmlbench.core.flags import Flag
 from dmlbench.core.naming import parameters
 from dmlbench.core.papers import HM, ROBRANK, Paper
@@ -84,6 +84,7 @@ class Entry:
         flags: heading -> the reasons not to trust its number, where there are any.
         records: heading -> the tidy record of each model that was measured here.
         contributors: people whose adversarial images the worst case includes.
+        card, weights: addresses of its model card and of its weights; empty if there are none.
     """
 
     dataset: str
@@ -110,6 +111,8 @@ class Entry:
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     contributors: tuple[Contributor, ...] = ()
+    card: str = ""
+    weights: str = ""
 
     @property
     def source(self) -> str:
@@ -148,6 +151,25 @@ class Entry:
         counts = {name: x.n for name, x in self.numbers.items() if x.n is not None}
         attacked = [n for name, n in counts.items() if name not in CLEAN]
         return max(attacked or counts.values(), default=None)
+
+    @property
+    def date(self) -> str:
+        """The day of its last measurement, ``2026-11-23``, or the year of the publication."""
+        if self.paper:
+            return str(self.paper.year)
+        every = (record for found in self.records.values() for record in found)
+        return max((record["started"][:10] for record in every), default="")
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95% interval of a number, over queries or of the mean over seeds; None without."""
+        number = self.numbers.get(name)
+        if number is None:
+            return None
+        low, high = number.low, number.high
+        if number.spread is not None:
+            over = Spread(len(self.seeds), number.value, number.spread)
+            low, high = over.low, over.high
+        return None if low is None or high is None else (low, high)
 
     @property
     def flagged(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dmlbench.report.board import Board, BoardCell, Table
 
@@ -15,11 +15,15 @@ _MARKS = {"best": "**{}**", "second": "<ins>{}</ins>", "failed": "*{}*"}
 
 
 def render(board: Board) -> str:
-    """The tables of ``board``, and below them the meaning of marks and columns."""
+    """The tables of ``board``, the few columns first, and the meaning of marks and columns."""
     lines = [f"# {escape(board.name)}", "", *_sentence(board.summary)]
     for table in board.tables:
-        lines += [f"## {escape(table.title)}", "", *_table(table), ""]
+        lines += [f"## {escape(table.title)}", "", *_table(table, table.few), ""]
         lines += [*_list([_note(note) for note in table.notes]), ""]
+        if len(table.few) < len(table.columns):
+            every = range(len(table.columns))
+            lines += ["<details><summary>All columns</summary>", "", *_table(table, every)]
+            lines += ["", "</details>", ""]
     lines += _sentence(board.note)
     lines += ["Best in bold, second best underlined; arrows show the better direction.", ""]
     lines += ["<details><summary>What the columns mean</summary>", ""]
@@ -28,11 +32,12 @@ def render(board: Board) -> str:
     return "\n".join([*lines, "", "</details>"]) + "\n"
 
 
-def _table(table: Table) -> list[str]:
-    metrics = [bool(column.better) for column in table.columns]
-    rules = ["---:" if metric else "---" for metric in metrics]
-    body = [[_cell(cell) for cell in line.cells] for line in table.lines]
-    heads = [escape(column.label) for column in table.columns]
+def _table(table: Table, places: Sequence[int]) -> list[str]:
+    """The table with the columns at ``places``."""
+    columns = [table.columns[place] for place in places]
+    rules = ["---:" if column.better else "---" for column in columns]
+    body = [[_cell(line.cells[place]) for place in places] for line in table.lines]
+    heads = [escape(column.label) for column in columns]
     return ["| " + " | ".join(cells) + " |" for cells in [heads, rules, *body]]
 
 

@@ -31,6 +31,29 @@ if (tabs.length) fromAddress();
 
 // Tables: sort by a heading, filter by words, move among cells with the arrow keys.
 const number = (text) => (/^[-−]?[\d.]/.test(text) ? parseFloat(text.replace("−", "-")) : NaN);
+const dialog = document.getElementById("more");
+const explain = (name, facts) => {
+  const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+  const link = ([text, href]) => {
+    const safe = /^https?:/.test(href) || !/^[a-z]+:/i.test(href);
+    return safe ? Object.assign(element("a", text), { href }) : element("span", text);
+  };
+  dialog.querySelector("h2").textContent = name;
+  dialog.querySelector("dl").replaceChildren(...Object.entries(facts).map(([head, value]) => {
+    const part = document.createElement("div");
+    const said = element("dd", Array.isArray(value) ? "" : value);
+    const isLink = ["Paper", "Model card", "Weights"].includes(head);
+    if (isLink) said.append(link(value));
+    else if (Array.isArray(value)) said.append(...value.map((one) => element("p", one)));
+    else if (head === "Command" || head === "Spec") said.replaceChildren(element("code", value));
+    part.append(element("dt", head), said);
+    return part;
+  }));
+  dialog.showModal();
+  tip.hidden = true;
+};
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+const tip = document.getElementById("tip");
 const order = new Intl.Collator("en", { numeric: true }).compare;
 for (const sheet of all(".sheet")) {
   const body = sheet.querySelector("tbody");
@@ -49,6 +72,43 @@ for (const sheet of all(".sheet")) {
     }
     count.value = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
   };
+  // Columns: a style of the table's own hides those that are not ticked.
+  const style = sheet.querySelector("style");
+  const boxes = all(".choose input", sheet);
+  const few = boxes.map((box) => box.checked);
+  const choose = () => {
+    const off = boxes.filter((box) => !box.checked);
+    const places = off.map((box) => `#${sheet.id} tr > :nth-child(${box.value})`);
+    style.textContent = off.length ? `${places.join(", ")} { display: none }` : "";
+    pin();
+  };
+  for (const box of boxes) box.addEventListener("input", choose);
+  for (const button of all("[data-columns]", sheet)) {
+    button.addEventListener("click", () => {
+      boxes.forEach((box, n) => { box.checked = button.dataset.columns === "all" || few[n]; });
+      choose();
+    });
+  }
+  const ranges = sheet.querySelector(".ranges");
+  ranges.addEventListener("input", () => { sheet.classList.toggle("bare", !ranges.checked); pin(); });
+
+  // Pinned columns: each is as far from the left as those before it are wide.
+  const table = sheet.querySelector("table");
+  const pin = () => {
+    let left = 0;
+    heads.filter((head) => head.classList.contains("pin")).forEach((head, n) => {
+      table.style.setProperty(`--left-${n + 1}`, `${left}px`);
+      left += head.getBoundingClientRect().width;
+    });
+  };
+  new ResizeObserver(pin).observe(table);
+
+  const more = JSON.parse(sheet.querySelector('script[type="application/json"]').textContent);
+  rows.forEach((row, n) => {
+    const name = row.querySelector(".name");
+    name.querySelector("button").addEventListener("click", () => explain(name.textContent, more[n]));
+  });
+
   search.addEventListener("input", filter);
   select.addEventListener("input", filter);
 
@@ -74,7 +134,9 @@ for (const sheet of all(".sheet")) {
     });
   });
 
-  body.addEventListener("click", (event) => event.target.closest("th, td")?.focus());
+  body.addEventListener("click", (event) => {
+    if (!event.target.closest("button")) event.target.closest("th, td")?.focus();
+  });
   body.addEventListener("keydown", (event) => {
     const cell = event.target.closest("th, td");
     const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key] ?? [0, 0];
@@ -95,7 +157,6 @@ for (const body of all("tbody")) {
 }
 
 // One tooltip, for the pointer and the focus: what a heading means, what is behind a number.
-const tip = document.getElementById("tip");
 const text = (cell) => {
   const head = cell.closest("table").tHead.rows[0].cells[cell.cellIndex];
   if (cell === head || cell.parentNode === head.parentNode) return cell.dataset.tip;

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
 
-from dmlbench.common.files import write_atomically
 from dmlbench.report import style
 from dmlbench.report.board import Board, Table
+from dmlbench.report.columns import BoardColumn
+from dmlbench.report.details import details
+from dmlbench.report.drawing import Picture, named
 from dmlbench.report.entries import Entry
 from dmlbench.report.render import figures
 
@@ -32,6 +34,33 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """A table as the template reads it.
+
+    Attributes:
+        key: the id of its element.
+        table: the table.
+        order: the places of its columns in the order that the page shows them: those that stay in
+            view first.
+        pinned: how many stay in view when the table is scrolled to the right.
+        folded: positions in ``order``, from 1, of the columns that are not shown at first.
+        more: JSON of what is behind each row, a list of objects.
+    """
+
+    key: str
+    table: Table
+    order: tuple[int, ...]
+    pinned: int
+    folded: tuple[int, ...]
+    more: Markup
+
+    @property
+    def columns(self) -> list[BoardColumn]:
+        """The columns in their order on the page."""
+        return [self.table.columns[place] for place in self.order]
+
+
+@dataclass(frozen=True)
 class Tab:
     """A board as the template ``page.html`` reads it."""
 
@@ -39,27 +68,24 @@ class Tab:
     name: str
     summary: str
     note: str
-    tables: tuple[Table, ...]
+    sheets: tuple[Sheet, ...]
     plots: tuple[Drawing, ...]
 
 
-def write_page(boards: Sequence[Board], folder: Path) -> Path:
-    """Write ``index.html`` into ``folder``; returns its path."""
-    path = folder / "index.html"
-    write_atomically(path, render(boards).encode())
-    return path
+def render(boards: Sequence[Board], pictures: Mapping[str, Picture] | None = None) -> str:
+    """The HTML of the page. Text from results and plugins is escaped.
 
-
-def render(boards: Sequence[Board]) -> str:
-    """The HTML of the page. Text from results and plugins is escaped."""
+    Args:
+        boards: a tab each.
+        pictures: their plots, which have an SVG; None: they are drawn here.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"notation": _notation, "origin": origin}
+    environment.filters |= {"named": _named, "origin": origin, "letter": _letter}
     template = environment.from_string(_read("page.html"))
     columns = {c.label: c for board in boards for table in board.tables for c in table.columns}
     return template.render(
-        boards=[_tab(board) for board in boards],
+        boards=[_tab(board, pictures) for board in boards],
         columns=list(columns.values()),
-        zip=zip,
         css=Markup(_read("page.css")),
         js=Markup(_read("page.js")),
     )
@@ -78,17 +104,36 @@ def origin(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def _tab(board: Board) -> Tab:
+def _tab(board: Board, pictures: Mapping[str, Picture] | None) -> Tab:
+    if pictures is None:
+        drawn = [
+            (name, style.save(fig, "svg"), fig.get_suptitle(), fig.get_figwidth())
+            for name, fig in figures(board)
+        ]
+    else:
+        names = (name for name, _, _ in named(board))
+        found = (pictures[name] for name in names if name in pictures)
+        drawn = [(one.name, one.files["svg"], one.title, one.width) for one in found]
     drawings = tuple(
-        Drawing(
-            name,
-            _inline(style.save(fig, "svg"), name, f"{fig.get_suptitle()}: {board.name}"),
-            wide=fig.get_figwidth() > WIDE,
-        )
-        for name, fig in figures(board)
+        Drawing(name, _inline(svg, name, f"{title}: {board.name}"), wide=width > WIDE)
+        for name, svg, title, width in drawn
     )
     key = re.sub(r"[^A-Za-z0-9]+", "-", board.name)
-    return Tab(key, board.name, board.summary, board.note, board.tables, drawings)
+    sheets = tuple(_sheet(table, f"{key}-{n}") for n, table in enumerate(board.tables))
+    return Tab(key, board.name, board.summary, board.note, sheets, drawings)
+
+
+def _sheet(table: Table, key: str) -> Sheet:
+    """The table with the name, the leading number and R@1 at the left."""
+    names = [column.name for column in table.columns]
+    wanted = dict.fromkeys(("Rank", "Defense", table.leading, "R@1"))
+    first = [names.index(name) for name in wanted if name in names]
+    order = (*first, *(place for place in range(len(names)) if place not in first))
+    few = {*table.few, *first}
+    folded = tuple(n for n, place in enumerate(order, start=1) if place not in few)
+    more = json.dumps([details(line.entry) for line in table.lines], ensure_ascii=False)
+    # no text can end the element that holds it
+    return Sheet(key, table, order, len(first), folded, Markup(more.replace("<", "\\u003c")))
 
 
 def _inline(svg: bytes, name: str, title: str) -> Markup:
@@ -107,9 +152,18 @@ def _inline(svg: bytes, name: str, title: str) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
 
 
-def _notation(text: str) -> Markup:
-    """``g_LGA`` in a defense's name as HTML with a subscript."""
-    return Markup(_GRADUAL.sub(r"g<sub>\1</sub>", str(escape(text))))
+def _named(text: str, entry: Entry) -> Markup:
+    """The name of a row as HTML: ``g_LGA`` with a subscript, its spec set apart from it."""
+    spec = f" ({entry.defense})"
+    name, found, rest = text.partition(spec)
+    apart = Markup('<span class="spec">{}</span>').format(found)
+    return Markup(_GRADUAL.sub(r"g<sub>\1</sub>", str(escape(name)))) + apart + rest
+
+
+def _letter(number: int) -> str:
+    """``a`` of 1, ``z`` of 26, ``aa`` of 27: the name of a group of tied rows."""
+    rest, last = divmod(number - 1, 26)
+    return (_letter(rest) if rest else "") + chr(ord("a") + last)
 
 
 def _read(name: str) -> str:

@@ -16,7 +16,16 @@ from dmlbench.report.board import Table
 from dmlbench.report.columns import ranks
 from dmlbench.report.curves import shares_above
 from dmlbench.report.entries import Entry
-from dmlbench.report.plotted import apart, heading, names_of, passes, protocol, ranked, series
+from dmlbench.report.plotted import (
+    apart,
+    heading,
+    names_of,
+    passes,
+    protocol,
+    ranked,
+    series,
+    unranked,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +35,7 @@ Plot = Callable[[Table], "Figure | None"]
 
 FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
 PANELS = 6  # at most, side by side
+NAMED = 14  # points that all have room for a name; of more, the front and the best of each family
 ROWS = 24  # at most, of a forest plot
 
 
@@ -36,19 +46,31 @@ def tradeoff(table: Table) -> Figure | None:
         return None
     points = {id(e): (e.numbers["R@1"].value, e.numbers["ERS"].value) for e in found}
     front = pareto([points[id(e)] for e in found])
-    with style.figure(5.2, 3.8) as fig:
+    with style.figure(5.6, 4.4) as fig:
         axis = fig.add_subplot()
         axis.step(
             *zip(*front, strict=True), where="pre", color=style.INK, lw=0.8, ls="--", zorder=1
         )
         _scatter(axis, found, [points[id(e)] for e in found])
+        out = [e for e in unranked(table) if "R@1" in e.numbers]
+        points |= {id(e): (e.numbers["R@1"].value, e.numbers["ERS"].value) for e in out}
+        xs, ys = [points[id(e)][0] for e in out], [points[id(e)][1] for e in out]
+        if out:
+            axis.plot(xs, ys, ls="", marker="x", color=style.INK, label="collapsed or flagged")
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
-        best = [e for e in found if points[id(e)] in front]
-        names = names_of(best, table)
-        named = [(*points[id(e)], names[id(e)]) for e in best]
-        style.say(fig, "Robustness against benign retrieval", protocol(table, found), [axis])
-        style.name_points(axis, list({point[:2]: point for point in named}.values()))
+        shown = sorted([*found, *out], key=lambda e: points[id(e)] not in front)  # these first
+        names = names_of(shown, table)
+        best = [] if len(shown) <= NAMED else style.best_of_families(found)
+        named = [
+            (*points[id(e)], names[id(e)])
+            for e in shown
+            if not best or points[id(e)] in front or e in best or e in out
+        ]
+        style.say(fig, "Robustness against benign retrieval", protocol(table, shown), [axis])
+        style.name_points(
+            axis, list({point[:2]: point for point in reversed(named)}.values())[::-1]
+        )
     return fig
 
 
@@ -147,15 +169,17 @@ def ten_terms(table: Table) -> Figure | None:
 def intervals(table: Table) -> Figure | None:
     """Forest plot: for each model (row) its values with 95% interval, or deviation over seeds."""
     found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
-    shown = [n for n in FOREST if any(n in e.numbers and e.numbers[n].range for e in found)][
-        :PANELS
-    ]
+    columns = dict.fromkeys((*FOREST, *(c.name for c in table.columns if c.better)))
+    shown = [n for n in columns if any(n in e.numbers and e.numbers[n].range for e in found)]
     if not shown:
         return None
-    with style.figure(1.6 + 1.25 * len(shown), 1.3 + 0.24 * len(found)) as fig:
-        axes = fig.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    down, across = _grid(len(shown))
+    with style.figure(1.6 + 1.25 * across, 0.9 + down * (0.4 + 0.24 * len(found))) as fig:
+        axes = fig.subplots(down, across, sharey=True, squeeze=False).flat
         names = names_of(found, table)
-        for axis, name in zip(axes, shown, strict=True):
+        for axis in axes[len(shown) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes, shown, strict=False):
             for row, entry in enumerate(found):
                 number = entry.numbers.get(name)
                 if number is None:
@@ -167,7 +191,7 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(heading(name, found))
+            axis.set_title(heading(name, found), fontsize=6.5 if "(" in name else None)
             axis.margins(x=0.15, y=0.5 / len(found))
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
@@ -236,6 +260,12 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front[::-1]
 
 
+def _grid(count: int) -> tuple[int, int]:
+    """Rows and columns for ``count`` panels, at most ``PANELS`` side by side."""
+    down = -(-count // PANELS)
+    return down, -(-count // down)
+
+
 def _curves(
     table: Table, title: str, key: str, label: str, read: Callable[[str], float]
 ) -> Figure | None:
@@ -248,12 +278,14 @@ def _curves(
                 curves.setdefault(name, {})[id(entry)] = points
     if not curves:
         return None
-    shown = list(curves)[:PANELS]
     swept = [e for e in entries if any(id(e) in found for found in curves.values())]
-    with style.figure(1.0 + 1.75 * len(shown), 2.9) as fig:
-        axes = fig.subplots(1, len(shown), squeeze=False)[0]
+    down, across = _grid(len(curves))
+    with style.figure(1.0 + 1.75 * max(across, 2), 0.6 + 2.3 * down) as fig:
+        axes = fig.subplots(down, across, squeeze=False).flat
         names = names_of(swept, table)
-        for axis, name in zip(axes, shown, strict=True):
+        for axis in axes[len(curves) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes, curves, strict=False):
             for place, entry in enumerate(swept):
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
@@ -262,7 +294,9 @@ def _curves(
             axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
+        style.say(
+            fig, title, f"{protocol(table, swept)}; here {key} varies", list(axes)[: len(curves)]
+        )
     return fig
 
 

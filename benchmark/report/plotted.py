@@ -15,6 +15,12 @@ def ranked(table: Table) -> list[Entry]:
     return [line.entry for line in table.lines if line.entry.score is not None]
 
 
+def unranked(table: Table) -> list[Entry]:
+    """The entries that have an ERS and yet no rank: collapsed or flagged models."""
+    entries = [line.entry for line in table.lines]
+    return [e for e in entries if e.score is None and "ERS" in e.numbers]
+
+
 def series(entries: Sequence[Entry]) -> list[list[Entry]]:
     """The entries in groups that differ in eta alone, in their order."""
     groups: dict[tuple[object, ...], list[Entry]] = {}
@@ -49,7 +55,8 @@ def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
         parts += [f"η={entry.eta}"] * (entry.eta is not None)
         parts += [entry.model] * several
         parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
-        names.append(", ".join(parts))
+        marks = " †" * entry.collapsed + " ‡" * entry.flagged
+        names.append(", ".join(parts) + marks)
     shown = {"eta", *(key for e in entries for key in parameters(f":{e.recipe}"))}
     told = apart(names, entries, shown)
     return {id(entry): name for entry, name in zip(entries, told, strict=True)}
@@ -84,4 +91,8 @@ def protocol(table: Table, entries: Sequence[Entry]) -> str:
     parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
     if any(entry.paper for entry in entries):
         parts.append("hollow: published, on the whole test split")
+    if any(entry.collapsed for entry in entries):
+        parts.append("† collapsed")
+    if any(entry.flagged for entry in entries):
+        parts.append("‡ flagged")
     return "; ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +10,11 @@ from dmlbench.analysis.csv_files import read_folder
 from dmlbench.analysis.records import Record
 from dmlbench.analysis.where import condition
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import write_atomically
+from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.suggest import unknown
 from dmlbench.datasets.base import DATASETS
-from dmlbench.report import latex, markdown, spreadsheet
-from dmlbench.report.board import Board, tables
+from dmlbench.report import drawing, latex, markdown, spreadsheet
+from dmlbench.report.board import Board, base, tables
 from dmlbench.report.entries import Entry, measured, published
 
 if TYPE_CHECKING:
@@ -88,42 +87,30 @@ def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS)
     """Write ``<data set>.md``, ``.tex`` and ``.csv`` (or some of them); returns their paths."""
     paths = []
     for kind in formats:
-        path = folder / f"{board.name}.{kind}"
-        write_atomically(path, RENDERERS[kind](board).encode())
-        paths.append(path)
+        paths.append(folder / f"{board.name}.{kind}")
+        write_if_changed(paths[-1], RENDERERS[kind](board).encode())
     return paths
 
 
-def write_plots(board: Board, folder: Path) -> list[Path]:
-    """Write each plot as PDF, SVG and PNG into ``plots/`` of ``folder``; returns their paths."""
-    from dmlbench.report import style
-
-    paths = []
-    for name, figure in figures(board):
-        for kind in style.FORMATS:
-            path = folder / "plots" / f"{name}.{kind}"
-            write_atomically(path, style.save(figure, kind))
-            paths.append(path)
-    return paths
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Write ``content`` unless the file holds it already; True if it was written."""
+    try:
+        if read_file(path) == content:
+            return False
+    except OSError:
+        pass
+    write_atomically(path, content)
+    return True
 
 
 def figures(board: Board) -> Iterator[tuple[str, Figure]]:
     """The plots of a board, each with the name of its files (without the ending)."""
     from dmlbench.report.plots import PLOTS
 
-    for table in board.tables:
-        if base(table.dataset) != board.name:
-            continue  # published rows of a related data set are drawn on its own board
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} {table.suite}").strip("-")
-        for name, plot in PLOTS.items():
-            figure = plot(table)
-            if figure is not None:
-                yield f"{stem}-{name}", figure
-
-
-def base(dataset: str) -> str:
-    """The name in the spec of a data set: ``fashion`` in ``fashion:subset=2``."""
-    return dataset.partition(":")[0]
+    for name, plot, table in drawing.named(board):
+        figure = PLOTS[plot](table)
+        if figure is not None:
+            yield name, figure
 
 
 def _card(name: str) -> tuple[str, str, str]:

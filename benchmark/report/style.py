@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#1f2328", "#c9ced4"  # page.py replaces both by colours of the page
-FORMATS = ("pdf", "svg", "png")
-SIDES = (("left", 5, 4), ("left", 5, -9), ("right", -5, 4), ("right", -5, -9))
+FORMATS = ("svg", "pdf", "png")  # in this order: saving settles the layout, and moves the next
+SIDES = tuple(
+    (ha, sign * dx, dy)
+    for dx, dys in ((5, (4, -9)), (7, (-2, 12, -17)))
+    for ha, sign in (("left", 1), ("right", -1))
+    for dy in dys
+)
+"""Places of a name beside its point, in order of preference: alignment, and points aside and up."""
 DASHES = ("-", "--", ":", "-.")
 LETTERS = 19  # of a caption in one inch
 RC = {
@@ -68,7 +74,7 @@ class Family:
     marker: str
 
 
-UNDEFENDED = Family("undefended", "#000000", "o")
+UNDEFENDED = Family("undefended", INK, "o")  # not black, whose fill an SVG leaves out
 EST = Family("EST", "#e69f00", "^")
 ACT = Family("ACT", "#0072b2", "s")
 HM = Family("HM", "#d55e00", "D")
@@ -154,7 +160,10 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point, on the first side where it overlaps no other name."""
+    """Write each name beside its point, where it overlaps no other and lies within the axes.
+
+    A name that fits nowhere is left out: those that matter most come first.
+    """
     texts: list[Any] = []
     taken: list[Any] = []
     for _ in range(2):  # names move the axes, so their places are final only the second time
@@ -162,13 +171,15 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         for text in texts:
             text.remove()
         texts, taken = [], []
+        inside = axis.get_window_extent()
         for x, y, name in points:
             for ha, dx, dy in SIDES:
                 text = axis.annotate(
                     name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
                 )
                 box = text.get_window_extent()
-                if not any(box.overlaps(other) for other in taken):
+                within = inside.x0 <= box.x0 and box.x1 <= inside.x1
+                if within and not any(box.overlaps(other) for other in taken):
                     taken.append(box)
                     texts.append(text)
                     break

@@ -1,0 +1,99 @@
+"""Compare two models by the rows of CSVs, where the outcomes of single queries are not stored.
+
+A CSV holds each number with its interval, so the interval of a difference is that of two
+independent numbers: the root of the sum of squares of their half widths. Where both models were
+attacked on the same queries this is wider than the paired interval of ``analysis.compare``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from dmlbench.analysis.compare import TRAINED, Difference
+from dmlbench.analysis.records import Record, record_order
+from dmlbench.common.errors import UserError
+from dmlbench.metrics.bootstrap import Estimate
+
+KEY = ("suite", "queries", "attack_resolved", "metric", "precision", "eot", "data")
+DIGITS = 8  # of a SHA-256 that are enough to name it
+NAMES = ("defense", "label", "resolved", "checkpoint_sha256")
+
+
+def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Record]:
+    """The records of a model that have an interval.
+
+    Args:
+        name: its defense or its label, as the CSV spells it, or the SHA-256 of its weights, of
+            which the first eight digits are enough.
+        records: tidy records.
+        dataset: spec of the data set; None: any.
+
+    Raises:
+        UserError: there are none, or several models have that name.
+    """
+    every = [r for r in records if r["status"] == "ok" and dataset in (None, r["dataset"])]
+    named = [r for r in every if name in {r[key] for key in NAMES} or _begins(r, name)]
+    if not named:
+        known = ", ".join(sorted({r["defense"] for r in every if r["defense"]}))
+        raise UserError(f"nothing was measured of {name!r}{known and f'; measured: {known}'}")
+    models = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
+    different = len({one[:-1] for one in models}) > 1 or len(models) > len(set(models.values()))
+    if different:
+        several = "; ".join(
+            f"{digest[:12]} is {' '.join(filter(None, about))}" for *about, digest in sorted(models)
+        )
+        raise UserError(f"{name!r} is several models: name one by its weights ({several})")
+    return [r for r in named if isinstance(r["low"], float) and isinstance(r["high"], float)]
+
+
+def _begins(record: Record, name: str) -> bool:
+    """True if ``name`` is the beginning of the SHA-256 of its weights."""
+    return len(name) >= DIGITS and record["checkpoint_sha256"].startswith(name.lower())
+
+
+def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> list[Difference]:
+    """The differences b - a in all metrics that both have, over the seeds that both have.
+
+    Raises:
+        UserError: they share no metric.
+    """
+    ours, theirs = _by_metric(a), _by_metric(b)
+    found = []
+    for key, left in ours.items():
+        right = theirs.get(key, {})
+        seeds = [(seed, seed) for seed in left if seed in right]
+        if not seeds and len(left) == len(right) == 1:
+            seeds = list(zip(left, right, strict=True))
+        if not seeds:
+            continue
+        pairs = [(left[i], right[j]) for i, j in seeds]
+        means = fmean(x["value"] for x, _ in pairs), fmean(y["value"] for _, y in pairs)
+        # an interval need not be symmetric: each end of B - A has an end of both
+        low = _root(y["value"] - y["low"] for _, y in pairs)
+        low = math.hypot(low, _root(x["high"] - x["value"] for x, _ in pairs)) / len(pairs)
+        high = _root(y["high"] - y["value"] for _, y in pairs)
+        high = math.hypot(high, _root(x["value"] - x["low"] for x, _ in pairs)) / len(pairs)
+        middle, first = means[1] - means[0], pairs[0][0]
+        n = min(r["n"] for pair in pairs for r in pair)
+        estimate = Estimate(middle, middle - low, middle + high, n)
+        about = (first["suite"], first["attack"], first["metric"], first["better"])
+        found.append(Difference(*about, *means, estimate, tuple(seeds)))
+    if not found:
+        raise UserError(f"{names[0]} and {names[1]} share no measurement with an interval")
+    return found
+
+
+def _root(widths: Iterable[float]) -> float:
+    """The root of the sum of squares."""
+    return math.hypot(*widths)
+
+
+def _by_metric(records: Iterable[Record]) -> dict[tuple[Any, ...], dict[int, Record]]:
+    """Metric -> seed -> record; of several records of a number the last counts, as in tables."""
+    found: dict[tuple[Any, ...], dict[int, Record]] = {}
+    for record in sorted(records, key=record_order):
+        found.setdefault(tuple(record[key] for key in KEY), {})[record["seed"]] = record
+    return found

@@ -1,0 +1,125 @@
+"""What a fresh clone answers: show and compare of CSVs, completion, doctor; and sweeps in order."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.cli.completion import _items
+from dmlbench.cli.main import main
+from dmlbench.core.naming import by_number
+from dmlbench.datasets.base import DATASETS
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.report.columns import in_order
+from tests.synthetic import FULL, model, write
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A results folder that holds a CSV and no cell."""
+    cells = [*model(label="A"), *model(FULL | {"CA+": 30.0}, label="B", seed=0)]
+    write(tmp_path / "results" / "committed.csv", cells)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_show_reads_the_csvs_of_a_fresh_clone(clone: Path) -> None:
+    shown = run("show", "tiny")
+    assert shown.exit_code == 0, shown.output
+    assert "30.0 [29.0, 31.0]" in shown.output
+    assert "A" not in run("show", "--where", "label=B", "--pivot", "label:metric").output.split()
+    records = json.loads(run("show", "--json", "--where", "metric=CA+").output)
+    assert [record["value"] for record in records] == [10, 30]
+    assert run("show", "cub").exit_code == 2
+
+
+def test_compare_of_csvs_has_the_interval_of_independent_numbers(clone: Path) -> None:
+    done = run("compare", "A", "B", "--json")
+    assert done.exit_code == 0, done.output
+    assert "count as independent" in done.stderr
+    (found,) = [one for one in json.loads(done.stdout) if one["metric"] == "CA+"]
+    assert found["difference"]["value"] == 20
+    assert found["difference"]["low"] == pytest.approx(20 - math.sqrt(2))
+    assert found["difference"]["high"] == pytest.approx(20 + math.sqrt(2))
+    assert found["favours"] == "B"
+    refused = run("compare", "A", "missing")
+    assert refused.exit_code == 2
+    assert "nothing was measured of 'missing'" in refused.stderr
+
+
+def test_a_name_of_several_models_is_refused_with_their_weights(clone: Path) -> None:
+    write(clone / "results" / "more.csv", model(label="A", recipe="epochs=9"))
+    refused = run("compare", "A", "B")
+    assert refused.exit_code == 2
+    assert "is several models: name one by its weights" in refused.stderr
+    assert "epochs=9" in refused.stderr
+
+
+def test_sweeps_sort_by_number() -> None:
+    right = ["CA+ (eps=2/255)", "CA+ (eps=4/255)", "CA+ (eps=16/255)", "CA+ (steps=4)"]
+    mixed = random.Random(0).sample(right, len(right))
+    assert sorted(mixed, key=by_number) == right
+    assert in_order({*mixed, "ERS"}) == [*right, "ERS"]
+    assert sorted(["hm:eta=32", "hm:eta=8"], key=by_number) == ["hm:eta=8", "hm:eta=32"]
+    assert sorted(["b2", "a10", "a9"], key=by_number) == ["a10", "a9", "b2"]  # names stay text
+
+
+@given(st.lists(st.text("a=/,.:1 2", max_size=8)))
+def test_texts_of_any_kind_have_an_order(texts: list[str]) -> None:
+    assert sorted(texts, key=by_number) == sorted(sorted(texts), key=by_number)
+
+
+def test_specs_are_completed_from_the_name_to_the_value() -> None:
+    def after(registry: object, begun: str) -> list[str]:
+        return [item.value for item in _items(registry, begun)]  # type: ignore[arg-type]
+
+    assert after(DEFENSES, "h") == ["hm"]
+    assert after(DEFENSES, "hm:so") == ["hm:source="]
+    assert after(DEFENSES, "hm:source=ran") == ["hm:source=random"]
+    assert "hm:source=random,eta=" in after(DEFENSES, "hm:source=random,")
+    assert "hm:source=random,source=" not in after(DEFENSES, "hm:source=random,")
+    assert "es:optimizer=apgd" in after(ATTACKS, "es:optimizer=")
+    assert after(DATASETS, "folder:ro") == ["folder:root="]
+    assert after(DEFENSES, "nothing:x") == []
+
+
+def test_data_list_answers_for_one_set() -> None:
+    said = run("data", "list", "folder").output
+    assert "name it with --dataset folder:root=DIR" in said
+    assert "folder:root=" in said
+    assert "cub" not in said
+    assert run("data", "list", "foldr").exit_code == 2
+
+
+def test_the_doctor_says_it_all_on_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("doctor", "--device", "cpu", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["self-test"]["result"] == "ok"
+    assert found["data"].keys() == set(DATASETS.names())
+    assert found["data"]["fashion-mini"].startswith("in ")
+    assert {"dmlbench", "python", "torch"} <= found["versions"].keys()
+    assert str(Path.home()) + "/.cache" not in done.stdout
+
+
+def test_the_doctor_says_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("doctor", "--device", "cuda:99")
+    assert done.exit_code == 1
+    assert "failed: UserError: --device cuda:99 cannot be used" in done.output
+    assert len(done.output.splitlines()) < 50
