@@ -194,4 +194,5 @@ def test_attack_and_evaluate_need_no_checkpoint(
     assert {cell["id"] for cell in stored} == {record["cell"] for record in report.records}
     nothing = dmlbench("attack", *places)
     assert nothing.returncode == 2
-    assert re.search(r"error: name the weights \(--checkpoint FILE, --zoo NAME\), or a network", nothing.stderr)
+    said = r"error: name the weights \(--checkpoint FILE, --zoo NAME\), or a network"
+    assert re.search(said, nothing.stderr)
