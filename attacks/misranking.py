@@ -132,10 +132,10 @@ class GreedyTopOneMisranking(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
         """The nearest item of another class; in ``ers`` the slip of the module's docstring."""
         if self.strict:
-            target = gallery.nearest_of_another_class()[index]
+            target = gallery.nearest_of_another_class(index)
         else:
-            nearest = gallery.nearest_unlike_the_top1()[index]
-            top1 = gallery.classes[gallery.nearest(1)[index, 0]]
+            nearest = gallery.nearest_unlike_the_top1(index)
+            top1 = gallery.classes[gallery.nearest(index, 1)[:, 0]]
             unlike = gallery.classes[None, :] != top1[:, None]
             before = torch.arange(len(gallery), device=index.device) < nearest[:, None]
             target = (unlike & before).sum(1)
@@ -162,5 +162,5 @@ class GreedyTopOneTranslocation(Attack):
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
         """QA- on the top-1 item of the clean query."""
-        top1 = gallery.nearest(1)[index].long()
+        top1 = gallery.nearest(index, 1)
         return TranslocationGoal(False, self.strict, gallery, index, top1)

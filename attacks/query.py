@@ -112,7 +112,7 @@ class SemanticsPreservingQueryAttack(QueryAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> SemanticsPreservingGoal:
         """The loss on the candidates, and QA+ on the nearest items that are not candidates."""
         chosen = self.candidates(gallery, index, seed)
-        near = gallery.nearest(min(SP_ITEMS + self.m, gallery.least_seen))[index].long()
+        near = gallery.nearest(index, min(SP_ITEMS + self.m, gallery.least_seen))
         taken = (near[..., None] == chosen[:, None]).any(2)
         order = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, :SP_ITEMS]
         kept = QueryLoss(True, self.strict, gallery, index, near.gather(1, order))

@@ -214,7 +214,7 @@ class TopOneAttack(Attack):
         if self.of == "class":
             item, labels = None, gallery.classes
         else:
-            item = gallery.nearest(1)[index, 0].long()
+            item = gallery.nearest(index, 1)[:, 0]
             labels = torch.arange(len(gallery), device=index.device)
         classes = gallery.shared(f"classes by {self.of}", lambda: Classes(gallery, labels))
         lists = gallery.shared("ranked lists", lambda: RankedLists.of(gallery))

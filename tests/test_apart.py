@@ -132,9 +132,9 @@ def test_metrics_and_neighbours(world: World) -> None:
             assert value[i].item() == pytest.approx(wanted, abs=1e-9, nan_ok=True), name
         near = sorted(world.sees[i], key=lambda n: world.d(world.q[i], n))
         least = world.gallery.least_seen
-        assert world.gallery.nearest(least)[i].tolist() == near[:least]
+        assert world.gallery.nearest(torch.tensor([i]), least)[0].tolist() == near[:least]
         other = min(world.wrong(i), key=lambda n: world.d(world.q[i], n))
-        assert world.gallery.nearest_of_another_class()[i] == other
+        assert world.gallery.nearest_of_another_class(torch.tensor([i])) == other
         if world.right[i]:
             shares.append(len(world.right[i]) / len(world.sees[i]))
     chance = chance_recall(world.gallery.relevance, N)
@@ -323,7 +323,7 @@ def test_another_network_embeds_both_parts() -> None:
     d = torch.cdist(found.queries, found.embeddings)
     for i in range(Q):
         nearest = min(world.sees[i], key=lambda n: float(d[i, n]))
-        assert found.nearest(1)[i, 0] == nearest
+        assert found.nearest(torch.tensor([i]), 1) == nearest
 
 
 def test_only_a_set_that_gives_them_has_another_digest() -> None:

@@ -378,15 +378,23 @@ def test_a_gallery_of_one_class_or_one_item_is_refused() -> None:
     with pytest.raises(CellError, match="single class"):
         resolved("gtm", "strict").goal(single, torch.tensor([0]), seed=0)
     with pytest.raises(CellError, match="nearest 1 others do not exist"):
-        Gallery(x[:1], torch.tensor([0]), "N").nearest(1)
+        Gallery(x[:1], torch.tensor([0]), "N").nearest(torch.tensor([0]), 1)
     with pytest.raises(CellError, match="draws 9 targets"):
         resolved("qa-", "strict", m=9).goal(single, torch.tensor([0]), seed=0)
 
 
-def test_nearest_is_sorted_shared_and_leaves_the_item_out() -> None:
-    g = make_gallery("E")
-    first = g.nearest(3)
+def test_nearest_is_sorted_kept_and_leaves_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is searched for once, in whatever order and however often it is asked for."""
+    g, searched = make_gallery("E"), []
+    others = Gallery._others
+    monkeypatch.setattr(
+        Gallery, "_others", lambda self, rows: searched.extend(rows.tolist()) or others(self, rows)
+    )
     d = torch.cdist(g.embeddings, g.embeddings).fill_diagonal_(torch.inf)
-    assert torch.equal(first, d.argsort(dim=1)[:, :3])
-    assert torch.equal(g.nearest(7)[:, :3], first)
-    assert g.nearest(2).data_ptr() == g.nearest(7).data_ptr()
+    order = d.argsort(dim=1)
+    for index in (torch.tensor([4, 1, 4]), torch.arange(len(g)), torch.tensor([2])):
+        assert torch.equal(g.nearest(index, 3), order[index, :3])
+    assert sorted(searched) == list(range(len(g)))
+    assert torch.equal(g.nearest(torch.tensor([5]), 7), order[5:6, :7])  # wider: searched anew
+    assert torch.equal(g.nearest(torch.tensor([5]), 2), order[5:6, :2])
+    assert searched[len(g) :] == [5]

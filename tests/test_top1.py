@@ -90,7 +90,7 @@ def test_losses_and_gradients_equal_their_definition(
             x = e[row].clone().requires_grad_()
             used, mine = g.labels.tolist(), int(g.labels[own])
             if of == "item":
-                used, mine = list(range(len(labels))), int(g.nearest(1)[own, 0])
+                used, mine = list(range(len(labels))), int(g.nearest(torch.tensor([own]), 1))
             clean = g.embeddings[own]
             expected, broken = slow_loss(name, x, own, mine, g, used, clean)
             (slope,) = torch.autograd.grad(expected, x)

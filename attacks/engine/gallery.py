@@ -25,6 +25,47 @@ TOP_SHARE = 100  # "the nearest 1%"
 T = TypeVar("T")
 
 
+@dataclass
+class Rows:
+    """A table (Q, width) of gallery positions, whose rows are computed when first asked for.
+
+    Attributes:
+        block: numbers of queries (b,) -> their rows (b, width).
+        most: rows that are computed at once.
+        place: (Q,) where the row of a query lies in ``table``, -1 for nowhere yet.
+        table: (at least as many as there are rows, width) int32.
+    """
+
+    block: Callable[[torch.Tensor], torch.Tensor]
+    most: int
+    place: torch.Tensor
+    table: torch.Tensor
+    used: int = 0
+
+    @property
+    def width(self) -> int:
+        """Positions a query."""
+        return self.table.shape[1]
+
+    def of(self, index: torch.Tensor) -> torch.Tensor:
+        """The rows (B, width) of the queries ``index`` (B,)."""
+        missing = torch.unique(index[self.place[index] < 0])
+        for rows in torch.split(missing, self.most) if len(missing) else ():
+            self._keep(rows, self.block(rows).int())
+        return self.table[self.place[index]]
+
+    def _keep(self, rows: torch.Tensor, found: torch.Tensor) -> None:
+        end = self.used + len(rows)
+        if end > len(self.table):  # twice as many, so that few copies are made as it grows
+            many = min(max(end, 2 * len(self.table)), len(self.place))
+            grown = self.table.new_empty(many, self.width)
+            grown[: self.used] = self.table[: self.used]
+            self.table = grown
+        self.table[self.used : end] = found
+        self.place[rows] = torch.arange(self.used, end, device=rows.device)
+        self.used = end
+
+
 @dataclass(frozen=True)
 class Gallery:
     """The items that are searched and the queries that search them, as clean embeddings.
@@ -163,8 +204,10 @@ class Gallery:
         excluded = self.relevance.excluded.of(index)
         return draw(len(self), index, count, seed, purpose, pool, excluded)
 
-    def nearest(self, count: int) -> torch.Tensor:
-        """(Q, count) int32 positions of the items nearest to each query, closest first. Kept.
+    def nearest(self, index: torch.Tensor, count: int) -> torch.Tensor:
+        """(B, count) positions of the items nearest to the queries ``index`` (B,), closest first.
+
+        Kept, so that each query is searched for once.
 
         Raises:
             CellError: a query sees fewer than ``count`` items.
@@ -172,23 +215,22 @@ class Gallery:
         if count > self.least_seen:
             raise CellError(f"the nearest {count} others do not exist in a gallery of {len(self)}")
         known = self._shared.get("nearest")
-        if known is None or known.shape[1] < count:
+        if known is None or known.width < count:
             size = min(max(count, len(self) // TOP_SHARE), self.least_seen)
-            # in one tensor: small results kept between large blocks leave the heap full of holes
-            queries, device = len(self.queries), self.labels.device
-            known = torch.empty(queries, size, dtype=torch.int32, device=device)
-            for rows in self._blocks():
-                known[rows] = self._others(rows).topk(size, dim=1, largest=False).indices.int()
-            self._shared["nearest"] = known
-        return known[:, :count]
+
+            def block(rows: torch.Tensor) -> torch.Tensor:
+                return self._others(rows).topk(size, dim=1, largest=False).indices
+
+            known = self._shared["nearest"] = self._rows(block, size)
+        return known.of(index)[:, :count].long()
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
         """(B, P) positions of the 1% nearest to each query of ``index``, at least ``least``."""
         size = max(len(self) // TOP_SHARE, least)
-        return self.nearest(min(size, self.least_seen))[index].long()
+        return self.nearest(index, min(size, self.least_seen))
 
-    def nearest_of_another_class(self) -> torch.Tensor:
-        """(Q,) position of the item nearest to each query that is no positive. Kept.
+    def nearest_of_another_class(self, index: torch.Tensor) -> torch.Tensor:
+        """(B,) position of the item nearest to each query ``index`` that is no positive. Kept.
 
         Raises:
             CellError: a query sees nothing but its positives.
@@ -197,40 +239,30 @@ class Gallery:
         def block(rows: torch.Tensor) -> torch.Tensor:
             d = self._others(rows)
             self.relevance.positives.put(d, rows, torch.inf)
-            return d
+            return _nearest_unlike(d)
 
-        return self._nearest_unlike("another class", block)
+        return self.shared("another class", lambda: self._rows(block, 1)).of(index)[:, 0].long()
 
-    def nearest_unlike_the_top1(self) -> torch.Tensor:
-        """(Q,) position of each query's nearest item whose label differs from its top-1's. Kept."""
-        top1 = self.nearest(1)[:, 0]
+    def nearest_unlike_the_top1(self, index: torch.Tensor) -> torch.Tensor:
+        """(B,) position of each query's nearest item whose label differs from its top-1's. Kept."""
 
         def block(rows: torch.Tensor) -> torch.Tensor:
-            alike = self.classes[top1[rows]][:, None] == self.classes
-            return self._others(rows).masked_fill_(alike, torch.inf)
+            top1 = self.nearest(rows, 1)
+            d = self._others(rows)
+            return _nearest_unlike(d.masked_fill_(self.classes[top1] == self.classes, torch.inf))
 
-        return self._nearest_unlike("not of the top-1", block)
-
-    def _nearest_unlike(
-        self, name: str, block: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """The nearest item of each query; ``block`` gives distances (b, N), inf where alike."""
-
-        def search() -> torch.Tensor:
-            found = [block(rows).min(1) for rows in self._blocks()]
-            if torch.cat([one.values for one in found]).isinf().any():
-                raise CellError("the gallery holds a single class: no item has another label")
-            return torch.cat([one.indices for one in found])
-
-        return self.shared(name, search)
+        return self.shared("not of the top-1", lambda: self._rows(block, 1)).of(index)[:, 0].long()
 
     def _others(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, N) distances of the clean queries ``rows`` to all items, inf to unseen ones."""
         return self.distances_seen(self.queries[rows], rows)
 
-    def _blocks(self) -> list[torch.Tensor]:
-        index = torch.arange(len(self.queries), device=self.labels.device)
-        return list(torch.split(index, max(1, BLOCK_CELLS // len(self))))
+    def _rows(self, block: Callable[[torch.Tensor], torch.Tensor], width: int) -> Rows:
+        most = max(1, BLOCK_CELLS // len(self))
+        place = torch.full((len(self.queries),), -1, device=self.labels.device)
+        return Rows(
+            block, most, place, torch.empty(0, width, dtype=torch.int32, device=place.device)
+        )
 
     @property
     def candidates(self) -> torch.Tensor:
@@ -276,3 +308,15 @@ class Gallery:
             relevance=Relevance(none, excluded),
             apart=True,
         )
+
+
+def _nearest_unlike(d: torch.Tensor) -> torch.Tensor:
+    """(B, 1) column of the smallest of the distances (B, N), which are inf where alike.
+
+    Raises:
+        CellError: all of a query are inf.
+    """
+    values, column = d.min(dim=1, keepdim=True)
+    if values.isinf().any():
+        raise CellError("the gallery holds a single class: no item has another label")
+    return column

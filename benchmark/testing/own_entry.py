@@ -62,14 +62,15 @@ def own_entry(attack: Attack, seed: int) -> None:
     items = torch.randn(ITEMS, DIMENSIONS, dtype=torch.float64, generator=generator)
     x = torch.nn.functional.normalize(items, dim=1)
     gallery = Gallery(x, torch.arange(ITEMS) % CLASSES, "N")
-    gallery.nearest(ITEMS - 1)  # kept by the gallery, and by its copies with a moved item
-    gallery.nearest_of_another_class()
-    gallery.nearest_unlike_the_top1()
+    every = torch.arange(ITEMS)
+    gallery.nearest(every, ITEMS - 1)  # kept by the gallery, and by its copies with a moved item
+    gallery.nearest_of_another_class(every)
+    gallery.nearest_unlike_the_top1(every)
     assert gallery.tie > 0
     for query in range(0, ITEMS, 7):
         index, clean = torch.tensor([query]), x[query : query + 1]
         noise = torch.randn(1, DIMENSIONS, dtype=torch.float64, generator=generator)
-        neighbour = x[gallery.nearest(1)[query].long()]
+        neighbour = x[gallery.nearest(index, 1)[0]]
         for e in (clean + 0.02 * noise, clean + neighbour, noise):
             e = torch.nn.functional.normalize(e, dim=1)
             expected = _seen(attack, gallery, index, e, clean, clean, seed)
