@@ -96,6 +96,7 @@ def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
+@pytest.mark.slow
 def test_an_own_network_in_a_notebook(tmp_path: Path) -> None:
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
     notebook = jupytext.read(ROOT / "tests" / "notebooks" / "own_model.py")

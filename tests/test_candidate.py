@@ -247,7 +247,7 @@ def test_at_a_tie_the_hinge_is_active(up: bool, slope: int) -> None:
     query = torch.tensor([[[0.0, 0.0]]])
     distances = torch.tensor([[[0.5, 1.0, 2.0]]])
     sums = torch.tensor([[[0.0, 0.5, 1.5, 3.5]]], dtype=torch.float64)
-    goal = CandidateGoal("CA", up, 0.0, "E", 3, query, distances, sums)
+    goal = CandidateGoal("CA", up, 0.0, "E", 3, torch.tensor([[3]]), query, distances, sums)
     loss, gradient = goal.value_and_grad(torch.tensor([[1.0, 0.0]]), 0)
     assert loss.item() == pytest.approx((0.5 if up else 1.0) / 3)  # 1 - 0.5, or 2 - 1
     torch.testing.assert_close(gradient, torch.tensor([[slope / 3, 0.0]]))

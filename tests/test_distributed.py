@@ -59,6 +59,7 @@ def test_batch_norms_need_a_gpu_in_several_processes() -> None:
         World(0, 2).synchronise_batch_norm(norm)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(
     plugin: Path, tiny: RetrievalData, tmp_path: Path
 ) -> None:

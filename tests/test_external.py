@@ -35,6 +35,8 @@ from dmlbench.sweep import external_rows
 from tests.test_cli import refused
 from tests.zygote import Zygote
 
+pytestmark = pytest.mark.usefixtures("registries")  # what a test loads is forgotten after it
+
 EPS = 4 / 255
 MINI = """
 from dataclasses import dataclass, replace

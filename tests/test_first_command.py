@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 
+@pytest.mark.slow
 def test_hm_is_robust_where_the_undefended_model_is_not(tmp_path: Path) -> None:
     """HM under CA+ ranks at least 10 points above the undefended model, CA- 15 below.
 

@@ -18,6 +18,7 @@ import yaml
 from tests.faults import LONG, PATIENCE, SWEEP, Sweeps, exports, kill, until, workers
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives_though_one_is_killed(
     sweeps: Sweeps, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from dmlbench.analysis.records import BENIGN, ERS, WORST
 from dmlbench.attacks.base import ATTACKS, RESERVED
 from dmlbench.attacks.candidate import CandidateUp
 from dmlbench.common.errors import UserError
@@ -17,7 +16,7 @@ from dmlbench.core import reference, spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
-from dmlbench.metrics.names import EXTERNAL
+from dmlbench.metrics.names import CLEAN, ERS, EXTERNAL, WORST
 from dmlbench.models.base import MODELS, FactoryModel, canonical_model, parse_model, shown_model
 from dmlbench.sweep.plan import planned_attacks
 from tests.outside import ATTACK, DATASET, DEFENSE
@@ -224,4 +223,4 @@ def test_two_files_with_one_name_are_refused(folder: Path) -> None:
 
 
 def test_columns_of_the_benchmark_are_reserved() -> None:
-    assert (*BENIGN, WORST, ERS, f"{EXTERNAL}:R@1") == RESERVED
+    assert (*CLEAN, WORST, ERS, f"{EXTERNAL}:R@1") == RESERVED

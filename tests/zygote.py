@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,7 @@ def _command(order: dict[str, Any]) -> int:
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(order[name], os.O_WRONLY | os.O_CREAT)
         os.dup2(handle, number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     sys.argv = ["dmlbench", *order["arguments"]]
     code = 0
     try:
