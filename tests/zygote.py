@@ -1,13 +1,17 @@
-"""Starts ``dmlbench`` in processes of its own that find PyTorch already imported.
+"""Starts ``dmlbench`` in processes of its own that find all modules already imported.
 
-Importing PyTorch is most of what a short command costs. A zygote imports the libraries, nothing of
-dmlbench, and forks for each command: a real process with its own folder, arguments and exit code.
+Imports are most of what a short command costs. A zygote makes them, runs nothing of dmlbench, and
+forks for each command: a real process with its own folder, arguments and exit code. Plugins are
+first looked for by the command.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import subprocess
@@ -17,6 +21,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+PROGRAMS = ("__main__", "make", "ray_cluster")  # are started, or need an extra
 
 
 class Zygote:
@@ -98,6 +104,12 @@ def _serve() -> None:
     import torchvision  # noqa: F401
     import yaml  # noqa: F401
 
+    import dmlbench
+
+    for module in pkgutil.walk_packages(dmlbench.__path__, "dmlbench."):
+        if not module.name.endswith(PROGRAMS):
+            importlib.import_module(module.name)
+    gc.freeze()  # a collection in a child would copy every page
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
