@@ -31,6 +31,7 @@ from dmlbench.report.details import command, details
 from dmlbench.report.entries import Entry, Number, measured, published
 from dmlbench.report.render import boards
 from dmlbench.storage.cell import ColumnInfo
+from dmlbench.zoo.registry import models as zoo_models
 from tests.synthetic import FULL, attacked, failed, many, model, write
 from tests.test_store import cell, with_facts
 
@@ -527,11 +528,11 @@ def test_what_is_behind_a_row_says_its_words_command_and_origin() -> None:
     assert "eta = 2 (" in found["Defense"]
     assert found["Date"] == "1970-01-01"
     assert "Model card" not in found
-    carded = details(
-        dataclasses.replace(entry, card="cards/hm.md", weights="https://example.org/w")
-    )
-    assert carded["Model card"] == ["cards/hm.md", "cards/hm.md"]
-    assert carded["Weights"][1] == "https://example.org/w"
+    sha256 = zoo_models()["fashion/hm"].manifest.sha256
+    (record,) = entry.records["R@1"]
+    of_the_zoo = {"R@1": [record | {"checkpoint_sha256": sha256}]}
+    carded = details(dataclasses.replace(entry, records=of_the_zoo))
+    assert carded["Model card"] == ["dmlbench zoo fashion/hm"]
     literature = details(published()[0])
     assert literature["Paper"][1].startswith("https://arxiv.org/")
     assert "Command" not in literature

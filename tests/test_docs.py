@@ -41,7 +41,7 @@ def test_documented_commands_parse(
     (tmp_path / "noise.py").write_text(NOISE.findall(README)[0])
     (tmp_path / "results").symlink_to(ROOT / "results")
     verb, *arguments = shlex.split(command)[1:]
-    if verb in ("list", "data", "check", "zoo", "reproduce", "verify"):
+    if verb in ("list", "data", "check", "zoo", "doctor", "reproduce", "verify"):
         # has no results, or may download or train
         if verb == "verify":
             (tmp_path / arguments[0]).write_text("")

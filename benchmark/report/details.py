@@ -14,6 +14,7 @@ from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.report.entries import Entry
+from dmlbench.zoo.registry import card_of
 
 
 def details(entry: Entry) -> dict[str, Any]:
@@ -32,8 +33,7 @@ def details(entry: Entry) -> dict[str, Any]:
         "Date": entry.date,
         "Threat": entry.threat,
         "Command": command(entry),
-        "Model card": [entry.card, entry.card] if entry.card else "",
-        "Weights": [entry.weights, entry.weights] if entry.weights else "",
+        "Model card": [f"dmlbench zoo {one.name}" for one in map(card_of, weights) if one],
         "Weights (SHA-256)": " ".join(weights),
         "Made by": ", ".join(filter(None, made)),
         "Flags": entry.reasons(note=False),

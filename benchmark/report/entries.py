@@ -84,7 +84,6 @@ class Entry:
         flags: heading -> the reasons not to trust its number, where there are any.
         records: heading -> the tidy record of each model that was measured here.
         contributors: people whose adversarial images the worst case includes.
-        card, weights: addresses of its model card and of its weights; empty if there are none.
     """
 
     dataset: str
@@ -111,8 +110,6 @@ class Entry:
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     contributors: tuple[Contributor, ...] = ()
-    card: str = ""
-    weights: str = ""
 
     @property
     def source(self) -> str:

@@ -42,7 +42,7 @@ const explain = (name, facts) => {
   dialog.querySelector("dl").replaceChildren(...Object.entries(facts).map(([head, value]) => {
     const part = document.createElement("div");
     const said = element("dd", Array.isArray(value) ? "" : value);
-    const isLink = ["Paper", "Model card", "Weights"].includes(head);
+    const isLink = head === "Paper";
     if (isLink) said.append(link(value));
     else if (Array.isArray(value)) said.append(...value.map((one) => element("p", one)));
     else if (head === "Command" || head === "Spec") said.replaceChildren(element("code", value));
