@@ -1,14 +1,17 @@
 """Do the tests notice wrong code? ``python -m scripts.mutations --count 100 --jobs 2``.
 
 One small change at a time (``<`` to ``<=``, ``+`` to ``-``, a constant, a condition turned round, a
-call left out) is made in a copy of the repository, and the tests of that file are run there. The
-change is killed if a test fails or the tests do not end in time. The changes are drawn at random
-from the files of ``TESTS`` with ``--seed``, as many from each group of files; before them come the
-changes of ``NAMED``, which once survived. Survivors are printed as a diff: each is a test that is
-missing, or a change that makes no difference.
+call left out) is made in a copy of the repository, and the tests that run the changed line are run
+there (of a line that is run at import: the tests that run any line of its file). The change is
+killed if a test fails or the tests do not end in time. The changes are drawn at random from the
+files of ``GROUPS`` with ``--seed``, as many from each group; before them come the changes of
+``NAMED``, which once survived. Survivors are printed as a diff: each is a test that is missing, or
+a change that makes no difference.
 
-``--csv`` keeps what was found; a run that was stopped goes on from there. Survivors are tried
-again, and so is a change whose file differs by now.
+Which test runs which line is measured first: the suite runs once under coverage.py (some ten
+minutes). ``--coverage`` keeps that measurement for the next run, ``--csv`` keeps what was found: a
+run that was stopped goes on from there. Survivors are tried again, and so is a change whose file
+differs by now.
 """
 
 from __future__ import annotations
@@ -24,99 +27,46 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Queue
 
 import click
+import coverage
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 900  # seconds of the tests of one change
+MOST_TESTS = 300  # of one change: those that run the fewest lines in all
 SERVER = multiprocessing.get_context("forkserver")  # its processes begin with PyTorch imported
 SERVER.set_forkserver_preload(["faiss", "matplotlib.figure", "pandas", "torch", "torchvision"])
-TESTS: dict[str, dict[str, str]] = {
-    "attacks": {
-        "attacks/base.py": "attacks registry spec evaluator",
-        "attacks/black_box.py": "black_box",
-        "attacks/candidate.py": "candidate attacks",
-        "attacks/embedding_shift.py": "attacks",
-        "attacks/misranking.py": "attacks",
-        "attacks/moved_query.py": "attacks top1 black_box",
-        "attacks/nes.py": "black_box",
-        "attacks/query.py": "attacks",
-        "attacks/radius.py": "radius",
-        "attacks/square.py": "black_box",
-        "attacks/stack.py": "top1 black_box",
-        "attacks/top1.py": "top1",
-        "attacks/transfer.py": "transfer black_box",
-        "attacks/engine/apgd.py": "apgd optimizers",
-        "attacks/engine/black_box.py": "black_box",
-        "attacks/engine/classes.py": "top1",
-        "attacks/engine/gallery.py": "attacks candidate",
-        "attacks/engine/nes.py": "black_box",
-        "attacks/engine/optimizer.py": "pgd apgd optimizers bits",
-        "attacks/engine/outcomes.py": "attacks flags",
-        "attacks/engine/pgd.py": "pgd",
-        "attacks/engine/query_loss.py": "attacks autograd",
-        "attacks/engine/ranked_list.py": "black_box attacks",
-        "attacks/engine/square.py": "black_box",
-        "attacks/engine/targets.py": "attacks pgd",
-    },
-    "defenses": {
-        "defenses/acap.py": "robrank_defenses",
-        "defenses/act.py": "defenses",
-        "defenses/amd.py": "robrank_defenses",
-        "defenses/base.py": "defenses",
-        "defenses/est.py": "defenses robrank_defenses",
-        "defenses/hm.py": "defenses",
-        "defenses/losses.py": "defenses robrank_defenses",
-        "defenses/none.py": "defenses",
-        "defenses/perturbed_triplets.py": "robrank_defenses defenses",
-        "defenses/rest.py": "robrank_defenses",
-        "defenses/samplers.py": "samplers defenses",
-        "defenses/ses.py": "robrank_defenses",
-        "defenses/shift.py": "robrank_defenses defenses",
-        "defenses/tbc.py": "robrank_defenses",
-    },
-    "metrics": {
-        "benchmark/metrics/bootstrap.py": "retrieval radius plots",
-        "benchmark/metrics/clustering.py": "retrieval",
-        "benchmark/metrics/collapse.py": "retrieval",
-        "benchmark/metrics/distance.py": "retrieval attacks",
-        "benchmark/metrics/ers.py": "ers",
-        "benchmark/metrics/ranks.py": "retrieval attacks",
-        "benchmark/metrics/retrieval.py": "retrieval",
-    },
-    "storage": {
-        "benchmark/storage/cell.py": "store untrusted",
-        "benchmark/storage/store.py": "store",
-        "benchmark/common/files.py": "store cache",
-        "benchmark/analysis/csv_files.py": "store boards",
-    },
-    "plan": {
-        "benchmark/sweep/plan.py": "plan identities",
-        "benchmark/sweep/weights.py": "plan identities",
-        "benchmark/analysis/compare.py": "compare",
-    },
-    "status": {"benchmark/sweep/status.py": "plan worker"},
-    "scheduler": {
-        "benchmark/sweep/scheduler.py": "plan harness",
-        "benchmark/sweep/worker.py": "worker evaluator",
-    },
-    "evaluation": {
-        "benchmark/evaluation/attacked_queries.py": "evaluator worker",
-        "benchmark/evaluation/collected.py": "evaluator worker",
-        "benchmark/evaluation/evaluator.py": "evaluator worker",
-        "benchmark/evaluation/measurement.py": "evaluator worker",
-        "benchmark/evaluation/self_checks.py": "flags",
-        "benchmark/core/flags.py": "flags",
-        "benchmark/compute/model_checks.py": "flags evaluator",
-    },
-    "training": {"benchmark/training/trainer.py": "training"},
+GROUPS: dict[str, tuple[str, ...]] = {
+    "attacks": ("attacks/*.py", "attacks/engine/*.py"),
+    "defenses": ("defenses/*.py",),
+    "metrics": ("benchmark/metrics/*.py",),
+    "storage": (
+        "benchmark/storage/*.py",
+        "benchmark/common/files.py",
+        "benchmark/analysis/csv_files.py",
+    ),
+    "plan": (
+        "benchmark/sweep/plan.py",
+        "benchmark/sweep/weights.py",
+        "benchmark/analysis/compare.py",
+    ),
+    "status": ("benchmark/sweep/status.py",),
+    "scheduler": ("benchmark/sweep/scheduler.py", "benchmark/sweep/worker.py"),
+    "evaluation": (
+        "benchmark/evaluation/*.py",
+        "benchmark/core/flags.py",
+        "benchmark/compute/model_checks.py",
+    ),
+    "training": ("benchmark/training/trainer.py",),
 }
-"""Group -> file -> names of its test files, without ``test_``."""
+"""Group -> patterns of its files."""
 
 NAMED: tuple[tuple[str, str, str], ...] = (
     ("attacks/candidate.py", "right=self.up)", "right=not self.up)"),
@@ -169,9 +119,10 @@ RENAMED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "m
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one file: its text afterwards, and what differs."""
+    """A change of one file: the numbers of its lines, its text afterwards, and what differs."""
 
     file: str
+    lines: range
     text: str
     difference: str
 
@@ -231,8 +182,21 @@ def mutants(file: str) -> list[Mutant]:
             after = ast.unparse(ast.fix_missing_locations(tree))
             setattr(node, name, kept)
             if after != before:
-                found.append(Mutant(file, after, difference(before, after)))
+                found.append(Mutant(file, lines_of(node, tree), after, difference(before, after)))
     return found
+
+
+def lines_of(node: ast.AST, tree: ast.AST) -> range:
+    """The lines of the statement around a node; of an if, a loop or a function: its head."""
+    assert isinstance(node, ast.expr | ast.stmt)
+    statements = [one for one in ast.walk(tree) if isinstance(one, ast.stmt)]
+    inner = max(
+        (one for one in statements if one.lineno <= node.lineno <= (one.end_lineno or one.lineno)),
+        key=lambda one: one.lineno,
+    )
+    body = getattr(inner, "body", None)
+    end = max(body[0].lineno, inner.lineno + 1) if body else (inner.end_lineno or inner.lineno) + 1
+    return range(inner.lineno, end)
 
 
 def difference(before: str, after: str) -> str:
@@ -248,7 +212,9 @@ def named() -> list[Mutant]:
         text = (ROOT / file).read_text(encoding="utf-8")
         if text.count(old) != 1:
             raise click.ClickException(f"{file} has {text.count(old)} times {old!r}: mend NAMED")
-        found.append(Mutant(file, text.replace(old, new), f"-{old}\n+{new}"))
+        first = text[: text.index(old)].count("\n") + 1
+        lines = range(first, first + len(old.rstrip("\n").split("\n")))
+        found.append(Mutant(file, lines, text.replace(old, new), f"-{old}\n+{new}"))
     return found
 
 
@@ -256,8 +222,10 @@ def drawn(count: int, seed: int, only: str) -> list[Mutant]:
     """``count`` mutants, as many from each group as there are."""
     generator = random.Random(seed)
     piles = []
-    for group in TESTS.values():
-        pile = [one for file in group if only in file for one in mutants(file)]
+    for patterns in GROUPS.values():
+        files = sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+        names = [path.relative_to(ROOT).as_posix() for path in files]
+        pile = [one for name in names if only in name for one in mutants(name)]
         generator.shuffle(pile)
         piles.append(pile)
     found: list[Mutant] = []
@@ -266,29 +234,49 @@ def drawn(count: int, seed: int, only: str) -> list[Mutant]:
     return found
 
 
-def tests_of(file: str) -> list[str]:
-    """The test files of a file."""
-    (names,) = (group[file] for group in TESTS.values() if file in group)
-    return [f"tests/test_{name}.py" for name in names.split()]
+class Coverage:
+    """Which tests run a line, from a data file of coverage.py whose contexts are tests."""
+
+    def __init__(self, path: Path) -> None:
+        data = coverage.CoverageData(str(path))
+        data.read()
+        self.tests: dict[str, dict[int, set[str]]] = {}
+        self.size: Counter[str] = Counter()  # of a test: the lines it runs
+        for measured in data.measured_files():
+            name = "/".join(Path(measured).parts[-3:])
+            lines = data.contexts_by_lineno(measured)
+            by_line = {line: {c.split("|")[0] for c in found if c} for line, found in lines.items()}
+            self.tests[name] = by_line
+            for tests in by_line.values():
+                self.size.update(tests)
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests of a change, at most ``MOST_TESTS``, those of one file together."""
+        lines = self.tests.get("/".join(Path(mutant.file).parts[-3:]), {})
+        tests = set().union(*(lines.get(line, set()) for line in mutant.lines))
+        tests = tests or set().union(*lines.values())
+        chosen = sorted(tests, key=lambda test: (self.size[test], test))[:MOST_TESTS]
+        files = list(dict.fromkeys(test.split("::")[0] for test in chosen))
+        return sorted(chosen, key=lambda test: files.index(test.split("::")[0]))
 
 
-def passes(copy: Path, tests: list[str], seconds: float = TIMEOUT) -> bool:
-    """True if the tests succeed in a copy of the repository."""
-    process = SERVER.Process(target=run_tests, args=(copy, tests))
+def code_of(copy: Path, arguments: list[str], seconds: float = TIMEOUT) -> int | None:
+    """The exit code of pytest in a copy of the repository, None if it did not end in time."""
+    receiver, sender = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=run_tests, args=(copy, arguments, sender))
     process.start()
-    process.join(seconds)
-    if process.is_alive():
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(seconds) else None
+    except EOFError:
+        return None
+    finally:
         process.kill()
         process.join()
-    return process.exitcode == 0
 
 
-def run_tests(copy: Path, tests: list[str]) -> None:
-    """Run the tests in this process, which has imported PyTorch already, and exit with the result.
-
-    Raises:
-        SystemExit: always.
-    """
+def run_tests(copy: Path, arguments: list[str], result: Connection) -> None:
+    """Run pytest in this process, which has imported PyTorch already, and send its exit code."""
     import pytest
 
     os.chdir(copy)
@@ -297,14 +285,33 @@ def run_tests(copy: Path, tests: list[str]) -> None:
     sys.path[:0] = [str(copy), str(copy / "src")]
     for number in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    sys.exit(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]))
+    result.send(int(pytest.main(["-q", "-p", "no:cacheprovider", *arguments])))
+
+
+def measured(copy: Path, path: Path) -> Coverage:
+    """Run the suite under coverage.py, unless a data file is there."""
+    if not path.exists():
+        environment = os.environ | {
+            "PYTHONPATH": str(copy / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "COVERAGE_FILE": str(path.absolute()),
+        }
+        run = [sys.executable, "-m", "pytest", "-q", "--cov=dmlbench", "--cov-context=test"]
+        run += ["--cov-report=", "-p", "no:cacheprovider"]
+        if subprocess.run(
+            run, cwd=copy, env=environment, stdout=sys.stderr, check=False
+        ).returncode:
+            path.unlink(missing_ok=True)
+            raise click.ClickException("the tests fail without a change")
+    return Coverage(path)
 
 
 def copied(folder: Path) -> Path:
-    """A copy of all files that git tracks, links as links."""
+    """A clone of the repository, with the files that git tracks as they are here."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
         shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
@@ -332,7 +339,12 @@ class Record:
 @click.option("--jobs", default=1, show_default=True, help="Copies in which tests run at once.")
 @click.option("--only", default="", help="Draw only from files whose path contains this.")
 @click.option("--csv", "path", type=click.Path(path_type=Path), help="Keep what was found here.")
-def main(count: int, seed: int, jobs: int, only: str, path: Path | None) -> None:
+@click.option(
+    "--coverage", "lines", type=click.Path(path_type=Path), help="Keep which test runs which line."
+)
+def main(
+    count: int, seed: int, jobs: int, only: str, path: Path | None, lines: Path | None
+) -> None:
     """Change the code in a copy, and count how often the tests notice."""
     os.environ["OMP_NUM_THREADS"] = "1"
     chosen = [one for one in named() if only in one.file] + drawn(count, seed, only)
@@ -340,11 +352,8 @@ def main(count: int, seed: int, jobs: int, only: str, path: Path | None) -> None
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         for number in range(jobs):
             copies.put(copied(Path(folder) / str(number)))
-        sound = {file for group in TESTS.values() for file in group if only in file}
         copy = copies.get()
-        every = sorted({test for file in sound for test in tests_of(file)})
-        if not passes(copy, every, 4 * TIMEOUT):
-            raise click.ClickException("the tests fail without a change")
+        tests = measured(copy, lines or Path(folder) / "coverage")
         copies.put(copy)
 
         def killed(mutant: Mutant) -> bool:
@@ -353,7 +362,8 @@ def main(count: int, seed: int, jobs: int, only: str, path: Path | None) -> None
             copy = copies.get()
             try:
                 (copy / mutant.file).write_text(mutant.text, encoding="utf-8")
-                noticed = not passes(copy, tests_of(mutant.file))
+                run = tests.of(mutant)
+                noticed = bool(run) and code_of(copy, ["-x", "-n0", *run]) != 0
             finally:
                 shutil.copy2(ROOT / mutant.file, copy / mutant.file)
                 copies.put(copy)
