@@ -242,8 +242,9 @@ class Coverage:
         data.read()
         self.tests: dict[str, dict[int, set[str]]] = {}
         self.size: Counter[str] = Counter()  # of a test: the lines it runs
+        root = os.path.commonpath(data.measured_files())
         for measured in data.measured_files():
-            name = "/".join(Path(measured).parts[-3:])
+            name = Path(measured).relative_to(root).as_posix()
             lines = data.contexts_by_lineno(measured)
             by_line = {line: {c.split("|")[0] for c in found if c} for line, found in lines.items()}
             self.tests[name] = by_line
@@ -252,7 +253,7 @@ class Coverage:
 
     def of(self, mutant: Mutant) -> list[str]:
         """The tests of a change, at most ``MOST_TESTS``, those of one file together."""
-        lines = self.tests.get("/".join(Path(mutant.file).parts[-3:]), {})
+        lines = self.tests.get(mutant.file, {})
         tests = set().union(*(lines.get(line, set()) for line in mutant.lines))
         tests = tests or set().union(*lines.values())
         chosen = sorted(tests, key=lambda test: (self.size[test], test))[:MOST_TESTS]
@@ -289,7 +290,10 @@ def run_tests(copy: Path, arguments: list[str], result: Connection) -> None:
 
 
 def measured(copy: Path, path: Path) -> Coverage:
-    """Run the suite under coverage.py, unless a data file is there."""
+    """Run the suite under coverage.py, unless a data file is there.
+
+    It runs without ``test_package.py``, which installs the package and finds this copy instead.
+    """
     if not path.exists():
         environment = os.environ | {
             "PYTHONPATH": str(copy / "src"),
@@ -297,7 +301,7 @@ def measured(copy: Path, path: Path) -> Coverage:
             "COVERAGE_FILE": str(path.absolute()),
         }
         run = [sys.executable, "-m", "pytest", "-q", "--cov=dmlbench", "--cov-context=test"]
-        run += ["--cov-report=", "-p", "no:cacheprovider"]
+        run += ["--cov-report=", "-p", "no:cacheprovider", "--ignore=tests/test_package.py"]
         if subprocess.run(
             run, cwd=copy, env=environment, stdout=sys.stderr, check=False
         ).returncode:

@@ -136,6 +136,24 @@ def upper_bounds(path: Path) -> str:
     return markdown(heads, lines)
 
 
+def variants(path: Path) -> str:
+    """Write the table of defenses trained as the papers write and as RobRank's code does.
+
+    A number is the mean over the seeds and its standard deviation.
+    """
+    entries = measured(read_tidy(path))
+    strict, ers = found(entries, "strict"), found(entries, "ers")
+    columns = (("R@1", strict), ("ES:R", strict), ("ES:R", ers), ("ES:D", strict), ("TMA", strict))
+    totals = (("Robust R@1", strict), ("ERS", strict), ("ERS", ers))
+    heads = [name if name == "R@1" else f"{name} {'strict' if of is strict else 'ers'}"
+             for name, of in (*columns, *totals)]  # fmt: skip
+    lines = []
+    for label, one in strict.items():
+        numbers = [of[label].numbers[name] for name, of in (*columns, *totals)]
+        lines.append((label, str(len(one.seeds)), *(f"{n.text} {n.range}" for n in numbers)))
+    return markdown(("defense", "seeds", *heads), lines)
+
+
 def blocks() -> dict[str, str]:
     """Return name -> table."""
     suites = [
@@ -154,6 +172,7 @@ def blocks() -> dict[str, str]:
         "epochs": epochs(*suites),
         "documented": documented(ers),
         "upper bounds": upper_bounds(RESULTS / "auto" / "fashion-mini.csv"),
+        "variants": variants(RESULTS / "robrank-variants.csv"),
         **speeds,
     }
 
