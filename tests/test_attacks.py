@@ -32,11 +32,11 @@ def resolved(name: str, suite: str, **fields: Any) -> Attack:
     return ATTACKS.get(name)(**fields).resolve(replace(THREAT, suite=suite))
 
 
-def make_gallery(metric: str, dtype: torch.dtype = torch.float64) -> Gallery:
-    x = torch.randn(N, 6, dtype=dtype)
+def make_gallery(metric: str, dtype: torch.dtype = torch.float64, items: int = N) -> Gallery:
+    x = torch.randn(items, 6, dtype=dtype)
     if metric != "E":
         x = torch.nn.functional.normalize(x, dim=1)
-    return Gallery(x, torch.arange(N) % 5, metric)  # type: ignore[arg-type]
+    return Gallery(x, torch.arange(items) % 5, metric)  # type: ignore[arg-type]
 
 
 def distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
@@ -76,6 +76,20 @@ def compare(
     (slope,) = torch.autograd.grad(expected, x)
     assert loss[row].item() == pytest.approx(expected.item(), rel=5 * tolerance, abs=tolerance)
     assert (gradient[row] - slope).norm() <= 2 * tolerance * max(1.0, slope.norm().item())
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [("ca+", "queries"), ("ca-", "queries"), ("tma", "target"),
+     *((one, "candidates") for one in ("qa+", "qa-", "sp-qa+", "sp-qa-"))],
+)  # fmt: skip
+def test_targets_are_drawn_with_the_seed(name: str, held: str) -> None:
+    g, index = make_gallery("N", items=400), torch.arange(20)  # QA- draws from the nearest 4
+    first, again, other = (
+        getattr(resolved(name, "strict").goal(g, index, seed=seed), held) for seed in (2, 2, 3)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -154,6 +155,8 @@ def test_cells_come_back_by_identity(tmp_path: Path) -> None:
     store.put(failed)
     assert store.done(failed.id) is None  # never cached as done
     assert store.get(failed.id) is not None
+    store.path(failed.id, "parquet").write_bytes(b"of an earlier time that it did not fail")
+    assert store.done(failed.id) is None
     assert len(store.cells()) == 2
 
 
@@ -525,6 +528,31 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_others_may_read_a_file_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "x.json", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_and_the_name_of_it_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is flushed before it gets its name, the folder afterwards."""
+    flushed: list[tuple[bool, bool]] = []
+
+    def fsync(handle: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        flushed.append((is_folder, (tmp_path / "x.json").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "x.json", b"1")
+    assert flushed == [(False, False), (True, True)]
 
 
 def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:

@@ -75,6 +75,26 @@ def test_the_seed_decides_the_weights(tiny: RetrievalData, tmp_path: Path) -> No
     assert found[0] != found[2]
 
 
+def test_each_epoch_has_batches_of_its_own(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image is the anchor once an epoch, in another order and with another positive."""
+    epochs: dict[str, list[Any]] = {}
+    real = trainer._TrainingRun.step
+
+    def kept(self: Any, images: Any, index: Any, mining: Any, statistics: Any, where: str) -> Any:
+        epochs.setdefault(where.split(",")[0], []).append(index)
+        return real(self, images, index, mining, statistics, where)
+
+    monkeypatch.setattr(trainer._TrainingRun, "step", kept)
+    train(make(tiny, NoDefense(), epochs=2), tiny, tmp_path, CPU, Silent())
+    first, second = (np.concatenate(epochs[f"epoch {number}"]).reshape(-1, 2) for number in (1, 2))
+    assert sorted(first[:, 0]) == sorted(second[:, 0]) == list(range(len(tiny.train.labels)))
+    assert not np.array_equal(first[:, 0], second[:, 0])
+    pairs = [dict(map(tuple, epoch.tolist())) for epoch in (first, second)]
+    assert any(pairs[0][anchor] != pairs[1][anchor] for anchor in pairs[0])
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
