@@ -244,13 +244,13 @@ class Coverage:
         data.read()
         self.tests: dict[str, dict[int, set[str]]] = {}
         self.size: Counter[str] = Counter()  # of a test: the lines it runs
-        root = os.path.commonpath(data.measured_files())
-        for measured in data.measured_files():
-            name = Path(measured).relative_to(root).as_posix()
-            lines = data.contexts_by_lineno(measured)
-            by_line = {line: {c.split("|")[0] for c in found if c} for line, found in lines.items()}
-            self.tests[name] = by_line
-            for tests in by_line.values():
+        for measured in data.measured_files():  # in a copy, which may have gone
+            parts = Path(measured).parts
+            ends = ("/".join(parts[first:]) for first in range(1, len(parts)))
+            by_line = self.tests.setdefault(next(e for e in ends if (ROOT / e).is_file()), {})
+            for line, contexts in data.contexts_by_lineno(measured).items():
+                tests = {context.split("|")[0] for context in contexts if context}
+                by_line.setdefault(line, set()).update(tests)
                 self.size.update(tests)
 
     def of(self, mutant: Mutant) -> list[str]:
