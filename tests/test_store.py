@@ -555,6 +555,23 @@ def test_a_file_and_the_name_of_it_are_on_the_disk(
     assert flushed == [(False, False), (True, True)]
 
 
+def test_a_cell_that_another_run_stores_during_an_export_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = Store(tmp_path), Store.cells
+    store.put(cell("CA+", 1.0), {"CA+": np.ones(3)})
+
+    def cells(self: Store) -> list[Cell]:
+        found = real(self)
+        if len(found) == 1:
+            self.put(cell("CA-", 2.0), {"CA-": np.ones(3)})
+        return found
+
+    monkeypatch.setattr(Store, "cells", cells)
+    tidy, _ = export(store)
+    assert {row["metric"] for row in csv.DictReader(tidy.open())} == {"CA+", "CA-"}
+
+
 def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
