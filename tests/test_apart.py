@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import dmlbench as dml
@@ -24,7 +26,10 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.arrays import ArrayDataset
 from dmlbench.datasets.base import DATASETS, RetrievalData
+from dmlbench.evaluation import pictures
+from dmlbench.evaluation.attacked_queries import AttackedQuery
 from dmlbench.metrics.collapse import chance_recall
+from dmlbench.metrics.relevance import Lists
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.testing import make_split
 from tests.test_retrieval import slow_metrics
@@ -304,6 +309,28 @@ def test_every_attack_measures_every_form(form: str) -> None:
     assert (form == "listed") == (right < count)
     for name in ("R@1", "LTM", "Radius", "Square (budget=3)", "Top1", "Robust R@1"):
         assert report[name].n == right
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 6)), st.sets(st.integers(0, 6))), min_size=1))
+def test_two_lists_are_joined_to_one(pairs: list[tuple[set[int], set[int]]]) -> None:
+    one, other = (Lists.of_queries([sorted(pair[k]) for pair in pairs]) for k in (0, 1))
+    joined = one.joined(other)
+    found = [[x for x in line if x >= 0] for line in joined.of(torch.arange(len(pairs))).tolist()]
+    assert [sorted(line) for line in found] == [sorted(a | b) for a, b in pairs]
+    assert joined.table.shape[1] == max(1, *(len(a | b) for a, b in pairs), 1)
+
+
+def test_a_picture_shows_what_was_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gallery items below a query; the queries of an attacked candidate."""
+    data, shown = made("classes"), list[Any]()
+    monkeypatch.setattr(pictures, "_show", lambda axis, image, title: shown.append(image))
+    image = torch.zeros(1, 8, 8)
+    query = AttackedQuery(0, image, image, (7, 2), (4,), {}, {})
+    for one, retrieved in ((query, data.searched), (replace(query, candidate=3), data.test)):
+        shown.clear()
+        pictures._picture("", one, data)
+        expected = retrieved.images[[7, 2, 4]].astype(np.float32) / 255
+        assert np.array_equal(np.stack([shown[2], shown[3], shown[5]]), expected)
 
 
 def test_another_network_embeds_both_parts() -> None:

@@ -234,6 +234,24 @@ def test_policies(tmp_path: Path) -> None:
     assert ran(store, found)[2] == ["ca+"]
 
 
+@pytest.mark.parametrize(
+    ("fact", "expected"),
+    [
+        *((f, "stale") for f in ("checkpoint", "measure_version", "attack_version")),
+        *(("attack_source", "stale"), ("seed", "to do"), ("queries", "to do")),
+    ],
+)
+def test_only_another_version_of_a_measurement_is_stale(
+    tmp_path: Path, fact: str, expected: str
+) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found)
+    task, _ = assessed(store, found)[0][0].cells[1]
+    store.remove(task.cell.id)
+    store.put(with_facts(row(task), **{fact: "another"}), {"x": np.zeros(4)})
+    assert assessed(store, found)[0][0].cells[1][1] == expected
+
+
 def test_the_policies_are_those_of_the_command_line() -> None:
     assert tuple(status.KEPT_STATUSES) == RESUME
 
