@@ -223,6 +223,14 @@ def test_candidate_attacks(world: World, name: str, suite: str) -> None:
         assert outcome[i].item() == pytest.approx(float(np.mean(ranks)), abs=1e-6)
 
 
+def test_an_attack_begins_at_what_it_perturbs() -> None:
+    """The query's embedding; of an attack on candidates that of the query's candidate."""
+    world = World("classes")
+    for name, expected in (("qa+", world.q), ("ca+", world.x[world.gallery.candidates])):
+        attack = spec.parse(name, ATTACKS)
+        assert torch.equal(attack.clean(world.gallery, world.index), expected[world.index])
+
+
 def test_misranking_shift_and_mismatch(world: World) -> None:
     e = moved(world)
     ltm, gtm, es, tma = (goal_of(world, name) for name in ("ltm", "gtm", "es", "tma"))

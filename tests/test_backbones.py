@@ -23,7 +23,7 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.models import imagenet
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
-from dmlbench.storage.weights import read_state
+from dmlbench.storage.weights import named, read_state
 from dmlbench.training.job import Training
 
 SIDE = 32  # the heads do not depend on it
@@ -287,3 +287,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds no state dict"):
         read_state(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(("count", "end"), [(8, "7"), (9, "7 and 1 more"), (11, "7 and 3 more")])
+def test_an_error_names_eight_keys_and_counts_the_rest(count: int, end: str) -> None:
+    assert named(map(str, range(count))) == f"0, 1, 2, 3, 4, 5, 6, {end}"
