@@ -56,6 +56,8 @@ def test_levels(eps: float) -> None:
     steps = [b / a for a, b in itertools.pairwise(inner) if b <= 2]
     assert steps == pytest.approx([2**0.5] * len(steps))
     assert [level for level in inner if level > 2] == list(range(3, int(eps)))
+    dense = [2 ** (i / 2) / 32 for i in range(13)]
+    assert [level for level in inner if level <= 2] == pytest.approx([x for x in dense if x < eps])
     assert 2 ** (rounds(found) - 1) >= len(found)
 
 

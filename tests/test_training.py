@@ -310,6 +310,23 @@ def test_proxies_learn_and_are_resumed(
     assert train(spec, tiny, tmp_path / "cut", CPU, Silent()).sha256 == whole.sha256
 
 
+def test_proxies_learn_a_hundred_times_as_fast(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[dict[str, Any]]] = []
+    adam = torch.optim.Adam
+
+    def seen(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Adam:
+        given.append(groups)
+        return adam(groups, **settings)
+
+    monkeypatch.setattr(torch.optim, "Adam", seen)
+    spec = make(tiny, NoDefense(loss="proxy-anchor"), epochs=1, lr=0.002)
+    train(spec, tiny, tmp_path, CPU, Silent())
+    assert [group["lr"] for group in given[0]] == pytest.approx([0.002, 0.2])
+    assert [len(group["params"]) for group in given[0]][1] == 1
+
+
 def test_a_test_split_without_a_match_has_no_recall(tiny: RetrievalData, tmp_path: Path) -> None:
     lonely = Split(tiny.test.images[:5], np.arange(5))
     data = RetrievalData(tiny.train, lonely)
