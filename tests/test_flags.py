@@ -30,6 +30,7 @@ from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.compute.model_checks import moved_by
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.core.protocol import Threat
@@ -476,3 +477,9 @@ def test_randomness_that_no_seed_repeats_is_refused(tiny: RetrievalData) -> None
         pytest.raises(CellError, match="no seed repeats"),
     ):
         found.benign()
+
+
+def test_a_distance_is_that_of_the_row_that_moved_most() -> None:
+    before = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    after = before + torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.1]])
+    assert moved_by(after, before) == pytest.approx(0.5)

@@ -201,3 +201,8 @@ def test_a_factory_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.Mo
         _ = model.facts  # the old code is what runs here
     importlib.reload(sys.modules["dmlbench_test_net"])
     assert model.facts["source"] != before["source"]
+
+
+@pytest.mark.parametrize("text", ["nes:sigma=8/255", "ca+:eps=4/255", "es:alpha=1/255"])
+def test_a_length_in_pixels_is_printed_in_grey_levels(text: str) -> None:
+    assert spec.shown(spec.parse(text, ATTACKS)) == text

@@ -310,6 +310,25 @@ def test_proxies_learn_and_are_resumed(
     assert train(spec, tiny, tmp_path / "cut", CPU, Silent()).sha256 == whole.sha256
 
 
+def test_a_state_is_kept_between_epochs_alone(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    real = trainer._TrainingRun.save
+
+    def save(self: Any, folder: Path, history: Any, seconds: float) -> None:
+        kept.append(len(history))
+        assert seconds > 0
+        real(self, folder, history, seconds)
+
+    monkeypatch.setattr(trainer._TrainingRun, "save", save)
+    train(make(tiny, NoDefense(), epochs=3), tiny, tmp_path, CPU, Silent())
+    assert kept == [1, 2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [LOG, checkpoint.MANIFEST, checkpoint.WEIGHTS]
+    )
+
+
 def test_proxies_learn_a_hundred_times_as_fast(
     tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
