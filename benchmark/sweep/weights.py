@@ -137,7 +137,7 @@ def memory_weights(
     label: str,
     seed: int,
     precision: str,
-    eot: int = 1,
+    eot: int,
 ) -> Weights:
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
     check_seeds([seed])
