@@ -51,6 +51,7 @@ def test_the_self_checks_are_stored(tiny: RetrievalData) -> None:
             assert set(one.metrics) == {heading.name for heading in attack.headings()}
             still = dataclasses.replace(attack, eps=0.0, alpha=attack.alpha and 0.1)
             unmoved = found.attack(still, 0, name)
+            assert unmoved.findings["radius"] == 0
             for column, clean in unmoved.findings["clean"].items():
                 assert unmoved.metrics[column].value == pytest.approx(clean, abs=1e-6)
                 if name != "radius":  # its clean value is eps

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dmlbench.analysis import csv_files
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.records import headings, wide
 from dmlbench.common.errors import CellError, DamagedError, UserError
@@ -570,6 +571,13 @@ def test_a_cell_that_another_run_stores_during_an_export_is_in_it(
     monkeypatch.setattr(Store, "cells", cells)
     tidy, _ = export(store)
     assert set(pd.read_csv(tidy)["metric"]) == {"CA+", "CA-"}
+
+
+@pytest.mark.parametrize("text", ["1" * 19, "9" * 5000, "-1", "1.0", "\u0663", ""])
+def test_a_count_in_a_csv_is_a_whole_number_of_at_most_18_digits(text: str) -> None:
+    assert csv_files._count("9" * 18) == 10**18 - 1
+    with pytest.raises(ValueError, match="whole number"):
+        csv_files._count(text)
 
 
 def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:
