@@ -464,7 +464,7 @@ def test_rows_whose_intervals_overlap_that_of_the_best_are_tied() -> None:
     def line(label: str, score: float, half: float | None) -> Entry:
         ends = (None, None) if half is None else (score - half, score + half)
         numbers = {"ERS": Number(score, 1, *ends)}
-        return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "")
+        return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD")
 
     given = [("a", 60, 1), ("b", 58.5, 1), ("p", 58, None), ("c", 57.5, 1), ("d", 56, 1)]
     (table,) = tables([line(*one) for one in given])
@@ -536,3 +536,15 @@ def test_what_is_behind_a_row_says_its_words_command_and_origin() -> None:
     literature = details(published()[0])
     assert literature["Paper"][1].startswith("https://arxiv.org/")
     assert "Command" not in literature
+
+
+def test_the_adversary_is_told_with_the_optimizer_that_searched_for_it() -> None:
+    by_apgd = "radius:eps=77/255,alpha=154/255,steps=32,suite=strict,optimizer=apgd"
+    radius = attacked("Radius", 4)
+    radius = replace(radius, about=replace(radius.about, attack_resolved=by_apgd))
+    for cells, said in (
+        ([radius], "White-box APGD in the L∞ ball, eps 77/255, 32 steps."),
+        ([radius, *model()], "White-box PGD in the L∞ ball, eps 77/255, 32 steps of 3/255."),
+    ):
+        (table,) = one_board(*cells).tables
+        assert [note for note in table.notes if note.startswith("White-box")] == [said]

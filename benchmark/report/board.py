@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Literal
 
 from dmlbench.core.naming import parameters, told_apart
-from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import WORST
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
 from dmlbench.report.entries import Entry, Number
@@ -80,12 +79,13 @@ class Table:
     """Lines that can be compared: measured on one data set by one suite of definitions.
 
     Attributes:
+        threats: the adversaries of its lines: optimizer (``PGD`` or ``APGD``), and the rest in words.
         chosen: True if the user has named the columns: all of them are then shown at once.
     """
 
     dataset: str
     suite: str
-    threats: tuple[str, ...]
+    threats: tuple[tuple[str, str], ...]
     columns: tuple[BoardColumn, ...]
     lines: tuple[Line, ...]
     chosen: bool = False
@@ -109,15 +109,10 @@ class Table:
         """The heading, e.g. ``fashion, suite strict``."""
         return f"{self.dataset}, suite {self.suite}" if self.suite else self.dataset
 
-    @property
-    def optimizer(self) -> str:
-        """The optimizer of the suite's attacks: ``PGD`` or ``APGD``."""
-        return OPTIMIZER_OF.get(self.suite, "pgd").upper()
-
     @cached_property
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
-        notes = [f"White-box {self.optimizer} in the L∞ ball, {one}." for one in self.threats]
+        notes = [f"White-box {by} in the L∞ ball, {words}." for by, words in self.threats]
         if self.threats and not all(line.entry.paper for line in self.lines):
             notes += UPPER_BOUND.get(self.suite, [])
         entries = [line.entry for line in self.lines]
@@ -199,7 +194,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
         cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
         lines.append(Line(entry, (*cells, facts["Source"]), tied[place]))
     heads = (*(describing[name] for name in first), *metrics, describing["Source"])
-    threats = tuple(dict.fromkeys(entry.threat for entry in entries if entry.threat))
+    threats = tuple(dict.fromkeys((e.optimizer, e.threat) for e in entries if e.threat))
     return Table(dataset, suite, threats, heads, tuple(lines), chosen=bool(chosen))
 
 

@@ -72,6 +72,7 @@ class Entry:
         numbers: heading -> number; ``ERS`` is one of them.
         better: heading -> ``higher`` or ``lower``.
         threat: the adversary of the evaluation, in words.
+        optimizer: what searches for it, ``PGD`` or ``APGD``.
         defense: the spec of the defense; empty for published rows.
         resolved: the same spec with every value; empty where the training is unknown.
         eta: PGD steps of its training; None for plain training, or if it is not known.
@@ -95,6 +96,7 @@ class Entry:
     numbers: Mapping[str, Number]
     better: Mapping[str, str]
     threat: str
+    optimizer: str
     defense: str = ""
     resolved: str = ""
     eta: int | None = None
@@ -242,7 +244,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         flags=_flags(group),
         records=records,
         contributors=contributors,
-        threat=_threat(records, about["suite"]),
+        **_adversary(records, about["suite"]),
     )
 
 
@@ -274,19 +276,22 @@ def _loss(defense: str) -> str:
     return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
-def _threat(records: Mapping[str, Sequence[Record]], suite: str) -> str:
-    """``eps 77/255, 32 steps of 3/255``: the adversary of the attacks that follow the protocol.
+def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> dict[str, str]:
+    """``threat`` (``eps 77/255, 32 steps of 3/255``) and ``optimizer`` of an entry.
 
-    APGD has no step of one size.
+    They are those of the attacks that follow the protocol, by the optimizer of the suite where one
+    does: ``radius`` is by APGD in every suite. APGD has no step of one size.
     """
-    plain = [
-        r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
-    ]
-    for known in (parameters(r["attack_resolved"]) for r in plain):
-        if {"eps", "alpha", "steps"} <= known.keys():
-            size = "" if OPTIMIZER_OF[suite] == "apgd" else f" of {known['alpha']}"
-            return f"eps {known['eps']}, {known['steps']} steps{size}"
-    return ""
+    usual = OPTIMIZER_OF.get(suite, "pgd")
+    found: dict[str, str] = {}
+    for record in (record for made in records.values() for record in made):
+        known = parameters(record["attack_resolved"])
+        plain = record["attack"] and ":" not in record["attack"]
+        if plain and {"eps", "alpha", "steps"} <= known.keys():
+            size = "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"
+            found.setdefault(by, f"eps {known['eps']}, {known['steps']} steps{size}")
+    by = usual if usual in found or not found else next(iter(found))
+    return {"threat": found.get(by, ""), "optimizer": by.upper()}
 
 
 def published() -> list[Entry]:
@@ -322,6 +327,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
         # an embedding that ES cannot move is constant: HM[S,0], of which no more is printed
         collapsed=raw["collapsed"] == "yes" or float(raw["ES:D"] or 1) == 0,
         threat=f"eps {raw['eps_eval']}, 32 steps of 3/255" if raw["eps_eval"] else "",
+        optimizer="PGD",
     )
 
 

@@ -85,7 +85,7 @@ def heading(name: str, entries: Sequence[Entry]) -> str:
 
 def protocol(table: Table, entries: Sequence[Entry]) -> str:
     """The caption: data set, suite, adversary, number of queries and training recipe."""
-    parts = [table.title, *(f"{table.optimizer} L∞ {threat}" for threat in table.threats)]
+    parts = [table.title, *(f"{by} L∞ {words}" for by, words in table.threats)]
     queries = sorted({entry.n for entry in entries if entry.n})
     parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
     parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
