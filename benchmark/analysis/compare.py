@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
+from dmlbench.core import spec
+from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, read_manifest
@@ -81,8 +83,8 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     """The cells of a model.
 
     Args:
-        name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as it
-            is spelt in ``store``.
+        name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as
+            ``as_stored`` spells it.
         store: the results folder; a checkpoint that lies in another is looked up there.
         dataset: spec of the data set; None: any.
 
@@ -184,6 +186,25 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
                 measured = _Measured(about.attack, column.better, values)
                 found.setdefault(key, {})[seed] = measured
     return found
+
+
+def as_stored(name: str) -> str:
+    """A model's name as rows spell it: ``noise`` for ``noise.py:Noise``, keys in their order.
+
+    What is no spec of a defense that is known here stays as it is.
+
+    Raises:
+        UserError: it names a file or a class that cannot be read.
+    """
+    pointed = spec.read_reference(name, DEFENSES)
+    if pointed is None and name.partition(":")[0] not in DEFENSES.names():
+        return name
+    try:
+        return spec.shown(spec.parse(name, DEFENSES))
+    except UserError:
+        if pointed is not None:
+            raise
+        return name  # an old row may have a key that there is no more
 
 
 def names_of(cell: Cell) -> set[str]:

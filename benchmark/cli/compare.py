@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n"
     "  dmlbench compare none hm\n"
     "  dmlbench compare act hm --dataset fashion\n"
+    "  dmlbench compare none noise.py:Noise:sigma=0.3\n"
     "  dmlbench compare results/models/ID other/models/ID",
 )
 @click.argument("a", metavar="A")
@@ -28,7 +29,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     """Compare two measured models: the difference B - A of each metric, with its 95% interval.
 
     Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
-    defenses (as given to 'run', or as tables show them), checkpoints, folders under
+    defenses (as tables show them, or file.py:Class), checkpoints, folders under
     results/models, or models of the zoo. Only stored results are read: nothing is trained or
     attacked. Models of which the results folder has only CSVs are compared by their rows, with
     wider intervals.
@@ -43,6 +44,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
 
     store = Store(results)
     cells = store.cells()
+    a, b = map(compare.as_stored, (a, b))
     if all(
         Path(name).exists() or any(name in compare.names_of(c) for c in cells) for name in (a, b)
     ):
