@@ -79,7 +79,7 @@ class Table:
     """Lines that can be compared: measured on one data set by one suite of definitions.
 
     Attributes:
-        threats: the adversaries of its lines: optimizer (``PGD`` or ``APGD``), and the rest in words.
+        threats: of its lines: the optimizer (``PGD`` or ``APGD``), and the rest in words.
         chosen: True if the user has named the columns: all of them are then shown at once.
     """
 

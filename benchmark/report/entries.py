@@ -288,7 +288,9 @@ def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> dict[str,
         known = parameters(record["attack_resolved"])
         plain = record["attack"] and ":" not in record["attack"]
         if plain and {"eps", "alpha", "steps"} <= known.keys():
-            size = "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"
+            size = (
+                "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"
+            )
             found.setdefault(by, f"eps {known['eps']}, {known['steps']} steps{size}")
     by = usual if usual in found or not found else next(iter(found))
     return {"threat": found.get(by, ""), "optimizer": by.upper()}
