@@ -7,6 +7,7 @@ query by query, over the seeds that both models have.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.zoo.fetch import local_or_zoo
+from dmlbench.zoo.registry import models
 
 TRAINED = ("dataset", "model", "recipe", "resolved")
 """Fields of ``About`` that differ between models, apart from the seed.
@@ -205,6 +207,13 @@ def as_stored(name: str) -> str:
         if pointed is not None:
             raise
         return name  # an old row may have a key that there is no more
+
+
+def has_cells(name: str, cells: Iterable[Cell]) -> bool:
+    """True if a model may have outcomes of single queries: a path, or a name among the cells."""
+    if name in models():
+        return any(models()[name].manifest.sha256 == c.facts.get("checkpoint") for c in cells)
+    return Path(name).exists() or any(name in names_of(cell) for cell in cells)
 
 
 def names_of(cell: Cell) -> set[str]:

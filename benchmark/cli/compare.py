@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "  dmlbench compare none hm\n"
     "  dmlbench compare act hm --dataset fashion\n"
     "  dmlbench compare none noise.py:Noise:sigma=0.3\n"
+    "  dmlbench compare fashion-mini/none fashion-mini/hm   # rows of the zoo\n"
     "  dmlbench compare results/models/ID other/models/ID",
 )
 @click.argument("a", metavar="A")
@@ -31,8 +32,8 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
     defenses (as tables show them, or file.py:Class), checkpoints, folders under
     results/models, or models of the zoo. Only stored results are read: nothing is trained or
-    attacked. Models of which the results folder has only CSVs are compared by their rows, with
-    wider intervals.
+    attacked. Models of which the results folder has only CSVs, and those of the zoo that were not
+    measured here, are compared by their rows, with wider intervals.
     """
     from msgspec import to_builtins
     from msgspec.structs import asdict
@@ -45,9 +46,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     store = Store(results)
     cells = store.cells()
     a, b = map(compare.as_stored, (a, b))
-    if all(
-        Path(name).exists() or any(name in compare.names_of(c) for c in cells) for name in (a, b)
-    ):
+    if compare.has_cells(a, cells) and compare.has_cells(b, cells):
         sides = [compare.find(name, store, dataset) for name in (a, b)]
         found = compare.compare(sides[0], sides[1])
         abouts = [asdict(side.cells[0].about) for side in sides]
