@@ -29,7 +29,8 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
 from dmlbench.report.details import command, details
-from dmlbench.report.entries import Entry, Number, measured, published
+from dmlbench.report.entries import Entry, Number, measured
+from dmlbench.report.literature import published
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_tables
 from dmlbench.storage.cell import ColumnInfo

@@ -9,6 +9,8 @@ from dmlbench.report.board import Table
 from dmlbench.report.columns import BoardColumn
 from dmlbench.report.entries import Entry
 
+PANELS = 6  # at most, side by side
+
 
 def ranked(table: Table) -> list[Entry]:
     """The entries that have a rank, best first."""
@@ -96,3 +98,9 @@ def protocol(table: Table, entries: Sequence[Entry]) -> str:
     if any(entry.flagged for entry in entries):
         parts.append("‡ flagged")
     return "; ".join(parts)
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns for ``count`` panels, at most ``PANELS`` side by side."""
+    down = -(-count // PANELS)
+    return down, -(-count // down)
