@@ -215,6 +215,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         said = f"{WORST} of {about['label']} includes adversarial images by {people}."
         worst = (name for name in numbers if name.partition(" (")[0] == WORST)
         numbers |= {name: replace(numbers[name], note=said) for name in worst}
+    threat, optimizer = _adversary(records, about["suite"])
     return Entry(
         dataset=about["dataset"],
         suite=about["suite"],
@@ -237,7 +238,8 @@ def _entry(group: Sequence[Row]) -> Entry:
         flags=_flags(group),
         records=records,
         contributors=contributors,
-        **_adversary(records, about["suite"]),
+        threat=threat,
+        optimizer=optimizer,
     )
 
 
@@ -269,8 +271,8 @@ def _loss(defense: str) -> str:
     return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
-def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> dict[str, str]:
-    """``threat`` (``eps 77/255, 32 steps of 3/255``) and ``optimizer`` of an entry.
+def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str, str]:
+    """The threat of an entry, ``eps 77/255, 32 steps of 3/255``, and its optimizer, ``PGD``.
 
     They are those of the attacks that follow the protocol, by the optimizer of the suite where one
     does: ``radius`` is by APGD in every suite. APGD has no step of one size.
@@ -286,4 +288,4 @@ def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> dict[str,
             )
             found.setdefault(by, f"eps {known['eps']}, {known['steps']} steps{size}")
     by = usual if usual in found or not found else next(iter(found))
-    return {"threat": found.get(by, ""), "optimizer": by.upper()}
+    return found.get(by, ""), by.upper()

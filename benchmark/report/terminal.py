@@ -91,8 +91,10 @@ def _grid(lines: Sequence[Sequence[Text]], each: int | None = None) -> Grid:
     """Lay lines out, the first as headings; ``each``: width of all columns but the first."""
     grid = Grid(box=box.SIMPLE_HEAD)
     for number, heading in enumerate(lines[0]):
-        at_right = {"justify": "right", "overflow": "fold", "width": each}
-        grid.add_column(heading, **(at_right if number else {"no_wrap": True}))
+        if number:
+            grid.add_column(heading, justify="right", overflow="fold", width=each)
+        else:
+            grid.add_column(heading, no_wrap=True)
     for line in lines[1:]:
         grid.add_row(*line)
     return grid
