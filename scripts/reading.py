@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.report.entries import Entry, measured, published
+from dmlbench.report.entries import Entry, measured
+from dmlbench.report.literature import published
 
 RESULTS = Path(__file__).parent.parent / "results"
 README = RESULTS / "README.md"

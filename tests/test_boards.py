@@ -15,6 +15,7 @@ from statistics import stdev
 
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy, wide
@@ -28,8 +29,10 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
 from dmlbench.report.details import command, details
-from dmlbench.report.entries import Entry, Number, measured, published
+from dmlbench.report.entries import Entry, Number, measured
+from dmlbench.report.literature import published
 from dmlbench.report.render import boards
+from dmlbench.report.terminal import print_tables
 from dmlbench.storage.cell import ColumnInfo
 from dmlbench.zoo.registry import models as zoo_models
 from tests.synthetic import FULL, attacked, failed, many, model, write
@@ -464,7 +467,9 @@ def test_rows_whose_intervals_overlap_that_of_the_best_are_tied() -> None:
     def line(label: str, score: float, half: float | None) -> Entry:
         ends = (None, None) if half is None else (score - half, score + half)
         numbers = {"ERS": Number(score, 1, *ends)}
-        return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "")
+        return Entry(
+            "tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD"
+        )
 
     given = [("a", 60, 1), ("b", 58.5, 1), ("p", 58, None), ("c", 57.5, 1), ("d", 56, 1)]
     (table,) = tables([line(*one) for one in given])
@@ -536,3 +541,33 @@ def test_what_is_behind_a_row_says_its_words_command_and_origin() -> None:
     literature = details(published()[0])
     assert literature["Paper"][1].startswith("https://arxiv.org/")
     assert "Command" not in literature
+
+
+def test_the_adversary_is_told_with_the_optimizer_that_searched_for_it() -> None:
+    by_apgd = "radius:eps=77/255,alpha=154/255,steps=32,suite=strict,optimizer=apgd"
+    radius = attacked("Radius", 4)
+    radius = replace(radius, about=replace(radius.about, attack_resolved=by_apgd))
+    for cells, said in (
+        ([radius], "White-box APGD in the L∞ ball, eps 77/255, 32 steps."),
+        ([radius, *model()], "White-box PGD in the L∞ ball, eps 77/255, 32 steps of 3/255."),
+    ):
+        (table,) = one_board(*cells).tables
+        assert [note for note in table.notes if note.startswith("White-box")] == [said]
+
+
+def test_a_terminal_shows_as_many_models_at_a_time_as_fit_and_no_number_is_cut() -> None:
+    cells = [c for n in range(7) for c in model(label=f"HM[S,{n}]", defense=f"hm:u=0.{n},ics=0")]
+    wide, narrow = io.StringIO(), io.StringIO()
+    print_tables(tidy(cells), Console(file=wide, width=2000))
+    print_tables(tidy(cells), Console(file=narrow, width=80))
+    lines = narrow.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    ranks = [line.split()[1:] for line in lines if line.startswith("  Rank")]
+    assert ranks == [["1=", "1="], ["1=", "1="], ["1=", "1="], ["1="]]
+    for shown in (wide.getvalue(), narrow.getvalue()):
+        assert shown.count("38.0 [37.0, 39.0]") == 7  # QA-
+        assert "…" not in shown
+    for width, blocks in ((80, 1), (45, 2)):
+        file = io.StringIO()
+        print_tables(tidy([*model(label="A"), *model(label="B")]), Console(file=file, width=width))
+        assert file.getvalue().count("Rank") == blocks

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmlbench.analysis.compare import compare, find
+from dmlbench.analysis.compare import as_stored, compare, find
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
@@ -170,3 +170,30 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
         find(str(tmp_path), store, None)
     with pytest.raises(UserError, match="nothing was measured of 'est'"):
         find("est", store, "fashion")
+
+
+def test_a_defense_is_found_by_any_spelling_that_a_run_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("grey.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dmlbench.core.registry import Card\n"
+        "from dmlbench.core.spec import parameter\n"
+        "from dmlbench.defenses.none import NoDefense\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Grey(NoDefense):\n"
+        "    card = Card('grey', 'the triplet loss on grey images')\n"
+        "    share: float = parameter(0.5, 'how grey', at_least=0)\n"
+    )
+    spelt = {
+        "grey.py:Grey": "grey",
+        "grey.py:Grey:share=0.25": "grey:share=0.25",
+        "hm:ics=0,source=random": "hm:source=random,ics=0",
+        "hm:gone=1": "hm:gone=1",  # as an old row may be called
+        "HM[S,g_LGA]&ICS": "HM[S,g_LGA]&ICS",
+        "results/models/0123": "results/models/0123",
+    }
+    assert {name: as_stored(name) for name in spelt} == spelt
+    with pytest.raises(UserError, match="has no attribute 'Gray'; did you mean 'Grey'"):
+        as_stored("grey.py:Gray")

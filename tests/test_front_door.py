@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.completion import _items
 from dmlbench.cli.main import main
@@ -19,6 +20,7 @@ from dmlbench.core.naming import by_number
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.report.columns import in_order
+from dmlbench.zoo.registry import models
 from tests.synthetic import FULL, model, write
 
 
@@ -57,6 +59,20 @@ def test_compare_of_csvs_has_the_interval_of_independent_numbers(clone: Path) ->
     refused = run("compare", "A", "missing")
     assert refused.exit_code == 2
     assert "nothing was measured of 'missing'" in refused.stderr
+
+
+def test_models_of_the_zoo_are_compared_by_their_own_rows(clone: Path) -> None:
+    done = run("compare", "fashion-mini/none", "fashion-mini/hm", "--json")
+    assert done.exit_code == 0, done.output
+    held = {name: read_tidy(models()[f"fashion-mini/{name}"].rows) for name in ("none", "hm")}
+    a, b = (
+        next(r["value"] for r in rows if r["metric"] == "CA+" and r["suite"] == "strict")
+        for rows in held.values()
+    )
+    (found,) = [
+        one for one in json.loads(done.stdout) if (one["metric"], one["suite"]) == ("CA+", "strict")
+    ]
+    assert (found["a"], found["b"]) == (a, b)
 
 
 def test_a_name_of_several_models_is_refused_with_their_weights(clone: Path) -> None:

@@ -19,7 +19,8 @@ from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.defenses.samplers import SAMPLERS
 from dmlbench.models.small import C2F2
-from dmlbench.report.entries import Entry, published
+from dmlbench.report.entries import Entry
+from dmlbench.report.literature import published
 from dmlbench.sweep.requests import parse_all
 from scripts.hardness import batches, statistics
 

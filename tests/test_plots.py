@@ -74,8 +74,8 @@ def test_the_curve_of_the_radius_is_a_step_function_with_a_band(table: Table) ->
     assert list(line.get_xdata()) == [0, 2, 9, 77]
     assert list(line.get_ydata()) == [80, 60, 20, 20]  # right at eps: broken nowhere that is known
     assert len(axis.collections) == 3
-    (low, high) = axis.get_ylim()
-    assert (low, high) == (0, 100)
+    assert axis.get_ylim() == (0, 100)
+    assert axis.get_xlim() == (0, 77)
     band = axis.collections[[one.get_label() for one in axis.lines].index(line.get_label())]
     ys = band.get_paths()[0].vertices[:, 1]
     inside = binomtest(24, 40).proportion_ci(method="wilson")
@@ -228,3 +228,4 @@ def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
     (line,) = figure.axes[0].lines
     assert list(line.get_xdata()) == [0, 2, 9, 77]
     assert list(line.get_ydata()) == [80, 30, 0, 0]
+    assert figure.axes[0].get_xlim() == (0, 13.5)  # nothing is left from 9 on: the rest is empty

@@ -30,7 +30,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
-from dmlbench.submission.agreement import agreement, chance, unexplained
+from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
 from dmlbench.submission.claims import training_of
 from dmlbench.submission.submit import submit
 from dmlbench.submission.verify import Verdict, verify
@@ -205,6 +205,20 @@ def test_edited_outcomes_are_refused(place: Place, tmp_path: Path) -> None:
     assert verdict.reasons[0].startswith("ca+: CA+ is claimed as 50 and measured as ")
     (number,) = [one for one in verdict.numbers if one.refused]
     assert (number.n, number.complete) == (QUERIES, True)
+
+
+def test_of_an_attack_whose_sample_differs_alone_all_queries_are_measured(
+    place: Place, tmp_path: Path
+) -> None:
+    """However little it differs: a sample has few of the outcomes that were edited."""
+
+    def outcomes(forgery: Forgery) -> None:
+        values = forgery.store.outcomes(forgery.cell("ca+").id)["CA+"].to_numpy(copy=True)
+        forgery.outcomes("ca+", "CA+", values + 0.02)
+
+    verdict = look_at(place.forged(outcomes, tmp_path))
+    assert verdict.accepted  # it is less than the tolerance
+    assert {one.attack for one in verdict.numbers if one.complete} == {"", "ca+"}
 
 
 def test_other_weights_are_refused(place: Place, tmp_path: Path) -> None:
@@ -497,3 +511,5 @@ def test_what_differs_alone_is_no_rounding() -> None:
     assert unexplained([edited, *same]) == [edited]
     moved = held(truth + 0.01, truth, bootstrap_mean(truth), False)  # as on another machine
     assert unexplained([edited, replace(moved, attack="a"), *same[1:]]) == []
+    (one, none) = (replace(edited, differing=n, n=100) for n in (1, 0))
+    assert [differs_alone(x, [x, *same]) for x in (one, none)] == [True, False]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("__main__", "make", "ray_cluster")  # are started, or need an extra
+START = 600  # seconds: the first command waits for the imports, on a loaded machine for minutes
 
 
 class Zygote:
@@ -48,7 +49,7 @@ class Zygote:
         folder = tempfile.TemporaryDirectory()
         out, err = Path(folder.name) / "out", Path(folder.name) / "err"
         order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
-        return Command(self, self.order(order, 60), arguments, folder)
+        return Command(self, self.order(order, START), arguments, folder)
 
     def order(self, order: dict[str, Any], timeout: float) -> int:
         """Tell the process what to do, and return its answer, a number."""

@@ -7,6 +7,7 @@ query by query, over the seeds that both models have.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import numpy.typing as npt
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
+from dmlbench.core import spec
+from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.zoo.fetch import local_or_zoo
+from dmlbench.zoo.registry import models
 
 TRAINED = ("dataset", "model", "recipe", "resolved")
 """Fields of ``About`` that differ between models, apart from the seed.
@@ -81,8 +85,8 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     """The cells of a model.
 
     Args:
-        name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as it
-            is spelt in ``store``.
+        name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as
+            ``as_stored`` spells it.
         store: the results folder; a checkpoint that lies in another is looked up there.
         dataset: spec of the data set; None: any.
 
@@ -184,6 +188,32 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
                 measured = _Measured(about.attack, column.better, values)
                 found.setdefault(key, {})[seed] = measured
     return found
+
+
+def as_stored(name: str) -> str:
+    """A model's name as rows spell it: ``noise`` for ``noise.py:Noise``, keys in their order.
+
+    What is no spec of a defense that is known here stays as it is.
+
+    Raises:
+        UserError: it names a file or a class that cannot be read.
+    """
+    pointed = spec.read_reference(name, DEFENSES)
+    if pointed is None and name.partition(":")[0] not in DEFENSES.names():
+        return name
+    try:
+        return spec.shown(spec.parse(name, DEFENSES))
+    except UserError:
+        if pointed is not None:
+            raise
+        return name  # an old row may have a key that there is no more
+
+
+def has_cells(name: str, cells: Iterable[Cell]) -> bool:
+    """True if a model may have outcomes of single queries: a path, or a name among the cells."""
+    if name in models():
+        return any(models()[name].manifest.sha256 == c.facts.get("checkpoint") for c in cells)
+    return Path(name).exists() or any(name in names_of(cell) for cell in cells)
 
 
 def names_of(cell: Cell) -> set[str]:

@@ -13,9 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from dmlbench.analysis.compare import TRAINED, Difference
+from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import Record, record_order
 from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.zoo.registry import models
 
 KEY = ("suite", "queries", "attack_resolved", "metric", "precision", "eot", "data")
 DIGITS = 8  # of a SHA-256 that are enough to name it
@@ -26,24 +28,27 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
     """The records of a model that have an interval.
 
     Args:
-        name: its defense or its label, as the CSV spells it, or the SHA-256 of its weights, of
-            which the first eight digits are enough.
+        name: its defense or its label, as the CSV spells it, the SHA-256 of its weights, of which
+            the first eight digits are enough, or a model of the zoo, which brings its own rows.
         records: tidy records.
         dataset: spec of the data set; None: any.
 
     Raises:
         UserError: there are none, or several models have that name.
     """
-    every = [r for r in records if r["status"] == "ok" and dataset in (None, r["dataset"])]
-    named = [r for r in every if name in {r[key] for key in NAMES} or _begins(r, name)]
+    zoo = models().get(name)
+    own = zoo.manifest.sha256 if zoo else name
+    every = [*read_tidy(zoo.rows), *records] if zoo else list(records)
+    every = [r for r in every if r["status"] == "ok" and dataset in (None, r["dataset"])]
+    named = [r for r in every if own in {r[key] for key in NAMES} or _begins(r, own)]
     if not named:
         known = ", ".join(sorted({r["defense"] for r in every if r["defense"]}))
         raise UserError(f"nothing was measured of {name!r}{known and f'; measured: {known}'}")
-    models = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
-    different = len({one[:-1] for one in models}) > 1 or len(models) > len(set(models.values()))
+    found = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
+    different = len({one[:-1] for one in found}) > 1 or len(found) > len(set(found.values()))
     if different:
         several = "; ".join(
-            f"{digest[:12]} is {' '.join(filter(None, about))}" for *about, digest in sorted(models)
+            f"{digest[:12]} is {' '.join(filter(None, about))}" for *about, digest in sorted(found)
         )
         raise UserError(f"{name!r} is several models: name one by its weights ({several})")
     return [r for r in named if isinstance(r["low"], float) and isinstance(r["high"], float)]

@@ -29,7 +29,7 @@ class _Saved(click.ParamType[int | None]):
     epilog="\b\nExamples:\n"
     "  dmlbench attack --zoo fashion-mini/hm --suite auto --queries 100\n"
     "  dmlbench attack --checkpoint results/models/ID\n"
-    "  dmlbench attack --model my.nets:resnet --checkpoint w.pt --dataset fashion --attack es\n"
+    "  dmlbench attack --checkpoint mine.pth --model nets.py:make --attack radius --queries 50\n"
     "  dmlbench attack --model mobilenet_v2:head=none,weights=w.pt --dataset grocery --attack es",
 )
 @click.option(
@@ -45,8 +45,8 @@ class _Saved(click.ParamType[int | None]):
 @click.option(
     "--model",
     metavar="SPEC",
-    help="Network that the weights are of, e.g. resnet18, or a function of your own, "
-    "MODULE:FACTORY. Default: the manifest's, else the data set's.",
+    help="Network that the weights are of, e.g. resnet18, or a function or class of your own, "
+    "nets.py:make or MODULE:NAME. Default: the manifest's, else the data set's.",
 )
 @click.option(
     "--label",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n"
     "  dmlbench compare none hm\n"
     "  dmlbench compare act hm --dataset fashion\n"
+    "  dmlbench compare none noise.py:Noise:sigma=0.3\n"
+    "  dmlbench compare fashion-mini/none fashion-mini/hm   # rows of the zoo\n"
     "  dmlbench compare results/models/ID other/models/ID",
 )
 @click.argument("a", metavar="A")
@@ -28,10 +30,10 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     """Compare two measured models: the difference B - A of each metric, with its 95% interval.
 
     Differences are taken query by query, and intervals are bootstrapped over queries. A and B are
-    defenses (as given to 'run', or as tables show them), checkpoints, folders under
+    defenses (as tables show them, or file.py:Class), checkpoints, folders under
     results/models, or models of the zoo. Only stored results are read: nothing is trained or
-    attacked. Models of which the results folder has only CSVs are compared by their rows, with
-    wider intervals.
+    attacked. Models of which the results folder has only CSVs, and those of the zoo that were not
+    measured here, are compared by their rows, with wider intervals.
     """
     from msgspec import to_builtins
     from msgspec.structs import asdict
@@ -43,9 +45,8 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
 
     store = Store(results)
     cells = store.cells()
-    if all(
-        Path(name).exists() or any(name in compare.names_of(c) for c in cells) for name in (a, b)
-    ):
+    a, b = map(compare.as_stored, (a, b))
+    if compare.has_cells(a, cells) and compare.has_cells(b, cells):
         sides = [compare.find(name, store, dataset) for name in (a, b)]
         found = compare.compare(sides[0], sides[1])
         abouts = [asdict(side.cells[0].about) for side in sides]

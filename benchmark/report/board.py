@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from dmlbench.core.naming import parameters, told_apart
-from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import WORST
+from dmlbench.report import ranking
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
 from dmlbench.report.entries import Entry, Number
-
-Mark = Literal["", "best", "second", "failed", "missing"]
+from dmlbench.report.ranking import Mark
 
 LEADING = ("r50", "ERS")
 """Headings by which models are compared at a glance; the first that a table has leads it."""
@@ -80,12 +77,13 @@ class Table:
     """Lines that can be compared: measured on one data set by one suite of definitions.
 
     Attributes:
+        threats: of its lines: the optimizer (``PGD`` or ``APGD``), and the rest in words.
         chosen: True if the user has named the columns: all of them are then shown at once.
     """
 
     dataset: str
     suite: str
-    threats: tuple[str, ...]
+    threats: tuple[tuple[str, str], ...]
     columns: tuple[BoardColumn, ...]
     lines: tuple[Line, ...]
     chosen: bool = False
@@ -109,15 +107,10 @@ class Table:
         """The heading, e.g. ``fashion, suite strict``."""
         return f"{self.dataset}, suite {self.suite}" if self.suite else self.dataset
 
-    @property
-    def optimizer(self) -> str:
-        """The optimizer of the suite's attacks: ``PGD`` or ``APGD``."""
-        return OPTIMIZER_OF.get(self.suite, "pgd").upper()
-
     @cached_property
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
-        notes = [f"White-box {self.optimizer} in the L∞ ball, {one}." for one in self.threats]
+        notes = [f"White-box {by} in the L∞ ball, {words}." for by, words in self.threats]
         if self.threats and not all(line.entry.paper for line in self.lines):
             notes += UPPER_BOUND.get(self.suite, [])
         entries = [line.entry for line in self.lines]
@@ -178,20 +171,20 @@ def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table
 
 def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[str]) -> Table:
     """One table: its entries ranked, its columns chosen, its cells marked."""
-    entries = sorted(group, key=_place)
+    entries = sorted(group, key=ranking.place)
     known = {name: word for entry in entries for name, word in entry.better.items()}
     shown = {name for entry in entries for name in (*entry.numbers, *entry.failed)} & known.keys()
     names = [name for name in chosen if name in shown] if chosen else _usual(shown)
     metrics = [column(name, known[name], suite) for name in names]
-    ranks = _ranks(entries)
+    ranks = ranking.ranks(entries)
     first = ["Rank"] * any(ranks) + ["Defense", "Model", "Loss", "η"]
     first += ["Recipe"] * any(e.recipe for e in entries)
     first += ["Precision"] * any(e.precision for e in entries)
     first += ["Queries"] * any(e.queries for e in entries)
     first += ["EoT"] * any(e.eot for e in entries)
     describing = {name: BoardColumn(name, "", text) for name, text in DESCRIBING.items()}
-    marks = {metric.name: _marks(entries, metric) for metric in metrics}
-    tied = _tied(entries)
+    marks = {metric.name: ranking.marks(entries, metric) for metric in metrics}
+    tied = ranking.tied(entries)
     lines = []
     for place, (entry, rank, name) in enumerate(zip(entries, ranks, _names(entries), strict=True)):
         facts = _facts(entry, rank, name)
@@ -199,7 +192,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
         cells += [_cell(entry, metric.name, marks[metric.name][place]) for metric in metrics]
         lines.append(Line(entry, (*cells, facts["Source"]), tied[place]))
     heads = (*(describing[name] for name in first), *metrics, describing["Source"])
-    threats = tuple(dict.fromkeys(entry.threat for entry in entries if entry.threat))
+    threats = tuple(dict.fromkeys((e.optimizer, e.threat) for e in entries if e.threat))
     return Table(dataset, suite, threats, heads, tuple(lines), chosen=bool(chosen))
 
 
@@ -220,63 +213,6 @@ def _usual(names: set[str]) -> list[str]:
         for name in in_order(names)
         if name not in HIDDEN and not swept(name) and not asked_for(name)
     ]
-
-
-def _place(entry: Entry) -> tuple[int, float]:
-    """Sort key: by ERS, best first; then entries without one; collapsed models last."""
-    if entry.standing is not None:
-        return 0, -entry.standing
-    return (2 if entry.collapsed else 1), 0.0
-
-
-def _ranks(entries: Sequence[Entry]) -> list[str]:
-    """The rank of each entry: ``1``, ``2=``, ``2=``, ``4``; empty if it has no score."""
-    ranked = [entry.score for entry in entries if entry.score is not None]
-    return [
-        ""
-        if entry.score is None
-        else f"{ranked.index(entry.score) + 1}{'=' * (ranked.count(entry.score) > 1)}"
-        for entry in entries
-    ]
-
-
-def _tied(entries: Sequence[Entry]) -> list[int | None]:
-    """The group of each entry that cannot be told apart from the best of its group by ERS.
-
-    Their 95% intervals overlap: over queries, or of the mean over seeds. An entry without an
-    interval, as published ones are, is in no group; nor is one that overlaps with no other.
-    """
-    groups: list[list[int]] = []
-    lowest = math.inf  # of the best of the last group
-    for place, entry in enumerate(entries):
-        interval = entry.interval("ERS") if entry.score is not None else None
-        if interval is None:
-            continue
-        if not groups or interval[1] < lowest:
-            groups.append([])
-            lowest = interval[0]
-        groups[-1].append(place)
-    found: list[int | None] = [None] * len(entries)
-    for number, places in enumerate((one for one in groups if len(one) > 1), start=1):
-        for place in places:
-            found[place] = number
-    return found
-
-
-def _marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
-    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged."""
-    values = [
-        float(number.text)
-        if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
-        and not entry.collapsed and not entry.flagged
-        else None
-        for entry in entries
-    ]  # fmt: skip
-    order = sorted({v for v in values if v is not None}, reverse=metric.better == "higher")
-    if len(order) < 2:
-        return [""] * len(values)
-    marks: dict[float | None, Mark] = {order[1]: "second", order[0]: "best"}
-    return [marks.get(value, "") for value in values]
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = 4  # at most, side by side
+SPARE = 1.5  # the axis ends at so many times the x at which no model has anything left
 NARROW, WIDE = 16, 256  # the axis is linear where the largest x lies between them
 Points = Sequence[tuple[float, float]]
 
@@ -58,7 +59,8 @@ def shares_above(table: Table) -> Figure | None:
             axis.set(title=title, xlabel=known[bare].over, ylim=(0, 100))
             every = [record for e in found for record in e.records[name]]
             points = [point for record in every for point in record["curve"]]
-            _scale(axis, points, max(map(_most, every)))
+            last = SPARE * max(map(_nothing_left, every))
+            _scale(axis, points, min(last, max(map(_most, every))))
         axes[0].set_ylabel("R@1 in % (higher is better)")
         words = f"{protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
         style.say(fig, "Right top-1 against the strength of the attack", words, axes)
@@ -88,6 +90,11 @@ def _most(record: Record) -> float:
     return float(given["budget"]) if "budget" in given else 255 * float(Fraction(given["eps"]))
 
 
+def _nothing_left(record: Record) -> float:
+    """The x from which on no query is right any more, or the largest that was tried."""
+    return next((x for x, share in record["curve"] if share == 0), _most(record))
+
+
 def _at(curve: Points, xs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The shares of a step function at ``xs``."""
     places, shares = np.array(curve).T
@@ -107,16 +114,15 @@ def _interval(
 
 
 def _scale(axis: Axes, points: Points, end: float) -> None:
-    """From zero to the largest x; logarithmic where what matters is near zero, or x is large."""
-    largest = max(end, *(x for x, _ in points))
+    """From zero to ``end``; logarithmic where what matters is near zero, or x is large."""
     positive = [x for x, _ in points if x > 0]
-    if positive and not NARROW < largest < WIDE:
+    if positive and not NARROW < end < WIDE:
         axis.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 is a place on it
-        least, most = math.ceil(math.log2(min(positive))), math.floor(math.log2(largest))
+        least, most = math.ceil(math.log2(min(positive))), math.floor(math.log2(end))
         step = 1 + max(0, most - least) // 6
         ticks = [0, *(2.0**power for power in range(least, most + 1, step))]
         axis.set_xticks(
             ticks, [f"{tick:g}" if tick >= 1 else str(Fraction(tick)) for tick in ticks]
         )
         axis.minorticks_off()
-    axis.set_xlim(0, largest or 1)
+    axis.set_xlim(0, end or 1)

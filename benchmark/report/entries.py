@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
@@ -13,14 +11,9 @@ from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import Spread, by_configuration, spread
 from dmlbench.core.flags import Flag
 from dmlbench.core.naming import parameters
-from dmlbench.core.papers import HM, ROBRANK, Paper
+from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
-from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import BENIGN, CLEAN, WORST
-from dmlbench.report.columns import directions
-
-PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
-PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
+from dmlbench.metrics.names import CLEAN, WORST
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ class Entry:
         numbers: heading -> number; ``ERS`` is one of them.
         better: heading -> ``higher`` or ``lower``.
         threat: the adversary of the evaluation, in words.
+        optimizer: what searches for it, ``PGD`` or ``APGD``.
         defense: the spec of the defense; empty for published rows.
         resolved: the same spec with every value; empty where the training is unknown.
         eta: PGD steps of its training; None for plain training, or if it is not known.
@@ -95,6 +89,7 @@ class Entry:
     numbers: Mapping[str, Number]
     better: Mapping[str, str]
     threat: str
+    optimizer: str
     defense: str = ""
     resolved: str = ""
     eta: int | None = None
@@ -220,6 +215,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         said = f"{WORST} of {about['label']} includes adversarial images by {people}."
         worst = (name for name in numbers if name.partition(" (")[0] == WORST)
         numbers |= {name: replace(numbers[name], note=said) for name in worst}
+    threat, optimizer = _adversary(records, about["suite"])
     return Entry(
         dataset=about["dataset"],
         suite=about["suite"],
@@ -242,7 +238,8 @@ def _entry(group: Sequence[Row]) -> Entry:
         flags=_flags(group),
         records=records,
         contributors=contributors,
-        threat=_threat(records, about["suite"]),
+        threat=threat,
+        optimizer=optimizer,
     )
 
 
@@ -274,63 +271,21 @@ def _loss(defense: str) -> str:
     return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
-def _threat(records: Mapping[str, Sequence[Record]], suite: str) -> str:
-    """``eps 77/255, 32 steps of 3/255``: the adversary of the attacks that follow the protocol.
+def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str, str]:
+    """The threat of an entry, ``eps 77/255, 32 steps of 3/255``, and its optimizer, ``PGD``.
 
-    APGD has no step of one size.
+    They are those of the attacks that follow the protocol, by the optimizer of the suite where one
+    does: ``radius`` is by APGD in every suite. APGD has no step of one size.
     """
-    plain = [
-        r for found in records.values() for r in found if r["attack"] and ":" not in r["attack"]
-    ]
-    for known in (parameters(r["attack_resolved"]) for r in plain):
-        if {"eps", "alpha", "steps"} <= known.keys():
-            size = "" if OPTIMIZER_OF[suite] == "apgd" else f" of {known['alpha']}"
-            return f"eps {known['eps']}, {known['steps']} steps{size}"
-    return ""
-
-
-def published() -> list[Entry]:
-    """The entries of the literature, in the order of ``published.csv``.
-
-    ERS is as printed; if a paper prints none, it is computed from its ten columns.
-    """
-    text = (resources.files("dmlbench.report") / "published.csv").read_text(encoding="utf-8")
-    return [_published(raw) for raw in csv.DictReader(text.splitlines())]
-
-
-def _published(raw: Mapping[str, str]) -> Entry:
-    """The entry of a row of ``published.csv``."""
-    loss, _, distance = raw["loss"].partition("-")
-    distance = distance or "N"  # what HM's triplet loss is over
-    names = (*PUBLISHED_BENIGN, *ERS_COLUMNS, "ERS")
-    numbers = {name: Number(float(raw[name]), _decimals(raw[name])) for name in names if raw[name]}
-    if distance == "N" and "ERS" not in numbers and numbers.keys() >= set(ERS_COLUMNS):
-        score = ers({name: numbers[name].value for name in ERS_COLUMNS})
-        numbers["ERS"] = Number(score, 1, note="ERS follows from the ten columns; none is printed.")
-    return Entry(
-        dataset=raw["dataset"],
-        suite="ers",
-        model=raw["model"],
-        distance=distance,
-        loss=f"{loss}-{distance}",
-        label=_notation(raw["defense"]),
-        eta=int(raw["pgd_steps_train"]) if raw["pgd_steps_train"] else None,
-        paper=PAPERS[raw["source"]],
-        place=raw["table"],
-        numbers=numbers,
-        better={name: directions()[name] for name in numbers},
-        # an embedding that ES cannot move is constant: HM[S,0], of which no more is printed
-        collapsed=raw["collapsed"] == "yes" or float(raw["ES:D"] or 1) == 0,
-        threat=f"eps {raw['eps_eval']}, 32 steps of 3/255" if raw["eps_eval"] else "",
-    )
-
-
-def _notation(text: str) -> str:
-    """A defense as HM's paper prints it: ``HM[S,−γ/2]``, ``HM[S,g_LGA]&ICS (λ=1.0)``."""
-    for plain, printed in (("]+ICS", "]&ICS"), ("-gamma", "−γ"), ("lambda", "λ"), ("xi", "ξ")):
-        text = text.replace(plain, printed)
-    return text
-
-
-def _decimals(text: str) -> int:
-    return len(text.partition(".")[2])
+    usual = OPTIMIZER_OF.get(suite, "pgd")
+    found: dict[str, str] = {}
+    for record in (record for made in records.values() for record in made):
+        known = parameters(record["attack_resolved"])
+        plain = record["attack"] and ":" not in record["attack"]
+        if plain and {"eps", "alpha", "steps"} <= known.keys():
+            size = (
+                "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"
+            )
+            found.setdefault(by, f"eps {known['eps']}, {known['steps']} steps{size}")
+    by = usual if usual in found or not found else next(iter(found))
+    return found.get(by, ""), by.upper()

@@ -9,6 +9,8 @@ from dmlbench.report.board import Table
 from dmlbench.report.columns import BoardColumn
 from dmlbench.report.entries import Entry
 
+PANELS = 6  # at most, side by side
+
 
 def ranked(table: Table) -> list[Entry]:
     """The entries that have a rank, best first."""
@@ -85,7 +87,7 @@ def heading(name: str, entries: Sequence[Entry]) -> str:
 
 def protocol(table: Table, entries: Sequence[Entry]) -> str:
     """The caption: data set, suite, adversary, number of queries and training recipe."""
-    parts = [table.title, *(f"{table.optimizer} L∞ {threat}" for threat in table.threats)]
+    parts = [table.title, *(f"{by} L∞ {words}" for by, words in table.threats)]
     queries = sorted({entry.n for entry in entries if entry.n})
     parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
     parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
@@ -96,3 +98,9 @@ def protocol(table: Table, entries: Sequence[Entry]) -> str:
     if any(entry.flagged for entry in entries):
         parts.append("‡ flagged")
     return "; ".join(parts)
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns for ``count`` panels, at most ``PANELS`` side by side."""
+    down = -(-count // PANELS)
+    return down, -(-count // down)

@@ -15,7 +15,8 @@ from dmlbench.common.suggest import unknown
 from dmlbench.datasets.base import DATASETS
 from dmlbench.report import drawing, latex, markdown, spreadsheet
 from dmlbench.report.board import Board, base, tables
-from dmlbench.report.entries import Entry, measured, published
+from dmlbench.report.entries import Entry, measured
+from dmlbench.report.literature import published
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -17,6 +17,7 @@ from dmlbench.report.columns import in_order
 from dmlbench.report.entries import measured
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
+LEAST = 23  # columns of a model, on its side: here, n = 1,000, seed 0
 NO_EDGE = 10_000  # columns: a pipe has no edge to wrap at
 
 
@@ -34,7 +35,8 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
     entries = measured(records)
     for table in all_tables(records):
         console.print(Text(table.title, "bold"))
-        console.print(_grid(table, console.width))
+        for grid in _grids(table, console.width):
+            console.print(grid)
     names = told_apart([entry.label for entry in entries], [entry.details for entry in entries])
     for entry, name in zip(entries, names, strict=True):
         worst = entry.numbers.get(WORST)
@@ -55,19 +57,44 @@ def all_tables(records: Iterable[Record]) -> tuple[Table, ...]:
     return tables(entries, [name for name in names if name not in HIDDEN])
 
 
-def _grid(table: Table, width: int) -> Grid:
-    """The table, turned on its side where it is wider than ``width``: one column a model."""
-    lines = [[Text(column.label) for column in table.columns]]
-    lines += [
+def _grids(table: Table, width: int) -> Iterator[Grid]:
+    """The table; where it is wider than ``width``, turned on its side: one column a model.
+
+    Where that is too wide as well, as many models at a time as fit beside each other. Their names
+    are then folded, and numbers never are.
+    """
+    heads = [Text(column.label) for column in table.columns]
+    lines = [
         [Text(_shown(cell), STYLES.get(cell.mark, "")) for cell in line.cells]
         for line in table.lines
     ]
-    needed = sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
-    if needed > width:
-        lines = [list(line) for line in zip(*lines, strict=True)]
+    if _needed([heads, *lines]) <= width:
+        yield _grid([heads, *lines])
+        return
+    turned = [list(row) for row in zip(heads, *lines, strict=True)]
+    if _needed(turned) <= width:
+        yield _grid(turned)
+        return
+    numbers = (_shown(cell) for line in table.lines for cell in line.cells if cell.number)
+    each = max(LEAST, *map(len, numbers))
+    at_once = max(1, (width - 3 - max(map(len, heads))) // (each + 3))
+    for start in range(0, len(lines), at_once):
+        yield _grid([[row[0], *row[1:][start : start + at_once]] for row in turned], each)
+
+
+def _needed(lines: Sequence[Sequence[Text]]) -> int:
+    """The width of a table, with a gap of three between columns."""
+    return sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
+
+
+def _grid(lines: Sequence[Sequence[Text]], each: int | None = None) -> Grid:
+    """Lay lines out, the first as headings; ``each``: width of all columns but the first."""
     grid = Grid(box=box.SIMPLE_HEAD)
     for number, heading in enumerate(lines[0]):
-        grid.add_column(heading, justify="right" if number else "left")
+        if number:
+            grid.add_column(heading, justify="right", overflow="fold", width=each)
+        else:
+            grid.add_column(heading, no_wrap=True)
     for line in lines[1:]:
         grid.add_row(*line)
     return grid

@@ -27,6 +27,10 @@ FEW = 2  # outcomes that differ in one number for it to count then
 SAME = 1e-4  # of an outcome's own size (at least of 1): outcomes closer than that are the same
 
 
+class Refused(Exception):  # noqa: N818 - it is a verdict, not a fault
+    """The bundle is not what it says; the message says why."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """A number of a bundle, held against a new measurement of some of its queries.
@@ -115,13 +119,18 @@ def unexplained(numbers: Sequence[Agreement]) -> list[Agreement]:
     Rounding of another machine is seen in most attacks at once: ranks and distances differ in their
     last digits. Where it is not, several outcomes of one attack that differ have no such cause.
     """
-    found = []
-    for one in numbers:
-        others = [o for o in numbers if (o.suite, o.attack) != (one.suite, one.attack)]
-        differing, total = sum(o.differing for o in others), sum(o.n for o in others)
-        if not one.close and one.differing >= FEW and differing < QUIET * total:
-            found.append(one)
-    return found
+    return [
+        one
+        for one in numbers
+        if not one.close and one.differing >= FEW and differs_alone(one, numbers)
+    ]
+
+
+def differs_alone(one: Agreement, numbers: Sequence[Agreement]) -> bool:
+    """True if outcomes of a number differ, and hardly any of the other attacks' do."""
+    others = [o for o in numbers if (o.suite, o.attack) != (one.suite, one.attack)]
+    differing, total = sum(o.differing for o in others), sum(o.n for o in others)
+    return one.differing > 0 and differing < QUIET * total
 
 
 def chance(difference: Values) -> float:

@@ -197,8 +197,10 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
         )
     ]
     if not chosen:
+        known = ", ".join(sorted({record["defense"] or record["label"] for record in every}))
         raise UserError(
-            f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}"
+            f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}; "
+            f"there is {known or 'nothing'}"
         )
     kinds = {tuple(record[key] for key in WEIGHTS) for record in chosen}
     if len(kinds) > 1:

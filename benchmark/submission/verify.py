@@ -5,9 +5,8 @@
 3. Every number follows from the outcomes of the queries (``outcomes``).
 4. Clean images are measured again, all of them, and each attack on a random sample of the row's
    queries, which the seed of the verifier draws. The targets of a query follow from its position
-   and the seed of the row alone, so its outcome is the same in a sample. Where the means differ by
-   more than the tolerance, all queries of that attack are measured again, and these decide
-   (``agreement``).
+   and the seed of the row alone, so its outcome is the same in a sample. Where a sample speaks
+   against the row, all queries of that attack are measured again, and decide (``sample``).
 
 A bundle cannot show that the weights come from the training that the manifest tells of:
 ``dmlbench reproduce`` trains again.
@@ -17,8 +16,9 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,26 +33,18 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
-from dmlbench.submission.agreement import Agreement, agreement, unexplained
+from dmlbench.submission.agreement import Agreement, Refused
 from dmlbench.submission.bundle import Bundle
 from dmlbench.submission.claims import Claim, changes, claim, problem, whole_number
-from dmlbench.submission.outcomes import read_outcomes, task_is_attack, wrong_number
+from dmlbench.submission.outcomes import read_outcomes, wrong_number
+from dmlbench.submission.sample import measured_again
 from dmlbench.sweep.session import Session, open_session
-from dmlbench.sweep.tasks import Combine, Measure
 from dmlbench.zoo.fetch import fetch_weights
 
 if TYPE_CHECKING:
-    from dmlbench.evaluation.evaluator import Evaluation
-    from dmlbench.evaluation.measurement import Measurement
     from dmlbench.submission.outcomes import Outcomes
 
 QUERIES = 100
-NMI_SLACK = 1.0  # points beside the range of the new starts of k-means
-SIGNS = {"mean_cosine": 0.01, "effective_rank": 0.05}  # of a collapse; relative difference allowed
-
-
-class Refused(Exception):  # noqa: N818 - it is a verdict, not a fault
-    """The bundle is not what it says; the message says why."""
 
 
 @dataclass
@@ -128,7 +120,9 @@ def verify(
                 outcomes = _drawn(session, cells, claimed)
                 if rows != _exported(store):
                     raise Refused(f"{bundles.ROWS} is not the export of the cells")
-                _measure(session, verdict, cells, claimed, outcomes)
+                asked = partial(_asked, images=len(session.data.test))
+                found = measured_again(session, cells, claimed, outcomes, asked, queries, seed)
+                verdict.numbers, verdict.reasons = found
         except (Refused, CellError) as refusal:  # the second where it cannot be measured at all
             verdict.reasons.append(str(refusal))
         except DamagedError as error:
@@ -211,110 +205,3 @@ def _exported(store: Store) -> list[dict[str, Any]]:
     """The rows that the cells export."""
     tidy, _ = export(store)
     return read_tidy(tidy)
-
-
-def _measure(
-    session: Session,
-    verdict: Verdict,
-    cells: Sequence[Cell],
-    claimed: Claim,
-    outcomes: dict[str, Outcomes],
-) -> None:
-    """Measure clean images and a sample of each attack again, and hold the claim against them."""
-    from dmlbench.sweep.worker import Worker
-
-    worker = Worker(session)
-    try:
-        evaluation = worker.evaluation(claimed.weights)
-    except (MemoryError, RuntimeError) as error:  # a network larger than this machine
-        said = (str(error).strip().splitlines() or ["out of memory"])[0]
-        raise UserError(f"the network of the bundle cannot be built here: {said}") from None
-    generator = np.random.default_rng(verdict.seed)
-    for cell in cells:
-        task = claimed.tasks[cell.id]
-        if isinstance(task, Combine):
-            continue
-        pool = _asked(cell, len(session.data.test))
-        size = min(verdict.queries, len(pool))
-        sample = sorted(int(i) for i in generator.choice(pool, size, replace=False))
-        if not task_is_attack(task) or cell.about.eot:
-            sample = pool  # what a randomised network draws depends on the batch
-        found = _again(evaluation, task, sample)
-        numbers = list(_held(cell, outcomes[cell.id], found, sample, len(sample) == len(pool)))
-        doubtful = any(not one.close for one in numbers) or _missing_flags(cell, found)
-        if doubtful and len(sample) < len(pool):
-            session.reporter.say(f"{task.title}: the sample differs, so all queries are measured")
-            found = _again(evaluation, task, pool)
-            numbers = list(_held(cell, outcomes[cell.id], found, pool, True))
-        verdict.numbers += numbers
-        verdict.reasons += [_said(one) for one in numbers if one.refused]
-        verdict.reasons += _other_findings(cell, found)
-    worker.close()
-    verdict.reasons += [
-        f"{_said(one)}, and nothing else does, so it is not rounding"
-        for one in unexplained(verdict.numbers)
-        if not one.refused
-    ]
-
-
-def _said(one: Agreement) -> str:
-    return (
-        f"{one.attack or 'clean images'}: {one.metric} is claimed as {one.claimed:.4g} and "
-        f"measured as {one.measured:.4g} on {one.n:,} queries; {one.differing:,} of them differ"
-    )
-
-
-def _again(evaluation: Evaluation, task: Measure, sample: Sequence[int]) -> Measurement:
-    """Measure a cell anew, an attack on some of the queries."""
-    if task.attack is None:
-        return evaluation.benign()
-    return evaluation.attack(
-        task.attack, task.weights.seed, task.title, sample, recalls=task.recalls
-    )
-
-
-def _held(
-    cell: Cell, claimed: Outcomes, found: Measurement, sample: Sequence[int], complete: bool
-) -> Iterator[Agreement]:
-    """Each column of outcomes against the new ones; those of clean images are not shown."""
-    for column, values in claimed.items():
-        name = column.removesuffix(" clean")
-        if column not in found.outcomes or name not in cell.metrics:
-            raise Refused(
-                f"{cell.about.attack or 'clean images'}: it has no outcomes of {column!r}"
-            )
-        measured = np.asarray(found.outcomes[column], dtype=np.float64)
-        one = agreement(
-            values[list(sample)],
-            measured[list(sample)],
-            cell.metrics[name],
-            complete,
-            metric=column,
-            attack=cell.about.attack,
-            suite=cell.about.suite,
-        )
-        if name == column or one.refused or not one.close:
-            yield one
-
-
-def _missing_flags(cell: Cell, found: Measurement) -> list[str]:
-    """Flags that the new measurement raises and the cell does not have; notes do not count."""
-    raised = {flag["name"] for flag in found.findings.get("flags", ()) if not flag.get("note")}
-    return sorted(raised - {flag.name for flag in cell.flags})
-
-
-def _other_findings(cell: Cell, found: Measurement) -> list[str]:
-    """Reasons to refuse that are no statistic of the outcomes."""
-    name, again = cell.about.attack or "clean images", found.findings
-    reasons = [f"{name}: it lacks the flag '{flag}'" for flag in _missing_flags(cell, found)]
-    if cell.about.attack:
-        return reasons
-    nmi, own = cell.metrics["NMI"].value, found.metrics["NMI"]
-    low, high = own.low or own.value, own.high or own.value
-    if not low - NMI_SLACK <= nmi <= high + NMI_SLACK:
-        reasons.append(f"{name}: NMI is claimed as {nmi:.4g}, measured as {own.value:.4g}")
-    for sign, slack in SIGNS.items():
-        claimed, measured = cell.findings.get(sign), again[sign]
-        if claimed is None or abs(claimed - measured) > slack * max(1.0, abs(measured)):
-            reasons.append(f"{name}: {sign} is claimed as {claimed}, measured as {measured:.4g}")
-    return reasons

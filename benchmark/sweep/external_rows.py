@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.compare import names_of, weights_digest
+from dmlbench.analysis.compare import as_stored, names_of, weights_digest
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
@@ -63,6 +63,7 @@ def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
     Raises:
         UserError: there is no such row, there are several, or it has no Robust R@1.
     """
+    name = as_stored(name)
     conditions = [condition(text, ROW) for text in where]
     digest = weights_digest(Path(name)) if Path(name).exists() else None
     cells = [cell for cell in store.cells() if store.done(cell.id) is not None]

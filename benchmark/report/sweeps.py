@@ -1,0 +1,88 @@
+"""Plots of a sweep: what attacks reach over their radius, or over their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from dmlbench.core.naming import parameters
+from dmlbench.report import style
+from dmlbench.report.board import Table
+from dmlbench.report.entries import Entry
+from dmlbench.report.plotted import grid, heading, names_of, protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def against_eps(table: Table) -> Figure | None:
+    """Success of attacks against their radius, if a sweep over ``eps`` was measured."""
+    title, label = "Attacks against their radius", "radius eps in 1/255"
+    return _curves(table, title, "eps", label, lambda text: float(255 * Fraction(text)))
+
+
+def against_steps(table: Table) -> Figure | None:
+    """Success of attacks against their PGD steps, if a sweep over ``steps`` was measured."""
+    return _curves(table, "Attacks against their steps", "steps", "PGD steps", float)
+
+
+def _curves(
+    table: Table, title: str, key: str, label: str, read: Callable[[str], float]
+) -> Figure | None:
+    """Curves of a sweep over ``key``, a panel for each metric that has more than two points."""
+    entries = [line.entry for line in table.lines if not line.entry.paper]
+    curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for entry in entries:
+        for name, points in _sweeps(entry, key, read).items():
+            if len(points) > 2:
+                curves.setdefault(name, {})[id(entry)] = points
+    if not curves:
+        return None
+    swept = [e for e in entries if any(id(e) in found for found in curves.values())]
+    down, across = grid(len(curves))
+    with style.figure(1.0 + 1.75 * max(across, 2), 0.6 + 2.3 * down) as fig:
+        axes = fig.subplots(down, across, squeeze=False).flat
+        names = names_of(swept, table)
+        for axis in axes[len(curves) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes, curves, strict=False):
+            for place, entry in enumerate(swept):
+                if id(entry) in curves[name]:
+                    xs, ys = zip(*curves[name][id(entry)], strict=True)
+                    looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
+                    axis.plot(xs, ys, label=names[id(entry)], clip_on=False, **looks)
+            axis.set_title(heading(name, swept))
+            axis.set_xlabel(label)
+            axis.set_ylim(bottom=0)
+        style.say(
+            fig, title, f"{protocol(table, swept)}; here {key} varies", list(axes)[: len(curves)]
+        )
+    return fig
+
+
+def _sweeps(
+    entry: Entry, key: str, read: Callable[[str], float]
+) -> dict[str, list[tuple[float, float]]]:
+    """Metric -> points (x, value) of a sweep over ``key``.
+
+    They include the value under the protocol and, at x = 0, the clean value.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for column, records in entry.records.items():
+        name, _, variant = column.partition(" (")
+        changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
+        here = parameters(records[0]["attack_resolved"])
+        usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
+        # what nobody changed must be as usual: a single step has another alpha (FGSM)
+        same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
+        text = here.get(key)
+        if text is None or not same or not changed <= {key, "alpha"}:
+            continue
+        points = found.setdefault(name, {})
+        points[read(text)] = entry.numbers[column].value
+        clean = [r["clean"] for r in records if r["clean"] is not None]
+        if clean:
+            points[0.0] = mean(clean)
+    return {name: sorted(points.items()) for name, points in found.items()}

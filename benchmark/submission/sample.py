@@ -1,0 +1,181 @@
+"""Measure a random part of a bundle again, and hold what it claims against that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
+from dmlbench.storage.cell import Cell
+from dmlbench.submission.agreement import (
+    Agreement,
+    Refused,
+    agreement,
+    differs_alone,
+    unexplained,
+)
+from dmlbench.submission.claims import Claim
+from dmlbench.submission.outcomes import task_is_attack
+from dmlbench.sweep.session import Session
+from dmlbench.sweep.tasks import Combine, Measure
+
+if TYPE_CHECKING:
+    from dmlbench.evaluation.evaluator import Evaluation
+    from dmlbench.evaluation.measurement import Measurement
+    from dmlbench.submission.outcomes import Outcomes
+
+NMI_SLACK = 1.0  # points beside the range of the new starts of k-means
+SIGNS = {"mean_cosine": 0.01, "effective_rank": 0.05}  # of a collapse; relative difference allowed
+
+
+@dataclass
+class _Part:
+    """A cell, the queries that its row attacks, and those of them that were measured again."""
+
+    cell: Cell
+    task: Measure
+    asked: list[int]
+    sample: list[int]
+    found: Measurement
+    numbers: list[Agreement]
+
+    @property
+    def doubtful(self) -> bool:
+        """True if the sample speaks against the row."""
+        return any(not one.close for one in self.numbers) or bool(
+            _missing_flags(self.cell, self.found)
+        )
+
+
+def measured_again(
+    session: Session,
+    cells: Sequence[Cell],
+    claimed: Claim,
+    outcomes: Mapping[str, Outcomes],
+    asked: Callable[[Cell], list[int]],
+    queries: int,
+    seed: int,
+) -> tuple[list[Agreement], list[str]]:
+    """Measure clean images and a sample of each attack again, and hold the claim against them.
+
+    All queries of an attack are measured where its sample differs by more than the tolerance, or in
+    a single outcome while no other attack does: that is no rounding of another machine.
+
+    Args:
+        session: the data set, and where to run.
+        cells: the cells of the bundle.
+        claimed: their plan.
+        outcomes: identity of each cell -> its claimed outcomes.
+        asked: gives the positions of the queries that the row of a cell attacks.
+        queries: number of queries of an attack in the sample.
+        seed: draws them.
+
+    Returns:
+        Each number that was measured again, and the reasons to refuse the bundle.
+    """
+    from dmlbench.sweep.worker import Worker
+
+    worker = Worker(session)
+    try:
+        evaluation = worker.evaluation(claimed.weights)
+    except (MemoryError, RuntimeError) as error:  # a network larger than this machine
+        said = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise UserError(f"the network of the bundle cannot be built here: {said}") from None
+    generator = np.random.default_rng(seed)
+    parts = []
+    for cell in cells:
+        task = claimed.tasks[cell.id]
+        if isinstance(task, Combine):
+            continue
+        pool = asked(cell)
+        size = min(queries, len(pool))
+        sample = sorted(int(i) for i in generator.choice(pool, size, replace=False))
+        if not task_is_attack(task) or cell.about.eot:
+            sample = pool  # what a randomised network draws depends on the batch
+        found = _again(evaluation, task, sample)
+        numbers = list(_held(cell, outcomes[cell.id], found, sample, len(sample) == len(pool)))
+        parts.append(_Part(cell, task, pool, sample, found, numbers))
+    every = [one for part in parts for one in part.numbers]
+    for part in parts:
+        alone = any(differs_alone(one, every) for one in part.numbers)
+        if (part.doubtful or alone) and len(part.sample) < len(part.asked):
+            title = part.task.title
+            session.reporter.say(f"{title}: the sample differs, so all queries are measured")
+            part.found = _again(evaluation, part.task, part.asked)
+            held = _held(part.cell, outcomes[part.cell.id], part.found, part.asked, True)
+            part.numbers = list(held)
+    worker.close()
+    every = [one for part in parts for one in part.numbers]
+    reasons = [_said(one) for one in every if one.refused]
+    reasons += [one for part in parts for one in _other_findings(part.cell, part.found)]
+    reasons += [
+        f"{_said(one)}, and nothing else does, so it is not rounding"
+        for one in unexplained(every)
+        if not one.refused
+    ]
+    return every, reasons
+
+
+def _said(one: Agreement) -> str:
+    return (
+        f"{one.attack or 'clean images'}: {one.metric} is claimed as {one.claimed:.4g} and "
+        f"measured as {one.measured:.4g} on {one.n:,} queries; {one.differing:,} of them differ"
+    )
+
+
+def _again(evaluation: Evaluation, task: Measure, sample: Sequence[int]) -> Measurement:
+    """Measure a cell anew, an attack on some of the queries."""
+    if task.attack is None:
+        return evaluation.benign()
+    return evaluation.attack(
+        task.attack, task.weights.seed, task.title, sample, recalls=task.recalls
+    )
+
+
+def _held(
+    cell: Cell, claimed: Outcomes, found: Measurement, sample: Sequence[int], complete: bool
+) -> Iterator[Agreement]:
+    """Each column of outcomes against the new ones; those of clean images are not shown."""
+    for column, values in claimed.items():
+        name = column.removesuffix(" clean")
+        if column not in found.outcomes or name not in cell.metrics:
+            raise Refused(
+                f"{cell.about.attack or 'clean images'}: it has no outcomes of {column!r}"
+            )
+        measured = np.asarray(found.outcomes[column], dtype=np.float64)
+        one = agreement(
+            values[list(sample)],
+            measured[list(sample)],
+            cell.metrics[name],
+            complete,
+            metric=column,
+            attack=cell.about.attack,
+            suite=cell.about.suite,
+        )
+        if name == column or one.refused or not one.close:
+            yield one
+
+
+def _missing_flags(cell: Cell, found: Measurement) -> list[str]:
+    """Flags that the new measurement raises and the cell does not have; notes do not count."""
+    raised = {flag["name"] for flag in found.findings.get("flags", ()) if not flag.get("note")}
+    return sorted(raised - {flag.name for flag in cell.flags})
+
+
+def _other_findings(cell: Cell, found: Measurement) -> list[str]:
+    """Reasons to refuse that are no statistic of the outcomes."""
+    name, again = cell.about.attack or "clean images", found.findings
+    reasons = [f"{name}: it lacks the flag '{flag}'" for flag in _missing_flags(cell, found)]
+    if cell.about.attack:
+        return reasons
+    nmi, own = cell.metrics["NMI"].value, found.metrics["NMI"]
+    low, high = own.low or own.value, own.high or own.value
+    if not low - NMI_SLACK <= nmi <= high + NMI_SLACK:
+        reasons.append(f"{name}: NMI is claimed as {nmi:.4g}, measured as {own.value:.4g}")
+    for sign, slack in SIGNS.items():
+        claimed, measured = cell.findings.get(sign), again[sign]
+        if claimed is None or abs(claimed - measured) > slack * max(1.0, abs(measured)):
+            reasons.append(f"{name}: {sign} is claimed as {claimed}, measured as {measured:.4g}")
+    return reasons
