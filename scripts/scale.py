@@ -4,7 +4,8 @@ A gallery of random embeddings of unit length, a tenth of them distractors and t
 of five, is searched by queries that do not lie in it. No image is embedded, so every number is the
 cost of the search alone. Each size is measured in a process of its own; the rows are
 
-- metrics: R@K, mAP and the others of all queries;
+- metrics: R@K, mAP and the others of all queries, and chance R@1;
+- collapse: the signs of a collapse, mean cosine and effective rank;
 - the set-up of an attack (choice of its targets: neighbours and sorted distances) and one step of
   it (loss and gradient in the embeddings, then the outcome), in batches as the harness takes them.
 
@@ -26,6 +27,7 @@ import torch
 from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.compute.device import Compute
 from dmlbench.datasets.mnist import THREAT
+from dmlbench.metrics.collapse import chance_recall, effective_rank, mean_cosine
 from dmlbench.metrics.relevance import Groups, Lists, Relevance
 from dmlbench.metrics.retrieval import retrieval
 from scripts.overhead import clock, peak_mib
@@ -103,8 +105,16 @@ def measured(
 
     def metrics() -> None:
         retrieval(e, index, x, gallery.relevance, "N")
+        chance_recall(gallery.relevance, len(gallery))
 
-    found = [("metrics", "", f"{clock(metrics, device):.3f}", peak_mib(metrics, device))]
+    def collapse() -> None:
+        mean_cosine(x, torch.float64)
+        effective_rank(x)
+
+    found = [
+        (name, "", f"{clock(work, device):.3f}", peak_mib(work, device))
+        for name, work in (("metrics", metrics), ("collapse", collapse))
+    ]
     for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
         attack = ATTACKS.get(name)().resolve(THREAT)
         seconds = [0.0, 0.0]

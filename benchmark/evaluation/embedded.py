@@ -119,7 +119,7 @@ class EmbeddedTest:
     def drawn(self, number: int, part: Part) -> torch.Tensor:
         """(N, D) embeddings of all images in one draw, which its number decides."""
         split = self.data.test if part == "queries" else self.data.searched
-        parts: list[torch.Tensor] = []
+        found: torch.Tensor | None = None
         slow = self.most_passes is not None
         index = torch.arange(len(split), device=self.device)
         title = f"embed the {part}"
@@ -127,10 +127,14 @@ class EmbeddedTest:
             for batch in torch.split(index, self.rows):
                 seed = derived_seed(0, "draw", number, int(batch[0]))
                 with torch.no_grad(), global_seeds(seed, self.device):
-                    parts.append(self.passes(self._pixels(split, batch)))
+                    e = self.passes(self._pixels(split, batch))
+                if found is None:  # not joined from parts at the end, which takes twice the memory
+                    found = e.new_empty(len(index), e.shape[1])
+                found[batch] = e
                 if bar is not None:
                     bar.advance(len(batch))
-        return torch.cat(parts)
+        assert found is not None
+        return found
 
     def expected(self, images: torch.Tensor) -> torch.Tensor:
         """(B, D) the mean embedding of images over the draws of a randomised model."""

@@ -72,7 +72,7 @@ class Evaluation(EmbeddedTest):
         chance = chance_recall(relevance, len(gallery))
         findings |= {
             "chance R@1": chance,
-            "mean_cosine": float(mean_cosine(e.double())),
+            "mean_cosine": float(mean_cosine(e, torch.float64)),
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance),
             "cuda_graphs": isinstance(self.network, Replayed),
