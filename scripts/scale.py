@@ -4,11 +4,13 @@ A gallery of random embeddings of unit length, a tenth of them distractors and t
 of five, is searched by queries that do not lie in it. No image is embedded, so every number is the
 cost of the search alone. Each size is measured in a process of its own; the rows are
 
-- metrics: R@K, mAP and the others of all queries;
+- metrics: R@K, mAP and the others of all queries, and chance R@1;
+- collapse: the signs of a collapse, mean cosine and effective rank;
 - the set-up of an attack (choice of its targets: neighbours and sorted distances) and one step of
   it (loss and gradient in the embeddings, then the outcome), in batches as the harness takes them.
 
-The columns are seconds, and ``MiB``, the peak of memory beyond the embeddings.
+The columns are seconds (on a CPU those of its processor time, which other programs on the machine
+hardly change) and ``MiB``, the peak of memory beyond the embeddings.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import csv
 import io
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ import torch
 from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.compute.device import Compute
 from dmlbench.datasets.mnist import THREAT
+from dmlbench.metrics.collapse import chance_recall, effective_rank, mean_cosine
 from dmlbench.metrics.relevance import Groups, Lists, Relevance
 from dmlbench.metrics.retrieval import retrieval
 from scripts.overhead import clock, peak_mib
@@ -33,6 +38,7 @@ from scripts.record import CSV, save
 
 SIZES = "10000,60502,1000000"
 CLASS_SIZE = 5
+COLUMNS = ("gallery", "queries", "what", "set-up s", "step s", "MiB")
 LEFT_OUT = ("transfer",)  # needs a second network; the others that see images only embed more often
 
 
@@ -72,11 +78,11 @@ def main(
     with Compute(device_name, threads=threads).applied() as device:
         gallery = made(many[0], queries, dim, device)
         index = torch.arange(queries, device=device)
-        writer = csv.DictWriter(sys.stdout, ["gallery", "what", "set-up s", "step s", "MiB"])
+        writer = csv.DictWriter(sys.stdout, COLUMNS)
         writer.writeheader()
         for what, ready, step, peak in measured(gallery, index, names, device):
-            row = {"gallery": str(many[0]), "what": what, "set-up s": ready, "step s": step}
-            rows.append(row | {"MiB": f"{peak:.0f}"})
+            values = (str(many[0]), str(queries), what, ready, step, f"{peak:.0f}")
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
             writer.writerow(rows[-1])
             sys.stdout.flush()
         save(path, rows, device)
@@ -97,38 +103,43 @@ def made(size: int, queries: int, dim: int, device: torch.device) -> Gallery:
 
 def measured(
     gallery: Gallery, index: torch.Tensor, names: tuple[str, ...], device: torch.device
-) -> list[tuple[str, str, str, float]]:
+) -> Iterator[tuple[str, str, str, float]]:
     """(what, seconds of the set-up, seconds of a step, MiB) of the metrics and each attack."""
     e, x = gallery.queries, gallery.embeddings
+    seconds = {"set-up": 0.0, "step": 0.0}
+
+    def timed(part: str, work: Callable[[], Any]) -> Any:
+        """The result of ``work``, whose time is added to that of its part."""
+        results: list[Any] = []
+        begun = time.process_time()
+        wall = clock(lambda: results.append(work()), device)
+        seconds[part] += time.process_time() - begun if device.type == "cpu" else wall
+        return results[0]
 
     def metrics() -> None:
         retrieval(e, index, x, gallery.relevance, "N")
+        chance_recall(gallery.relevance, len(gallery))
 
-    found = [("metrics", "", f"{clock(metrics, device):.3f}", peak_mib(metrics, device))]
+    def collapse() -> None:
+        mean_cosine(x, torch.float64)
+        effective_rank(x)
+
+    for name, work in (("metrics", metrics), ("collapse", collapse)):
+        seconds["step"] = 0.0
+        peak = peak_mib(lambda work=work: timed("step", work), device)  # type: ignore[misc]
+        yield name, "", f"{seconds['step']:.3f}", peak
+
+    def attacked(attack: Any) -> None:
+        for rows in torch.split(index, attack.most_rows(gallery)):
+            goal = timed("set-up", lambda rows=rows: attack.goal(gallery, rows, seed=0))
+            timed("step", lambda rows=rows, goal=goal: goal.value_and_grad(e[rows], 0))
+            timed("step", lambda rows=rows, goal=goal: goal.outcome(e[rows]))
+
     for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
         attack = ATTACKS.get(name)().resolve(THREAT)
-        seconds = [0.0, 0.0]
-
-        def work(attack: Any = attack, seconds: list[float] = seconds) -> None:
-            seconds[:] = 0.0, 0.0
-            for rows in torch.split(index, attack.most_rows(gallery)):
-                goals: list[Any] = []
-
-                def ready(rows: torch.Tensor = rows, goals: list[Any] = goals) -> None:
-                    goals.append(attack.goal(gallery, rows, seed=0))
-
-                seconds[0] += clock(ready, device)
-                (goal,) = goals
-
-                def step(rows: torch.Tensor = rows, goal: Any = goal) -> None:
-                    goal.value_and_grad(e[rows], 0)
-                    goal.outcome(e[rows])
-
-                seconds[1] += clock(step, device)
-
-        peak = peak_mib(work, device)
-        found.append((name, f"{seconds[0]:.3f}", f"{seconds[1]:.3f}", peak))
-    return found
+        seconds |= {"set-up": 0.0, "step": 0.0}
+        peak = peak_mib(lambda attack=attack: attacked(attack), device)  # type: ignore[misc]
+        yield name, f"{seconds['set-up']:.3f}", f"{seconds['step']:.3f}", peak
 
 
 if __name__ == "__main__":

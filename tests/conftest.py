@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dmlbench import __file__ as PACKAGE
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.defenses.base import DEFENSES
@@ -111,7 +112,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zygote(plugin: Path) -> Iterator[Zygote]:
-    started = Zygote(os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"})
+    own = Path(PACKAGE).parents[1]  # in a second work tree not the installed one
+    path = os.pathsep.join([str(plugin), str(own)])
+    started = Zygote(os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
     yield started
     started.close()
 

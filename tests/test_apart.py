@@ -7,6 +7,7 @@ of answers with junk, and one set of images whose sources hide more than the que
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ from dmlbench.metrics.retrieval import retrieval
 from dmlbench.testing import make_split
 from tests.test_retrieval import slow_metrics
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 N, Q, D = 23, 9, 5
+VIT = "timm:name=vit_tiny_patch16_224,weights=none"
 
 
 def made(form: str) -> RetrievalData:
@@ -443,7 +446,7 @@ def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPat
     (tree / "p4.txt").write_text("easy a/1.png a/4.png\n")
     (tree / "s.txt").write_text("x a/1.png\n")
     for keys, said in (
-        ("gallery=empty", "no gallery image"),
+        ("gallery=empty", "has no image file in it"),
         ("gallery=none", "is not a folder"),
         ("gallery=g,positives=p0.txt", "no.png is not among the gallery images"),
         ("gallery=g,positives=p1.txt", "no.png is not among the query images"),
@@ -458,3 +461,50 @@ def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPat
         assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="go together"):
         spec.parse("folder:query=q", DATASETS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "model", "said"),
+    [
+        ("query=q,gallery=empty", "c2f2", "gallery empty has no image file in it"),
+        ("query=empty,gallery=empty", "c2f2", "query empty has no image file in it"),
+        ("query=q", "c2f2", "query and gallery go together"),
+        ("query=q,gallery=g,positives=gone.txt", "c2f2", "p/gone.png is not among the gallery"),
+        ("query=q,gallery=g,positives=odd.txt", "c2f2", "odd.txt, line 3: the grade 'odd' is none"),
+        ("query=q,gallery=g,positives=short.txt", "c2f2", "line 2: expected 'GRADE QUERY ITEM'"),
+        ("query=q,gallery=g,positives=few.txt", "c2f2", "no line for 2 queries: a/2.png, b/3.png"),
+        ("query=q,gallery=other", "c2f2", "no query has an answer in the gallery"),
+        ("query=q,gallery=g", VIT, "takes 224x224 images and the data set gives 32x32"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    dmlbench: Run, tree: Path, keys: str, model: str, said: str
+) -> None:
+    """One line that says what is wrong, exit code 2, and nothing is stored."""
+    (tree / "empty").mkdir()
+    (tree / "other" / "c").mkdir(parents=True)
+    (tree / "other" / "c" / "7.png").write_bytes((tree / "g" / "7.png").read_bytes())
+    for name, lines in (
+        ("gone", "easy a/1.png p/gone.png"),
+        ("odd", "easy a/1.png a/4.png\n\nodd a/1.png a/4.png"),
+        ("short", "easy a/1.png a/4.png\neasy a/2.png"),
+        ("few", "easy a/1.png a/4.png"),
+    ):
+        (tree / f"{name}.txt").write_text(lines + "\n")
+    asked = ("attack", "--attack", "es", "--cache", "cache", "--model", model)
+    done = dmlbench(*asked, "--dataset", f"folder:size=32,{keys}")
+    *before, last = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert last.startswith("error: ")
+    assert said in last
+    assert all(line.startswith("decode folder") or "plugin" in line for line in before)
+    assert not list(tree.rglob("*.json"))
+
+
+def test_an_image_in_both_parts_is_warned_of_on_the_command_line(dmlbench: Run, tree: Path) -> None:
+    (tree / "g" / "b" / "same.png").write_bytes((tree / "q" / "a" / "1.png").read_bytes())
+    asked = ("attack", "--attack", "es:steps=1", "--cache", "cache", "--model", "c2f2")
+    done = dmlbench(*asked, "--threads", "1", "--dataset", "folder:size=32,query=q,gallery=g")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "both query and gallery" in line]
+    assert line.startswith("warning: folder: 1 images are both")

@@ -37,7 +37,7 @@ RETRIEVAL = """
 some = index[::32]  # 15 blocks; a query more adds a number a metric
 found = retrieval(x[some], some, x, Relevance.leave_one_out(labels), "N")
 means = {name: bootstrap_mean(values.numpy()).value for name, values in found.scores.items()}
-means |= {"cosine": float(mean_cosine(x.double())), "effective rank": effective_rank(x)}
+means |= {"cosine": float(mean_cosine(x, torch.float64)), "effective rank": effective_rank(x)}
 """
 QUERY_ATTACKS = """
 batch, means = index[:1024], {}

@@ -22,7 +22,7 @@ from dmlbench.attacks.candidate import CandidateUp
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.registry import Card, Component
 from dmlbench.core.spec import parameter
-from dmlbench.datasets.base import Dataset, DatasetCard, Figures, RetrievalData, Split
+from dmlbench.datasets.base import Answers, Dataset, DatasetCard, Figures, RetrievalData, Split
 from dmlbench.defenses.act import AntiCollapseTriplet
 from dmlbench.defenses.base import Batch, Defense, StepOutput
 from dmlbench.defenses.none import NoDefense
@@ -183,11 +183,11 @@ class Made(Dataset):
         return testing.tiny_data()
 
 
-def _with(**splits: Split) -> Any:
-    return lambda *_: dataclasses.replace(testing.tiny_data(), **splits)
+def _with(**changes: Any) -> Any:
+    return lambda *_: dataclasses.replace(testing.tiny_data(), **changes)
 
 
-TRAIN, TEST = testing.tiny_data().train, testing.tiny_data().test
+TRAIN, TEST, OTHER = testing.tiny_data().train, testing.tiny_data().test, testing.make_split(3)
 
 
 class TestDatasets:
@@ -196,6 +196,57 @@ class TestDatasets:
         # the same images in both splits, and the note says so
         said = dataclasses.replace(CARD, note="a few images are in both splits")
         testing.check_dataset(changed(Made, card=said, load=_with(test=TRAIN)))
+
+    @pytest.mark.parametrize("form", ["classes", "lists"])
+    def test_sound_ones_with_a_gallery_apart(self, form: str) -> None:
+        """A distractor, a query without an answer, and an image that is in both but hidden."""
+        images = np.concatenate([testing.make_split(3).images, TEST.images[:1]])
+        labels = np.concatenate([testing.make_split(3).labels, [-1]])
+        gallery = Split(images, labels, sources=np.arange(41) // 40 - 1)
+        queries = dataclasses.replace(TEST, sources=np.arange(40) * 0 - 1)
+        queries.sources[0] = 0
+        listed = None
+        if form == "lists":
+            none = np.full(40, -1)
+            queries, gallery = Split(TEST.images, none), Split(images, np.full(41, -1))
+            listed = Answers(((), *[(i,) for i in range(1, 40)]), ((40,), *[()] * 39))
+        nothing = Split(TRAIN.images[:0], TRAIN.labels[:0])
+        for train in (TRAIN, nothing):
+            load = _with(train=train, test=queries, gallery=gallery, answers=listed)
+            assert all(finding.passed for finding in testing.check(changed(Made, load=load)))
+
+    @pytest.mark.parametrize(
+        ("check", "words", "changes"),
+        [
+            (
+                "answers",
+                "no query has an answer",
+                {"gallery": Split(OTHER.images, OTHER.labels + 9)},
+            ),
+            ("answers", "40 queries find themselves", {"gallery": TEST}),
+            ("answers", "no gallery image", {"gallery": Split(OTHER.images[:0], OTHER.labels[:0])}),
+            (
+                "answers",
+                "one of queries and gallery has sources",
+                {"gallery": dataclasses.replace(OTHER, sources=OTHER.labels)},
+            ),
+            ("answers", "1 lists of positives", {"answers": Answers(((0,),), ((),) * 40)}),
+            ("answers", "not below 40", {"answers": Answers(((40,),) * 40, ((),) * 40)}),
+            (
+                "form",
+                "gallery label is below -1",
+                {"gallery": Split(OTHER.images, OTHER.labels - 2)},
+            ),
+            ("form", "make them alike", {"gallery": testing.make_split(3, size=16)}),
+        ],
+    )
+    def test_a_bad_gallery(self, check: str, words: str, changes: dict[str, Any]) -> None:
+        refused(changed(Made, load=_with(**{"gallery": OTHER} | changes)), check, words)
+
+    def test_a_wrong_figure_of_the_gallery(self) -> None:
+        card = dataclasses.replace(CARD, gallery=Figures(9, 5))
+        said = "the gallery split has 9 images"
+        refused(changed(Made, card=card, load=_with(gallery=OTHER)), "declared", said)
 
     @pytest.mark.parametrize(
         ("check", "words", "load"),

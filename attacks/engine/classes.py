@@ -4,7 +4,8 @@ With d_c the distance from a query to class c, retrieval is a classifier with th
 answers are listed and items have no class, every item is one, and a query has several of its own.
 Classes may have any size. They are kept sorted by size in blocks of about CHUNK items; the
 classes of a block are padded to one width, so that a block is one matrix product and one minimum
-over its last dimension. Memory is queries x CHUNK (or x the largest class), whatever the gallery.
+over its last dimension. The embeddings of a block are gathered when it is searched. Memory is
+queries x CHUNK (or x the largest class), whatever the gallery.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK
 from dmlbench.common.lazy import torch
+from dmlbench.metrics.distance import squared_norms
 from dmlbench.metrics.relevance import put
 
 RIVALS = 2  # other classes that are looked for
@@ -42,13 +44,16 @@ class _Block:
     Attributes:
         first: place of its first class in the order of all classes.
         items: (c, w) gallery positions, -1 where a class has fewer.
-        embeddings: (c * w, D) of the items; norms: (c * w,) their squared norms, inf for none.
+        norms: (c * w,) squared norms of their embeddings, inf for none.
     """
 
     first: int
     items: torch.Tensor
-    embeddings: torch.Tensor
     norms: torch.Tensor
+
+    def of(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(c * w, D) the items' rows of ``embeddings`` (N, D), any row where there is none."""
+        return embeddings[self.items.clamp(min=0).flatten()]
 
     def pick(self, near: torch.Tensor, column: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Gallery positions (B, p, k) of the nearest items of the classes ``place`` (B, p).
@@ -80,25 +85,24 @@ class Classes:
         self.place_of_item = self._place[labels]
         order = self.place_of_item.argsort(stable=True)
         sizes = sizes[by_size]
-        begins = (sizes.cumsum(0) - sizes).tolist()
+        begins = sizes.cumsum(0) - sizes
         widths = sizes.tolist()
+        norms = squared_norms(gallery.embeddings)
+        if self._metric == "C":
+            norms = torch.zeros_like(norms)
         self._blocks: list[_Block] = []
         self._address = torch.empty_like(labels)  # of an item: its place among all padded ones
         first = padded = 0
         while first < len(widths):
             width = widths[first]
             count = min(max(1, CHUNK // width), len(widths) - first)
-            items = labels.new_full((count, width), -1)
-            for line in range(count):
-                begin, size = begins[first + line], widths[first + line]
-                items[line, :size] = order[begin : begin + size]
-            there = items >= 0
-            embeddings = gallery.embeddings[items.clamp(min=0).flatten()]
-            norms = embeddings.square().sum(1)
-            if self._metric == "C":
-                norms = torch.zeros_like(norms)
-            norms.masked_fill_(~there.flatten(), torch.inf)
-            self._blocks.append(_Block(first, items, embeddings, norms))
+            column = torch.arange(width, device=order.device)
+            there = column < sizes[first : first + count, None]
+            address = begins[first : first + count, None] + column
+            items = order[address.clamp(max=len(order) - 1)].masked_fill(~there, -1)
+            known = norms[items.clamp(min=0).flatten()]
+            known = known.masked_fill(~there.flatten(), torch.inf)
+            self._blocks.append(_Block(first, items, known))
             address = torch.arange(count * width, device=items.device).view(count, width)
             self._address[items[there]] = padded + address[there]
             first, padded = first + count, padded + count * width
@@ -132,10 +136,10 @@ class Classes:
         scores, least = e.new_full((rows, RIVALS), torch.inf), e.new_full((rows,), torch.inf)
         excluded = self._gallery.relevance.excluded.of(index)
         address = self._address[excluded.clamp(min=0)].masked_fill(excluded < 0, -1)
-        scale, passed = -1 if self._metric == "C" else -2, 0
+        x, scale, passed = self._gallery.embeddings, -1 if self._metric == "C" else -2, 0
         for block in self._blocks:
             count, width = block.items.shape
-            d = torch.addmm(block.norms, e, block.embeddings.T, alpha=scale)
+            d = torch.addmm(block.norms, e, block.of(x).T, alpha=scale)
             put(d, address, torch.inf, passed)
             near, column = _smallest(d.view(rows, count, width), min(k, width))
             others = near[..., 0].clone()

@@ -109,7 +109,7 @@ class Gallery:
         if cast("Relevance | None", self.relevance) is None:
             object.__setattr__(self, "relevance", Relevance.leave_one_out(self.labels))
         for e in (self.embeddings, self.queries):
-            if not e.isfinite().all():
+            if e.numel() and not torch.stack(e.aminmax()).isfinite().all():  # NaN is both
                 raise CellError("the model's clean embeddings are not finite")
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.common.lazy import torch
+from dmlbench.metrics.distance import squared_norms
 from dmlbench.metrics.relevance import put
 
 OTHERS = 10  # other items, down to which the list is read
@@ -26,7 +27,7 @@ class RankedLists:
     @classmethod
     def of(cls, gallery: Gallery) -> RankedLists:
         """The lists of a gallery."""
-        return cls(gallery, gallery.embeddings.square().sum(1))
+        return cls(gallery, squared_norms(gallery.embeddings))
 
     def own_ahead(
         self, e: torch.Tensor, index: torch.Tensor, answers: torch.Tensor

@@ -24,6 +24,7 @@ from rich.text import Text
 from dmlbench.common.progress import Bar, Tally, duration
 
 LINE_SECONDS = 15.0  # between two plain lines of one task
+FIRST_SECONDS = 5.0  # until its first line that says how much time is left
 
 
 class LiveReporter:
@@ -74,14 +75,18 @@ class LiveReporter:
         begun = time.monotonic()
 
         class LiveBar:
+            note = ""
+
             def advance(self, amount: float, note: str | None = None) -> None:
                 progress.update(number, advance=amount)
                 if note is not None:
+                    self.note = note
                     progress.update(number, note=note)
 
+        bar = LiveBar()
         try:
-            yield LiveBar()
-            self.say(f"{title}: done in {duration(time.monotonic() - begun)}")
+            yield bar
+            self.say(_done(title, begun, bar.note))
         finally:
             progress.remove_task(number)
 
@@ -95,7 +100,10 @@ class LiveReporter:
 
 
 class PlainReporter:
-    """Prints a line when a task begins and ends, and every 15 seconds between."""
+    """Prints a line when a task begins and ends, and every 15 seconds between.
+
+    The first of these comes after 5 seconds, and a line more as soon as there is a note.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -114,23 +122,25 @@ class PlainReporter:
 
         class Lines:
             done = 0.0
-            last = begun
+            next = begun + FIRST_SECONDS
             note = ""
 
             def advance(self, amount: float, note: str | None = None) -> None:
                 self.done += amount
+                first = bool(note) and not self.note
                 self.note = self.note if note is None else note
                 now = time.monotonic()
-                if now - self.last < LINE_SECONDS or self.done >= total:
+                if (now < self.next and not first) or self.done >= total:
                     return
-                self.last = now
+                self.next = now + LINE_SECONDS
                 left = (now - begun) / self.done * (total - self.done)
                 whole = int(self.done + 1e-6)  # parts add up to a little less
                 say(f"{title}: {whole}/{total}, {duration(left)} left {self.note}".rstrip())
 
         say(f"{title} ...")
-        yield Lines()
-        say(f"{title}: done in {duration(time.monotonic() - begun)}")
+        lines = Lines()
+        yield lines
+        say(_done(title, begun, lines.note))
 
     def tally(self, tally: Tally) -> None:
         """Print a line about the run every 15 seconds."""
@@ -149,6 +159,10 @@ class PlainReporter:
     def warn(self, message: str) -> None:
         """Print a line that warns."""
         self.say(f"warning: {message}")
+
+
+def _done(title: str, begun: float, note: str) -> str:
+    return f"{title}: done in {duration(time.monotonic() - begun)}  {note}".rstrip()
 
 
 def reporter_for(console: Console) -> LiveReporter | PlainReporter:

@@ -41,12 +41,12 @@ def check_model(
         with torch.no_grad():
             return network(x) if draws > 1 else embed(network, x)
 
-    wrong = in_place(model, images) or not_finite(passes, images)
+    wrong = in_place(model, images) or not_finite(e := passes(images))
     if draws > 1:
         wrong = wrong or not_repeatable(passes, images)
     else:
-        wrong = wrong or not_deterministic(passes, images, model)
-        wrong = wrong or batch_dependent(passes, images, model, ROUNDING[number_format])
+        wrong = wrong or not_deterministic(passes, images, e, model)
+        wrong = wrong or batch_dependent(passes, images, e, model, ROUNDING[number_format])
     if wrong:
         raise CellError(wrong)
     with torch.no_grad():
@@ -69,20 +69,22 @@ def in_place(passes: Passes, images: torch.Tensor) -> str:
     )
 
 
-def not_finite(passes: Passes, images: torch.Tensor) -> str:
-    """Embeddings must be finite numbers."""
-    bad = int((~passes(images).isfinite().all(1)).sum())
+def not_finite(e: torch.Tensor) -> str:
+    """The embeddings (B, D) must be finite numbers."""
+    bad = int((~e.isfinite().all(1)).sum())
     if not bad:
         return ""
     return (
-        f"the embeddings of {bad} of {len(images)} clean images are not finite: weights that are "
+        f"the embeddings of {bad} of {len(e)} clean images are not finite: weights that are "
         "not finite, a division by zero, or numbers too large for their format"
     )
 
 
-def not_deterministic(passes: Passes, images: torch.Tensor, model: nn.Module) -> str:
-    """Two passes of the same images must give the same bits."""
-    if torch.equal(passes(images), passes(images)):
+def not_deterministic(
+    passes: Passes, images: torch.Tensor, e: torch.Tensor, model: nn.Module
+) -> str:
+    """Another pass of the images must give the same bits as ``e``."""
+    if torch.equal(e, passes(images)):
         return ""
     return (
         "the network is not deterministic: two forward passes of the same images differ"
@@ -106,13 +108,12 @@ def not_repeatable(passes: Passes, images: torch.Tensor) -> str:
 
 
 def batch_dependent(
-    passes: Passes, images: torch.Tensor, model: nn.Module, tolerance: float
+    passes: Passes, images: torch.Tensor, e: torch.Tensor, model: nn.Module, tolerance: float
 ) -> str:
-    """An image alone must embed as in a batch, up to ``tolerance`` of the embedding's length."""
-    whole = passes(images)
+    """An image alone must embed as in a batch (``e``), up to ``tolerance`` of its length."""
     rows = [0, len(images) - 1]
     alone = torch.cat([passes(images[row : row + 1]) for row in rows])
-    moved = moved_by(alone, whole[rows])
+    moved = moved_by(alone, e[rows])
     if moved <= tolerance:
         return ""
     return (

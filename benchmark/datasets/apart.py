@@ -90,17 +90,25 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
     number, place = _places(queries), _places(items)
     found: list[list[list[int]]] = [[[] for _ in queries] for _ in ("positives", "junk")]
     named = set()
-    for line, (grade, query, item) in enumerate(_rows(path, 3, "GRADE QUERY ITEM"), start=1):
+    for line, (grade, query, item) in _rows(path, 3, "GRADE QUERY ITEM"):
         if grade not in GRADES:
-            raise UserError(f"{path}, row {line}: the grade {grade!r} is none of {listed(GRADES)}")
+            raise UserError(
+                f"{path}, line {line}: the grade {grade!r} is none of {', '.join(GRADES)}"
+            )
         for what, known, key in (("query", number, query), ("gallery", place, item)):
             if key not in known:
-                raise UserError(f"{path}, row {line}: {key} is not among the {what} images")
+                raise UserError(
+                    f"{path}, line {line}: {key} is not among the {what} images, which are named "
+                    f"by their paths in the {what} folder, such as {next(iter(known))}"
+                )
         junk = grade not in LEVELS[level]
         found[junk][number[query]].append(place[item])
         named.add(query)
     if missing := [name for name in queries if name not in named]:
-        raise UserError(f"{path} has no line for {len(missing)} queries: {listed(missing)}")
+        raise UserError(
+            f"{path} has no line for {len(missing)} queries: {listed(missing)}; name their "
+            "answers, or take them out of the query folder"
+        )
     positives, junk_of = (tuple(tuple(sorted(set(one))) for one in part) for part in found)
     return Answers(positives, junk_of)
 
@@ -111,7 +119,7 @@ def read_sources(path: Path, names: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file cannot be read, a line is malformed, or an image is in no line.
     """
-    source: Mapping[str, str] = {image: one for one, image in _rows(path, 2, "SOURCE IMAGE")}
+    source: Mapping[str, str] = {image: one for _, (one, image) in _rows(path, 2, "SOURCE IMAGE")}
     if missing := [name for name in names if name not in source]:
         raise UserError(f"{path} has no source for {len(missing)} images: {listed(missing)}")
     return [source[name] for name in names]
@@ -127,8 +135,8 @@ def _places(names: Sequence[str]) -> dict[str, int]:
     return {name: place for place, name in enumerate(names)}
 
 
-def _rows(path: Path, columns: int, form: str) -> list[list[str]]:
-    """The lines of a text file, each split at tabs, or at blanks where it has no tab."""
+def _rows(path: Path, columns: int, form: str) -> list[tuple[int, list[str]]]:
+    """Number and words of each line of a text file, split at tabs, or at blanks if it has none."""
     try:
         lines = read_file(path).decode("utf-8-sig").splitlines()
     except OSError as error:
@@ -142,5 +150,5 @@ def _rows(path: Path, columns: int, form: str) -> list[list[str]]:
         words = line.strip().split("\t") if "\t" in line else line.split(maxsplit=columns - 1)
         if len(words) != columns:
             raise UserError(f"{path}, line {number}: expected '{form}', got {line!r}")
-        rows.append(words)
+        rows.append((number, words))
     return rows

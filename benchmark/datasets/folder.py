@@ -43,7 +43,8 @@ class Folder(ImageDataset):
         recipe=RECIPE,
         threat=THREAT,
         training_threat=TRAINING_THREAT,
-        source="name it with --dataset folder:root=DIR",
+        source="name it with --dataset folder:root=DIR, or with folder:query=DIR,gallery=DIR where "
+        "the images of one search those of the other",
     )
 
     root: str = parameter("", "the folder of the images")
@@ -159,6 +160,8 @@ class Folder(ImageDataset):
             loose = [("", file) for _, file in _files(root, below, "", deep=bool(self.positives))]
             classes = () if self.positives else _classes(folder)
             found[key] = [*(e for name in classes for e in _files(root, below, name)), *loose]
+            if not found[key]:
+                raise UserError(f"data set folder: {key} {path} has no image file in it")
         names = sorted({name for part in (train, *found.values()) for name, _ in part if name})
         label = {name: place for place, name in enumerate(names)} | {"": -1}
         learnt, test, searched = (

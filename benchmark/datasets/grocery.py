@@ -68,7 +68,8 @@ class Grocery(ImageDataset):
 
     card = DatasetCard(
         "grocery",
-        "Grocery Store Dataset (MIT): photographs of products, 41 train and 40 others test",
+        "Grocery Store Dataset (MIT): photographs of products, 41 train and 40 others test; "
+        "split=official: those of its test list search those of its train list",
         GROCERY,
         model="resnet18",
         recipe=RECIPE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -13,7 +13,7 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Gallery
 from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Reporter
+from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import check_model
 from dmlbench.compute.randomness import global_seeds
@@ -82,7 +82,8 @@ class EmbeddedTest:
             CellError: its numbers would mean nothing.
         """
         images = self.images(spread(self.index, LOOKED_AT))
-        return check_model(self.model, self.network, images, self.precision, self.draws)
+        with self._bar("check the network", 1):
+            return check_model(self.model, self.network, images, self.precision, self.draws)
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -119,18 +120,24 @@ class EmbeddedTest:
     def drawn(self, number: int, part: Part) -> torch.Tensor:
         """(N, D) embeddings of all images in one draw, which its number decides."""
         split = self.data.test if part == "queries" else self.data.searched
-        parts: list[torch.Tensor] = []
-        slow = self.most_passes is not None
+        found: torch.Tensor | None = None
         index = torch.arange(len(split), device=self.device)
-        title = f"embed the {part}"
-        with self.reporter.task(title, len(index)) if slow else nullcontext() as bar:
+        with self._bar(f"embed the {part}", len(index)) as bar:
             for batch in torch.split(index, self.rows):
                 seed = derived_seed(0, "draw", number, int(batch[0]))
                 with torch.no_grad(), global_seeds(seed, self.device):
-                    parts.append(self.passes(self._pixels(split, batch)))
+                    e = self.passes(self._pixels(split, batch))
+                if found is None:  # not joined from parts at the end, which takes twice the memory
+                    found = e.new_empty(len(index), e.shape[1])
+                found[batch] = e
                 if bar is not None:
                     bar.advance(len(batch))
-        return torch.cat(parts)
+        assert found is not None
+        return found
+
+    def _bar(self, title: str, total: int) -> AbstractContextManager[Bar | None]:
+        """A progress bar for what takes long: passes over large images on a CPU."""
+        return nullcontext() if self.most_passes is None else self.reporter.task(title, total)
 
     def expected(self, images: torch.Tensor) -> torch.Tensor:
         """(B, D) the mean embedding of images over the draws of a randomised model."""

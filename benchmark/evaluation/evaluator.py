@@ -62,6 +62,9 @@ class Evaluation(EmbeddedTest):
             for name, drawn in scores.items()
         }
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
+        if self.most_passes is not None:  # the first numbers of a run that takes long
+            known = "  ".join(f"{name} {one.value:.3g}" for name, one in metrics.items())
+            self.reporter.say(f"clean images: {known}")
         findings: dict[str, Any] = {"queries_left_out": int((~found.valid).sum())}
         if "NMI" in names:
             known = gallery.labels >= 0
@@ -72,7 +75,7 @@ class Evaluation(EmbeddedTest):
         chance = chance_recall(relevance, len(gallery))
         findings |= {
             "chance R@1": chance,
-            "mean_cosine": float(mean_cosine(e.double())),
+            "mean_cosine": float(mean_cosine(e, torch.float64)),
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance),
             "cuda_graphs": isinstance(self.network, Replayed),

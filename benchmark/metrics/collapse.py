@@ -12,26 +12,35 @@ from dmlbench.metrics.relevance import Relevance
 
 MEAN_COSINE_LIMIT = 0.99  # above it a training is warned of a collapse
 CHANCE_MARGIN = 2.0  # percentage points of R@1
+PART = 16_384  # embeddings that are converted to float64 at once
 
 
-def mean_cosine(embeddings: torch.Tensor) -> torch.Tensor:
+def mean_cosine(embeddings: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Compute the mean cosine similarity of all pairs of rows of ``embeddings`` (N, D), N >= 2.
 
     A row is not paired with itself. The result is a scalar in [-1, 1], in the precision of
-    ``embeddings``: pass float64 where N is large.
+    ``embeddings``, or of ``dtype``: take float64 where N is large.
     """
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
-    n = len(unit)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))
+    n = len(embeddings)
+    total, squares = embeddings.new_zeros(embeddings.shape[1], dtype=dtype), 0
+    for part in torch.split(embeddings, PART):
+        unit = torch.nn.functional.normalize(part.to(dtype or part.dtype), dim=1)
+        total, squares = total + unit.sum(0), squares + unit.square().sum()
+    return (total.square().sum() - squares) / (n * (n - 1))
 
 
 def effective_rank(embeddings: torch.Tensor) -> float:
     """Compute the effective rank of ``embeddings`` (N, D), in [0, D].
 
     It is exp(H(p)), where p are the singular values divided by their sum and H is the entropy
-    (Roy and Vetterli, "The effective rank", EUSIPCO 2007).
+    (Roy and Vetterli, "The effective rank", EUSIPCO 2007). Of more than ``PART`` embeddings they
+    are the roots of the eigenvalues of E^T E (D, D), which is summed up a part at a time.
     """
-    values = torch.linalg.svdvals(embeddings.double())
+    if len(embeddings) <= PART:
+        values = torch.linalg.svdvals(embeddings.double())
+    else:
+        parts = (part.double() for part in torch.split(embeddings, PART))
+        values = torch.linalg.eigvalsh(sum(part.T @ part for part in parts)).clamp(min=0).sqrt()
     if not values.any():
         return 0.0  # every embedding is zero
     share = values / values.sum()

@@ -18,18 +18,37 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 SLACK = 1e-4  # of the bounds of any number: float32 embeddings have unit length to about 1e-7
 BOUNDS: dict[Metric, tuple[float, float]] = {"N": (0, 2), "E": (0, inf), "C": (0, 2)}
 """The least and the largest distance under each metric."""
+PART = 4096  # embeddings that are squared at once
 
 
-def pairwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
+def pairwise(
+    a: torch.Tensor, b: torch.Tensor, metric: Metric, norms: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute the distances (A, B) of every row of ``a`` (A, D) to every row of ``b`` (B, D).
 
     It takes one matrix product. Small distances lose precision, because large squares cancel:
     pass float64 if the difference between close neighbours matters.
+
+    Args:
+        a, b: the embeddings.
+        metric: N, E or C.
+        norms: (B,) ``squared_norms(b)``, where they are known; C does not need them.
     """
     if metric == "C":
         return 1 - a @ b.T
-    squared = torch.addmm(b.square().sum(1), a, b.T, alpha=-2) + a.square().sum(1, keepdim=True)
+    norms = squared_norms(b) if norms is None else norms
+    squared = torch.addmm(norms, a, b.T, alpha=-2) + squared_norms(a)[:, None]
     return squared.clamp_(min=0).sqrt_()
+
+
+def squared_norms(e: torch.Tensor) -> torch.Tensor:
+    """Compute the squared lengths (N,) of the rows of ``e`` (N, D), without a copy of ``e``.
+
+    The rows are squared a part at a time. No part is short, because a sum over few rows may be
+    taken in another order: the results are the bits of ``e.square().sum(1)``.
+    """
+    parts = torch.tensor_split(e, tuple(range(PART, len(e) - PART + 1, PART)))
+    return torch.cat([part.square().sum(1) for part in parts])
 
 
 def rowwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dmlbench.common.lazy import torch
-from dmlbench.metrics.distance import Metric, pairwise
+from dmlbench.metrics.distance import Metric, pairwise, squared_norms
 from dmlbench.metrics.names import TRAPEZOID
 from dmlbench.metrics.ranks import TIE, tie_tolerance
 from dmlbench.metrics.relevance import Relevance
@@ -67,8 +67,10 @@ def retrieval(
     names = [*(f"R@{k}" for k in recalls), "mAP", "mAP@R", "mAP@10", TRAPEZOID]
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     block = max(1, BLOCK_CELLS // len(gallery))
+    norms, tie = squared_norms(gallery), tie_tolerance(gallery)
     for rows in torch.split(torch.arange(len(queries), device=gallery.device), block):
-        rank = _ranks_of_positives(queries[rows], index[rows], gallery, relevance, metric)
+        distance = pairwise(queries[rows], gallery, metric, norms)
+        rank = _ranks_of_positives(distance, index[rows], relevance, metric, tie)
         for name, values in _scores(rank, recalls).items():
             columns[name].append(values)
     scores = {name: torch.cat(parts) for name, parts in columns.items()}
@@ -76,22 +78,26 @@ def retrieval(
 
 
 def _ranks_of_positives(
-    queries: torch.Tensor,
+    distance: torch.Tensor,
     index: torch.Tensor,
-    gallery: torch.Tensor,
     relevance: Relevance,
     metric: Metric,
+    tie: float,
 ) -> torch.Tensor:
     """Compute the ranks (B, P) float64 of the positives, closest first, padded with inf.
 
     Squared distances give the same order as distances, and their rounding error has the same size
     everywhere, so one tolerance fits.
+
+    Args:
+        distance: (B, N) of the queries to the gallery; it is overwritten.
+        index: (B,) the numbers of the queries.
+        relevance: the positives of each query, and what it never sees.
+        metric: of the distances.
+        tie: ``tie_tolerance`` of the gallery.
     """
-    distance = pairwise(queries, gallery, metric)
     if metric != "C":
         distance.square_()
-    tie = tie_tolerance(gallery)
-    if metric != "C":
         tie = tie**2 / TIE
     relevance.excluded.put(distance, index, torch.inf)
     same = relevance.positives.of(index)
@@ -99,11 +105,11 @@ def _ranks_of_positives(
     positive = positive.sort(dim=1).values.contiguous()
     # Only other items can worsen the rank of a positive: move the positives behind all of them.
     relevance.positives.put(distance, index, torch.inf)
-    ahead = torch.zeros(positive.shape, dtype=torch.float64, device=gallery.device)
+    ahead = torch.zeros(positive.shape, dtype=torch.float64, device=distance.device)
     for side, right in ((-tie, False), (tie, True)):  # a tie counts in one pass of two: half
         place = torch.searchsorted(positive, distance + side, right=right)
         ahead += _histogram(place, positive.shape[1]).cumsum(1) / 2
-    j = torch.arange(1, positive.shape[1] + 1, device=gallery.device)
+    j = torch.arange(1, positive.shape[1] + 1, device=distance.device)
     return torch.where(positive.isinf(), torch.inf, j + ahead)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import spec
@@ -41,7 +42,8 @@ class Subject:
         found: object = self.component.load(self.data_root, Cache(self.cache))
         if not isinstance(found, RetrievalData):
             raise FlawError(
-                f"load() returns {type(found).__name__}: return RetrievalData(train, test)"
+                f"load() returns {type(found).__name__}: return RetrievalData(train, test), with a "
+                "gallery where it is apart"
             )
         return found
 
@@ -52,8 +54,8 @@ class Subject:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Train and test."""
-        return {"train": self.data.train, "test": self.data.test}
+        """Train and test, and the gallery where it is apart."""
+        return self.data.splits
 
 
 def protocol(s: Subject) -> None:
@@ -90,7 +92,7 @@ def protocol(s: Subject) -> None:
 
 
 def load(s: Subject) -> None:
-    """It can be read, as images and labels of two splits."""
+    """It can be read, as images and labels of each split."""
     assert s.data
 
 
@@ -108,22 +110,35 @@ def form(s: Subject) -> None:
             f"the {part} labels are {split.labels.dtype} of shape {split.labels.shape}: they must "
             f"be int64, one an image, ({shape[0]},)",
         )
+        # -1 is the label of a distractor, and of every image where answers are listed
+        none = part == "gallery" or (part == "test" and s.data.answers is not None)
         require(
-            not len(split) or split.labels.min() >= 0,
-            f"a {part} label is negative: number the classes from 0",
+            not len(split) or split.labels.min() >= (-1 if none else 0),
+            f"a {part} label is {'below -1' if none else 'negative'}: number the classes from 0",
         )
-    train, test = (split.images.shape[1:] for split in s.splits.values())
-    require(train == test, f"train images are {train} and test images {test}: make them alike")
+    train, *others = ((part, split.images.shape[1:]) for part, split in s.splits.items())
+    for part, shape in others:
+        require(
+            shape == train[1],
+            f"train images are {train[1]} and {part} images {shape}: make them alike",
+        )
     crop = s.data.crop
     require(
-        crop is None or 0 < crop <= train[1],
-        f"crop is {crop}, and the images are {train[1]} pixels high: it must fit into them",
+        crop is None or 0 < crop <= train[1][1],
+        f"crop is {crop}, and the images are {train[1][1]} pixels high: it must fit into them",
     )
 
 
 def classes(s: Subject) -> None:
-    """Each split has two classes of two images, so that there is something to retrieve."""
-    for part, split in s.splits.items():
+    """Each split has two classes of two images, so that there is something to retrieve.
+
+    Where the gallery is apart nothing need train, and the check ``answers`` looks at the queries.
+    """
+    apart = s.data.gallery is not None
+    parts = {} if apart else {"test": s.data.test}
+    if len(s.data.train) or not apart:
+        parts["train"] = s.data.train
+    for part, split in parts.items():
         sizes = np.bincount(split.labels)
         require(
             int((sizes >= 2).sum()) >= 2,
@@ -132,9 +147,50 @@ def classes(s: Subject) -> None:
         )
     pairs, partners = s.component.protocol.recipe.pairs, len(anchors(s.data.train.labels))
     require(
-        pairs <= partners,
+        pairs <= partners or "train" not in parts,
         f"the recipe's batch of {pairs} pairs is larger than the train split, which has {partners} "
         "images with a partner in their class: lower the recipe's pairs",
+    )
+
+
+def answers(s: Subject) -> None:
+    """Where queries and gallery are apart, a query has answers, and does not find itself."""
+    queries, gallery, listed = s.data.test, s.data.gallery, s.data.answers
+    if gallery is None:
+        return
+    for what, split in (("query", queries), ("gallery", gallery)):
+        require(len(split), f"there is no {what} image, so there is nothing to search")
+    require(
+        (queries.sources is None) == (gallery.sources is None),
+        "one of queries and gallery has sources: give both some, so that a query's are known",
+    )
+    for what, lists in (("positives", listed.positives), ("junk", listed.junk)) if listed else ():
+        require(
+            len(lists) == len(queries),
+            f"{len(lists)} lists of {what} for {len(queries)} queries: give each one, perhaps ()",
+        )
+        require(
+            all(0 <= item < len(gallery) for one in lists for item in one),
+            f"a position in {what} is not below {len(gallery)}, the number of gallery images",
+        )
+    relevance = s.data.relevance()
+    require(
+        bool(relevance.answers.any()),
+        "no query has an answer that it sees: there is no R@K. The classes of both must have the "
+        "same numbers, or answers must list them; sources must not hide them all",
+    )
+    place: dict[bytes, list[int]] = {}
+    for item, name in enumerate(_hashes(gallery)):
+        place.setdefault(name, []).append(item)
+    hidden = relevance.excluded.of(torch.arange(len(queries))).tolist()
+    itself = sum(
+        bool(set(place.get(name, ())) - set(unseen))
+        for name, unseen in zip(_hashes(queries), hidden, strict=True)
+    )
+    require(
+        not itself,
+        f"{itself} queries find themselves, as their image is in the gallery too: leave it out of "
+        "one, or hide it from them (Split.sources, Answers.junk)",
     )
 
 
@@ -162,8 +218,8 @@ def declared(s: Subject) -> None:
     )
     card = s.component.protocol
     for part, split in s.splits.items():
-        said = card.train if part == "train" else card.test
-        figures = Figures(len(split), len(np.unique(split.labels)))
+        said = {"train": card.train, "test": card.test, "gallery": card.gallery}[part]
+        figures = Figures(len(split), len(np.unique(split.labels[split.labels >= 0])))
         require(
             said in (None, figures),
             f"the card says that the {part} split has {said}, and it has {figures}",
@@ -172,8 +228,7 @@ def declared(s: Subject) -> None:
 
 def disjoint(s: Subject) -> None:
     """No image is in both splits, or the card's note says so."""
-    train, test = (_hashes(split) for split in s.splits.values())
-    shared = len(train & test)
+    shared = len(set(_hashes(s.data.train)) & set(_hashes(s.data.test)))
     require(
         not shared or SAID in s.component.protocol.note,
         f"{shared} images are in both splits: a model would be measured on what it was trained "
@@ -181,10 +236,11 @@ def disjoint(s: Subject) -> None:
     )
 
 
-def _hashes(split: Split) -> set[bytes]:
+def _hashes(split: Split) -> list[bytes]:
+    """One of each image, the same where the pixels are."""
     if split.hashes is not None:
-        return {row.tobytes() for row in split.hashes}
-    return {hashlib.sha256(image.tobytes()).digest() for image in split.images}
+        return [row.tobytes() for row in split.hashes]
+    return [hashlib.sha256(image.tobytes()).digest() for image in split.images]
 
 
 def network(s: Subject) -> None:
@@ -201,10 +257,11 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "load": load,
     "form": form,
     "classes": classes,
+    "answers": answers,
     "repeatable": repeatable,
     "declared": declared,
     "disjoint": disjoint,
     "network": network,
 }
 NEEDS = {"load": "protocol", "form": "load", "repeatable": "load"}
-NEEDS |= dict.fromkeys(("classes", "declared", "disjoint", "network"), "form")
+NEEDS |= dict.fromkeys(("classes", "answers", "declared", "disjoint", "network"), "form")

@@ -18,12 +18,19 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        given = {_place(one) for one in tree_leaves((args, kwargs)) if torch.is_tensor(one)}
         for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor) and one.numel() and one.numel() % self.size == 0:
+            if not torch.is_tensor(one) or _place(one) in given:  # a view of what was there
+                continue
+            if one.numel() and one.numel() % self.size == 0:
                 held = one.untyped_storage().nbytes() // one.element_size()
                 if held >= one.numel():  # a view that repeats its rows holds less
                     self.found = self.found or func.overloadpacket.__name__
         return result
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def largest(work: Callable[[], object], size: int) -> str | None:

@@ -95,7 +95,7 @@ def embeddings(s: Subject) -> None:
         f"{IMAGES} images become {e.dtype} of shape {tuple(e.shape)}: it must be float32, "
         f"({IMAGES}, D)",
     )
-    _right(model_checks.not_finite(_passes_of(s), s.images))
+    _right(model_checks.not_finite(_passes_of(s)(s.images)))
     require(
         bool((e != e[:1]).any()),
         "different images have one embedding: the network does not look at its input",
@@ -111,15 +111,17 @@ def deterministic(s: Subject) -> None:
     for seed in (1, 2):
         with global_seeds(seed), no_global_randomness("the network in eval mode", []):
             found.append(_embedded(s.network, s.images))
-    _right(model_checks.not_deterministic(_passes_of(s), s.images, s.network))
+    passes = _passes_of(s)
+    _right(model_checks.not_deterministic(passes, s.images, passes(s.images), s.network))
     require(torch.equal(*found), "two forward passes in eval mode differ")
 
 
 def alone(s: Subject) -> None:
     """An image alone has the embedding that it has in a batch."""
-    tolerance = ROUNDING["fp32"]
+    tolerance, passes = ROUNDING["fp32"], _passes_of(s)
     with frozen(s.network):
-        wrong = model_checks.batch_dependent(_passes_of(s), s.images, s.network, tolerance)
+        e = passes(s.images)
+        wrong = model_checks.batch_dependent(passes, s.images, e, s.network, tolerance)
     _right(wrong)
 
 
