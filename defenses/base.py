@@ -78,6 +78,7 @@ class Batch:
         generator: random numbers of this step, on the images' device; the same in all processes.
         world: the processes that share the batch.
         companion: the loss as a module (``Defense.companion``), if the defense has one.
+        progress: the share of the epochs that are finished, in [0, 1); 0 in the first epoch.
     """
 
     images: torch.Tensor
@@ -86,6 +87,7 @@ class Batch:
     generator: torch.Generator
     world: World
     companion: nn.Module | None = None
+    progress: float = 0.0
 
     @cached_property
     def embeddings(self) -> torch.Tensor:
@@ -167,7 +169,12 @@ class Defense(Component, abc.ABC):
         return self.mine_whole(sampler, batch, metric, embeddings).share(batch.world)
 
     def mine_whole(
-        self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
+        self,
+        sampler: str,
+        batch: Batch,
+        metric: Metric,
+        embeddings: torch.Tensor | None = None,
+        margin: float | None = None,
     ) -> Triplets:
         """One triplet for each pair of the batch, by the named sampler; alike in all processes.
 
@@ -176,9 +183,10 @@ class Defense(Component, abc.ABC):
             batch: the batch; one that holds a single class has no triplet.
             metric: N, E or C.
             embeddings: (2B, D) whose distances the sampler reads; the clean embeddings by default.
+            margin: the window of semihard; the margin of the triplet loss by default.
         """
         e = batch.embeddings if embeddings is None else embeddings
-        margin = self.margin or MARGIN[metric]
+        margin = margin or self.margin or MARGIN[metric]
         found = sample(sampler, e, batch.labels, metric, margin, batch.generator)
         return dataclasses.replace(found, weight=1 / batch.world.size)
 
@@ -269,31 +277,39 @@ class AdversarialDefense(Defense):
         filled = dataclasses.replace(self, eps=eps, eta=eta, alpha=alpha)
         return super(AdversarialDefense, filled).resolve(threat, metric)
 
+    @property
+    def pgd(self) -> PGD:
+        """The search of ``perturb``: eta steps of alpha in the ball of radius eps."""
+        assert self.eps is not None
+        assert self.eta is not None
+        assert self.alpha is not None
+        return PGD(self.eps, self.alpha, self.eta)
+
     def perturb(
         self,
         model: EmbeddingModel,
         images: torch.Tensor,
         objective: Objective,
         known: torch.Tensor | None = None,
+        pgd: PGD | None = None,
     ) -> Perturbed:
         """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D).
 
-        ``known`` are the embeddings of the clean images, in eval mode. Give them where some groups
-        may need no perturbation: those are recognised by them and take no pass.
+        Args:
+            model: the network; it is in eval mode meanwhile.
+            images: the clean images, where PGD begins.
+            objective: the loss of each group.
+            known: the embeddings of the clean images, in eval mode. Give them where some groups
+                may need no perturbation: those are recognised by them and take no pass.
+            pgd: the search, where it is not ``self.pgd``.
         """
         from dmlbench.compute.embedding import embed_together, frozen
-
-        assert self.eps is not None
-        assert self.eta is not None
-        assert self.alpha is not None
 
         def embed_groups(x: torch.Tensor) -> torch.Tensor:
             return embed_together(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
-            return PGD(self.eps, self.alpha, self.eta).run(
-                embed_groups, images, objective, known=known
-            )
+            return (pgd or self.pgd).run(embed_groups, images, objective, known=known)
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

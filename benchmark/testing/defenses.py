@@ -84,7 +84,8 @@ class Run:
         labels = torch.from_numpy(self.data.train.labels[rows])
         embeddings = partial(_embedded, self.model, images)
         generator = torch.Generator().manual_seed(number)
-        return Batch(images, labels, embeddings, generator, World(), self.companion)
+        progress = number / len(self.batches)
+        return Batch(images, labels, embeddings, generator, World(), self.companion, progress)
 
     def train(self, steps: int) -> Run:
         """So many more steps."""

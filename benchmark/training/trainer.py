@@ -233,7 +233,8 @@ class _TrainingRun:
         self.model.train()
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
             where = f"epoch {number + 1}, step {statistics.steps + 1}"
-            self.step(self.data.training_pixels(raw, mining), index, mining, statistics, where)
+            images = self.data.training_pixels(raw, mining)
+            self.step(images, index, mining, statistics, where, number)
             count += len(index)
             rate = count / (time.perf_counter() - start)
             found = {**statistics.last(), "images_per_second": round(rate, 1)}
@@ -264,15 +265,17 @@ class _TrainingRun:
         mining: torch.Generator,
         statistics: EpochStatistics,
         where: str,
+        epoch: int = 0,
     ) -> None:
-        """Update the weights once.
+        """Update the weights once, in epoch 0, 1, ...
 
         Raises:
             CellError: the loss or a gradient is not finite; the message names the step.
         """
         labels = self.labels[torch.from_numpy(index)].to(self.device)
         embeddings = partial(self.embeddings, images)
-        batch = Batch(images, labels, embeddings, mining, self.world, self.companion)
+        progress = epoch / self.training.recipe.epochs
+        batch = Batch(images, labels, embeddings, mining, self.world, self.companion, progress)
         try:
             result = self.training.defense.step(self.model, batch, self.state)
         except CellError as error:
