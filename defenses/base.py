@@ -46,6 +46,8 @@ class StepOutput:
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
         passes: adversarial forward-backward passes spent, counted a triplet.
         full_passes: what they would have been without the active set.
+        after: called with the state when the gradients of the loss are known, in all processes.
+            It may write into the state what is alike in all of them.
     """
 
     loss: torch.Tensor | None
@@ -54,6 +56,7 @@ class StepOutput:
     weight: float
     passes: int = 0
     full_passes: int = 0
+    after: Callable[[State], None] | None = None
 
     @classmethod
     def empty(cls, batch: Batch) -> StepOutput:
@@ -150,6 +153,11 @@ class Defense(Component, abc.ABC):
     @property
     def training_cost(self) -> int:
         """Forward-backward passes of a training step: eta + 1, and 1 without an adversary."""
+        return 1
+
+    @property
+    def replays(self) -> int:
+        """Steps in a row on each batch. An epoch takes so many fewer batches, drawn at random."""
         return 1
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
@@ -292,16 +300,18 @@ class AdversarialDefense(Defense):
         objective: Objective,
         known: torch.Tensor | None = None,
         pgd: PGD | None = None,
+        start: torch.Tensor | None = None,
     ) -> Perturbed:
         """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D).
 
         Args:
             model: the network; it is in eval mode meanwhile.
-            images: the clean images, where PGD begins.
+            images: the clean images.
             objective: the loss of each group.
             known: the embeddings of the clean images, in eval mode. Give them where some groups
                 may need no perturbation: those are recognised by them and take no pass.
             pgd: the search, where it is not ``self.pgd``.
+            start: where it begins, in the shape of ``images``; the clean images by default.
         """
         from dmlbench.compute.embedding import embed_together, frozen
 
@@ -309,7 +319,14 @@ class AdversarialDefense(Defense):
             return embed_together(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
-            return (pgd or self.pgd).run(embed_groups, images, objective, known=known)
+            return (pgd or self.pgd).run(embed_groups, images, objective, start, known)
+
+    def random_start(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Images plus noise that is uniform in [-eps, eps]; all processes must ask for all rows."""
+        assert self.eps is not None
+        generator = batch.generator
+        noise = torch.rand(images.shape, generator=generator, device=generator.device)
+        return images + self.eps * (2 * noise - 1)
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

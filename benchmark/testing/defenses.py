@@ -95,6 +95,8 @@ class Run:
             if step.loss is not None:
                 self.optimizer.zero_grad()
                 step.loss.backward()  # type: ignore[no-untyped-call]
+                if step.after is not None:
+                    step.after(self.state)
                 self.optimizer.step()
         return self
 
