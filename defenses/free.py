@@ -83,7 +83,8 @@ class FreeAdversarialTraining(Defense):
         perturbed = (batch.images[batch.share] + delta).clamp(0, 1)
         e = batch.gather(model(perturbed))
         batch = dataclasses.replace(batch, embed=e.detach)
-        step = self.loss_step(batch, self.mine_whole(self.sampler, batch, model.metric), e, model.metric)
+        whole = self.mine_whole(self.sampler, batch, model.metric)
+        step = self.loss_step(batch, whole, e, model.metric)
 
         def ascend(state: State) -> None:
             assert delta.grad is not None

@@ -14,7 +14,14 @@ from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, Batch, State
-from dmlbench.defenses.ca_tride import TURN, CandidatePerturbation, nearest_half, soft_maximum
+from dmlbench.defenses.ca_tride import (
+    TURN,
+    AnchorPerturbation,
+    CandidatePerturbation,
+    WholeBatch,
+    nearest_half,
+    soft_maximum,
+)
 from dmlbench.defenses.samplers import Triplets, sample
 from tests.test_defenses import GAMMA, THREAT, flat_gradient, make_batch
 from tests.test_robrank_defenses import network
@@ -143,6 +150,26 @@ def test_pgd_stops_where_the_loss_is_small() -> None:
     loss, gradient = objective.value_and_grad(-clean[:, 1:], 0)
     assert loss.tolist() == pytest.approx([2] * 4, abs=1e-4)
     assert gradient.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("kind", [CandidatePerturbation, AnchorPerturbation])
+def test_a_process_gets_the_gradients_of_its_share(kind: type[WholeBatch]) -> None:
+    """Of the loss on the triplets of all processes."""
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.nn.functional.normalize(torch.randn(7, 3, 4, generator=draw), dim=2)
+    moved = slice(0, 1) if kind is AnchorPerturbation else slice(1, 3)
+    e = torch.nn.functional.normalize(torch.randn(7, 3, 4, generator=draw), dim=2)[:, moved]
+
+    class Second(World):
+        def gather(self, rows: torch.Tensor, n: int) -> torch.Tensor:
+            assert torch.equal(rows, e[self.share(n)])
+            return e
+
+    alone = kind(clean, 10.0, World()).value_and_grad(e, 0)
+    shared = kind(clean, 10.0, Second(1, 2)).value_and_grad(e[3:], 0)
+    assert alone[0][0] > 0
+    assert torch.equal(shared[0], alone[0][3:])
+    assert torch.equal(shared[1], alone[1][3:])
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 10.0, 200.0])

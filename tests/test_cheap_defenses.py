@@ -111,7 +111,9 @@ def test_the_trainer_replays_a_batch(
     for replays in (1, 3):
         seen.clear()
         defense = FreeAdversarialTraining(replays=replays).resolve(THREAT, "N")
-        training = Training("tiny", tiny.digest, C2F2(dim=8), defense, Recipe(epochs=1, pairs=15), 0)
+        training = Training(
+            "tiny", tiny.digest, C2F2(dim=8), defense, Recipe(epochs=1, pairs=15), 0
+        )
         train(training, tiny, tmp_path / str(replays), Compute("cpu"), Silent())
         count = len(pair_batches(tiny.train.labels, 15, np.random.default_rng(0)))
         assert len(seen) == -(-count // replays) * replays

@@ -264,7 +264,7 @@ class _TrainingRun:
     def shown(
         self, batches: list[Index], crops: torch.Generator
     ) -> Iterator[tuple[Index, torch.Tensor]]:
-        """Yield positions and images of each step: each batch as often as the defense replays it."""
+        """Yield positions and images of each step: each batch as often as it is replayed."""
         for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
             images = self.data.training_pixels(raw, crops)
             for _ in range(self.training.defense.replays):
