@@ -46,6 +46,8 @@ class StepOutput:
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
         passes: adversarial forward-backward passes spent, counted a triplet.
         full_passes: what they would have been without the active set.
+        after: called with the state when the gradients of the loss are known, in all processes.
+            It may write into the state what is alike in all of them.
     """
 
     loss: torch.Tensor | None
@@ -54,6 +56,7 @@ class StepOutput:
     weight: float
     passes: int = 0
     full_passes: int = 0
+    after: Callable[[State], None] | None = None
 
     @classmethod
     def empty(cls, batch: Batch) -> StepOutput:
@@ -78,6 +81,7 @@ class Batch:
         generator: random numbers of this step, on the images' device; the same in all processes.
         world: the processes that share the batch.
         companion: the loss as a module (``Defense.companion``), if the defense has one.
+        progress: the share of the epochs that are finished, in [0, 1); 0 in the first epoch.
     """
 
     images: torch.Tensor
@@ -86,6 +90,7 @@ class Batch:
     generator: torch.Generator
     world: World
     companion: nn.Module | None = None
+    progress: float = 0.0
 
     @cached_property
     def embeddings(self) -> torch.Tensor:
@@ -150,6 +155,11 @@ class Defense(Component, abc.ABC):
         """Forward-backward passes of a training step: eta + 1, and 1 without an adversary."""
         return 1
 
+    @property
+    def replays(self) -> int:
+        """Steps in a row on each batch. An epoch takes so many fewer batches, drawn at random."""
+        return 1
+
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
         """A loss module; its parameters, e.g. one proxy a class, are learned with the network.
 
@@ -167,7 +177,12 @@ class Defense(Component, abc.ABC):
         return self.mine_whole(sampler, batch, metric, embeddings).share(batch.world)
 
     def mine_whole(
-        self, sampler: str, batch: Batch, metric: Metric, embeddings: torch.Tensor | None = None
+        self,
+        sampler: str,
+        batch: Batch,
+        metric: Metric,
+        embeddings: torch.Tensor | None = None,
+        margin: float | None = None,
     ) -> Triplets:
         """One triplet for each pair of the batch, by the named sampler; alike in all processes.
 
@@ -176,9 +191,10 @@ class Defense(Component, abc.ABC):
             batch: the batch; one that holds a single class has no triplet.
             metric: N, E or C.
             embeddings: (2B, D) whose distances the sampler reads; the clean embeddings by default.
+            margin: the window of semihard; the margin of the triplet loss by default.
         """
         e = batch.embeddings if embeddings is None else embeddings
-        margin = self.margin or MARGIN[metric]
+        margin = margin or self.margin or MARGIN[metric]
         found = sample(sampler, e, batch.labels, metric, margin, batch.generator)
         return dataclasses.replace(found, weight=1 / batch.world.size)
 
@@ -269,31 +285,48 @@ class AdversarialDefense(Defense):
         filled = dataclasses.replace(self, eps=eps, eta=eta, alpha=alpha)
         return super(AdversarialDefense, filled).resolve(threat, metric)
 
+    @property
+    def pgd(self) -> PGD:
+        """The search of ``perturb``: eta steps of alpha in the ball of radius eps."""
+        assert self.eps is not None
+        assert self.eta is not None
+        assert self.alpha is not None
+        return PGD(self.eps, self.alpha, self.eta)
+
     def perturb(
         self,
         model: EmbeddingModel,
         images: torch.Tensor,
         objective: Objective,
         known: torch.Tensor | None = None,
+        pgd: PGD | None = None,
+        start: torch.Tensor | None = None,
     ) -> Perturbed:
         """Minimise ``objective`` over groups of images (T, k, C, H, W), embedded as (T, k, D).
 
-        ``known`` are the embeddings of the clean images, in eval mode. Give them where some groups
-        may need no perturbation: those are recognised by them and take no pass.
+        Args:
+            model: the network; it is in eval mode meanwhile.
+            images: the clean images.
+            objective: the loss of each group.
+            known: the embeddings of the clean images, in eval mode. Give them where some groups
+                may need no perturbation: those are recognised by them and take no pass.
+            pgd: the search, where it is not ``self.pgd``.
+            start: where it begins, in the shape of ``images``; the clean images by default.
         """
         from dmlbench.compute.embedding import embed_together, frozen
-
-        assert self.eps is not None
-        assert self.eta is not None
-        assert self.alpha is not None
 
         def embed_groups(x: torch.Tensor) -> torch.Tensor:
             return embed_together(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
         with frozen(model):
-            return PGD(self.eps, self.alpha, self.eta).run(
-                embed_groups, images, objective, known=known
-            )
+            return (pgd or self.pgd).run(embed_groups, images, objective, start, known)
+
+    def random_start(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Images plus noise that is uniform in [-eps, eps]; all processes must ask for all rows."""
+        assert self.eps is not None
+        generator = batch.generator
+        noise = torch.rand(images.shape, generator=generator, device=generator.device)
+        return images + self.eps * (2 * noise - 1)
 
 
 def hardness(e: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -27,7 +27,10 @@ from dmlbench.training.log import LOG
 from dmlbench.training.trainer import Training, train
 from tests.faults import PATIENCE
 
-DEFENSES = ("none", "none:loss=margin", "none:loss=proxy-anchor", "est", "act", "hm")
+DEFENSES = (
+    *("none", "none:loss=margin", "none:loss=proxy-anchor"),
+    *("est", "act", "hm", "free", "ca-tride"),
+)
 THREAT = TrainingThreat(eps=32 / 255, eta=2, alpha=16 / 255)  # the plugin's
 
 

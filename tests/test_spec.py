@@ -90,7 +90,7 @@ def test_values_are_typed_and_may_be_fractions() -> None:
     [
         ("CA+", ATTACKS, ["names are lower case: 'ca+'"]),
         ("ca", ATTACKS, ["unknown attack 'ca'", "did you mean", "available: ca+, ca-"]),
-        ("hmm", DEFENSES, ["did you mean 'hm'", "available: acap, act, amd, est, hm"]),
+        ("hmm", DEFENSES, ["did you mean 'hm'", "available: acap, act, amd, ca-tride, est, "]),
         (
             "ca+:q=1",
             ATTACKS,

@@ -84,7 +84,8 @@ class Run:
         labels = torch.from_numpy(self.data.train.labels[rows])
         embeddings = partial(_embedded, self.model, images)
         generator = torch.Generator().manual_seed(number)
-        return Batch(images, labels, embeddings, generator, World(), self.companion)
+        progress = number / len(self.batches)
+        return Batch(images, labels, embeddings, generator, World(), self.companion, progress)
 
     def train(self, steps: int) -> Run:
         """So many more steps."""
@@ -94,6 +95,8 @@ class Run:
             if step.loss is not None:
                 self.optimizer.zero_grad()
                 step.loss.backward()  # type: ignore[no-untyped-call]
+                if step.after is not None:
+                    step.after(self.state)
                 self.optimizer.step()
         return self
 

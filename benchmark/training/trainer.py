@@ -12,7 +12,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -216,28 +216,32 @@ class _TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of batches in an epoch, including a smaller last one."""
-        return math.ceil(len(self.anchors) / self.training.recipe.pairs)
+        """The number of steps in an epoch, including those on a smaller last batch."""
+        replays = self.training.defense.replays
+        batches = math.ceil(len(self.anchors) / self.training.recipe.pairs)
+        return math.ceil(batches / replays) * replays
 
     def epoch(self, number: int, task: Bar, log: TrainingLog) -> dict[str, float | None]:
         """Train for one epoch and return its summary.
 
-        Each image whose class has another one is the anchor once.
+        Each image whose class has another one is the anchor once, or one in ``replays`` of them.
         """
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
         generator = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
+        before = number * self.steps_per_epoch
         statistics, count, warned, start = EpochStatistics(), 0, False, time.perf_counter()
         batches = pair_batches(self.data.train.labels, self.training.recipe.pairs, generator)
+        batches = batches[:: self.training.defense.replays]
         self.model.train()
-        for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
+        for index, images in self.shown(batches, mining):
             where = f"epoch {number + 1}, step {statistics.steps + 1}"
-            self.step(self.data.training_pixels(raw, mining), index, mining, statistics, where)
+            self.step(images, index, mining, statistics, where, number)
             count += len(index)
             rate = count / (time.perf_counter() - start)
             found = {**statistics.last(), "images_per_second": round(rate, 1)}
-            log.step(number * len(batches) + statistics.steps, number + 1, statistics.steps, found)
+            log.step(before + statistics.steps, number + 1, statistics.steps, found)
             task.advance(1, _progress_note(found | {"R@1": self.recall}))
             if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
@@ -254,8 +258,17 @@ class _TrainingRun:
         if self.monitoring.validate and (last or (number + 1) % self.monitoring.validate == 0):
             self.recall = summary["R@1"] = self.validate()
             self.reporter.say(f"epoch {number + 1}: {_progress_note(summary)}")
-        log.epoch((number + 1) * len(batches), number + 1, summary)
+        log.epoch(before + self.steps_per_epoch, number + 1, summary)
         return summary
+
+    def shown(
+        self, batches: list[Index], crops: torch.Generator
+    ) -> Iterator[tuple[Index, torch.Tensor]]:
+        """Yield positions and images of each step: each batch as often as it is replayed."""
+        for index, raw in zip(batches, self.pixels.batches(batches), strict=True):
+            images = self.data.training_pixels(raw, crops)
+            for _ in range(self.training.defense.replays):
+                yield index, images
 
     def step(
         self,
@@ -264,15 +277,17 @@ class _TrainingRun:
         mining: torch.Generator,
         statistics: EpochStatistics,
         where: str,
+        epoch: int = 0,
     ) -> None:
-        """Update the weights once.
+        """Update the weights once, in epoch 0, 1, ...
 
         Raises:
             CellError: the loss or a gradient is not finite; the message names the step.
         """
         labels = self.labels[torch.from_numpy(index)].to(self.device)
         embeddings = partial(self.embeddings, images)
-        batch = Batch(images, labels, embeddings, mining, self.world, self.companion)
+        progress = epoch / self.training.recipe.epochs
+        batch = Batch(images, labels, embeddings, mining, self.world, self.companion, progress)
         try:
             result = self.training.defense.step(self.model, batch, self.state)
         except CellError as error:
@@ -288,6 +303,8 @@ class _TrainingRun:
             raise self._diverged(where, f"the loss is {loss}")
         self.optimizer.zero_grad(set_to_none=True)
         (result.loss * result.weight).backward()  # type: ignore[no-untyped-call]
+        if result.after is not None:
+            result.after(self.state)
         self.world.sum_gradients(self.parameters)
         self.optimizer.step()
         statistics.losses.append(loss)

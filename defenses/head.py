@@ -1,0 +1,98 @@
+"""A frozen backbone with a robust head: adversarial linear probing (Hua et al., CVPR 2024).
+
+In the first epochs (``clean``, a share of them) the whole network learns by the triplet loss on
+clean batches. Then all but its last layer is frozen, and that layer alone learns, by AMD: PGD
+raises the hardness of each triplet through the whole network, and the loss is the triplet loss on
+(a~, p~, n~). Robustness that the frozen layers do not have, the head can hardly add: the paper
+finds that a linear probe keeps the robustness of its backbone.
+
+With published weights no clean epoch is needed: ``clean=0``. The head is the last layer that has
+parameters: ``fc`` of a ResNet, the last linear layer of the small networks.
+
+The paper probes classifiers; the triplet loss and the clean epochs are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmlbench.core.papers import Paper
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
+from dmlbench.defenses.amd import MadryTriplet
+from dmlbench.defenses.base import DEFENSES, Batch, State, StepOutput
+from dmlbench.defenses.samplers import INITIAL
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dmlbench.compute.embedding import EmbeddingModel
+
+PROBING = Paper(
+    key="hua2024initialization",
+    title="Initialization Matters for Adversarial Transfer Learning",
+    authors="Hua, Andong and Gu, Jindong and Xue, Zhiyu and Carlini, Nicholas and "
+    "Wong, Eric and Qin, Yao",
+    venue="CVPR",
+    year=2024,
+    url="https://arxiv.org/abs/2312.05716",
+)
+
+
+@contextmanager
+def head_alone(model: nn.Module) -> Iterator[None]:
+    """Freeze all but the last layer with parameters, within a ``with`` block.
+
+    The frozen layers are in eval mode and their parameters get no gradient. Afterwards both are as
+    they were before.
+    """
+    *_, head = (m for m in model.modules() if any(True for _ in m.parameters(recurse=False)))
+    own = {id(p) for p in head.parameters(recurse=False)}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    training = [m for m in model.modules() if m.training and m is not head]
+    for module in training:
+        module.training = False
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@DEFENSES.register
+@dataclass(frozen=True, kw_only=True)
+class RobustHead(MadryTriplet):
+    """HEAD[sampler]."""
+
+    card = Card("head", "a frozen backbone, and AMD for its last layer alone", PROBING)
+
+    clean: float = parameter(
+        0.5,
+        "share of the epochs that first train the whole network on clean batches",
+        at_least=0,
+        at_most=1,
+    )
+
+    @property
+    def label(self) -> str:
+        """``HEAD[R]``."""
+        return f"HEAD[{INITIAL[self.sampler]}]"
+
+    def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
+        """Train the whole network on the clean batch, or its head on perturbed triplets."""
+        if batch.progress >= self.clean:
+            with head_alone(model):
+                return super().step(model, batch, state)
+        assert self.eta is not None
+        e = batch.gather(model(batch.images[batch.share]))
+        whole = self.mine_whole(self.sampler, batch, model.metric)
+        step = self.loss_step(batch, whole, e, model.metric)
+        step.full_passes = len(whole.share(batch.world)) * self.eta
+        return step
