@@ -45,6 +45,7 @@ TESTS: dict[str, dict[str, str]] = {
         "attacks/misranking.py": "attacks",
         "attacks/moved_query.py": "attacks top1 black_box",
         "attacks/nes.py": "black_box",
+        "attacks/order.py": "order",
         "attacks/query.py": "attacks",
         "attacks/radius.py": "radius",
         "attacks/square.py": "black_box",

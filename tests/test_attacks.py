@@ -247,6 +247,7 @@ TOP1 = (
     "radius",
     "square",
     "nes",
+    "oa",
 )  # the same in both suites
 
 
