@@ -9,6 +9,7 @@ from dmlbench.attacks.base import ATTACKS
 KEYS: dict[str, dict[str, Any]] = {
     "square": {"budget": 30},
     "nes": {"budget": 40},
+    "qair": {"budget": 40},
     "uap": {"steps": 12, "batch": 8},
 }
 EVERY = {

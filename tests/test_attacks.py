@@ -253,6 +253,7 @@ TOP1 = (
     "nes",
     "oa",
     "odfa",
+    "qair",
 )  # the same in both suites
 
 
