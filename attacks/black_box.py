@@ -1,8 +1,8 @@
-"""The base of attacks on the top-1 that take no gradient, and count what they show to the model.
+"""The bases of attacks that take no gradient, and count what they show to the model.
 
-``NAME`` is R@1 after the attack. ``NAME:Q`` is how long each query withstands it: the forward
-passes until its top-1 was wrong, 0 where the clean top-1 is, the whole budget where it never was.
-So the share of queries whose number is above n is R@1 as a function of the passes n.
+Of attacks on the top-1 ``NAME`` is R@1 after the attack. ``NAME:Q`` is how long each query holds
+out: the forward passes until its top-1 was wrong, 0 where the clean top-1 is, the budget where
+it never was. So the share of queries whose number is above n is R@1 as a function of the passes n.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from dmlbench.attacks.base import Column, RowWise
-from dmlbench.attacks.engine.black_box import BlackBox, Counted
+from dmlbench.attacks.base import Attack, Column, RowWise
+from dmlbench.attacks.engine.black_box import BlackBox, Breakable, Counted
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search
 from dmlbench.attacks.top1 import HELP, TopOneAttack, TopOneGoal
@@ -57,8 +57,8 @@ class WithinBudget(RowWise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlackBoxAttack(TopOneAttack):
-    """An attack on the top-1 by forward passes alone."""
+class BlackBoxAttack(Attack):
+    """An attack by forward passes alone."""
 
     held_against_noise = False  # it does not claim to be stronger than noise
 
@@ -95,6 +95,11 @@ class BlackBoxAttack(TopOneAttack):
         Of a randomised network each pass shows one draw; its outcome is the mean over draws.
         """
 
+
+@dataclass(frozen=True, kw_only=True)
+class TopOneBlackBox(BlackBoxAttack, TopOneAttack):
+    """An attack on the top-1 by forward passes alone."""
+
     def seen(self, goal: TopOneGoal) -> TopOneGoal:
         """The loss that the model's answers tell the attacker."""
         return goal
@@ -112,7 +117,9 @@ class BlackBoxAttack(TopOneAttack):
         start: torch.Tensor | None,
     ) -> Counted:
         """Search for the queries whose clean top-1 is right."""
-        return search_right(optimizer, embed, images, goal.loss)
+        e = goal.loss.gallery.queries[goal.loss.index]
+        rows = (goal.loss.first(e) > 0).nonzero()[:, 0]
+        return search_rows(optimizer, embed, images, goal.loss, rows, e)
 
     def read(
         self, goal: WithinBudget, perturbed: Perturbed, after: torch.Tensor
@@ -125,18 +132,18 @@ class BlackBoxAttack(TopOneAttack):
         return {goal.loss.column: right, f"{goal.loss.column}:Q": passes}
 
 
-def search_right(
+def search_rows(
     search: Search,
     embed: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
-    goal: TopOneGoal,
+    goal: Breakable,
+    rows: torch.Tensor,
+    e: torch.Tensor,
 ) -> Counted:
-    """Search for the queries whose clean top-1 is right; the others keep their image.
+    """Search for the queries at ``rows`` (b,); the others are broken, and keep their image.
 
-    Their clean embeddings are known, so this takes no pass.
+    ``e`` (B, D) are the clean embeddings, which are known: so this takes no pass.
     """
-    e = goal.gallery.queries[goal.index]
-    rows = (goal.first(e) > 0).nonzero()[:, 0]
     found = search.run(embed, images[rows], goal.take(rows))
     assert isinstance(found, Counted)
     return replace(

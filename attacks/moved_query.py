@@ -39,13 +39,23 @@ def columns_of(attack: type[Attack]) -> tuple[Column, ...]:
     return columns(own[0].partition(":")[0], own)
 
 
+def recall_and_map(name: str) -> tuple[Column, Column]:
+    """The columns ``name:R@1`` and ``name:mAP`` of an attack that spoils the whole ranking."""
+    recall = f"R@1 of the queries after {name}, in percent."
+    return (
+        Column(f"{name}:R@1", "%", "higher", recall),
+        Column(f"{name}:mAP", "%", "higher", f"mAP of the queries after {name}, in percent."),
+    )
+
+
 def outcomes(
     wanted: Collection[Column], e: torch.Tensor, index: torch.Tensor, gallery: Gallery
 ) -> dict[str, torch.Tensor]:
-    """Name of a column -> (B,) float64 values; NaN for R@K where a query has no positive.
+    """Name of a column -> (B,) float64 values; NaN for R@K, mAP where a query has no positive.
 
     Args:
-        wanted: columns, as ``columns`` makes them; nothing is computed if there are none.
+        wanted: columns, as ``columns`` or ``recall_and_map`` makes them; nothing is computed if
+            there are none.
         e: (B, D) embeddings of the queries.
         index: (B,) their numbers.
         gallery: clean embeddings.

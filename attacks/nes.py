@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.attacks.black_box import BlackBoxAttack, columns
+from dmlbench.attacks.black_box import TopOneBlackBox, columns
 from dmlbench.attacks.engine.nes import NES
 from dmlbench.attacks.top1 import LOSSES
 from dmlbench.core.papers import Paper
@@ -34,7 +34,7 @@ MOMENTUM = 0.9
 
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
-class NESAttack(BlackBoxAttack):
+class NESAttack(TopOneBlackBox):
     """Sign steps along estimated gradients."""
 
     card = Card("nes", "break the top-1 along gradients estimated from distances", ILYAS)

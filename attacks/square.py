@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.attacks.black_box import BlackBoxAttack, columns
+from dmlbench.attacks.black_box import TopOneBlackBox, columns
 from dmlbench.attacks.engine.square import Square
 from dmlbench.attacks.top1 import TopOneGoal
 from dmlbench.core.papers import Paper
@@ -36,7 +36,7 @@ SHARE = 0.8
 
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
-class SquareAttack(BlackBoxAttack):
+class SquareAttack(TopOneBlackBox):
     """Random squares that are kept where they bring another class nearer."""
 
     card = Card("square", "break the top-1 by random squares, without a gradient", SQUARE)

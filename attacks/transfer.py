@@ -45,6 +45,9 @@ PAPERNOT = Paper(
 )
 
 
+THREAT_KEYS = ("eps", "alpha", "steps", "suite", "optimizer")  # of an attack that has another in it
+
+
 @dataclass(frozen=True)
 class Source:
     """The model that images are made on."""
@@ -105,19 +108,17 @@ class Transfer(TopOneAttack):
             raise UserError("transfer: name the model that the images are made on: from=FOLDER")
         optimizer = self.optimizer or "apgd"
         whole = super(Transfer, replace(self, optimizer=optimizer)).resolve(threat)
-        by = spec.parse(self.by, ATTACKS)
-        if isinstance(by, Transfer | BlackBoxAttack):
-            raise UserError(f"transfer: by={by.card.name} is no attack that follows a gradient")
+        by = followed(self, self.by)
         assert whole.suite is not None
-        threat_keys = ("eps", "alpha", "steps", "suite", "optimizer")
-        if own := [key for key in threat_keys if getattr(by, key) is not None]:
-            raise UserError(f"transfer: {own[0]} is a key of transfer itself, not of by={self.by}")
-        same: dict[str, Any] = {key: getattr(whole, key) for key in threat_keys}
+        same: dict[str, Any] = {key: getattr(whole, key) for key in THREAT_KEYS}
         same["bits"] = whole.bits
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack) and self.of == "item":
             same["of"] = self.of
-        inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
+        try:
+            inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
+        except ValueError as error:
+            raise UserError(f"transfer: by={self.by}: {error}") from None
         return replace(
             whole, by=spec.canonical(by), source=_source(self.from_, self.network), attack=inner
         )
@@ -131,12 +132,10 @@ class Transfer(TopOneAttack):
         """With the digest of the weights, the network and the whole attack on it."""
         assert self.source is not None
         assert self.attack is not None
-        card = self.attack.card
-        by = {"attack": card.name, "version": card.version, "values": self.attack.facts}
         return super().facts | {
             "from": self.source.weights.sha256,
             "network": self.source.network.facts,
-            "by": by | source_facts(self.attack, "source"),
+            "by": facts_of(self.attack),
         }
 
     @property
@@ -170,6 +169,27 @@ class Transfer(TopOneAttack):
     def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
         """Nothing: the last iterate was embedded by the other model."""
         return {}
+
+
+def followed(outer: Attack, by: str) -> Attack:
+    """The attack ``by`` (a spec), whose gradient the attack ``outer`` follows.
+
+    Raises:
+        UserError: it cannot be read, has no gradient, or sets a key that is that of ``outer``.
+    """
+    name, inner = outer.card.name, spec.parse(by, ATTACKS)
+    if isinstance(inner, type(outer) | Transfer | BlackBoxAttack):
+        raise UserError(f"{name}: by={inner.card.name} is no attack that follows a gradient")
+    if own := [key for key in THREAT_KEYS if getattr(inner, key) is not None]:
+        raise UserError(f"{name}: {own[0]} is a key of {name} itself, not of by={by}")
+    return inner
+
+
+def facts_of(inner: Attack) -> dict[str, Any]:
+    """What decides the numbers of an attack that another one follows, as JSON types."""
+    card = inner.card
+    facts = {"attack": card.name, "version": card.version, "values": inner.facts}
+    return facts | source_facts(inner, "source")
 
 
 def _look(source: Source, gallery: Gallery, images: torch.Tensor) -> tuple[EmbeddingModel, Gallery]:

@@ -6,7 +6,12 @@ from typing import Any
 
 from dmlbench.attacks.base import ATTACKS
 
-KEYS: dict[str, dict[str, Any]] = {"square": {"budget": 30}, "nes": {"budget": 40}}
+KEYS: dict[str, dict[str, Any]] = {
+    "square": {"budget": 30},
+    "nes": {"budget": 40},
+    "qair": {"budget": 40},
+    "uap": {"steps": 12, "batch": 8},
+}
 EVERY = {
     cls.card.name: cls(**KEYS.get(cls.card.name, {}))
     for cls in ATTACKS

@@ -19,7 +19,7 @@ from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
-from dmlbench.datasets.base import RetrievalData
+from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.metrics.distance import BOUNDS, Metric
 from dmlbench.models.small import C2F2
 from tests.every_attack import EVERY
@@ -248,8 +248,12 @@ def model() -> EmbeddingModel:
 
 @pytest.fixture(scope="module")
 def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
+    def split(one: Split) -> Gallery:
+        x = tiny.evaluation_pixels(torch.from_numpy(one.images))
+        labels, e = torch.from_numpy(one.labels), embed(model, x)
+        return Gallery(e, labels, "N", images=lambda index: x[index])
+
+    return replace(split(tiny.test), train=lambda: split(tiny.train))
 
 
 TOP1 = (
@@ -261,6 +265,9 @@ TOP1 = (
     "radius",
     "square",
     "nes",
+    "oa",
+    "odfa",
+    "qair",
 )  # the same in both suites
 
 

@@ -32,7 +32,7 @@ def test_what_is_registered_conforms(cls: type[Component]) -> None:
     assert not left_out or cls in list(DATASETS)  # files that are not on this machine
 
 
-@pytest.mark.parametrize("attack", ["ca-", "es", "gtm", "gtt", "ltm", "sp-qa+"])
+@pytest.mark.parametrize("attack", ["ca-", "es", "gtm", "gtt", "ltm", "sp-qa+", "fna"])
 def test_the_definitions_of_the_published_code_conform(attack: str) -> None:
     found = testing.check(ATTACKS.get(attack)(suite="ers"))
     assert [finding.check for finding in found if finding.passed is None] == ["own entry"]

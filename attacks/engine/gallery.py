@@ -84,6 +84,7 @@ class Gallery:
             an item answers to its class and sees all but itself.
         query_images: as ``images``, of the queries.
         apart: true if the queries are not the items.
+        train: makes ``train_split``; None where that is not at hand.
     """
 
     embeddings: torch.Tensor
@@ -95,6 +96,7 @@ class Gallery:
     relevance: Relevance = field(default=None, repr=False)  # type: ignore[assignment]
     query_images: Images | None = field(default=None, repr=False, compare=False)
     apart: bool = False
+    train: Callable[[], Gallery] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -144,8 +146,20 @@ class Gallery:
             embeddings=e,
             metric=metric,
             queries=look(self.query_images, len(self.queries)) if self.apart else e,
+            train=self.train and (lambda: self.train_split.as_embedded_by(metric, look)),
             _shared={},
         )
+
+    @property
+    def train_split(self) -> Gallery:
+        """The train split as a gallery, in which each image is in turn the query. Kept.
+
+        Raises:
+            CellError: it is not at hand, or empty.
+        """
+        if self.train is None:
+            raise CellError("the attack is made on a train split, and the data set has none")
+        return self.shared("train split", self.train)
 
     @cached_property
     def classes(self) -> torch.Tensor:

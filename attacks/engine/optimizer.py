@@ -209,7 +209,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             if not len(rows):
                 break
             passes += len(rows) * self.draws
-            e, loss, live, dx = self._slope(embed, self._shown(now.x, now.ball), objective, number)
+            e, loss, live, dx = self.slope(embed, self.shown(now.x, now.ball), objective, number)
             finite &= loss.isfinite().all() & dx.isfinite().all()
             if number == 0:
                 last = e.new_empty(len(clean), *e.shape[1:]) if known is None else last
@@ -220,18 +220,18 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 continue
             stopped = len(rows) - int(live.sum())
             if stopped and stopped >= COMPACT_SHARE * len(rows):
-                result[rows], last[rows] = self._shown(now.result, now.ball), e
+                result[rows], last[rows] = self.shown(now.result, now.ball), e
                 keep = live.nonzero()[:, 0]
                 objective, now, rows = objective.take(keep), now.take(keep), rows[keep]
         if self.judges_last and len(rows):
             with torch.no_grad():
-                shown = self._shown(now.x, now.ball)
+                shown = self.shown(now.x, now.ball)
                 loss = expectation(
                     self.draws, lambda: objective.value_and_grad(embed(shown), self.steps)[0]
                 )
             finite &= loss.isfinite().all()
             now = self.judge(now, loss)
-        result[rows] = self._shown(now.result, now.ball)
+        result[rows] = self.shown(now.result, now.ball)
         if not finite:
             raise CellError(
                 f"the loss or its gradient is not finite within {self.steps} "
@@ -240,7 +240,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         self.verify(clean, result)
         return Perturbed(result, passes, len(clean) * self.steps * self.draws, last, flat)
 
-    def _slope(
+    def slope(
         self,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
@@ -264,7 +264,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
         check_ball(clean, adversarial, self.eps)
 
-    def _shown(self, x: torch.Tensor, ball: Ball) -> torch.Tensor:
+    def shown(self, x: torch.Tensor, ball: Ball) -> torch.Tensor:
         """The images that the network sees in the place of ``x``: rounded if ``bits`` is 8."""
         return ball.rounded(x) if self.bits == 8 else x
 

@@ -55,6 +55,18 @@ class RankedLists:
         ahead = torch.searchsorted(mine, others.contiguous())
         return ahead.masked_fill(mine[:, :1].isinf(), -1)
 
+    def first(self, e: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+        """(B, count) positions of the first items of the lists of ``e`` (B, D), closest first.
+
+        Args:
+            e: embeddings of the queries.
+            index: (B,) their numbers.
+            count: at most the number of items that each of them sees.
+        """
+        d = self._order(e)
+        self.gallery.relevance.excluded.put(d, index, torch.inf)
+        return d.topk(count, dim=1, largest=False).indices
+
     def _order(self, e: torch.Tensor) -> torch.Tensor:
         """(B, N) numbers in the order of the distances of ``e`` (B, D) to the items.
 

@@ -68,9 +68,9 @@ def draw(
     return torch.from_numpy(chosen).to(index.device)
 
 
-def positions(size: int, count: int) -> torch.Tensor:
+def positions(size: int, count: int, seed: int = 0, purpose: str = "candidates") -> torch.Tensor:
     """(count,) positions below ``size`` in random order, each once before one comes again."""
-    generator = np.random.default_rng(derived_seed(0, "candidates"))
+    generator = np.random.default_rng(derived_seed(seed, purpose))
     rounds = [generator.permutation(size) for _ in range(-(-count // size))]
     return torch.from_numpy(np.concatenate(rounds)[:count])
 

@@ -113,6 +113,7 @@ class Collected:
     ) -> dict[str, Any]:
         """The observations that the cell stores beside its numbers, JSON types."""
         spent = self.passes + self.forward_passes
+        full = self.full_passes + self.full_forward_passes
         found: dict[str, Any] = {
             **_means(self.observed),
             "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in columns},
@@ -121,7 +122,7 @@ class Collected:
             "radius": self.radius,
             "flat_start": self.flat / queries,
             "passes": self.passes / queries,
-            "passes_saved": 1 - spent / (self.full_passes + self.full_forward_passes),
+            "passes_saved": 1 - spent / full if full else 0.0,
         }
         if self.full_forward_passes:
             found["forward_passes"] = self.forward_passes / queries

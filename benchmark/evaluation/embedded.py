@@ -22,7 +22,7 @@ from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.cuda_graphs import replayed_or_launched
 
 DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
-Part = Literal["gallery", "queries"]
+Part = Literal["gallery", "queries", "train"]
 LOOKED_AT = 64  # images, spread over all, that a network is checked on
 
 
@@ -106,7 +106,13 @@ class EmbeddedTest:
             relevance=self.data.relevance(self.device),
             query_images=self.images,
             apart=apart,
+            train=self._train_split if len(self.data.train) else None,
         )
+
+    def _train_split(self) -> Gallery:
+        """Clean embeddings of the train split."""
+        labels = torch.from_numpy(self.data.train.labels).to(self.device)
+        return Gallery(self._mean("train"), labels, self.model.metric, images=self._train_images)
 
     def _mean(self, part: Part) -> torch.Tensor:
         """(N, D) clean embeddings, the means over the draws."""
@@ -119,7 +125,8 @@ class EmbeddedTest:
 
     def drawn(self, number: int, part: Part) -> torch.Tensor:
         """(N, D) embeddings of all images in one draw, which its number decides."""
-        split = self.data.test if part == "queries" else self.data.searched
+        data = self.data
+        split = {"gallery": data.searched, "queries": data.test, "train": data.train}[part]
         found: torch.Tensor | None = None
         index = torch.arange(len(split), device=self.device)
         with self._bar(f"embed the {part}", len(index)) as bar:
@@ -151,6 +158,10 @@ class EmbeddedTest:
     def gallery_images(self, index: torch.Tensor) -> torch.Tensor:
         """The gallery images at ``index`` (B,), float32 in [0, 1]."""
         return self._pixels(self.data.searched, index)
+
+    def _train_images(self, index: torch.Tensor) -> torch.Tensor:
+        """The train images at ``index`` (B,), as the network sees them in evaluation."""
+        return self._pixels(self.data.train, index)
 
     def perturbed_by(self, attack: Attack, index: torch.Tensor) -> torch.Tensor:
         """The images that an attack perturbs: the queries ``index``, or their candidates."""

@@ -45,7 +45,22 @@ class Subject:
         """The images as the network embeds them, in float32."""
         labels = torch.from_numpy(tiny_data().test.labels)
         e = embed(self.model, self.images)
-        return Gallery(e, labels, self.model.metric, images=lambda index: self.images[index])
+        return Gallery(
+            e,
+            labels,
+            self.model.metric,
+            images=lambda index: self.images[index],
+            train=self.train_split,
+        )
+
+    def train_split(self) -> Gallery:
+        """The train images as the network embeds them."""
+        data = tiny_data()
+        images = data.evaluation_pixels(torch.from_numpy(data.train.images))
+        labels = torch.from_numpy(data.train.labels)
+        with torch.no_grad():
+            e = embed(self.model, images)
+        return Gallery(e, labels, self.model.metric, images=lambda index: images[index])
 
     def wide_gallery(self, metric: Metric) -> Gallery:
         """The gallery in float64 for another metric; of E the embeddings have no unit length."""

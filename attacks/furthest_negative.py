@@ -1,0 +1,129 @@
+"""FNA, the furthest-negative attack: away from the own class, to the centre of the farthest other.
+
+With g the images of the query's class and c_far the mean embedding of the class that is farthest
+from the clean query,
+
+    L = |f(q~) - c_far|^2 - sum_g |f(q~) - g|^2
+
+(Bouniot et al., CVPRW 2020; CEA-LIST/adv-reid, ``utils/adv_evaluation.py``: ``max_min_mse``.)
+Squared Euclidean distances under every metric, as there.
+
+``strict``: g are the images that answer the query. ``ers``, as the published code: the clean query
+is one of the g, and it is repeated until there are as many as in the largest class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmlbench.attacks import moved_query
+from dmlbench.attacks.base import ATTACKS, Attack, RowWise
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.query_loss import CHUNK
+from dmlbench.common.errors import CellError
+from dmlbench.common.lazy import torch
+from dmlbench.core.papers import Paper
+from dmlbench.core.registry import Card
+from dmlbench.metrics.distance import pairwise
+
+BOUNIOT = Paper(
+    key="bouniot2020vulnerability",
+    title="Vulnerability of Person Re-Identification Models to Metric Adversarial Attacks",
+    authors="Bouniot, Quentin and Audigier, Romaric and Loesch, Angelique",
+    venue="CVPR Workshops",
+    year=2020,
+    url="https://openaccess.thecvf.com/content_CVPRW_2020/html/w47/"
+    "Bouniot_Vulnerability_of_Person_Re-Identification_Models_to_Metric_Adversarial_Attacks_"
+    "CVPRW_2020_paper.html",
+)
+COLUMNS = moved_query.recall_and_map("FNA")
+
+
+@dataclass(frozen=True)
+class FurthestNegativeGoal(RowWise):
+    """FNA on the queries ``index`` (B,).
+
+    Attributes:
+        pull: (B, D) the centre of the farthest other class.
+        count: (B,) the number of images g.
+        total: (B, D) the sum of their embeddings.
+        squares: (B,) the sum of the squared lengths of these.
+    """
+
+    gallery: Gallery
+    index: torch.Tensor
+    pull: torch.Tensor
+    count: torch.Tensor
+    total: torch.Tensor
+    squares: torch.Tensor
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (B,) and gradients (B, D)."""
+        near, count = e - self.pull, self.count
+        away = count * e.square().sum(1) - 2 * (e * self.total).sum(1) + self.squares
+        return near.square().sum(1) - away, 2 * (near - count[:, None] * e + self.total)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """R@1 and mAP."""
+        return moved_query.outcomes(COLUMNS, e, self.index, self.gallery)
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class FurthestNegative(Attack):
+    """FNA (Bouniot et al., CVPRW 2020)."""
+
+    card = Card("fna", "move a query away from its class, to the farthest other one", BOUNIOT)
+    columns = COLUMNS
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> FurthestNegativeGoal:
+        """The images of the query's class, summed up, and the centre of the farthest other."""
+        count, total, squares = _own(gallery, index)
+        if not self.strict:
+            largest = gallery.shared("largest class", lambda: int(gallery.relevance.answers.max()))
+            more, q = largest + 1 - count, gallery.queries[index].double()
+            total = total + more[:, None] * q
+            squares, count = squares + more * q.square().sum(1), count + more
+        pull = _farthest_centre(gallery, index)
+        parts = (pull, count, total, squares)
+        return FurthestNegativeGoal(gallery, index, *(x.to(gallery.embeddings) for x in parts))
+
+
+def _own(gallery: Gallery, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Number (B,), sum (B, D) and sum of squared lengths (B,) of the answers, in float64."""
+    total = torch.zeros_like(gallery.queries[index], dtype=torch.float64)
+    count, squares = torch.zeros_like(total[:, 0]), torch.zeros_like(total[:, 0])
+    relevance = gallery.relevance
+    for number, part in enumerate(torch.split(gallery.embeddings, CHUNK)):
+        items, first = part.double(), number * CHUNK
+        own = relevance.positives.contains(index, first, len(items)).double()
+        relevance.excluded.put(own, index, -torch.inf, first)
+        own.clamp_(min=0)
+        count += own.sum(1)
+        total += own @ items
+        squares += own @ items.square().sum(1)
+    return count, total, squares
+
+
+def _farthest_centre(gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
+    """(B, D) float64, the mean embedding of the class farthest from each query that is not its own.
+
+    Raises:
+        CellError: there is no other class.
+    """
+    place = gallery.shared("class numbers", lambda: gallery.classes.unique(return_inverse=True)[1])
+
+    def means() -> torch.Tensor:
+        sizes = torch.bincount(place).double()
+        sums = gallery.embeddings.new_zeros(len(sizes), gallery.embeddings.shape[1]).double()
+        return sums.index_add_(0, place, gallery.embeddings.double()) / sizes[:, None]
+
+    centres = gallery.shared("class means", means)
+    d = pairwise(gallery.queries[index].double(), centres, "E")
+    answers = gallery.relevance.positives.of(index)
+    own = torch.where(answers < 0, len(centres), place[answers.clamp(min=0)])
+    d = torch.cat([d, d[:, :1]], dim=1).scatter(1, own, -torch.inf)[:, :-1]
+    farthest, column = d.max(1)
+    if farthest.isinf().any():
+        raise CellError("the gallery holds a single class: there is no other one to move to")
+    return centres[column]

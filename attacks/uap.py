@@ -1,0 +1,186 @@
+"""UAP: one perturbation for all queries, made on the train split and added to every test query.
+
+A step takes a batch of train images x and the loss L of another attack (``by``), in which the train
+split is the gallery:
+
+    g = sum_x dL(f(x + v)) / dv,    m <- m + g / |g|_1,    v <- clip(v - alpha sign(m), -eps, eps)
+
+(Li et al., ICCV 2019; theFool32/UAP_retrieval, ``cirtorch/examples/attack``: momentum 1, alpha =
+eps / 10, x + v clipped to [0, 1].) The code has one image in a step, lowers alpha by 1% an epoch,
+and stops where the R@K of the test set is lowest; here the number of steps is fixed and the test
+split is not looked at.
+
+The pair-wise loss of the paper draws x to the farthest of 512 k-means centres of the train split,
+away from the nearest one. It needs no labels. Here the default is LTM, the same with the farthest
+image of another class and the nearest one of the same class. The label-wise and the list-wise loss
+of the paper are not here.
+
+The paper's budget is ``uap:eps=10/255``. To show a model the perturbation of another one:
+``transfer:from=FOLDER,by=uap,optimizer=pgd,steps=500``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from dmlbench.attacks import moved_query
+from dmlbench.attacks.base import ATTACKS, Attack, Goal, RowWise
+from dmlbench.attacks.engine.gallery import Gallery
+from dmlbench.attacks.engine.optimizer import Ball, Optimizer, Perturbed, Search
+from dmlbench.attacks.engine.targets import positions
+from dmlbench.attacks.transfer import facts_of, followed
+from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.lazy import torch
+from dmlbench.core import spec
+from dmlbench.core.papers import Paper
+from dmlbench.core.protocol import Threat
+from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
+
+LI = Paper(
+    key="li2019universal",
+    title="Universal Perturbation Attack Against Image Retrieval",
+    authors="Li, Jie and Ji, Rongrong and Liu, Hong and Hong, Xiaopeng and Gao, Yue and Tian, Qi",
+    venue="ICCV",
+    year=2019,
+    url="https://arxiv.org/abs/1812.00552",
+)
+STEPS = 500
+COLUMNS = moved_query.recall_and_map("UAP")
+
+
+@dataclass(frozen=True)
+class UniversalGoal(RowWise):
+    """The loss of another attack on a batch of queries, and what becomes of their ranking."""
+
+    loss: Goal
+    gallery: Gallery
+    index: torch.Tensor
+    seed: int
+
+    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the loss."""
+        return self.loss.value_and_grad(e, step)
+
+    def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
+        """R@1 and mAP."""
+        return moved_query.outcomes(COLUMNS, e, self.index, self.gallery)
+
+
+@ATTACKS.register
+@dataclass(frozen=True, kw_only=True)
+class UniversalPerturbation(Attack):
+    """One perturbation for all queries; its steps are those on the train split."""
+
+    card = Card("uap", "one perturbation for all queries, made on the train split", LI)
+    columns = COLUMNS
+    held_against_noise = False  # one for all need not be stronger than the worst noise of each
+
+    by: str = parameter("ltm", "spec of the attack on queries whose loss is minimised")
+    batch: int = parameter(32, "train images in a step", at_least=1)
+    attack: Attack | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.restarts:
+            raise ValueError("restarts are not for uap: the perturbation begins at zero")
+        if self.optimizer == "apgd":
+            raise ValueError("optimizer must be pgd: the steps of one perturbation for all")
+
+    def resolve(self, threat: Threat) -> Self:
+        """By sign steps of eps / 10, 500 of them, in every suite; complete the other attack.
+
+        Raises:
+            UserError: the other attack cannot be read, or is none that follows a gradient.
+        """
+        eps = threat.eps if self.eps is None else self.eps
+        whole = super(
+            UniversalPerturbation,
+            replace(
+                self,
+                alpha=self.alpha or eps / 10 or threat.alpha,
+                steps=self.steps or STEPS,
+                optimizer="pgd",
+            ),
+        ).resolve(threat)
+        by = followed(self, self.by)
+        if by.perturbs != "query":
+            raise UserError(f"uap: by={self.by} perturbs no query: take one that does")
+        same = {key: getattr(whole, key) for key in ("eps", "alpha", "steps", "suite")}
+        inner = replace(by, **same).resolve(threat)
+        return replace(whole, by=spec.canonical(by), attack=inner)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """With the whole attack whose loss it takes."""
+        assert self.attack is not None
+        return super().facts | {"by": facts_of(self.attack)}
+
+    @property
+    def most_passes(self) -> int:
+        """None for a query: the perturbation is made once."""
+        return 0
+
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> UniversalGoal:
+        """The other attack's on the same queries."""
+        if self.attack is None:
+            raise ValueError("uap has auto fields: call resolve(threat) before run")
+        return UniversalGoal(self.attack.goal(gallery, index, seed), gallery, index, seed)
+
+    def perturb(
+        self,
+        optimizer: Search,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        goal: UniversalGoal,
+        start: torch.Tensor | None,
+    ) -> Perturbed:
+        """Add the perturbation, which is made with the first batch of queries."""
+        assert isinstance(optimizer, Optimizer)
+        passes = 0
+
+        def make() -> torch.Tensor:
+            nonlocal passes
+            assert self.steps is not None
+            passes = self.steps * self.batch * optimizer.draws
+            return self._made(optimizer, embed, goal.gallery.train_split, goal.seed)
+
+        found = goal.gallery.shared(f"{spec.canonical(self)} {goal.seed}", make)
+        ball = Ball.around(images, optimizer.eps)
+        adversarial = optimizer.shown(ball.project_(images + found), ball)
+        optimizer.verify(images, adversarial)
+        e = goal.gallery.queries[goal.index]
+        return Perturbed(adversarial, passes, passes, e, torch.zeros_like(goal.index).bool())
+
+    def _made(
+        self,
+        optimizer: Optimizer[Any],
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        train: Gallery,
+        seed: int,
+    ) -> torch.Tensor:
+        """The perturbation, (1, C, H, W)."""
+        assert self.attack is not None
+        assert self.steps is not None
+        assert self.eps is not None
+        assert self.alpha is not None
+        assert train.images is not None
+        order = positions(len(train), self.steps * self.batch, seed, "uap").to(train.labels.device)
+        perturbation = torch.zeros_like(train.images(order[:1]))
+        momentum = torch.zeros_like(perturbation)
+        for step, rows in enumerate(order.split(self.batch)):
+            clean = train.images(rows)
+            ball, moved = Ball.around(clean, self.eps), clean + perturbation
+            shown = optimizer.shown(ball.project_(moved.clone()), ball)
+            goal = self.attack.goal(train, rows, seed)
+            _, _, _, dx = optimizer.slope(embed, shown, goal, step)
+            clipped = (moved < 0) | (moved > 1)  # there v moves no pixel
+            gradient = dx.masked_fill(clipped, 0).sum(0, keepdim=True)
+            momentum += gradient / gradient.abs().sum().clamp(min=torch.finfo(dx.dtype).tiny)
+            if not momentum.isfinite().all():
+                raise CellError(f"the gradient is not finite within {self.steps} steps")
+            perturbation = perturbation - self.alpha * momentum.sign()
+            perturbation = perturbation.clamp(-self.eps, self.eps)
+        return perturbation
