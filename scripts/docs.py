@@ -7,6 +7,7 @@ that is new is documented by its own docstring and help.
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -129,11 +130,36 @@ def changelog() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
 
 
+def scale() -> str:
+    """Seconds and memory against the size of the gallery, as ``scripts.scale`` measured them."""
+    with (ROOT / "results" / "speed" / "scale.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sizes = list(dict.fromkeys(row["gallery"] for row in rows))
+    heads = [f"{int(size):,}" for size in sizes]
+    lines = [
+        " | ".join(["", "", *(f"s, {n}" for n in heads), *(f"MiB, {n}" for n in heads), ""]),
+        "| --- |" + " ---: |" * 2 * len(sizes),
+    ]
+    for what in dict.fromkeys(row["what"] for row in rows):
+        found = {row["gallery"]: row for row in rows if row["what"] == what}
+        seconds = [_seconds(found[size]) for size in sizes]
+        memory = [found[size]["MiB"] for size in sizes]
+        lines.append(" | ".join(["", f"`{what}`", *seconds, *memory, ""]))
+    return "\n".join(line.strip() for line in lines)
+
+
+def _seconds(row: dict[str, str]) -> str:
+    """Set-up and step, ``0.2 + 0.01``; one number where there is no set-up."""
+    parts = (f"{float(row[part]):.3g}" for part in ("set-up s", "step s") if row[part])
+    return " + ".join(part for part in parts if part != "0") or "0"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli": cli,
     "methods": methods,
     "contributing": contributing,
     "changelog": changelog,
+    "scale": scale,
 }
 
 if __name__ == "__main__":

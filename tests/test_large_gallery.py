@@ -42,6 +42,9 @@ def test_norms_are_the_bits_of_the_whole(dtype: torch.dtype, dim: int, threads: 
             assert torch.equal(squared_norms(x[:n]), x[:n].square().sum(1)), n
         columns = x.T.contiguous().T  # stored column by column
         assert torch.equal(squared_norms(columns), columns.square().sum(1))
+        leaf = x[: 2 * PART].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(squared_norms(leaf).sum(), leaf)
+        assert torch.equal(gradient, 2 * leaf.detach())
         strided = x[::2]
         assert torch.equal(squared_norms(strided), strided.square().sum(1))
     finally:

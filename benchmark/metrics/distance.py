@@ -8,6 +8,7 @@ vectors and N is computed as E is.
 
 from __future__ import annotations
 
+import itertools
 from math import inf
 from typing import Literal, get_args
 
@@ -18,7 +19,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 SLACK = 1e-4  # of the bounds of any number: float32 embeddings have unit length to about 1e-7
 BOUNDS: dict[Metric, tuple[float, float]] = {"N": (0, 2), "E": (0, inf), "C": (0, 2)}
 """The least and the largest distance under each metric."""
-PART = 4096  # embeddings that are squared at once
+PART = 1024  # embeddings that are squared at once
 
 
 def pairwise(
@@ -47,8 +48,11 @@ def squared_norms(e: torch.Tensor) -> torch.Tensor:
     The rows are squared a part at a time. No part is short, because a sum over few rows may be
     taken in another order: the results are the bits of ``e.square().sum(1)``.
     """
-    parts = torch.tensor_split(e, tuple(range(PART, len(e) - PART + 1, PART)))
-    return torch.cat([part.square().sum(1) for part in parts])
+    norms = e.new_empty(len(e))
+    cuts = [0, *range(PART, len(e) - PART + 1, PART), len(e)]
+    for first, last in itertools.pairwise(cuts):
+        norms[first:last] = e[first:last].square().sum(1)
+    return norms
 
 
 def rowwise(a: torch.Tensor, b: torch.Tensor, metric: Metric) -> torch.Tensor:
