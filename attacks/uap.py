@@ -170,7 +170,7 @@ class UniversalPerturbation(Attack):
         order = positions(len(train), self.steps * self.batch, seed, "uap").to(train.labels.device)
         perturbation = torch.zeros_like(train.images(order[:1]))
         momentum = torch.zeros_like(perturbation)
-        for step, rows in enumerate(order.split(self.batch)):
+        for step, rows in enumerate(torch.split(order, self.batch)):
             clean = train.images(rows)
             ball, moved = Ball.around(clean, self.eps), clean + perturbation
             shown = optimizer.shown(ball.project_(moved.clone()), ball)

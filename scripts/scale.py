@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,9 @@ def measured(
 
     def attacked(attack: Any) -> None:
         for rows in torch.split(index, attack.most_rows(gallery)):
-            goal = timed("set-up", lambda rows=rows: attack.goal(gallery, rows, seed=0))
-            timed("step", lambda rows=rows, goal=goal: goal.value_and_grad(e[rows], 0))
-            timed("step", lambda rows=rows, goal=goal: goal.outcome(e[rows]))
+            goal = timed("set-up", partial(attack.goal, gallery, rows, seed=0))
+            timed("step", partial(goal.value_and_grad, e[rows], 0))
+            timed("step", partial(goal.outcome, e[rows]))
 
     for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
         attack = ATTACKS.get(name)().resolve(THREAT)
