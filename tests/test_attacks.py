@@ -254,6 +254,7 @@ TOP1 = (
     "oa",
     "odfa",
     "qair",
+    "oa-list",
 )  # the same in both suites
 
 
