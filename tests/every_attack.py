@@ -10,6 +10,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "square": {"budget": 30},
     "nes": {"budget": 40},
     "qair": {"budget": 40},
+    "oa-list": {"budget": 60},
     "uap": {"steps": 12, "batch": 8},
 }
 EVERY = {

@@ -268,6 +268,7 @@ TOP1 = (
     "oa",
     "odfa",
     "qair",
+    "oa-list",
 )  # the same in both suites
 
 

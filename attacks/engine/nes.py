@@ -5,16 +5,18 @@ At the image x, with n / 2 normal vectors u_k,
     g = sum_k (L(x_k+) - L(x_k-)) (x_k+ - x_k-),      x_k+- = Proj(x +- sigma u_k)
     m <- momentum m + g,      x <- Proj(x - alpha sign(m))
 
+With ``signs`` the u_k are random signs, as in SPSA (Uesato et al., ICML 2018).
+
 A step takes n + 1 passes: x itself is shown too. The images of a pair are projected onto the ball
 before they are shown, and the estimate uses what was shown, so each of them counts as an attempt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dmlbench.attacks.engine.black_box import BlackBox, Breakable, Known
-from dmlbench.attacks.engine.targets import normal
+from dmlbench.attacks.engine.targets import coarse, normal
 from dmlbench.common.lazy import torch
 
 
@@ -41,12 +43,18 @@ class Estimates(Known):
 
 @dataclass(frozen=True)
 class NES(BlackBox[Estimates]):
-    """The search: steps of ``alpha`` along estimates from ``samples`` images (an even number)."""
+    """The search: steps of ``alpha`` along estimates from ``samples`` images (an even number).
+
+    ``signs``: directions are random signs in the place of normal numbers. ``side``: the most
+    numbers that a direction has on each side of an image (``targets.coarse``); None: one a pixel.
+    """
 
     alpha: float
     samples: int
     sigma: float
     momentum: float
+    signs: bool = field(default=False, kw_only=True)
+    side: int | None = field(default=None, kw_only=True)
 
     def begin(self, known: Known, objective: Breakable) -> Estimates:
         """At the clean image."""
@@ -68,7 +76,9 @@ class NES(BlackBox[Estimates]):
         if place == 0:
             return now.x
         pair = number if place % 2 else number - 1
-        u = normal(now.index, now.seed, f"nes {pair}", now.x.shape[1:]).to(now.x)
+        side = max(now.x.shape) if self.side is None else self.side
+        u = coarse(normal, now.index, now.seed, f"nes {pair}", now.x, side)
+        u = u.sign() if self.signs else u
         return now.ball.project_(now.x + (self.sigma if place % 2 else -self.sigma) * u)
 
     def learn(

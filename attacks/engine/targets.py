@@ -9,11 +9,13 @@ swaps two neighbours inside a pool, nothing changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.lazy import np, torch
+
+COARSE = 32  # random numbers a side of an image, where a search has few passes (advorder)
 
 
 def draw(
@@ -100,6 +102,25 @@ def normal(index: torch.Tensor, seed: int, purpose: str, shape: tuple[int, ...])
     for row, generator in zip(found, _generators(index, seed, purpose), strict=True):
         generator.standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(found).to(index.device)
+
+
+def coarse(
+    draw: Callable[[torch.Tensor, int, str, tuple[int, ...]], torch.Tensor],
+    index: torch.Tensor,
+    seed: int,
+    purpose: str,
+    images: torch.Tensor,
+    side: int = COARSE,
+) -> torch.Tensor:
+    """Random numbers of the shape and type of ``images`` (B, C, H, W), at most ``side`` a side.
+
+    Of larger images each number covers a block of pixels. ``draw`` is ``uniform`` or ``normal``.
+    """
+    _, channels, height, width = images.shape
+    small = draw(index, seed, purpose, (channels, min(height, side), min(width, side))).to(images)
+    if small.shape == images.shape:
+        return small
+    return torch.nn.functional.interpolate(small, size=(height, width), mode="nearest")
 
 
 def _generators(index: torch.Tensor, seed: int, purpose: str) -> Iterator[np.random.Generator]:
