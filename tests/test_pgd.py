@@ -162,7 +162,7 @@ def test_verification_catches_an_image_outside(shift: float) -> None:
 def test_a_run_whose_images_leave_the_ball_fails(
     model: EmbeddingModel, problem: tuple[torch.Tensor, Hinge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PGD, "_shown", lambda self, x, ball: (x + 0.2).clamp(0, 1))
+    monkeypatch.setattr(PGD, "shown", lambda self, x, ball: (x + 0.2).clamp(0, 1))
     clean, goal = problem
     with pytest.raises(CellError, match="radius"):
         PGD(0.1, 0.1, 2).run(lambda x: embed(model, x), clean, goal)
