@@ -111,9 +111,11 @@ def _farthest_centre(gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
     Raises:
         CellError: there is no other class.
     """
-    place = gallery.shared(
-        "class numbers", lambda: torch.unique(gallery.classes, return_inverse=True)[1]
-    )
+
+    def numbers() -> torch.Tensor:
+        return torch.unique(gallery.classes, return_inverse=True)[1]
+
+    place = gallery.shared("class numbers", numbers)
 
     def means() -> torch.Tensor:
         sizes = torch.bincount(place).double()

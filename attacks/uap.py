@@ -13,7 +13,8 @@ split is not looked at.
 The pair-wise loss of the paper draws x to the farthest of 512 k-means centres of the train split,
 away from the nearest one. It needs no labels. Here the default is LTM, the same with the farthest
 image of another class and the nearest one of the same class. The label-wise and the list-wise loss
-of the paper are not here.
+of the paper are not here. On fashion-mini/none at 26/255 (100 queries) R@1 falls from 78 to 31 by
+ltm, to 11 by es and to 9 by margin.
 
 The paper's budget is ``uap:eps=10/255``. To show a model the perturbation of another one:
 ``transfer:from=FOLDER,by=uap,optimizer=pgd,steps=500``.

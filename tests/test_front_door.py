@@ -101,7 +101,7 @@ def test_specs_are_completed_from_the_name_to_the_value() -> None:
     def after(registry: object, begun: str) -> list[str]:
         return [item.value for item in _items(registry, begun)]  # type: ignore[arg-type]
 
-    assert after(DEFENSES, "h") == ["hm"]
+    assert after(DEFENSES, "h") == ["head", "hm"]
     assert after(DEFENSES, "hm:so") == ["hm:source="]
     assert after(DEFENSES, "hm:source=ran") == ["hm:source=random"]
     assert "hm:source=random,eta=" in after(DEFENSES, "hm:source=random,")
