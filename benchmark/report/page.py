@@ -157,7 +157,8 @@ def _named(text: str, entry: Entry) -> Markup:
     spec = f" ({entry.defense})"
     name, found, rest = text.partition(spec)
     apart = Markup('<span class="spec">{}</span>').format(found)
-    return Markup(_GRADUAL.sub(r"g<sub>\1</sub>", str(escape(name)))) + apart + rest
+    printed = _GRADUAL.sub(r"g<sub>\1</sub>", str(escape(name))).replace("&amp;", "<wbr>&amp;")
+    return Markup(printed) + apart + rest
 
 
 def _letter(number: int) -> str:
