@@ -113,7 +113,8 @@ def _farthest_centre(gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
     """
 
     def numbers() -> torch.Tensor:
-        return torch.unique(gallery.classes, return_inverse=True)[1]
+        inverse: torch.Tensor = torch.unique(gallery.classes, return_inverse=True)[1]
+        return inverse
 
     place = gallery.shared("class numbers", numbers)
 
