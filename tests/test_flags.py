@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -38,6 +39,7 @@ from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.evaluation import self_checks
 from dmlbench.evaluation.embedded import spread
 from dmlbench.evaluation.self_checks import FAR
 from dmlbench.models.base import parse_model
@@ -483,3 +485,13 @@ def test_a_distance_is_that_of_the_row_that_moved_most() -> None:
     before = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
     after = before + torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.1]])
     assert moved_by(after, before) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("attacked", "expected"), [(51.0, True), (50.0, True), (49.0, False)])
+def test_noise_that_gets_as_far_as_the_attack_is_a_sign(attacked: float, expected: bool) -> None:
+    measured = Mock(gallery=Mock(metric="N"))
+    clean, drawn = np.full(40, 80.0), np.full(40, 50.0)
+    for better, turn in (("higher", 1), ("lower", -1)):
+        column = Column("X", "%", better)  # type: ignore[arg-type]
+        values = [50 + turn * (x - 50) for x in (drawn, np.full(40, attacked), clean)]
+        assert self_checks._as_far(column, measured, *values) is expected
