@@ -3,9 +3,11 @@
 Each batch is used m times in a row. One backward pass gives the gradient of the loss in the weights
 and in the images: the first updates the weights, the second the perturbation,
 
-    delta <- clip(delta + alpha sign(dL/dx), -eps, eps),   alpha = eps in the paper
+    delta <- clip(delta + alpha sign(dL/dx), -eps, eps)
 
-which the next step, on the same or on the next batch, begins with. A step thus costs what a step
+which the next step, on the same or on the next batch, begins with. alpha is eps in the paper. Here
+it is that of PGD in 32 steps, as in RobRank: the triplet loss does not stand steps of a large eps
+(of 77/255 on Fashion-MNIST it stays near the margin). A step thus costs what a step
 of plain training does. An epoch takes one in m batches, drawn at random, so that the number of
 steps stays as it is; the paper runs through all batches in 1/m of the epochs, which is the same
 number of steps. Triplets are mined on the perturbed batch, and anew in each step.
@@ -43,6 +45,7 @@ FREE = Paper(
     year=2019,
     url="https://arxiv.org/abs/1904.12843",
 )
+ETA = 32  # the steps of PGD in the papers, whose size alpha is
 DELTA = "delta"  # state: (2B, C, H, W) perturbation of each place in a batch
 
 
@@ -59,7 +62,7 @@ class FreeAdversarialTraining(Defense):
         None, "radius of the training perturbation", above=0, at_most=1, pixels=True
     )
     alpha: float | None = parameter(
-        None, "size of a step; auto: eps", above=0, at_most=1, pixels=True
+        None, "size of a step; auto: that of PGD in 32 steps", above=0, at_most=1, pixels=True
     )
 
     @property
@@ -70,7 +73,7 @@ class FreeAdversarialTraining(Defense):
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """Fill in eps from the data set's training threat, and alpha."""
         eps = self.eps or threat.eps
-        filled = dataclasses.replace(self, eps=eps, alpha=self.alpha or eps)
+        filled = dataclasses.replace(self, eps=eps, alpha=self.alpha or threat.step(eps, ETA))
         return super(FreeAdversarialTraining, filled).resolve(threat, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:

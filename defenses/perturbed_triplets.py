@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmlbench.attacks.engine.objective import Objective
-from dmlbench.common.lazy import torch
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     SAMPLER_NAMES,
@@ -42,20 +41,12 @@ class PerturbedTriplets(AdversarialDefense, abc.ABC):
     def objective(self, metric: Metric, batch: Batch) -> Objective:
         """What PGD minimises over triplets, which are embedded as (T, 3, D)."""
 
-    def start(self, images: torch.Tensor, batch: Batch) -> torch.Tensor | None:
-        """Where PGD begins, for the triplets (T, 3, C, H, W) of all processes; None: at them."""
-        return None
-
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine clean triplets, perturb all three images, take the triplet loss on them."""
-        whole = self.mine_whole(self.sampler, batch, model.metric)
-        if not len(whole):
+        triplets = self.mine(self.sampler, batch, model.metric)
+        if not len(triplets):
             return StepOutput.empty(batch)
-        triplets, own = whole.share(batch.world), batch.world.share(len(whole))
         objective = self.objective(model.metric, batch)
-        images = batch.images[whole.stack()]
-        start = self.start(images, batch)
-        start = None if start is None else start[own]
-        perturbed = self.perturb(model, images[own], objective, start=start)
+        perturbed = self.perturb(model, batch.images[triplets.stack()], objective)
         e = model(perturbed.images.flatten(0, 1)).view(len(triplets), 3, -1)
         return self.triplet_step(batch, triplets, e, model.metric, perturbed)

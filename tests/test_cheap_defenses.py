@@ -14,7 +14,7 @@ from torch import nn
 
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
-from dmlbench.core.protocol import Recipe
+from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, State
 from dmlbench.defenses.fast import FastTriplet
@@ -37,15 +37,15 @@ def test_a_step_of_fast(tiny: RetrievalData) -> None:
     defense = FastTriplet().resolve(THREAT, "N")
     assert (defense.eta, defense.alpha, defense.training_cost) == (1, 0.25, 2)
     t = drawn(defense, "random", batch)
-    images = batch.images[t.stack()]
+    anchors, images = batch.images[t.anchor], batch.images[t.stack()[:, 1:]]
     noise = torch.rand(images.shape, generator=batch.generator)
     low, high = (images - 0.2).clamp(min=0), (images + 0.2).clamp(max=1)
     x = (images + 0.2 * (2 * noise - 1)).clamp(low, high).requires_grad_()
     eval_model = copy.deepcopy(model).eval()
-    a, p, n = (eval_model(x[:, i]) for i in range(3))
-    (gradient,) = torch.autograd.grad((d(a, p) - d(a, n)).sum(), x)
-    x = (x.detach() + 0.25 * gradient.sign()).clamp(low, high)
-    a, p, n = (model(x[:, i]) for i in range(3))
+    pulled = d(eval_model(x[:, 0]), eval_model(x[:, 1])).sum()
+    (gradient,) = torch.autograd.grad(pulled, x)
+    x = (x.detach() - 0.25 * gradient.sign()).clamp(low, high)
+    a, p, n = model(anchors), model(x[:, 0]), model(x[:, 1])
     expected = (d(a, p) - d(a, n) + GAMMA).clamp(min=0).mean()
     batch.generator.manual_seed(0)
     agrees(model, batch, defense, expected)
@@ -62,7 +62,8 @@ def test_steps_of_free(tiny: RetrievalData) -> None:
     sizes = (len(whole.images), 10, len(whole.images))  # the second batch is smaller
     defense = FreeAdversarialTraining(alpha=0.1).resolve(THREAT, "N")
     assert (defense.eps, defense.training_cost, defense.label) == (0.2, 1, "FREE[R]")
-    assert FreeAdversarialTraining().resolve(THREAT, "N").alpha == 0.2
+    threat = TrainingThreat(eps=77 / 255, eta=8)
+    assert FreeAdversarialTraining().resolve(threat, "N").alpha == 3 / 255
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     state: State = {}
     delta = torch.zeros_like(whole.images)
