@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +127,19 @@ def measured(
 
     for name, work in (("metrics", metrics), ("collapse", collapse)):
         seconds["step"] = 0.0
-        peak = peak_mib(lambda work=work: timed("step", work), device)  # type: ignore[misc]
+        peak = peak_mib(partial(timed, "step", work), device)
         yield name, "", f"{seconds['step']:.3f}", peak
 
     def attacked(attack: Any) -> None:
         for rows in torch.split(index, attack.most_rows(gallery)):
-            goal = timed("set-up", lambda rows=rows: attack.goal(gallery, rows, seed=0))
-            timed("step", lambda rows=rows, goal=goal: goal.value_and_grad(e[rows], 0))
-            timed("step", lambda rows=rows, goal=goal: goal.outcome(e[rows]))
+            goal = timed("set-up", partial(attack.goal, gallery, rows, seed=0))
+            timed("step", partial(goal.value_and_grad, e[rows], 0))
+            timed("step", partial(goal.outcome, e[rows]))
 
     for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
         attack = ATTACKS.get(name)().resolve(THREAT)
         seconds |= {"set-up": 0.0, "step": 0.0}
-        peak = peak_mib(lambda attack=attack: attacked(attack), device)  # type: ignore[misc]
+        peak = peak_mib(partial(attacked, attack), device)
         yield name, f"{seconds['set-up']:.3f}", f"{seconds['step']:.3f}", peak
 
 

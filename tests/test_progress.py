@@ -36,9 +36,26 @@ def test_a_pipe_gets_lines() -> None:
     reporter = reporter_for(Console(file=out))
     assert isinstance(reporter, PlainReporter)
     work(reporter)
-    first, warning, last = out.getvalue().splitlines()
+    first, noted, warning, last = out.getvalue().splitlines()
     assert (first, warning) == ("training hm ...", "warning: the disk is nearly full")
+    assert noted.startswith("training hm: 2/3, ")  # the first note does not wait
+    assert noted.endswith(" left loss 0.2")
     assert last.startswith("training hm: done in")
+    assert last.endswith("  loss 0.2")
+
+
+def test_lines_come_after_five_seconds_and_then_every_fifteen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    out = io.StringIO()
+    with PlainReporter(Console(file=out)) as reporter, reporter.task("embed", 100) as bar:
+        for second in range(1, 50):
+            clock[0] = second
+            bar.advance(2)
+    told = [line.split()[1] for line in out.getvalue().splitlines()[1:-1]]
+    assert told == ["10/100,", "40/100,", "70/100,"]
 
 
 def test_a_terminal_gets_bars() -> None:

@@ -63,8 +63,8 @@ class Evaluation(EmbeddedTest):
         }
         metrics = {name: bootstrap_mean(value) for name, value in outcomes.items()}
         if self.most_passes is not None:  # the first numbers of a run that takes long
-            known = "  ".join(f"{name} {one.value:.3g}" for name, one in metrics.items())
-            self.reporter.say(f"clean images: {known}")
+            said = "  ".join(f"{name} {one.value:.3g}" for name, one in metrics.items())
+            self.reporter.say(f"clean images: {said}")
         findings: dict[str, Any] = {"queries_left_out": int((~found.valid).sum())}
         if "NMI" in names:
             known = gallery.labels >= 0

@@ -22,7 +22,8 @@ def mean_cosine(embeddings: torch.Tensor, dtype: torch.dtype | None = None) -> t
     ``embeddings``, or of ``dtype``: take float64 where N is large.
     """
     n = len(embeddings)
-    total, squares = embeddings.new_zeros(embeddings.shape[1], dtype=dtype), 0
+    total = embeddings.new_zeros(embeddings.shape[1], dtype=dtype)
+    squares = total.new_zeros(())
     for part in torch.split(embeddings, PART):
         unit = torch.nn.functional.normalize(part.to(dtype or part.dtype), dim=1)
         total, squares = total + unit.sum(0), squares + unit.square().sum()
