@@ -127,7 +127,7 @@ def measured(
 
     for name, work in (("metrics", metrics), ("collapse", collapse)):
         seconds["step"] = 0.0
-        peak = peak_mib(lambda work=work: timed("step", work), device)  # type: ignore[misc]
+        peak = peak_mib(partial(timed, "step", work), device)
         yield name, "", f"{seconds['step']:.3f}", peak
 
     def attacked(attack: Any) -> None:
@@ -139,7 +139,7 @@ def measured(
     for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
         attack = ATTACKS.get(name)().resolve(THREAT)
         seconds |= {"set-up": 0.0, "step": 0.0}
-        peak = peak_mib(lambda attack=attack: attacked(attack), device)  # type: ignore[misc]
+        peak = peak_mib(partial(attacked, attack), device)
         yield name, f"{seconds['set-up']:.3f}", f"{seconds['step']:.3f}", peak
 
 
