@@ -509,6 +509,7 @@ def test_what_differs_alone_is_no_rounding() -> None:
     assert not edited.refused
     same = [replace(held(truth, truth, bootstrap_mean(truth), False), attack=a) for a in "abc"]
     assert unexplained([edited, *same]) == [edited]
+    assert replace(edited, alone=True).refused  # as the table of the verdict says it
     moved = held(truth + 0.01, truth, bootstrap_mean(truth), False)  # as on another machine
     assert unexplained([edited, replace(moved, attack="a"), *same[1:]]) == []
     (one, none) = (replace(edited, differing=n, n=100) for n in (1, 0))

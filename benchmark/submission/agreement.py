@@ -48,6 +48,7 @@ class Agreement:
         tolerance: mean difference that is accepted.
         complete: true if every query of the row was measured again.
         outside: true if so, and the new mean lies outside the stated interval.
+        alone: true if several outcomes differ and those of other attacks do not.
     """
 
     metric: str
@@ -62,6 +63,7 @@ class Agreement:
     tolerance: float
     complete: bool
     outside: bool
+    alone: bool = False
 
     @property
     def close(self) -> bool:
@@ -71,7 +73,7 @@ class Agreement:
     @property
     def refused(self) -> bool:
         """True if the claim cannot be right."""
-        return not self.close and (self.chance < ALPHA or self.outside)
+        return not self.close and (self.chance < ALPHA or self.outside or self.alone)
 
 
 def agreement(

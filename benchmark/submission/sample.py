@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
@@ -99,8 +99,8 @@ def measured_again(
         parts.append(_Part(cell, task, pool, sample, found, numbers))
     every = [one for part in parts for one in part.numbers]
     for part in parts:
-        alone = any(differs_alone(one, every) for one in part.numbers)
-        if (part.doubtful or alone) and len(part.sample) < len(part.asked):
+        doubtful = part.doubtful or any(differs_alone(one, every) for one in part.numbers)
+        if doubtful and len(part.sample) < len(part.asked):
             title = part.task.title
             session.reporter.say(f"{title}: the sample differs, so all queries are measured")
             part.found = _again(evaluation, part.task, part.asked)
@@ -110,12 +110,9 @@ def measured_again(
     every = [one for part in parts for one in part.numbers]
     reasons = [_said(one) for one in every if one.refused]
     reasons += [one for part in parts for one in _other_findings(part.cell, part.found)]
-    reasons += [
-        f"{_said(one)}, and nothing else does, so it is not rounding"
-        for one in unexplained(every)
-        if not one.refused
-    ]
-    return every, reasons
+    alone = [one for one in unexplained(every) if not one.refused]
+    reasons += [f"{_said(one)}, and nothing else does, so it is not rounding" for one in alone]
+    return [replace(one, alone=True) if one in alone else one for one in every], reasons
 
 
 def _said(one: Agreement) -> str:
