@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 
 from dmlbench import __version__
-from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import sealed
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
@@ -122,7 +121,7 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     dmlbench: Run, tmp_path: Path
 ) -> None:
     arguments = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1")
-    done = dmlbench(*arguments, "--attack", "all")
+    done = dmlbench(*arguments, "--attack", "ca+", "--attack", "broken", "--attack", "tma")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "failed: BR on N/A[R]: RuntimeError: this plugin is broken" in done.stdout
@@ -131,7 +130,7 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     assert failed["attack"].tolist() == ["broken"]
     assert "failed" in (tmp_path / "leaderboards" / "tiny.md").read_text()
     measured = set(table[table["status"] == "ok"]["attack"].dropna())
-    assert measured == {*ATTACKS.names(), "worst case", "ERS"} - {"transfer"}  # it needs a key
+    assert measured == {"ca+", "tma"}
     again = dmlbench(*arguments, "--attack", "broken")
     assert again.returncode == 1
     assert "this plugin is broken" in again.stderr  # tried again, not remembered as done
