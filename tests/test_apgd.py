@@ -16,7 +16,7 @@ from dmlbench.attacks.engine.apgd import APGD, schedule
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 from tests.test_pgd import Hinge
 
 
@@ -97,7 +97,7 @@ def slow_apgd(
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(params=["hinge", "wave"])

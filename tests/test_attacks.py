@@ -21,7 +21,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.metrics.distance import BOUNDS, Metric
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY
 
 N = 60
@@ -243,7 +243,7 @@ def test_es_and_tma_equal_their_definition(metric: str) -> None:
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.metrics.distance import rowwise
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=8)
 
@@ -66,7 +66,7 @@ PAIRS = [(TargetedMismatch(), AutogradMismatch()), (CandidateUp(w=3), AutogradCa
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=10.6 / 255, alpha=1.3 / 255, steps=4, suite="auto")
 
@@ -26,7 +26,7 @@ THREAT = Threat(eps=10.6 / 255, alpha=1.3 / 255, steps=4, suite="auto")
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.08, alpha=0.03, steps=10)
 BUDGET = 24
@@ -32,7 +32,7 @@ BOTH = ["square", "square:see=distances", "nes:samples=4"]
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +338,7 @@ def test_the_command_line(dmlbench: Callable[..., CompletedProcess[str]], tmp_pa
     assert found["curves"].keys() == {"Square:Q"}
     assert found["curves"]["Square:Q"][0][0] == 0
     assert set(cell["metrics"]) == {"Square", "Square:Q", "Square:q50"}
-    plotted = dmlbench("leaderboard", "tiny", "--results", "results", "--leaderboards", "boards")
+    plotted = dmlbench("leaderboard", "tiny", "--format", "plots", "--leaderboards", "boards")
     assert plotted.returncode == 0, plotted.stderr
     plot = (tmp_path / "boards/plots").glob("*curves.svg")
     assert "forward passes" in next(plot).read_text()

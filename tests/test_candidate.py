@@ -13,7 +13,7 @@ from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 
@@ -167,7 +167,7 @@ def test_a_gallery_too_small_is_refused() -> None:
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])

@@ -16,7 +16,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation import cuda_graphs
 from dmlbench.evaluation.cuda_graphs import Replayed, bound_by_launches, replayed_or_launched
 from dmlbench.evaluation.evaluator import evaluation
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 from tests.test_training import Silent
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -25,7 +25,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @pytest.fixture
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 def recorder(images: int) -> Callable[..., Callable[[torch.Tensor], torch.Tensor]]:

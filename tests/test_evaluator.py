@@ -19,7 +19,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY
 from tests.test_training import Silent
 
@@ -31,7 +31,7 @@ def measured(
     data: RetrievalData, model: EmbeddingModel | None = None, **compute: Any
 ) -> Iterator[Evaluation]:
     torch.manual_seed(0)
-    network = model or C2F2(dim=8).build(1, 8)
+    network = model or tiny_network()
     settings = {"batch_size": 16} | compute
     with evaluation(network, data, Compute("cpu", **settings), Silent()) as found:
         yield found
@@ -226,7 +226,7 @@ def test_a_gpu_finds_what_the_cpu_finds(tiny: RetrievalData, name: str) -> None:
     attack, values = EVERY[name].resolve(THREAT), []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        network = C2F2(dim=8).build(1, 8)
+        network = tiny_network()
         with evaluation(network, tiny, Compute(device), Silent()) as found:
             measured_ = found.attack(attack, 0, name).metrics
             values.append([estimate.value for estimate in measured_.values()])

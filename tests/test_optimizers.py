@@ -13,7 +13,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.2, alpha=0.05, steps=8)
 
@@ -59,7 +59,7 @@ def test_spellings_of_resolved_attacks_mean_the_same(text: str) -> None:
 @pytest.mark.parametrize("name", ["ca+", "qa-", "tma", "ltm"])
 def test_any_goal_by_apgd_is_batch_independent(name: str, tiny: RetrievalData) -> None:
     torch.manual_seed(0)
-    model: EmbeddingModel = C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    model: EmbeddingModel = tiny_network().eval().requires_grad_(False)
     images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
     gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
     index = torch.arange(40)

@@ -21,7 +21,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.metrics.bootstrap import bootstrap_median
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=24 / 255, alpha=0.03, steps=10, suite="auto")
 
@@ -29,7 +29,7 @@ THREAT = Threat(eps=24 / 255, alpha=0.03, steps=10, suite="auto")
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from dmlbench.metrics import clustering
+from dmlbench.metrics import bootstrap, clustering
 from dmlbench.metrics import retrieval as module
-from dmlbench.metrics.bootstrap import bootstrap_mean
+from dmlbench.metrics.bootstrap import bootstrap_mean, bootstrap_median
 from dmlbench.metrics.clustering import kmeans_nmi, normalized_mutual_information
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
@@ -256,3 +257,19 @@ def test_bootstrap_is_seeded_leaves_out_nan_and_covers() -> None:
     assert 51 <= hits <= 60
     with pytest.raises(ValueError, match="no value"):
         bootstrap_mean([float("nan")])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 1000, 1001, 70_000])
+@pytest.mark.parametrize(
+    ("interval", "statistic"), [(bootstrap_mean, np.mean), (bootstrap_median, np.median)]
+)
+def test_the_bootstrap_is_the_loop_over_resamples_to_the_bit(
+    n: int, interval: Any, statistic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", resamples := 1000 if n < 10_000 else 9)
+    sample = np.random.default_rng(n).normal(3, 0.01, n)
+    generator = np.random.default_rng(bootstrap.SEED)
+    drawn = [statistic(sample[generator.integers(n, size=n)]) for _ in range(resamples)]
+    tail = 100 * (1 - bootstrap.LEVEL) / 2
+    found = interval(sample)
+    assert [found.low, found.high] == list(np.percentile(drawn, [tail, 100 - tail]))

@@ -17,7 +17,7 @@ from dmlbench.attacks.top1 import LOSSES, TopOneGoal
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.models.small import C2F2
+from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=10, suite="auto")
 UNEQUAL = [0] * 14 + [7] * 12 + [3] * 11 + [9] * 5 + [4] * 2 + [2]  # the last is alone in its class
@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_gallery(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
     torch.manual_seed(0)
-    return C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

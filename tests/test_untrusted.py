@@ -208,7 +208,7 @@ def test_formulas_and_links_in_results_are_text_in_every_export(tmp_path: Path) 
     one = cell("@SUM", label=bad, defense="+cmd|' /C calc'!A0", model="![i](http://x.y/i.png)")
     store.put(one)
     export(store)
-    assert call("leaderboard", "tiny").exit_code == 0
+    assert call("leaderboard", "tiny", "--format", "md", "--format", "csv").exit_code == 0
     (record,) = read_folder(store.root)
     assert (record["label"], record["defense"]) == (bad, "+cmd|' /C calc'!A0")
     assert record["metric"] == "@SUM"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 RESAMPLES = 1000
 LEVEL = 0.95
+PART = 1 << 18  # numbers drawn at once
 SEED = 20220304  # part of the protocol: the same outcomes have the same interval everywhere
 
 
@@ -53,8 +54,10 @@ def _bootstrap(values: npt.ArrayLike, statistic: Callable[..., np.floating]) -> 
     if n == 0:
         raise ValueError("no value to average: every outcome is NaN")
     generator = np.random.default_rng(SEED)
-    drawn = (sample[generator.integers(n, size=n)] for _ in range(RESAMPLES))
-    found = np.array([statistic(one) for one in drawn])
+    at_once = max(1, min(RESAMPLES, PART // n))
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    drawn = (sample[generator.integers(n, size=(size, n))] for size in sizes)
+    found = np.concatenate([statistic(resamples, axis=1) for resamples in drawn])
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(found, [tail, 100 - tail])
     return Estimate(float(statistic(sample)), float(low), float(high), n)

@@ -25,7 +25,7 @@ from dmlbench.report.board import Board, Table, base
 from dmlbench.report.columns import curves, ranks
 
 STAMP = ".drawn.json"
-FEW = 3  # plots that are drawn sooner than a second process starts
+FEW = 8  # plots that are drawn sooner than a second process starts
 CODE = ("analysis", "core", "metrics", "report")  # folders whose code decides the bytes of a plot
 
 

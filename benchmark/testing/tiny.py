@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.datasets.base import RetrievalData, Split
-from dmlbench.models.small import C2F2
 
 
 def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
@@ -34,10 +34,19 @@ def tiny_data() -> RetrievalData:
 
 
 def tiny_network(seed: int = 0) -> EmbeddingModel:
-    """An untrained network for the images of ``tiny_data``: (B, 1, 8, 8) to (B, 8).
+    """An untrained network for the images of ``tiny_data``: (B, 1, 8, 8) to (B, 8), metric N.
 
     PyTorch's global generator is afterwards as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return C2F2(dim=8).build(1, 8)
+        backbone = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 8),
+        )
+    return EmbeddingModel(backbone, "N", same_in_training=True)
