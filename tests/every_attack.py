@@ -8,9 +8,9 @@ from dmlbench.attacks.base import ATTACKS
 
 KEYS: dict[str, dict[str, Any]] = {
     "square": {"budget": 30},
-    "nes": {"budget": 40},
-    "qair": {"budget": 40},
-    "oa-list": {"budget": 60},
+    "nes": {"budget": 24},
+    "qair": {"budget": 24},
+    "oa-list": {"budget": 36},
     "uap": {"steps": 12, "batch": 8},
 }
 EVERY = {

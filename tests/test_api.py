@@ -39,7 +39,7 @@ import dmlbench
 
 torch.manual_seed(0)
 net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
-report = dmlbench.evaluate(net, suite="strict", queries=100, progress=False)
+report = dmlbench.evaluate(net, suite="strict", queries=30, progress=False)
 print(report)
 report.to_frame().to_csv("report.csv")
 """
@@ -85,7 +85,7 @@ def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
     assert not (tmp_path / "results").exists()
     done = dmlbench(
         *["attack", "--checkpoint", "w.pt", "--model", "mynet:make", "--dataset", "fashion-mini"],
-        *["--suite", "strict", "--queries", "100"],
+        *["--suite", "strict", "--queries", "30"],
     )
     assert done.returncode == 0, done.stderr
     numbers = ["metric", "value", "low", "high", "n", "clean", "deciles"]

@@ -16,10 +16,9 @@ from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import save_weights
 from dmlbench.testing.attack_subject import Subject
-from dmlbench.models.small import C2F2
-from dmlbench.testing.tiny import tiny_network
 
 THREAT = Threat(eps=0.2, alpha=0.05, steps=8)
 
@@ -106,13 +105,14 @@ def test_of_8_bits_every_pixel_is_whole(subject: Subject) -> None:
 def test_another_models_perturbation_is_shown_by_transfer(
     subject: Subject, tmp_path: Path, tiny: RetrievalData
 ) -> None:
-    save_weights(tmp_path / "w.safetensors", C2F2(dim=8).build(1, 8))
+    source = C2F2(dim=8).build(1, 8).eval().requires_grad_(False)
+    save_weights(tmp_path / "w.safetensors", source)
     text = f'transfer:from={tmp_path}/w.safetensors,network="c2f2:dim=8",by=uap,steps=6,alpha=0.05'
     with pytest.raises(UserError, match="by=uap: optimizer must be pgd"):
         attack_of(text)
     attack = attack_of(f"{text},optimizer=pgd")
     other = Subject(attack)
-    other.model = tiny_network(1).eval().requires_grad_(False)  # type: ignore[misc]
+    other.model = source  # type: ignore[misc]
     made = run(attack_of("uap:steps=6,alpha=0.05"), other).perturbed.images
     found = run(attack, subject).perturbed.images
     right = subject.gallery.recall_at_1(subject.gallery.embeddings, torch.arange(40)) > 0
