@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,14 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dmlbench import __file__ as PACKAGE
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data
 from tests.faults import PATIENCE, Sweeps, install
-from tests.zygote import Zygote
+from tests.zygote import Zygote, environment
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -112,9 +110,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zygote(plugin: Path) -> Iterator[Zygote]:
-    own = Path(PACKAGE).parents[1]  # in a second work tree not the installed one
-    path = os.pathsep.join([str(plugin), str(own)])
-    started = Zygote(os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    started = Zygote(environment(plugin))
     yield started
     started.close()
 

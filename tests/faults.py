@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.zygote import environment
+
 PLUGIN = """
 import os, sys, time
 from dataclasses import dataclass
@@ -101,9 +103,8 @@ def install(root: Path) -> Path:
 class Sweeps:
     """Starts ``dmlbench`` with plugins, each process in a folder of its own."""
 
-    def __init__(self, *plugins: Path, **environment: str) -> None:
-        path = os.pathsep.join(map(str, plugins))
-        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
+    def __init__(self, *plugins: Path, **variables: str) -> None:
+        self.environment = environment(*plugins) | variables
 
     def start(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
         """Start a process, whose output is collected."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -22,7 +21,7 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 from tests.faults import PATIENCE
-from tests.zygote import Zygote
+from tests.zygote import Zygote, environment
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
@@ -343,7 +342,7 @@ def test_training_ended_at_random_moments_gives_the_same_weights(
         process = subprocess.Popen(
             [sys.executable, "-m", "dmlbench", *arguments, "--results", "cut"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
+            env=environment(plugin),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.training.log import LOG
 from dmlbench.training.trainer import Training, train
 from tests.faults import PATIENCE
+from tests.zygote import environment
 
 DEFENSES = (
     *("none", "none:loss=margin", "none:loss=proxy-anchor"),
@@ -74,7 +74,7 @@ def test_two_processes_train_what_one_does(
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [sys.executable, *launch, "-m", "dmlbench", *arguments, "--json"],
-        env=os.environ | {"PYTHONPATH": str(plugin), "OMP_NUM_THREADS": "1"},
+        env=environment(plugin),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

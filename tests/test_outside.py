@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.outside import DATASET, DEFENSE, NETWORK, SLIPS, install
-from tests.zygote import Zygote
+from tests.zygote import Zygote, environment
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1", "--threads", "1")
@@ -22,8 +21,7 @@ RUN = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1", 
 @pytest.fixture(scope="module")
 def theirs(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     root = install(tmp_path_factory.mktemp("site"))
-    path = os.pathsep.join([str(root), str(plugin)])
-    started = Zygote(os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    started = Zygote(environment(root, plugin))
     yield started
     started.close()
 

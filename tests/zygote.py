@@ -23,7 +23,17 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("__main__", "make", "ray_cluster")  # are started, or need an extra
+SOURCE = Path(__file__).parents[1] / "src"
 START = 600  # seconds: the first command waits for the imports, on a loaded machine for minutes
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """The environment of a process of one thread that finds ``folders`` and the tested dmlbench.
+
+    In a second work tree that is not the installed one.
+    """
+    path = os.pathsep.join(map(str, (*folders, SOURCE)))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 class Zygote:
