@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,12 @@ def tiny() -> RetrievalData:
 settings.register_profile("dmlbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dmlbench")
 torch.set_num_threads(1)  # the tests run in two processes, and so do the commands they start
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported lives to the end: no collection need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

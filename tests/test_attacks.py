@@ -290,7 +290,7 @@ def test_batches_and_the_active_set_change_no_outcome(
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
     reference = outcomes(40, 40, active_set=False)
-    for batch, count in ((1, 8), (16, 40), (40, 40)):  # alone a query costs as much as 32
+    for batch, count in ((1, 4), (16, 40), (40, 40)):  # alone a query costs as much as 32
         for column, values in outcomes(batch, count, active_set=True).items():
             assert torch.equal(values, reference[column][:count]), (column, batch)
 

@@ -241,6 +241,7 @@ def as_timm_0_4_has_it(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return old | {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49).long()}
 
 
+@pytest.mark.slow
 def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
     name = "timm:name=swin_tiny_patch4_window7_224,weights=none,dim=6"
     torch.manual_seed(0)

@@ -445,6 +445,7 @@ def test_a_csv_says_what_the_cells_say(tmp_path: Path) -> None:
     assert page.render([direct]) == page.render(read)
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_are_all_rendered(tmp_path: Path) -> None:
     """Read, rank, and write four formats."""
     (board,) = boards(read_tidy(write(tmp_path / "results.csv", many(1000))), literature=False)

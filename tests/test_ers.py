@@ -51,7 +51,7 @@ def test_bounds_and_extremes() -> None:
         ers(untouched | {"ES:D": 9.3})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
 def test_the_shares_of_the_queries_average_to_the_score_of_the_means(
     seed: int, queries: int

@@ -195,6 +195,7 @@ def test_an_edited_number_is_refused(place: Place, tmp_path: Path) -> None:
         look_at(tmp_path / "z.zip")
 
 
+@pytest.mark.slow
 def test_edited_outcomes_are_refused(place: Place, tmp_path: Path) -> None:
     def outcomes(forgery: Forgery) -> None:
         values = forgery.store.outcomes(forgery.cell("ca+").id)["CA+"].to_numpy(copy=True)
@@ -207,6 +208,7 @@ def test_edited_outcomes_are_refused(place: Place, tmp_path: Path) -> None:
     assert (number.n, number.complete) == (QUERIES, True)
 
 
+@pytest.mark.slow
 def test_of_an_attack_whose_sample_differs_alone_all_queries_are_measured(
     place: Place, tmp_path: Path
 ) -> None:
