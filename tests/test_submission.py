@@ -32,6 +32,7 @@ from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
 from dmlbench.submission.claims import training_of
+from dmlbench.submission.reproduce import Compared
 from dmlbench.submission.submit import submit
 from dmlbench.submission.verify import Verdict, verify
 from dmlbench.sweep.session import open_session
@@ -516,3 +517,21 @@ def test_what_differs_alone_is_no_rounding() -> None:
     assert unexplained([edited, replace(moved, attack="a"), *same[1:]]) == []
     (one, none) = (replace(edited, differing=n, n=100) for n in (1, 0))
     assert [differs_alone(x, [x, *same]) for x in (one, none)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("stated", "measured", "equal"),
+    [
+        (Estimate(5, 4, 6, 9), Estimate(5.9, 1, 9, 9), True),
+        (Estimate(5, 4, 6, 9), Estimate(6.1, 1, 9, 9), False),
+        (Estimate(5, None, None, 9), Estimate(6, 4, 7, 9), True),
+        (Estimate(5, None, None, 9), Estimate(6, 5.5, 7, 9), False),
+        (Estimate(5, None, None, 9), Estimate(5, None, None, 9), True),
+        (Estimate(5, None, None, 9), Estimate(5.1, None, None, 9), False),
+        (Estimate(5, 4, 6, 9), None, False),
+    ],
+)
+def test_a_number_is_reproduced_within_an_interval(
+    stated: Estimate, measured: Estimate | None, equal: bool
+) -> None:
+    assert Compared("NMI", "", stated, measured, True).equal is equal

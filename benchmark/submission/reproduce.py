@@ -55,14 +55,19 @@ class Compared:
 
     @property
     def equal(self) -> bool:
-        """True if the number measured here lies within the interval of the row's."""
+        """True if the number measured here lies within the interval of the row's.
+
+        Of a row without one, as NMI was once stored, the row's number in the interval from here.
+        """
         if self.measured is None:
             return False
-        low, high = self.stated.low, self.stated.high
+        span, one = self.stated, self.measured
+        if span.low is None:
+            span, one = one, span
+        low = span.value if span.low is None else span.low
+        high = span.value if span.high is None else span.high
         slack = SLACK * max(1.0, abs(self.stated.value))
-        low = self.stated.value if low is None else low
-        high = self.stated.value if high is None else high
-        return low - slack <= self.measured.value <= high + slack
+        return low - slack <= one.value <= high + slack
 
 
 @dataclass(frozen=True)
