@@ -257,11 +257,17 @@ def _weights(
             f"the row of {row['label']} does not say how it was trained: name its weights with "
             "--checkpoint"
         )
+    try:
+        defense = spec.parse(row["resolved"], DEFENSES)
+    except UserError as error:
+        raise UserError(
+            f"{error} (a defense of a file is not in the row: name the weights with --checkpoint)"
+        ) from None
     (training,) = plan.plan(
         session.dataset,
         session.digest,
         parse_model(row["model"]),
-        [spec.parse(row["resolved"], DEFENSES)],
+        [defense],
         [seed],
         parse_recipe(session.dataset, row["recipe"]),
     )
