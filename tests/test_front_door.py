@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +114,34 @@ def test_specs_are_completed_from_the_name_to_the_value() -> None:
     assert "es:optimizer=apgd" in after(ATTACKS, "es:optimizer=")
     assert after(DATASETS, "folder:ro") == ["folder:root="]
     assert after(DEFENSES, "nothing:x") == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "breaks", "replies"),
+    [
+        ("dmlbench ru", ":=", ["run"]),
+        ("dmlbench run --defense ", ":=", ["acap", "act", "amd"]),
+        ("dmlbench run --defense hm:so", ":=", ["source="]),  # bash replaces "so" alone
+        ("dmlbench run --defense hm:so", "", ["hm:source="]),
+        ("dmlbench run --defense hm:source=ran", ":=", ["random"]),
+        ("dmlbench run --seed 1 --defense hm:ics=0,source=har", ":=", ["hardest"]),
+    ],
+)
+def test_bash_completes_the_part_that_it_replaces(
+    line: str, breaks: str, replies: list[str]
+) -> None:
+    program = Path(sys.executable).with_name("dmlbench")
+    script = (
+        'eval "$(_DMLBENCH_COMPLETE=bash_source "$PROGRAM")"; compopt() { :; }\n'
+        f'COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_WORDBREAKS="{breaks}"\n'
+        '_dmlbench_completion "$PROGRAM"; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    told = {"PROGRAM": str(program)}
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[: len(replies)] == replies, done.stderr
 
 
 def test_data_list_answers_for_one_set() -> None:

@@ -1,20 +1,68 @@
 """Completion of specs in a shell: names, then keys, then the values that a key may have.
 
-``dmlbench --help`` says how a shell is told of it.
+docs/index.md says how a shell is told of it.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    split_arg_string,
+)
 
 if TYPE_CHECKING:
     from dmlbench.core.registry import Registry
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+BASH = r"""
+%(complete_func)s() {
+    local IFS=$'\n' type value
+    COMPREPLY=()
+    while IFS=',' read -r type value; do
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain) COMPREPLY+=("$value"); [[ $value == *= ]] && compopt -o nospace ;;
+        esac
+    done < <(env COMP_LINE="${COMP_LINE:0:$COMP_POINT}" COMP_BREAKS="$COMP_WORDBREAKS" \
+        %(complete_var)s=bash_complete "$1")
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+@add_completion_class
+class Bash(BashComplete):
+    """Completion in bash, which splits a word at ``:`` and ``=`` and replaces the last part only.
+
+    Click's own gets these parts as words, and completes no spec. Here the line is split as a
+    command is, and of each completion only the part is returned that bash replaces.
+    """
+
+    source_template = BASH
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the cursor, and the one that is being written."""
+        line = os.environ["COMP_LINE"]
+        words = split_arg_string(line)[1:]
+        return words, "" if line[-1:].isspace() or not words else words.pop()
+
+    def complete(self) -> str:
+        """The completions, a line each: its type, a comma, and what replaces bash's last part."""
+        words, begun = self.get_completion_args()
+        breaks = re.escape("".join(set(":=") & set(os.environ.get("COMP_BREAKS", ":="))))
+        kept = len(re.match(f".*[{breaks}]|", begun)[0]) if breaks else 0  # type: ignore[index]
+        found = self.get_completions(words, begun)
+        return "\n".join(f"{one.type},{one.value[kept:]}" for one in found)
 
 
 def specs(kind: str) -> Complete:
