@@ -1,0 +1,89 @@
+"""The order of several models, with its probability, from outcomes of the same queries and seeds.
+
+A hierarchical bootstrap: each resample draws seeds with replacement and queries with replacement,
+the same for all models, and ranks the models by their means. So the order is uncertain for both
+reasons for which another measurement may find another one: other trainings, and other queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from dmlbench.metrics.bootstrap import LEVEL, SEED
+
+RESAMPLES = 10_000
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model in the order.
+
+    Attributes:
+        name: of the model.
+        mean: over seeds and queries.
+        low, high: its 95% interval over both.
+        rank: mean rank over the resamples; 1 is the best.
+        first: probability that it is the best of all.
+        above_next: probability that it is better than the next one in the order; None of the last.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    rank: float
+    first: float
+    above_next: float | None
+
+
+def order(outcomes: Mapping[str, Values], resamples: int = RESAMPLES) -> list[Placed]:
+    """The models by falling mean; a higher outcome is better.
+
+    Args:
+        outcomes: name -> (S, Q) values of S seeds and Q queries, the same ones for all models. A
+            query that is NaN in one of them is left out.
+        resamples: how often seeds and queries are drawn. Where two models are equal in a resample,
+            each counts as better in half of it.
+
+    Raises:
+        ValueError: the shapes differ, or no query has a value everywhere.
+    """
+    if len({values.shape for values in outcomes.values()}) != 1:
+        raise ValueError("all models need the same seeds and queries")
+    every = np.stack(list(outcomes.values()))  # (D, S, Q)
+    every = every[:, :, ~np.isnan(every).any((0, 1))]
+    if not every.size:
+        raise ValueError("no query has a value of every model and seed")
+    _, seeds, queries = every.shape
+    generator = np.random.default_rng(SEED)
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries
+    drawn = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)  # (D, resamples)
+    better = (drawn[:, None] > drawn[None]) + 0.5 * (drawn[:, None] == drawn[None])
+    ranks = len(drawn) - better.sum(1) + 0.5  # a model beats itself by half
+    best = drawn == drawn.max(0)
+    first = (best / best.sum(0)).mean(1)
+    means, names = every.mean((1, 2)), list(outcomes)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=1)
+    places = sorted(range(len(names)), key=lambda one: -means[one])
+    following = dict(pairwise(places))
+    return [
+        Placed(
+            name=names[one],
+            mean=float(means[one]),
+            low=float(low[one]),
+            high=float(high[one]),
+            rank=float(ranks[one].mean()),
+            first=float(first[one]),
+            above_next=float(better[one, following[one]].mean()) if one in following else None,
+        )
+        for one in places
+    ]
