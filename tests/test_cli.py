@@ -102,6 +102,7 @@ def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: 
     assert (tmp_path / "leaderboards" / "tiny.md").read_text() == board
 
 
+@pytest.mark.slow
 def test_batch_size_and_threads_change_nothing_that_counts(dmlbench: Run, tmp_path: Path) -> None:
     dmlbench(*FIRST, "--attack", "ca-:w=2", "--threads", "1", "--batch-size", "40")
     reference = metrics(tmp_path)
@@ -291,6 +292,7 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_results(
     dmlbench: Run, zygote: Zygote, tmp_path: Path
 ) -> None:

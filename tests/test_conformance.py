@@ -13,8 +13,13 @@ from dmlbench.models.base import MODELS
 from tests.every_attack import EVERY
 
 QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
+LONG = ("dlr", "knn", "nes", "oa-list", "qair", "radius", "shift", "sp-qa+", "sp-qa-")
 NETWORKS = [
     pytest.param(cls, marks=() if cls.card.name in QUICK else pytest.mark.slow) for cls in MODELS
+]
+COMPONENTS = [
+    pytest.param(cls, marks=pytest.mark.slow if cls.card.name in LONG else ())
+    for cls in (*map(type, EVERY.values()), *DEFENSES, *DATASETS)
 ]
 CITED = [*ATTACKS, *DEFENSES, *MODELS]
 
@@ -23,9 +28,7 @@ def name(cls: type[Component]) -> str:
     return cls.card.name
 
 
-@pytest.mark.parametrize(
-    "cls", [*map(type, EVERY.values()), *DEFENSES, *DATASETS, *NETWORKS], ids=name
-)
+@pytest.mark.parametrize("cls", [*COMPONENTS, *NETWORKS], ids=name)
 def test_what_is_registered_conforms(cls: type[Component]) -> None:
     found = testing.check(EVERY.get(cls.card.name, cls))
     left_out = [finding.check for finding in found if finding.passed is None]

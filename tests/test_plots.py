@@ -50,6 +50,7 @@ def table() -> Table:
 
 
 @pytest.mark.parametrize("name", [name for name in PLOTS if name != "eta"])
+@pytest.mark.slow
 def test_each_plot_is_the_same_bytes_again_and_says_what_was_measured(
     table: Table, name: str
 ) -> None:

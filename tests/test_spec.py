@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from dmlbench.attacks.base import ATTACKS
@@ -44,6 +44,7 @@ def domain(p: spec.Parameter) -> st.SearchStrategy[object]:
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_canonical_form_round_trips(registry: spec.Registry, data: st.DataObject) -> None:
     cls = registry.get(data.draw(st.sampled_from(registry.names())))
