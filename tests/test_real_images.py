@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.core.protocol import ERS_ATTACKS
 from tests import trees
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -23,7 +24,7 @@ def test_resnet18_on_natural_looking_images(dmlbench: Run, tmp_path: Path) -> No
     ball of the 224 px suite: minutes on a CPU, and no protocol.
     """
     root = trees.folder(tmp_path / "set", CLASSES, EACH, size=(320, 240))
-    names = [name for name in ATTACKS.names() if ATTACKS.get(name).card.paper]
+    names = [*ERS_ATTACKS, "sp-qa+", "sp-qa-"]  # by PGD
     attacks = [word for name in names for word in ("--attack", f"{name}:steps=4")]
     arguments = (
         "run", "--dataset", f"folder:root={root},train_classes={TRAIN_CLASSES}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dmlbench.common.errors import UserError
 from dmlbench.compute import model_checks
@@ -100,9 +102,26 @@ def embeddings(s: Subject) -> None:
         bool((e != e[:1]).any()),
         "different images have one embedding: the network does not look at its input",
     )
-    with torch.no_grad(), frozen(s.network):
-        coarse = model_checks.coarseness(s.network.raw(s.images))
+    network = _with_statistics(s)
+    with torch.no_grad(), frozen(network):
+        coarse = model_checks.coarseness(network.raw(s.images))
     require(not coarse, f"embeddings {coarse}: compute and return them in float32")
+
+
+def _with_statistics(s: Subject) -> EmbeddingModel:
+    """A copy of the network whose batch norms have the statistics of the images.
+
+    With random weights and the statistics of no images, deep networks let little of an image pass.
+    """
+    network = copy.deepcopy(s.network)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.train()
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches: of one batch, its own
+    with torch.no_grad():
+        network.raw(s.images)
+    return network.eval()
 
 
 def deterministic(s: Subject) -> None:
