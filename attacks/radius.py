@@ -90,6 +90,8 @@ class Radius(TopOneAttack):
     def __post_init__(self) -> None:
         if self.optimizer == "pgd":
             raise ValueError("optimizer must be apgd: the balls of a batch differ in their steps")
+        if self.norm != "linf":
+            raise ValueError("norm must be linf: its radii are in 1/255 of a pixel")
 
     def resolve(self, threat: Threat) -> Self:
         """By APGD in every suite; in the suite auto a search has 50 steps."""
