@@ -225,7 +225,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             x = images.detach().requires_grad_(True)
             e = embed(x)
             loss, de = objective.value_and_grad(e.detach(), number)
-            parts.append((loss, de.flatten(1).any(dim=1), _through(e, x, de)))
+            parts.append((loss, de.flatten(1).any(dim=1), through(e, x, de)))
         if len(parts) == 1:
             return e.detach(), *parts[0]
         losses, live, dx = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -248,8 +248,8 @@ def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     return torch.stack([make() / draws for _ in range(draws)]).sum(0)
 
 
-def _through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
-    """dL/dx from dL/de; zero where the network has cut the way from its images to ``e``."""
+def through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
+    """dL/dx from dL/de at ``e``; zero where the network has cut the way from ``x`` to ``e``."""
     if not e.requires_grad:
         return torch.zeros_like(x)
     (dx,) = torch.autograd.grad(e, x, de.to(e.dtype), allow_unused=True)

@@ -159,6 +159,18 @@ def black_box(share: float) -> list[Flag]:
     return [Flag("black box", says, remedy)]
 
 
+def certificate(share: float, confidence: float) -> list[Flag]:
+    """An attack broke the ``share`` of queries at a length that was certified to be safe."""
+    if share <= 1 - confidence:
+        return []
+    says = (
+        f"an attack broke {share:.2%} of the queries within their certified radius, which holds "
+        f"with a confidence of {confidence:.2%} each"
+    )
+    remedy = "the certificate is not valid for this network: its embeddings must be of unit length"
+    return [Flag("certificate", says, remedy)]
+
+
 def iterates(column: str, unit: str, best: float, last: float) -> list[Flag]:
     """A note where ``column`` (in percent) depends on which iterate is taken."""
     if unit != "%" or abs(best - last) <= LARGEST_BEST_LAST:
