@@ -21,9 +21,9 @@ for the Lipschitz bound; neither is ever smaller. The paper's tables are from 10
 query; give ``samples=100000`` for less error. The gallery here is that of f and is not smoothed.
 
 The attack follows the gradient through ``draws`` copies whose noise is fixed, the same for all
-queries. Whether a query is broken is judged by N other copies, anew in each round. So Smoothed is
-that of h but for the Monte-Carlo error at the border. Lengths that are looked at are eps / 2^(i/4),
-down to eps / 128. Both columns end at eps, which is 8 sigma unless it is given.
+queries. Whether a query is broken is judged by ``judges`` other copies, drawn anew in each round.
+So Smoothed is that of h but for the Monte-Carlo error at the border. The lengths that are looked at
+are eps / 2^(i/4), down to eps / 128. Both columns end at eps, which is 8 sigma unless it is given.
 """
 
 from __future__ import annotations
@@ -127,9 +127,12 @@ class Certified(TopOneAttack):
     sigma: float = parameter(
         0.25, "standard deviation of the noise, with pixels in [0, 1]", above=0
     )
-    samples: int = parameter(1000, "noisy copies of a query, of each mean", at_least=2)
+    samples: int = parameter(1000, "noisy copies that a query is certified by", at_least=2)
     confidence: float = parameter(0.999, "probability that a query's certificate holds", above=0)
     draws: int = parameter(16, "noisy copies that the attack follows the gradient of", at_least=1)
+    judges: int = parameter(
+        250, "noisy copies that say whether the attack has broken a query", at_least=1
+    )
 
     def __post_init__(self) -> None:
         if self.confidence >= 1:
@@ -153,7 +156,7 @@ class Certified(TopOneAttack):
     @property
     def most_forward_passes(self) -> int:
         """The copies of the certificate, and those that judge each round."""
-        return self.samples * (1 + rounds(levels(self.eps or 0)))
+        return self.samples + self.judges * rounds(levels(self.eps or 0))
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CertifiedGoal:
         """The margin."""
@@ -178,18 +181,18 @@ class Certified(TopOneAttack):
         gallery, seed = goal.gallery, goal.seed
         if gallery.metric == "E":
             raise CellError("certified is for the metrics N and C: those of E have any length")
-        judged = 0
+        shown = len(images) * self.samples
 
-        def mean(part: CertifiedGoal, x: torch.Tensor, purpose: str) -> torch.Tensor:
-            nonlocal judged
-            judged += len(x)
+        def mean(part: CertifiedGoal, x: torch.Tensor, purpose: str, count: int) -> torch.Tensor:
             what = f"{self.card.name} {purpose}"
-            return smoothed(embed, x, part.index, seed, what, self.sigma, self.samples)
+            return smoothed(embed, x, part.index, seed, what, self.sigma, count)
 
         def right(part: CertifiedGoal, x: torch.Tensor, number: int) -> torch.Tensor:
-            return part.first(mean(part, x, f"round {number}").to(x.dtype)) > 0
+            nonlocal shown
+            shown += len(x) * self.judges
+            return part.first(mean(part, x, f"round {number}", self.judges).to(x.dtype)) > 0
 
-        e = mean(goal, images, "certificate")
+        e = mean(goal, images, "certificate", self.samples)
         clean = goal.first(e.to(images.dtype)) > 0
         error = mean_error(e.norm(dim=1), self.samples, self.confidence)
         sure = margin(gallery, e, goal.index, goal.item) - error
@@ -204,7 +207,7 @@ class Certified(TopOneAttack):
         values |= {
             "passes": found.passes * self.draws,
             "full_passes": len(images) * self.most_passes * optimizer.draws,
-            "forward_passes": judged * self.samples,
+            "forward_passes": shown,
             "full_forward_passes": len(images) * self.most_forward_passes,
         }
         return Certificates(**values, certified=certified, error=error)

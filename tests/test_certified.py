@@ -197,7 +197,7 @@ def test_sampled_certificates_of_a_threshold_are_below_the_exact_distance() -> N
         ),
         apart=True,
     )
-    attack = resolved(sigma=0.25, samples=400, draws=4, steps=2)
+    attack = resolved(sigma=0.25, samples=400, judges=100, draws=4, steps=2)
     found = attack.run(Threshold(w), images, torch.arange(30), gallery, seed=0)
     exact = ((images - 0.5).flatten(1) @ w).double()
     certified, attacked = found.outcomes[CERTIFIED], found.outcomes[ATTACKED]
@@ -287,7 +287,7 @@ def learned_gallery(trained: EmbeddingModel, images: torch.Tensor, tiny: Retriev
     return Gallery(embed(trained, images), torch.from_numpy(tiny.test.labels), "N")
 
 
-SMALL = {"samples": 300, "draws": 8, "steps": 6, "confidence": 0.99}
+SMALL = {"samples": 300, "judges": 100, "draws": 6, "steps": 6, "confidence": 0.99}
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ def test_random_directions_within_the_certificate_break_nothing(
 def test_neither_batch_order_nor_active_set_change_it(
     trained: EmbeddingModel, images: torch.Tensor, learned_gallery: Gallery
 ) -> None:
-    attack = resolved(samples=40, draws=3, steps=4, confidence=0.5)
+    attack = resolved(samples=24, judges=8, draws=2, steps=3, confidence=0.5)
 
     def run(rows: torch.Tensor, active_set: bool = True) -> torch.Tensor:
         found = attack.run(
@@ -341,10 +341,10 @@ def test_neither_batch_order_nor_active_set_change_it(
         both = torch.stack([found.outcomes[CERTIFIED], found.outcomes[ATTACKED]], 1)
         return torch.cat([found.perturbed.images.flatten(1).double(), both], 1)
 
-    index, order = torch.arange(0, 40, 3), torch.randperm(14)
+    index, order = torch.arange(0, 40, 4), torch.randperm(10)
     whole = run(index)
     assert torch.equal(whole, run(index, active_set=False))
-    parts = torch.cat([run(index[rows]) for rows in order.split(5)])
+    parts = torch.cat([run(index[rows]) for rows in order.split(4)])
     torch.testing.assert_close(parts, whole[order], atol=1e-12, rtol=0)
 
 
