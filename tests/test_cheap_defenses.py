@@ -19,8 +19,8 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, State
 from dmlbench.defenses.fast import FastTriplet
 from dmlbench.defenses.free import DELTA, FreeAdversarialTraining
+from dmlbench.defenses.gaussian import GaussianNoise
 from dmlbench.defenses.head import RobustHead, head_alone
-from dmlbench.defenses.noise import GaussianNoise
 from dmlbench.defenses.samplers import sample
 from dmlbench.models.small import C2F2
 from dmlbench.training import trainer
@@ -171,7 +171,7 @@ def test_the_frozen_layers_do_not_move() -> None:
     assert all(p.requires_grad for p in layers.parameters())
 
 
-def test_a_step_of_noise(tiny: RetrievalData) -> None:
+def test_a_step_of_gaussian(tiny: RetrievalData) -> None:
     """Noise on every image, triplets drawn on the noisy embeddings, and the loss on them."""
     model = network()
     batch = make_batch(model, tiny)
@@ -188,4 +188,4 @@ def test_a_step_of_noise(tiny: RetrievalData) -> None:
     flat = torch.cat([g.flatten() for g in torch.autograd.grad(expected, [*model.parameters()])])
     assert (flat_gradient(model, step) - flat).norm() <= 1e-4 * flat.norm()
     assert step.passes == 0
-    assert (defense.label, defense.training_cost) == ("NOISE[R]", 1)
+    assert (defense.label, defense.training_cost) == ("GAUSS[R]", 1)

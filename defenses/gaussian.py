@@ -39,9 +39,9 @@ SIGMA = 0.25  # of the noise, where white is 1
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(Defense):
-    """NOISE[sampler]."""
+    """GAUSS[sampler]."""
 
-    card = Card("noise", "the triplet loss on images with Gaussian noise", COHEN)
+    card = Card("gaussian", "the triplet loss on images with Gaussian noise", COHEN)
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
     sigma: float = parameter(
@@ -50,8 +50,8 @@ class GaussianNoise(Defense):
 
     @property
     def label(self) -> str:
-        """``NOISE[R]``."""
-        return f"NOISE[{INITIAL[self.sampler]}]"
+        """``GAUSS[R]``."""
+        return f"GAUSS[{INITIAL[self.sampler]}]"
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Add noise to the batch, embed it, mine triplets, and take the triplet loss."""
