@@ -14,16 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, final
 
 from dmlbench.attacks.engine.apgd import APGD
+from dmlbench.attacks.engine.ball import BALLS, GREY, GRID_TOLERANCE
 from dmlbench.attacks.engine.column import Column
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.objective import AutogradLoss, RowWise
-from dmlbench.attacks.engine.optimizer import (
-    GREY,
-    GRID_TOLERANCE,
-    Optimizer,
-    Perturbed,
-    Search,
-)
+from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search
 from dmlbench.attacks.engine.outcomes import (
     Attacked,
     Goal,
@@ -33,8 +28,7 @@ from dmlbench.attacks.engine.outcomes import (
     worse,
 )
 from dmlbench.attacks.engine.pgd import PGD
-from dmlbench.attacks.engine.targets import random_start
-from dmlbench.common.errors import CellError
+from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.lazy import np, torch
 from dmlbench.core import spec
@@ -66,12 +60,13 @@ RESERVED = (*CLEAN, WORST, ERS, f"{EXTERNAL}:R@1")
 """Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
+L2_STEP = 2.5  # of PGD in an L2 ball, times eps / steps
 OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Component, abc.ABC):
-    """A white-box attack in an L-infinity ball.
+    """A white-box attack in an L-infinity ball, or in an L2 ball (``norm``).
 
     A field that is None (``auto``) is filled in from the suite and the data set's card by
     ``resolve``; ``optimizer`` stays None where it is the suite's. ``perturbs`` says which part the
@@ -84,14 +79,21 @@ class Attack(Component, abc.ABC):
     """In the suite auto random signs must not do as well: the attack follows gradients."""
 
     eps: float | None = parameter(
-        None, "radius of the L-infinity ball", at_least=0, at_most=1, pixels=True
+        None,
+        "radius of the ball; of norm=l2 a length over all pixels, which has no default",
+        at_least=0,
+        at_most=1,
+        pixels=True,
+        unless="norm=l2",
     )
     alpha: float | None = parameter(
         None,
-        "size of a step; eps where steps=1 (FGSM); of APGD the first, usually 2 eps",
+        "size of a step; eps where steps=1 (FGSM); of APGD the first, usually 2 eps; of PGD under "
+        "norm=l2 usually 2.5 eps / steps",
         above=0,
         at_most=1,
         pixels=True,
+        unless="norm=l2",
     )
     steps: int | None = parameter(None, "steps of the optimizer", at_least=1)
     restarts: int = parameter(
@@ -116,6 +118,12 @@ class Attack(Component, abc.ABC):
         32,
         "8: search and outcome are on images rounded to 8 bits within the ball, as a file keeps "
         "them; 32: on images of floating-point pixels",
+        late=True,
+    )
+    norm: Literal["linf", "l2"] = parameter(
+        "linf",
+        "what eps bounds: the change of every pixel (linf), or the Euclidean length of the change "
+        "over all pixels (l2), with pixels in [0, 1]",
         late=True,
     )
 
@@ -183,15 +191,30 @@ class Attack(Component, abc.ABC):
         return optimizer.run(embed, images, goal, start)
 
     def resolve(self, threat: Threat) -> Self:
-        """The attack with every ``auto`` field filled in from ``threat``."""
+        """The attack with every ``auto`` field filled in from ``threat``.
+
+        In an L2 ball the step is 2 eps of APGD (Croce and Hein, ICML 2020) and 2.5 eps / steps of
+        PGD (the L2 runs of Madry's library ``robustness``).
+
+        Raises:
+            UserError: there is no radius: data sets have an L-infinity one only.
+        """
+        if self.norm == "l2" and self.eps is None:
+            raise UserError(
+                f"{self.card.name}: norm=l2 needs eps=..., a length over all pixels such as 1: the "
+                "data set's radius is that of an L-infinity ball"
+            )
         suite = self.suite or threat.suite
         steps = self.steps or (AUTO_STEPS if suite == "auto" else threat.steps)
         eps = threat.eps if self.eps is None else self.eps
         usual = OPTIMIZER_OF[suite]
         if (self.optimizer or usual) == "apgd":
-            alpha = self.alpha or min(2 * eps, 1) or threat.alpha
+            alpha = self.alpha or (2 * eps if self.norm == "l2" else min(2 * eps, 1))
+        elif self.norm == "l2" and steps > 1:
+            alpha = self.alpha or L2_STEP * eps / steps
         else:
-            alpha = self.alpha or (eps or threat.alpha if steps == 1 else threat.alpha)
+            alpha = self.alpha or (eps if steps == 1 else threat.alpha)
+        alpha = alpha or threat.alpha  # where eps is 0
         optimizer = None if self.optimizer == usual else self.optimizer
         return dataclasses.replace(
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
@@ -288,7 +311,8 @@ class Attack(Component, abc.ABC):
         for restart in range(max(1, self.restarts)):
             start = None
             if self.restarts:
-                start = random_start(images, self.eps or 0, index, seed, restart)
+                ball = BALLS[self.norm]
+                start = ball.start(images, self.eps or 0, index, seed, restart)
             perturbed = self.perturb(optimizer, embed, images, goal, start)
             with torch.no_grad():
                 outcomes = mean_outcomes(
@@ -335,7 +359,7 @@ class Attack(Component, abc.ABC):
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
         kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits)
+        return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits, self.norm)
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""

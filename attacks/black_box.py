@@ -72,6 +72,8 @@ class BlackBoxAttack(Attack):
                 raise ValueError(f"{key} is not for a black box: give it a larger budget")
         if self.optimizer is not None:
             raise ValueError("optimizer is not for a black box: it takes no gradient")
+        if self.norm != "linf":
+            raise ValueError("norm must be linf: the searches without a gradient know no other")
 
     def resolve(self, threat: Threat) -> Self:
         """Fill in the ball and the suite; there are no steps."""

@@ -21,6 +21,7 @@ from typing import Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
+from dmlbench.attacks.engine.bisection import Bisected, Levels, bisect, rounds
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search, expectation
 from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
@@ -46,13 +47,6 @@ def levels_of_8_bits(eps: float) -> list[float]:
     """The same for images of 8 bits, which lie whole numbers apart: 1, 2, 3, ..., 255 eps."""
     end = 255 * eps
     return [*(float(n) for n in range(1, math.ceil(end)) if n < end * (1 - 1e-9)), end]
-
-
-@dataclass(frozen=True)
-class Bisected(Perturbed):
-    """With the radius of each query, (B,) in 1/255."""
-
-    radius: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,8 @@ class Radius(TopOneAttack):
     def __post_init__(self) -> None:
         if self.optimizer == "pgd":
             raise ValueError("optimizer must be apgd: the balls of a batch differ in their steps")
+        if self.norm != "linf":
+            raise ValueError("norm must be linf: its radii are in 1/255 of a pixel")
 
     def resolve(self, threat: Threat) -> Self:
         """By APGD in every suite; in the suite auto a search has 50 steps."""
@@ -129,49 +125,17 @@ class Radius(TopOneAttack):
         goal: RadiusGoal,
         start: torch.Tensor | None,
     ) -> Bisected:
-        """Bisect between the largest ball that held and the smallest that broke the query.
-
-        Both are places among all radii, from 0; the place after the last stands for none.
-        """
+        """Bisect the levels (``bisection.bisect``)."""
         assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
         radii = torch.tensor([0.0, *self.levels], device=images.device)
         first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
         draws = optimizer.draws
 
-        def share_right(part: RadiusGoal, x: torch.Tensor) -> torch.Tensor:
+        def right(part: RadiusGoal, x: torch.Tensor, number: int) -> torch.Tensor:
             with torch.no_grad():
-                return expectation(draws, lambda: part.first(embed(x)))
+                return expectation(draws, lambda: part.first(embed(x))) >= HALF
 
-        right = share_right(goal, images) >= HALF
-        held = torch.zeros_like(goal.index)
-        broken = torch.where(right, len(radii), held)
-        best, begin, passes = images.clone(), images if start is None else start, 0
-        last, flat = images.new_empty(0), torch.zeros_like(right)
-        for number in range(rounds(self.levels)):
-            rows = (broken - held > 1).nonzero()[:, 0]
-            if not len(rows):
-                break
-            level = (held + broken)[rows] // 2 if number else broken[rows] - 1
-            ball = radii[level] / 255
-            search = replace(optimizer, eps=ball, alpha=first_step * ball)
-            part = goal.take(rows)
-            found = search.run(embed, images[rows], part, begin[rows])
-            fell = share_right(part, found.images) < HALF
-            broken[rows] = torch.where(fell, level, broken[rows])
-            held[rows] = torch.where(fell, held[rows], level)
-            best[rows[fell]] = found.images[fell]
-            passes, begin = passes + found.passes, best
-            if number == 0:
-                last = found.last_embeddings.new_zeros(
-                    len(images), *found.last_embeddings.shape[1:]
-                )
-                flat[rows] = found.flat_start
-            last[rows] = found.last_embeddings
-        radius = radii[broken.clamp(max=len(radii) - 1)]
-        full = len(images) * self.most_passes * draws
-        return Bisected(best, passes, full, last, flat, radius)
-
-
-def rounds(radii: list[float]) -> int:
-    """Searches that a query takes at most: the largest ball, then a bisection of the others."""
-    return 1 + math.ceil(math.log2(len(radii)))
+        every = Levels(radii, radii / 255, first_step)
+        clean = right(goal, images, 0)
+        found = bisect(optimizer, embed, images, goal, every, clean, right, start)
+        return replace(found, full_passes=len(images) * self.most_passes * draws)

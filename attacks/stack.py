@@ -64,6 +64,10 @@ class TopOneStack(TopOneAttack):
     )
     loss = "margin"
 
+    def __post_init__(self) -> None:
+        if self.norm != "linf":
+            raise ValueError("norm must be linf, as Square knows no other: use margin, dlr or knn")
+
     @property
     def most_passes(self) -> int:
         """Those of each stage."""

@@ -111,7 +111,7 @@ class Transfer(TopOneAttack):
         by = followed(self, self.by)
         assert whole.suite is not None
         same: dict[str, Any] = {key: getattr(whole, key) for key in THREAT_KEYS}
-        same["bits"] = whole.bits
+        same |= {"bits": whole.bits, "norm": whole.norm}
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack) and self.of == "item":
             same["of"] = self.of
@@ -180,7 +180,7 @@ def followed(outer: Attack, by: str) -> Attack:
     name, inner = outer.card.name, spec.parse(by, ATTACKS)
     if isinstance(inner, type(outer) | Transfer | BlackBoxAttack):
         raise UserError(f"{name}: by={inner.card.name} is no attack that follows a gradient")
-    if own := [key for key in THREAT_KEYS if getattr(inner, key) is not None]:
+    if own := [k for k in (*THREAT_KEYS, "norm") if getattr(inner, k) not in (None, "linf")]:
         raise UserError(f"{name}: {own[0]} is a key of {name} itself, not of by={by}")
     return inner
 

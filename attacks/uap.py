@@ -29,8 +29,9 @@ from typing import Any, Self
 
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack, Goal, RowWise
+from dmlbench.attacks.engine.ball import LInfBall
 from dmlbench.attacks.engine.gallery import Gallery
-from dmlbench.attacks.engine.optimizer import Ball, Optimizer, Perturbed, Search
+from dmlbench.attacks.engine.optimizer import Optimizer, Perturbed, Search
 from dmlbench.attacks.engine.targets import positions
 from dmlbench.attacks.transfer import facts_of, followed
 from dmlbench.common.errors import CellError, UserError
@@ -89,6 +90,8 @@ class UniversalPerturbation(Attack):
             raise ValueError("restarts are not for uap: the perturbation begins at zero")
         if self.optimizer == "apgd":
             raise ValueError("optimizer must be pgd: the steps of one perturbation for all")
+        if self.norm != "linf":
+            raise ValueError("norm must be linf: the perturbation is clipped in each pixel")
 
     def resolve(self, threat: Threat) -> Self:
         """By sign steps of eps / 10, 500 of them, in every suite; complete the other attack.
@@ -149,7 +152,7 @@ class UniversalPerturbation(Attack):
             return self._made(optimizer, embed, goal.gallery.train_split, goal.seed)
 
         found = goal.gallery.shared(f"{spec.canonical(self)} {goal.seed}", make)
-        ball = Ball.around(images, optimizer.eps)
+        ball = LInfBall.around(images, optimizer.eps)
         adversarial = optimizer.shown(ball.project_(images + found), ball)
         optimizer.verify(images, adversarial)
         e = goal.gallery.queries[goal.index]
@@ -173,7 +176,7 @@ class UniversalPerturbation(Attack):
         momentum = torch.zeros_like(perturbation)
         for step, rows in enumerate(torch.split(order, self.batch)):
             clean = train.images(rows)
-            ball, moved = Ball.around(clean, self.eps), clean + perturbation
+            ball, moved = LInfBall.around(clean, self.eps), clean + perturbation
             shown = optimizer.shown(ball.project_(moved.clone()), ball)
             goal = self.attack.goal(train, rows, seed)
             _, _, _, dx = optimizer.slope(embed, shown, goal, step)

@@ -11,6 +11,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "nes": {"budget": 24},
     "qair": {"budget": 24},
     "oa-list": {"budget": 36},
+    "certified": {"samples": 8, "judges": 8, "draws": 2, "steps": 2},
     "uap": {"steps": 12, "batch": 8},
 }
 EVERY = {

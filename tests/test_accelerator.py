@@ -185,6 +185,8 @@ def test_an_attack(
     given: dict[str, Any] = {"steps": 2}
     if issubclass(ATTACKS.get(name), BlackBoxAttack):
         given = {"budget": 6}
+    elif name == "certified":
+        given |= {"samples": 8, "judges": 8, "draws": 2}
     elif name == "transfer":
         torch.save(C2F2(dim=8).build(1, 8).state_dict(), tmp_path / "other.pt")
         given |= {"from_": str(tmp_path / "other.pt"), "network": "c2f2:dim=8"}

@@ -269,6 +269,7 @@ TOP1 = (
     "odfa",
     "qair",
     "oa-list",
+    "certified",
 )  # the same in both suites
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
-from dmlbench.attacks.engine.optimizer import RADIUS_TOLERANCE, Ball
+from dmlbench.attacks.engine.ball import RADIUS_TOLERANCE, LInfBall
 from dmlbench.attacks.radius import levels_of_8_bits, rounds
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed
@@ -65,7 +65,7 @@ def test_a_rounded_image_is_the_nearest_of_the_grid_in_the_ball(
 ) -> None:
     levels = torch.tensor([[k for k, _ in pixels]])
     clean, x = levels.float().div(255), torch.tensor([[v for _, v in pixels]])
-    found = Ball.around(clean, eps).rounded(x)
+    found = LInfBall.around(clean, eps).rounded(x)
     assert on_grid(found)
     assert ((found >= 0) & (found <= 1)).all()
     assert ((found - clean).abs() <= eps + RADIUS_TOLERANCE).all()
@@ -76,7 +76,7 @@ def test_a_rounded_image_is_the_nearest_of_the_grid_in_the_ball(
 def test_between_two_levels_a_pixel_goes_towards_the_clean_one() -> None:
     clean = torch.tensor([[0, 100, 100, 255, 3]]) / 255
     x = torch.tensor([[2.5, 102.5, 97.5, 252.5, 0.5]]) / 255
-    found = Ball.around(clean, 2.5 / 255).rounded(x)
+    found = LInfBall.around(clean, 2.5 / 255).rounded(x)
     assert (255 * found).round().tolist() == [[2, 102, 98, 253, 1]]
 
 

@@ -19,6 +19,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, State
 from dmlbench.defenses.fast import FastTriplet
 from dmlbench.defenses.free import DELTA, FreeAdversarialTraining
+from dmlbench.defenses.gaussian import GaussianNoise
 from dmlbench.defenses.head import RobustHead, head_alone
 from dmlbench.defenses.samplers import sample
 from dmlbench.models.small import C2F2
@@ -168,3 +169,23 @@ def test_the_frozen_layers_do_not_move() -> None:
     assert moved == ["2.weight", "2.bias"]
     assert all(m.training for m in layers.modules())
     assert all(p.requires_grad for p in layers.parameters())
+
+
+def test_a_step_of_gaussian(tiny: RetrievalData) -> None:
+    """Noise on every image, triplets drawn on the noisy embeddings, and the loss on them."""
+    model = network()
+    batch = make_batch(model, tiny)
+    defense = GaussianNoise(sigma=0.5).resolve(THREAT, "N")
+    noise = torch.randn(batch.images.shape, generator=batch.generator)
+    e = model(batch.images + 0.5 * noise)
+    t = sample("random", e.detach(), batch.labels, "N", GAMMA, batch.generator)
+    a, p, n = (e[rows] for rows in (t.anchor, t.positive, t.negative))
+    expected = (d(a, p) - d(a, n) + GAMMA).clamp(min=0).mean()
+    batch.generator.manual_seed(0)
+    step = defense.step(model, batch, {})
+    assert step.loss is not None
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    flat = torch.cat([g.flatten() for g in torch.autograd.grad(expected, [*model.parameters()])])
+    assert (flat_gradient(model, step) - flat).norm() <= 1e-4 * flat.norm()
+    assert step.passes == 0
+    assert (defense.label, defense.training_cost) == ("GAUSS[R]", 1)

@@ -84,6 +84,25 @@ def test_the_curve_of_the_radius_is_a_step_function_with_a_band(table: Table) ->
     assert np.isclose(ys, 100 * inside.high).any()
 
 
+def test_two_curves_of_one_attack_are_in_one_panel() -> None:
+    """Over an L2 length, which is no part of 255."""
+    cells = model(FULL, label="N/A[R]")
+    for name, end in (("Certified", 0.1), ("Smoothed", 0.25)):
+        curve = [(0, 80), (end, 20), (0.3, 0)]
+        cells.append(attacked(name, 0.1, changed="eps=0.3", curve=curve, label="N/A[R]"))
+    records = [
+        r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")} for r in tidy(cells)
+    ]
+    figure = PLOTS["curves"](tables(measured(records))[0])
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "eps, an L2 length"
+    labels = [str(line.get_label()).partition(": ")[2] for line in axis.lines]
+    assert labels == ["Certified", "Smoothed"]
+    assert axis.lines[0].get_linestyle() != axis.lines[1].get_linestyle()
+    assert list(axis.lines[0].get_xdata()) == [0, 0.1, 0.3]
+
+
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.5, 77.0, float("nan")]), min_size=1))
 def test_shares_above_counts_the_values_above_each_step(values: list[float]) -> None:
     known = [v for v in values if v == v]

@@ -95,7 +95,7 @@ def test_values_are_typed_and_may_be_fractions() -> None:
         (
             "ca+:q=1",
             ATTACKS,
-            ["unknown key 'q'", "eps, alpha, steps, restarts, suite, optimizer, bits, w"],
+            ["unknown key 'q'", "eps, alpha, steps, restarts, suite, optimizer, bits, norm, w"],
         ),
         ("hm:sorce=random", DEFENSES, ["did you mean 'source'"]),
         (

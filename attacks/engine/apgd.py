@@ -1,6 +1,6 @@
-"""APGD: sign steps with momentum whose size adapts to each sample (Croce and Hein, ICML 2020).
+"""APGD: steps with momentum whose size adapts to each sample (Croce and Hein, ICML 2020).
 
-    z  = Proj(x - step * sign(dL/dx))
+    z  = Proj(x - step * d),    d = sign(dL/dx) in L-infinity, dL/dx / |dL/dx|_2 in L2
     x' = Proj(x + 0.75 (z - x) + 0.25 (x - x_before)),      x' = z in the first step
 
 The step begins at 2 eps. At a checkpoint it is halved, and the search returns to the best iterate,
@@ -20,7 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dmlbench.attacks.engine.optimizer import Ball, Iterate, Optimizer
+from dmlbench.attacks.engine.ball import Ball, wide
+from dmlbench.attacks.engine.optimizer import Iterate, Optimizer
 from dmlbench.common.lazy import torch
 
 MOMENTUM = 0.75  # weight of the new step; the rest goes to the direction of the last one
@@ -36,8 +37,8 @@ class Search(Iterate):
         before: the images before the last step.
         size: (b, 1, ...) size of the next step.
         loss: (b,) at the place that the last step began from.
-        best, best_direction, best_loss: the images of least loss so far, and the sign of the
-            gradient there.
+        best, best_direction, best_loss: the images of least loss so far, and the direction
+            of the gradient there.
         checked_loss: (b,) the best loss at the last checkpoint.
         improved: (b,) iterates since then whose loss was below that of the one before.
         halved: (b,) whether the step was halved then.
@@ -76,6 +77,7 @@ class APGD(Optimizer[Search]):
     active_set: bool = True
     draws: int = 1
     bits: int = 32
+    norm: str = "linf"
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Search:
         """Nothing is known of ``x`` yet."""
@@ -86,7 +88,7 @@ class APGD(Optimizer[Search]):
             x=x,
             ball=ball,
             before=x,
-            size=_wide(size, x),
+            size=wide(size, x),
             loss=-unknown,
             best=x.clone(),
             best_direction=torch.zeros_like(x),
@@ -101,14 +103,14 @@ class APGD(Optimizer[Search]):
         self, now: Search, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
     ) -> Search:
         """Take in what was found at ``now.x``, look back at a checkpoint, and move on."""
-        direction = dx.sign()
+        direction = now.ball.direction(dx)
         now = replace(_seen(now, loss, direction), live=now.live & live)
         x, size = now.x, now.size
         gap = schedule(self.steps).get(number)
         if gap is not None:
             kept_in_vain = ~now.halved & (now.best_loss == now.checked_loss)
             halved = (now.improved <= ENOUGH * gap) | kept_in_vain
-            back = _wide(halved, x)
+            back = wide(halved, x)
             x, size = torch.where(back, now.best, x), torch.where(back, size / 2, size)
             direction = torch.where(back, now.best_direction, direction)
             now = replace(
@@ -145,17 +147,12 @@ def _seen(now: Search, loss: torch.Tensor, direction: torch.Tensor) -> Search:
     """With the loss at ``now.x`` taken in; of a sample that is done nothing more is."""
     loss = loss.double()
     better = now.live & (loss < now.best_loss)
-    wide = _wide(better, now.x)
+    moved = wide(better, now.x)
     return replace(
         now,
         loss=loss,
         improved=now.improved + (loss < now.loss),
-        best=torch.where(wide, now.x, now.best),
-        best_direction=torch.where(wide, direction, now.best_direction),
+        best=torch.where(moved, now.x, now.best),
+        best_direction=torch.where(moved, direction, now.best_direction),
         best_loss=torch.where(better, loss, now.best_loss),
     )
-
-
-def _wide(rows: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """``rows`` (b,) as (b, 1, ...), to go with ``images`` (b, ...)."""
-    return rows.view(-1, *[1] * (images.ndim - 1))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
+from dmlbench.attacks.engine.ball import LInfBall
 from dmlbench.attacks.engine.objective import Objective, RowWise, broken
-from dmlbench.attacks.engine.optimizer import Ball, Perturbed, check_ball
+from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
 
@@ -50,7 +51,7 @@ class Known(RowWise):
     """
 
     clean: torch.Tensor
-    ball: Ball
+    ball: LInfBall
     best: torch.Tensor
     loss: torch.Tensor
 
@@ -62,7 +63,8 @@ KnownT = TypeVar("KnownT", bound=Known)
 class BlackBox(abc.ABC, Generic[KnownT]):
     """A search in a ball of radius ``eps`` that takes at most ``budget`` forward passes a query.
 
-    ``bits``: 8 where images are rounded before they are shown (``Ball.rounded``), 32 where not.
+    The ball is one in L-infinity. ``bits`` is 8 where images are rounded before they are shown
+    (``Ball.rounded``), 32 where not.
     """
 
     eps: float
@@ -99,7 +101,7 @@ class BlackBox(abc.ABC, Generic[KnownT]):
         Raises:
             CellError: a loss is not finite.
         """
-        ball = Ball.around(clean, self.eps)
+        ball = LInfBall.around(clean, self.eps)
         unknown = clean.new_full((len(clean),), torch.inf, dtype=torch.float64)
         now = self.begin(Known(clean, ball, clean.clone(), unknown), objective)
         result, rows = clean.clone(), torch.arange(len(clean), device=clean.device)
@@ -132,7 +134,7 @@ class BlackBox(abc.ABC, Generic[KnownT]):
         result[rows] = now.best
         if not finite:
             raise CellError(f"a loss is not finite within {self.budget} forward passes")
-        check_ball(clean, result, self.eps)
+        LInfBall.check(clean, result, self.eps)
         flat = torch.zeros_like(until, dtype=torch.bool)
         full = len(clean) * self.budget
         return Counted(

@@ -1,10 +1,10 @@
-"""The base of optimisers, with all that they share: the ball, the active set, the checks.
+"""The base of optimisers, with all that they share: the active set, the checks.
 
 The objective gives dL/de for the embeddings directly, so no graph is ever built over the gallery.
 
-A sample whose dL/de is zero is done: PGD's sign(0) = 0 leaves it where it is, in this step and
-therefore in every later one, and APGD keeps its best image. It leaves the batch. This is exact,
-not a heuristic.
+A sample whose dL/de is zero is done: PGD leaves it where it is, as a step has the direction 0, in
+this step and therefore in every later one, and APGD keeps its best image. It leaves the batch. This
+is exact, not a heuristic.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from dmlbench.attacks.engine.ball import BALLS, Ball
 from dmlbench.attacks.engine.objective import Objective, RowWise
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
 
 COMPACT_SHARE = 1 / 16  # of the live samples must have stopped before the batch is copied
-RADIUS_TOLERANCE = 1e-6
-GREY = 255  # the largest value of a pixel of 8 bits
-GRID_TOLERANCE = 2e-4  # of a grey level: what float32 loses; 255 of RADIUS_TOLERANCE are more
 
 
 @dataclass(frozen=True)
@@ -77,34 +75,6 @@ class Search(Protocol):
 
 
 @dataclass(frozen=True)
-class Ball(RowWise):
-    """The images within eps of a clean one in every pixel, and in [0, 1]: ``low`` to ``high``."""
-
-    low: torch.Tensor
-    high: torch.Tensor
-
-    @classmethod
-    def around(cls, clean: torch.Tensor, eps: float | torch.Tensor) -> Ball:
-        """The balls around the images ``clean`` (B, ...), of one radius or of (B, 1, ...)."""
-        return cls((clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1))
-
-    def project_(self, x: torch.Tensor) -> torch.Tensor:
-        """``x``, moved in place to the nearest images in the ball."""
-        torch.maximum(x, self.low, out=x)
-        return torch.minimum(x, self.high, out=x)
-
-    def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """The nearest images in the ball whose pixels are k/255, k whole: what 8 bits can hold.
-
-        A pixel that would leave the ball takes the last k/255 inside it. There is one if the
-        clean image has 8 bits.
-        """
-        least = (GREY * self.low - GRID_TOLERANCE).ceil_()
-        most = (GREY * self.high + GRID_TOLERANCE).floor_()
-        return torch.minimum(torch.maximum((GREY * x).round_(), least), most).div_(GREY)
-
-
-@dataclass(frozen=True)
 class Iterate(RowWise):
     """The samples that are still in the batch, between two steps.
 
@@ -126,7 +96,7 @@ IterateT = TypeVar("IterateT", bound=Iterate)
 
 
 class Optimizer(abc.ABC, Generic[IterateT]):
-    """Minimises an objective over the images in an L-infinity ball.
+    """Minimises an objective over the images in a ball.
 
     Attributes:
         eps: radius of the ball, in [0, 1] pixel space; one for all, or (B,) for each sample.
@@ -138,6 +108,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         bits: 8: the network is shown the images rounded to 8 bits (``Ball.rounded``), and those
             are the result; the search goes on from the images before rounding, so that steps of
             less than a grey level add up. 32: the images as they are.
+        norm: of the ball, a key of ``ball.BALLS``.
         judges_last: one more forward pass judges the images after the last step.
     """
 
@@ -148,6 +119,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
     active_set: bool
     draws: int
     bits: int
+    norm: str
 
     @abc.abstractmethod
     def begin(self, x: torch.Tensor, ball: Ball) -> IterateT:
@@ -193,7 +165,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         Raises:
             CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
         """
-        ball = Ball.around(clean, _a_sample(self.eps, clean))
+        ball = BALLS[self.norm].around(clean, self.eps)
         x = clean.clone() if start is None else ball.project_(start.clone())
         now = self.begin(x, ball)
         result, rows = torch.empty_like(clean), torch.arange(len(clean), device=clean.device)
@@ -253,7 +225,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
             x = images.detach().requires_grad_(True)
             e = embed(x)
             loss, de = objective.value_and_grad(e.detach(), number)
-            parts.append((loss, de.flatten(1).any(dim=1), _through(e, x, de)))
+            parts.append((loss, de.flatten(1).any(dim=1), through(e, x, de)))
         if len(parts) == 1:
             return e.detach(), *parts[0]
         losses, live, dx = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -261,24 +233,12 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         return e.detach(), (losses / self.draws).sum(0), live.any(0), dx.mean(0)
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
-        """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
-        check_ball(clean, adversarial, self.eps)
+        """CellError unless ``adversarial`` is in the ball around ``clean`` (``Ball.check``)."""
+        BALLS[self.norm].check(clean, adversarial, self.eps)
 
     def shown(self, x: torch.Tensor, ball: Ball) -> torch.Tensor:
         """The images that the network sees in the place of ``x``: rounded if ``bits`` is 8."""
         return ball.rounded(x) if self.bits == 8 else x
-
-
-def check_ball(clean: torch.Tensor, adversarial: torch.Tensor, eps: float | torch.Tensor) -> None:
-    """CellError unless ``adversarial`` is within eps + 1e-6 of ``clean`` and in [0, 1]."""
-    moved, eps = (adversarial - clean).abs(), _a_sample(eps, clean)
-    inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())
-    if not inside or not bool((moved <= eps + RADIUS_TOLERANCE).all()):
-        raise CellError(
-            f"the perturbation has radius {float(moved.max()):.6g} "
-            f"(eps {float(torch.as_tensor(eps).max()):.6g}), "
-            f"{'inside' if inside else 'outside'} [0, 1]"
-        )
 
 
 def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -288,16 +248,9 @@ def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     return torch.stack([make() / draws for _ in range(draws)]).sum(0)
 
 
-def _through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
-    """dL/dx from dL/de; zero where the network has cut the way from its images to ``e``."""
+def through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
+    """dL/dx from dL/de at ``e``; zero where the network has cut the way from ``x`` to ``e``."""
     if not e.requires_grad:
         return torch.zeros_like(x)
     (dx,) = torch.autograd.grad(e, x, de.to(e.dtype), allow_unused=True)
     return torch.zeros_like(x) if dx is None else dx
-
-
-def _a_sample(value: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
-    """A number as it is, and (B,) as (B, 1, ...) to go with ``images`` (B, ...)."""
-    if isinstance(value, float | int):
-        return value
-    return value.to(images).view(-1, *[1] * (images.ndim - 1))

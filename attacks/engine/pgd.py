@@ -1,19 +1,22 @@
-"""Projected gradient descent (Madry et al., ICLR 2018) in an L-infinity ball.
+"""Projected gradient descent (Madry et al., ICLR 2018) in an L-infinity or L2 ball.
 
-x <- Proj(x - alpha * sign(dL/dx)),  Proj onto [x0 - eps, x0 + eps] and [0, 1]
+    x <- Proj(x - alpha d),     d = sign(dL/dx) in L-infinity, dL/dx / |dL/dx|_2 in L2
+
+Proj is onto the ball of radius eps around the clean image, and [0, 1].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmlbench.attacks.engine.optimizer import Ball, Iterate, Optimizer
+from dmlbench.attacks.engine.ball import Ball
+from dmlbench.attacks.engine.optimizer import Iterate, Optimizer
 from dmlbench.common.lazy import torch
 
 
 @dataclass(frozen=True)
 class PGD(Optimizer[Iterate]):
-    """``steps`` sign steps of ``alpha`` in a ball of radius ``eps``.
+    """``steps`` steps of ``alpha`` in a ball of radius ``eps``.
 
     With steps = 1 and alpha = eps this is FGSM.
     """
@@ -24,6 +27,7 @@ class PGD(Optimizer[Iterate]):
     active_set: bool = True
     draws: int = 1
     bits: int = 32
+    norm: str = "linf"
 
     def begin(self, x: torch.Tensor, ball: Ball) -> Iterate:
         """Nothing but the images."""
@@ -32,6 +36,6 @@ class PGD(Optimizer[Iterate]):
     def step(
         self, now: Iterate, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
     ) -> Iterate:
-        """A sign step, projected."""
-        now.ball.project_(now.x.sub_(dx.sign(), alpha=self.alpha))
+        """A step against the gradient, projected."""
+        now.ball.project_(now.x.sub_(now.ball.direction(dx), alpha=self.alpha))
         return now

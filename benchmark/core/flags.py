@@ -35,6 +35,8 @@ LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate; 0.2 on 
 LARGEST_STARTS = 2.0  # points between the clean image and random places as the start
 LARGEST_OPTIMIZERS = 3.0  # points between PGD and APGD at equal passes
 
+SIGNS = "random sign patterns of size eps"  # the noise of an attack in an L-infinity ball
+
 BETWEEN, BEFORE_REMEDY = " | ", "; remedy: "
 
 
@@ -135,11 +137,14 @@ def drift(moved: float, precision: str) -> list[Flag]:
     return [Flag("clean", says, remedy)]
 
 
-def noise(column: str, unit: str, attacked: float, drawn: float) -> list[Flag]:
-    """Random signs took ``column`` to ``drawn``, no less far than the attack, to ``attacked``."""
+def noise(column: str, unit: str, attacked: float, drawn: float, what: str = SIGNS) -> list[Flag]:
+    """Noise took ``column`` to ``drawn``, no less far than the attack, to ``attacked``.
+
+    ``what`` says which noise, of one size eps.
+    """
     says = (
         f"{column} is {attacked:.3g}{unit} under the attack, and {drawn:.3g}{unit} under the worst "
-        f"of {NOISE_DRAWS} random sign patterns of size eps"
+        f"of {NOISE_DRAWS} {what}"
     )
     remedy = "the gradient leads nowhere: attack a smooth stand-in of the network, or by black box"
     return [Flag("noise", says, remedy)]
@@ -152,6 +157,18 @@ def black_box(share: float) -> list[Flag]:
     says = f"a black box broke {share:.1f}% of the queries, which the white-box attack had left"
     remedy = "gradients do not show the way: raise steps or restarts, or attack a smooth stand-in"
     return [Flag("black box", says, remedy)]
+
+
+def certificate(share: float, confidence: float) -> list[Flag]:
+    """An attack broke the ``share`` of queries at a length that was certified to be safe."""
+    if share <= 1 - confidence:
+        return []
+    says = (
+        f"an attack broke {share:.2%} of the queries within their certified radius, which holds "
+        f"with a confidence of {confidence:.2%} each"
+    )
+    remedy = "the certificate is not valid for this network: its embeddings must be of unit length"
+    return [Flag("certificate", says, remedy)]
 
 
 def iterates(column: str, unit: str, best: float, last: float) -> list[Flag]:

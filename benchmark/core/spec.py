@@ -47,6 +47,7 @@ def parameter(
     at_most: float | None = None,
     choices: tuple[str | int, ...] = (),
     pixels: bool = False,
+    unless: str = "",
     late: bool = False,
     required: bool = False,
 ) -> Any:
@@ -59,6 +60,8 @@ def parameter(
         above, at_least, at_most: bounds on a number.
         choices: the values that are allowed; a field of the type ``Literal`` has its own.
         pixels: True for a length in [0, 1] pixel space; it is printed as n/255 where that is exact.
+        unless: ``key=value`` of another field; where it has that value, ``at_most`` does not hold
+            and the number is no part of 255.
         late: True if results were stored before the parameter existed: ``values`` leaves it out
             at its default, so that their identities stay.
         required: True if a spec must name it; ``all`` leaves such a component out.
@@ -71,6 +74,7 @@ def parameter(
             "bounds": bounds,
             "choices": choices,
             "pixels": pixels,
+            "unless": unless,
             "late": late,
             "required": required,
         },
@@ -92,6 +96,7 @@ class Parameter:
     bounds: Mapping[str, float | None]
     choices: tuple[str | int, ...]
     pixels: bool
+    unless: str = ""
     late: bool = False
     required: bool = False
 
@@ -104,6 +109,13 @@ class Parameter:
     def none(self) -> str:
         """The spelling of None in a spec."""
         return OTHER_AUTO if AUTO in self.choices else AUTO
+
+    def beside(self, given: Mapping[str, Any]) -> Parameter:
+        """The parameter where the fields have the values ``given``: see ``unless``."""
+        key, _, value = self.unless.partition("=")
+        if not key or str(given.get(key)) != value:
+            return self
+        return dataclasses.replace(self, bounds={**self.bounds, "at_most": None}, pixels=False)
 
     @property
     def domain(self) -> str:
@@ -174,7 +186,7 @@ class Parameter:
         return value
 
 
-_FACTS = ("help", "bounds", "pixels", "late", "required")  # of a parameter
+_FACTS = ("help", "bounds", "pixels", "unless", "late", "required")  # of a parameter
 
 
 def parameters(cls: type[Component]) -> list[Parameter]:
@@ -246,6 +258,8 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
     """
     known = {p.key: p for p in parameters(cls)}
     values = dict(fixed)
+    given = {p.key: p.default for p in known.values()}
+    given |= {key: unquoted(text) for key, text in pairs.items()}
     for p in known.values():
         if p.required and p.key not in pairs:
             raise UserError(f"{subject}: name {p.key}=..., {p.help}")
@@ -254,7 +268,7 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
             reason = cls.absent.get(key)
             raise UserError(f"{subject}: {reason or unknown('key', key, known)}")
         try:
-            values[known[key].name] = known[key].read(spelt)
+            values[known[key].name] = known[key].beside(given).read(spelt)
         except ValueError as error:
             raise UserError(f"{subject}: {key} {error}") from None
     try:
@@ -302,8 +316,9 @@ def shown(component: Component) -> str:
 
 
 def _spelt(component: Component, name: str) -> str:
+    fields = _fields(component)
     pairs = [
-        f"{p.key}={p.show(value)}"
+        f"{p.key}={p.beside(fields).show(value)}"
         for p in parameters(type(component))
         if (value := getattr(component, p.name)) != p.default
     ]
@@ -341,11 +356,17 @@ def check(component: Component) -> None:
 
     Components call it themselves: one that is built in Python has not gone through ``parse``.
     """
+    fields = _fields(component)
     for p in parameters(type(component)):
         try:
-            p.check(getattr(component, p.name))
+            p.beside(fields).check(getattr(component, p.name))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{component.card.name}: {p.key} {error}") from None
+
+
+def _fields(component: Component) -> dict[str, Any]:
+    """Key -> value of all parameters."""
+    return {p.key: getattr(component, p.name) for p in parameters(type(component))}
 
 
 _type_hints = functools.cache(typing.get_type_hints)  # long plans call it very often

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dmlbench.attacks.base import Attack, Attacked, Column
+from dmlbench.attacks.engine.ball import BALLS
 from dmlbench.common.progress import Bar
 from dmlbench.evaluation.measurement import CLEAN, Outcomes
 from dmlbench.metrics.bootstrap import deciles, shares_above
@@ -59,7 +60,8 @@ class Collected:
         passes, full_passes: forward-backward passes, and without queries that leave.
         forward_passes, full_forward_passes: the same of forward passes of a black box.
         flat: queries whose gradient was zero in the image at the start.
-        radius: the largest change of a pixel.
+        radius: the largest distance of an image from the clean one, in the norm of the attack.
+        norm: that norm.
     """
 
     parts: Parts = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Collected:
     full_forward_passes: int = 0
     flat: int = 0
     radius: float = 0.0
+    norm: str = "linf"
 
     def add(
         self,
@@ -93,7 +96,8 @@ class Collected:
         self.forward_passes += done.forward_passes
         self.full_forward_passes += done.full_forward_passes
         self.flat += int(done.flat_start.sum())
-        self.radius = max(self.radius, float((done.images - images).abs().max()))
+        moved = BALLS[self.norm].distance(done.images, images)
+        self.radius = max(self.radius, float(moved.max()))
 
     def so_far(self, columns: Sequence[Column]) -> str:
         """The means of the columns until now, in words."""

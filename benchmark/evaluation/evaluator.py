@@ -122,7 +122,7 @@ class Evaluation(EmbeddedTest):
         extra = moved_query.columns_of(type(attack)) if recalls else ()
         columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
-        collected = Collected()
+        collected = Collected(norm=attack.norm)
         with (
             self.reporter.task(title, len(index)) as bar,
             image_file(save, attack, self._places(attack, index)) as write,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dmlbench.attacks.base import Attack, Column
+from dmlbench.attacks.engine.ball import BALLS
 from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes
-from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.compute.randomness import global_seeds
@@ -58,7 +58,7 @@ def _noise(
     seed: int,
     outcomes: Mapping[str, np.ndarray[Any, Any]],
 ) -> list[Flag]:
-    """A flag for each column that random signs of size eps take as far as the attack."""
+    """A flag for each column that noise of size eps takes as far as the attack (``Ball.far``)."""
     parts: list[Outcomes] = []
     for batch in torch.split(index, measured.rows):
         with torch.no_grad():
@@ -71,7 +71,8 @@ def _noise(
         )
         if _as_far(column, measured, drawn, attacked, clean):
             values = float(np.nanmean(attacked)), float(np.nanmean(drawn))
-            found += flags.noise(column.name, column.unit, *values)
+            noise = BALLS[attack.norm].random_places
+            found += flags.noise(column.name, column.unit, *values, noise)
     return found
 
 
@@ -83,8 +84,7 @@ def _worst_noise(
     goal = attack.goal(measured.gallery, batch, seed)
     worst: Outcomes = {}
     for draw in range(flags.NOISE_DRAWS):
-        signs = (random_start(images, eps, batch, seed, FAR + draw) - images).sign()
-        noisy = (images + eps * signs).clamp(0, 1)
+        noisy = BALLS[attack.norm].far(images, eps, batch, seed, FAR + draw)
         with global_seeds(derived_seed(seed, "noise", draw, int(batch[0])), images.device):
             found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.passes(x)))  # type: ignore[misc]
         for column in attack.columns:

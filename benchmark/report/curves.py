@@ -31,33 +31,28 @@ Points = Sequence[tuple[float, float]]
 def shares_above(table: Table) -> Figure | None:
     """R@1 against eps (the share of queries of a larger radius), and curves of the same kind.
 
-    A panel for each column with a curve. The band is the 95% interval at each x, over queries; of
-    several seeds, their mean is drawn and the band goes from the lowest to the highest.
+    A panel for each column with a curve; columns of one attack over the same x share a panel. The
+    band is the 95% interval at each x, over queries; of several seeds, their mean is drawn and the
+    band goes from the lowest to the highest.
     """
     entries = [line.entry for line in table.lines if not line.entry.paper]
-    known = curves()
-    headings = dict.fromkeys(
-        name for e in entries for name in e.records if name.partition(" (")[0] in known
-    )
-    panels = {
-        name: [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
-        for name in headings
-    }
-    panels = dict([(name, found) for name, found in panels.items() if found][:PANELS])
+    panels = _panels(entries)
     if not panels:
         return None
-    drawn = [e for e in entries if any(e in found for found in panels.values())]
+    drawn = [e for e in entries if any(e in found for one in panels for found in one.values())]
     names = names_of(drawn, table)
     with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (name, found) in zip(axes, panels.items(), strict=True):
-            for entry in found:
-                dash = style.DASHES[drawn.index(entry) % 4]
-                _draw(axis, entry, name, names[id(entry)], dash)
-            bare, _, variant = name.partition(" (")
-            title = f"{known[bare].title} ({variant}" if variant else known[bare].title
-            axis.set(title=title, xlabel=known[bare].over, ylim=(0, 100))
-            every = [record for e in found for record in e.records[name]]
+        for axis, panel in zip(axes, panels, strict=True):
+            for place, (name, found) in enumerate(panel.items()):
+                bare = name.partition(" (")[0]
+                for entry in found:
+                    dash = style.DASHES[(drawn.index(entry) + place) % 4]
+                    label = names[id(entry)] if len(panel) == 1 else f"{names[id(entry)]}: {bare}"
+                    _draw(axis, entry, name, label, dash)
+            title, over = _meaning(name)
+            axis.set(title=title, xlabel=over, ylim=(0, 100))
+            every = [r for name, found in panel.items() for e in found for r in e.records[name]]
             points = [point for record in every for point in record["curve"]]
             last = SPARE * max(map(_nothing_left, every))
             _scale(axis, points, min(last, max(map(_most, every))))
@@ -65,6 +60,27 @@ def shares_above(table: Table) -> Figure | None:
         words = f"{protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
         style.say(fig, "Right top-1 against the strength of the attack", words, axes)
     return fig
+
+
+def _meaning(heading: str) -> tuple[str, str]:
+    """The title of the panel that a column with a curve is in, and what the curve is over."""
+    bare, _, variant = heading.partition(" (")
+    one = curves()[bare]
+    return f"{one.title} ({variant}" if variant else one.title, one.over
+
+
+def _panels(entries: Sequence[Entry]) -> list[dict[str, list[Entry]]]:
+    """The panels from left to right: heading of each column in it -> the models that have it."""
+    known = curves()
+    headings = dict.fromkeys(
+        name for e in entries for name in e.records if name.partition(" (")[0] in known
+    )
+    panels: dict[tuple[str, str], dict[str, list[Entry]]] = {}
+    for name in headings:
+        found = [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
+        if found:
+            panels.setdefault(_meaning(name), {})[name] = found
+    return list(panels.values())[:PANELS]
 
 
 def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
@@ -85,9 +101,12 @@ def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
 
 
 def _most(record: Record) -> float:
-    """The largest x that was tried: the radius in 1/255, or the budget."""
+    """The largest x that was tried: the radius in 1/255 or as a length, or the budget."""
     given = parameters(record["attack_resolved"])
-    return float(given["budget"]) if "budget" in given else 255 * float(Fraction(given["eps"]))
+    if "budget" in given:
+        return float(given["budget"])
+    grey = curves()[record["metric"]].over.endswith("1/255")
+    return (255 if grey else 1) * float(Fraction(given["eps"]))
 
 
 def _nothing_left(record: Record) -> float:

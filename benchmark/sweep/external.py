@@ -15,7 +15,7 @@ from msgspec import structs
 
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND, Contributor
-from dmlbench.attacks.engine.optimizer import RADIUS_TOLERANCE
+from dmlbench.attacks.engine.ball import RADIUS_TOLERANCE
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np, torch
 from dmlbench.core import spec
