@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ def collect(results: Path) -> pd.DataFrame:
             if metric not in cell.columns or cell.facts.get("checkpoint") in collapsed:
                 continue
             values = store.outcomes(cell.id)[metric].dropna()
-            rows = {"suite": about.suite, "metric": metric, "label": about.label}
+            rows: dict[str, Any] = {"suite": about.suite, "metric": metric, "label": about.label}
             rows |= {"seed": about.seed, "query": values.index, "value": values.to_numpy()}
             parts.append(pd.DataFrame(rows))
     found = pd.concat(parts, ignore_index=True)
@@ -51,7 +52,7 @@ def orders(outcomes: pd.DataFrame) -> dict[tuple[str, str], list[Placed]]:
         seeds = sorted(set.intersection(*labels.values()))
         shared = part[part["seed"].isin(seeds)]
         wide = shared.pivot(index=["label", "seed"], columns="query", values="value")
-        values = {label: wide.loc[label].to_numpy(np.float64) for label in labels}
+        values = {str(label): np.asarray(wide.loc[label], dtype=np.float64) for label in labels}
         found[str(suite), str(metric)] = order(values)
     return found
 
