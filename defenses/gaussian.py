@@ -5,7 +5,9 @@
 The model learns by the triplet loss on embeddings of x~, and triplets are mined on these. x~ is not
 clipped to [0, 1], as the images that a smoothed model sees are not. Cohen et al. (ICML 2019) train
 a classifier so before they smooth it; RetrievalGuard (Wu et al., ICML 2022) smooths an embedding.
-A smoothed model averages f(x + sigma z): a network that has seen no noise is of little use to it.
+A smoothed model averages f(x + sigma z), so the network should know such images. It is trained on
+noisy images only: a gallery of clean ones is new to it (fashion-mini, LeNet: the smoothed R@1 is
+56.5 in the clean gallery, and 66.5 without this training, while more is certified with it).
 
 A training step costs one pass. sigma should be that of the smoothing.
 """
