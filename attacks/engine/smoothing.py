@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dmlbench.attacks.engine.optimizer import through
 from dmlbench.attacks.engine.targets import normal
 from dmlbench.common.lazy import torch
 
@@ -121,28 +120,8 @@ class MeanOverNoise:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) images -> (B, D) mean embeddings."""
-        apply: Any = _Mean.apply
+        from dmlbench.attacks.engine.mean_pass import MeanPass  # it needs torch to be defined
+
+        apply: Any = MeanPass.apply
         e: torch.Tensor = apply(images, self)
         return e
-
-
-class _Mean(torch.autograd.Function):
-    """The pass of ``MeanOverNoise`` and its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, mean: MeanOverNoise) -> torch.Tensor:
-        ctx.mean = mean
-        ctx.save_for_backward(images)
-        parts = [mean.embed(images + z) / len(mean.noise) for z in mean.noise]
-        return torch.stack(parts).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, de: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (images,) = ctx.saved_tensors
-        total, mean = torch.zeros_like(images), ctx.mean
-        for z in mean.noise:
-            with torch.enable_grad():
-                x = (images + z).detach().requires_grad_(True)
-                e = mean.embed(x)
-            total += through(e, x, de / len(mean.noise))
-        return total, None
