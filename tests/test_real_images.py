@@ -15,12 +15,12 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from tests import trees
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-CLASSES, TRAIN_CLASSES, EACH, QUERIES = 20, 10, 16, 32
+CLASSES, TRAIN_CLASSES, EACH, QUERIES = 20, 10, 16, 8
 
 
 @pytest.mark.slow
 def test_resnet18_on_natural_looking_images(dmlbench: Run, tmp_path: Path) -> None:
-    """320 images, one epoch from random weights; 32 queries, and four steps, which can cross the
+    """320 images, one epoch from random weights; 8 queries, and four steps, which can cross the
     ball of the 224 px suite: minutes on a CPU, and no protocol.
     """
     root = trees.folder(tmp_path / "set", CLASSES, EACH, size=(320, 240))
