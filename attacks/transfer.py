@@ -186,7 +186,7 @@ def followed(outer: Attack, by: str) -> Attack:
 
 
 def facts_of(inner: Attack) -> dict[str, Any]:
-    """What decides the numbers of an attack that another one follows, as JSON types."""
+    """All facts that decide the numbers of an attack that another one follows, as JSON types."""
     card = inner.card
     facts = {"attack": card.name, "version": card.version, "values": inner.facts}
     return facts | source_facts(inner, "source")

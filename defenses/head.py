@@ -49,21 +49,14 @@ def head_alone(model: nn.Module) -> Iterator[None]:
     The frozen layers are in eval mode and their parameters get no gradient. Afterwards both are as
     they were before.
     """
+    from dmlbench.compute.embedding import held
+
     *_, head = (m for m in model.modules() if any(True for _ in m.parameters(recurse=False)))
     own = {id(p) for p in head.parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     training = [m for m in model.modules() if m.training and m is not head]
-    for module in training:
-        module.training = False
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
+    with held(training, trainable):
         yield
-    finally:
-        for module in training:
-            module.training = True
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 @DEFENSES.register

@@ -57,7 +57,7 @@ class Ball(RowWise, abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def tolerance(images: torch.Tensor, eps: torch.Tensor) -> float | torch.Tensor:
-        """What rounding may add to a distance of ``eps`` between such images (B, ...)."""
+        """The most that rounding adds to a distance of ``eps`` between such images (B, ...)."""
 
     @staticmethod
     @abc.abstractmethod

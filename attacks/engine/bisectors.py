@@ -1,4 +1,4 @@
-"""How far an embedding is from losing its right top-1: distances to bisectors.
+"""Distances to bisectors: an embedding that moves by less keeps its right top-1.
 
 Between an item a of the query's own class and an item b of another lies the plane of the points as
 far from a as from b, the bisector. The distance from e to it, positive on the side of a, is

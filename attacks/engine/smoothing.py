@@ -77,7 +77,7 @@ def smoothed(
 
 
 def mean_error(length: torch.Tensor, count: int, confidence: float) -> torch.Tensor:
-    """How far a mean of ``count`` embeddings may be from h, in one query at this confidence.
+    """(B,) bound on the distance of a mean of ``count`` embeddings from h, for one query each.
 
     Let X_i = f(x + s z_i) - h, |X_i| <= 2, v = E|X_i|^2 <= 1 - |h|^2, and l = ln(2 / (1 - c)).
     Bennett's inequality in a Hilbert space (Pinelis, Ann. Prob. 22, 1994, theorem 3.4) gives, in

@@ -6,7 +6,6 @@ docs/index.md says how a shell is told of it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +58,8 @@ class Bash(BashComplete):
     def complete(self) -> str:
         """The completions, a line each: its type, a comma, and what replaces bash's last part."""
         words, begun = self.get_completion_args()
-        breaks = re.escape("".join(set(":=") & set(os.environ.get("COMP_BREAKS", ":="))))
-        kept = len(re.match(f".*[{breaks}]|", begun)[0]) if breaks else 0  # type: ignore[index]
+        breaks = set(":=") & set(os.environ.get("COMP_BREAKS", ":="))
+        kept = max((begun.rfind(mark) + 1 for mark in breaks), default=0)
         found = self.get_completions(words, begun)
         return "\n".join(f"{one.type},{one.value[kept:]}" for one in found)
 

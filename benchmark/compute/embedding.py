@@ -138,7 +138,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """
     training = [module for module in model.modules() if module.training]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
+    with held(training, trainable):
+        yield
+
+
+@contextmanager
+def held(training: Sequence[nn.Module], trainable: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Put these modules in eval mode, these parameters without gradient, within a ``with`` block.
+
+    Afterwards the modules are in train mode and the parameters have gradients: give such only.
+    """
+    for module in training:
+        module.training = False
     for p in trainable:
         p.requires_grad_(False)
     try:

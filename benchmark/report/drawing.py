@@ -152,7 +152,7 @@ def _stamp(picture: Picture) -> dict[str, Any]:
 
 
 def _read(place: Path) -> dict[str, Any]:
-    """What was drawn before; nothing where that cannot be read, and all is drawn again."""
+    """The digests of the stored plots, by name; none if their file cannot be read."""
     try:
         stamps = json.loads(read_file(place / STAMP))
     except (OSError, ValueError):

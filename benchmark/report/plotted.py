@@ -1,4 +1,4 @@
-"""What several plots share: which entries are drawn, their names, and the caption."""
+"""The parts that several plots share: the choice of entries, their names, and the caption."""
 
 from __future__ import annotations
 
