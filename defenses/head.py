@@ -1,10 +1,11 @@
 """A frozen backbone with a robust head: adversarial linear probing (Hua et al., CVPR 2024).
 
 In the first epochs (``clean``, a share of them) the whole network learns by the triplet loss on
-clean batches. Then all but its last layer is frozen, and that layer alone learns, by AMD: PGD
-raises the hardness of each triplet through the whole network, and the loss is the triplet loss on
-(a~, p~, n~). Robustness that the frozen layers do not have, the head can hardly add: the paper
-finds that a linear probe keeps the robustness of its backbone.
+clean batches. Then all but its last layer is frozen, and that layer alone learns, by ACT: PGD
+pulls the positive and the negative of each triplet together through the whole network, and the loss
+is the triplet loss on (a, p~, n~). By AMD, the triplet's counterpart of the paper's adversary, the
+head collapsed on fashion-mini (mean cosine 1.0). Robustness that the frozen layers do not have, the
+head can hardly add: the paper finds that a linear probe keeps the robustness of its backbone.
 
 With published weights no clean epoch is needed: ``clean=0``. The head is the last layer that has
 parameters: ``fc`` of a ResNet, the last linear layer of the small networks.
@@ -22,8 +23,15 @@ from typing import TYPE_CHECKING
 from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
-from dmlbench.defenses.amd import MadryTriplet
-from dmlbench.defenses.base import DEFENSES, Batch, State, StepOutput
+from dmlbench.defenses.act import AntiCollapseTriplet
+from dmlbench.defenses.base import (
+    DEFENSES,
+    SAMPLER_NAMES,
+    AdversarialDefense,
+    Batch,
+    State,
+    StepOutput,
+)
 from dmlbench.defenses.samplers import INITIAL
 
 if TYPE_CHECKING:
@@ -61,11 +69,12 @@ def head_alone(model: nn.Module) -> Iterator[None]:
 
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
-class RobustHead(MadryTriplet):
+class RobustHead(AdversarialDefense):
     """HEAD[sampler]."""
 
-    card = Card("head", "a frozen backbone, and AMD for its last layer alone", PROBING)
+    card = Card("head", "a frozen backbone, and ACT for its last layer alone", PROBING, version=2)
 
+    sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
     clean: float = parameter(
         0.5,
         "share of the epochs that first train the whole network on clean batches",
@@ -78,11 +87,17 @@ class RobustHead(MadryTriplet):
         """``HEAD[R]``."""
         return f"HEAD[{INITIAL[self.sampler]}]"
 
+    @property
+    def act(self) -> AntiCollapseTriplet:
+        """The defense that the head learns by."""
+        shared = ("sampler", "margin", "eta", "eps", "alpha")
+        return AntiCollapseTriplet(**{name: getattr(self, name) for name in shared})
+
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Train the whole network on the clean batch, or its head on perturbed triplets."""
         if batch.progress >= self.clean:
             with head_alone(model):
-                return super().step(model, batch, state)
+                return self.act.step(model, batch, state)
         assert self.eta is not None
         e = batch.gather(model(batch.images[batch.share]))
         whole = self.mine_whole(self.sampler, batch, model.metric)

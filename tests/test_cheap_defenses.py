@@ -125,7 +125,7 @@ def test_the_trainer_replays_a_batch(
 
 
 def test_a_step_of_head(tiny: RetrievalData) -> None:
-    """First the loss of plain training, then AMD's, whose gradient the head alone gets."""
+    """First the loss of plain training, then ACT's, whose gradient the head alone gets."""
     model = network()
     defense = RobustHead(clean=0.5).resolve(THREAT, "N")
     first = make_batch(model, tiny)
@@ -140,8 +140,8 @@ def test_a_step_of_head(tiny: RetrievalData) -> None:
     assert (step.passes, step.full_passes) == (0, len(t) * THREAT.eta)
 
     later = dataclasses.replace(make_batch(model, tiny), progress=0.5)
-    amd = spec.parse("amd", DEFENSES).resolve(THREAT, "N")
-    expected = amd.step(model, make_batch(model, tiny), {})
+    act = spec.parse("act", DEFENSES).resolve(THREAT, "N")
+    expected = act.step(model, make_batch(model, tiny), {})
     step = defense.step(model, later, {})
     assert step.loss is not None
     assert expected.loss is not None
