@@ -163,7 +163,7 @@ def main(folder: Path, pairs: int, path: Path | None) -> None:
     rows: list[dict[str, str]] = []
     with Compute("cpu", threads=1).applied() as device:
         workbench = prepare(pairs, device)
-        heads = ("lambda", "batch", "epoch", "loss", "theirs", "gradient", "pixels", "negatives")
+        heads = ("lambda", "kind", "epoch", "loss", "theirs", "gradient", "pixels", "negatives")
         click.echo("{:8}{:6}{:>6}{:>10}{:>10}{:>10}{:>8}{:>10}".format(*heads))
         for sharpness in (10.0, 9.5, 2.0):
             for anchors in (False, True):
@@ -179,7 +179,7 @@ def main(folder: Path, pairs: int, path: Path | None) -> None:
                     known = negatives_that_may_be_drawn(modules[2], workbench, triplets, progress)
                     row = {
                         "lambda": f"{sharpness:g}",
-                        "batch": "ANP" if anchors else "CAP",
+                        "kind": "ANP" if anchors else "CAP",
                         "epoch": str(epoch),
                         "loss": f"{loss:.6f}",
                         "theirs": f"{other:.6f}",
