@@ -1,7 +1,7 @@
 """A certificate of the top-1 under Gaussian smoothing, and the attack that breaks the same model.
 
 The model is h(x) = E f(x + sigma z), the mean embedding under normal noise in every pixel, searched
-in the model's own clean gallery (``dmlbench.attacks.engine.smoothing``). For each query
+in a gallery that stays as it is (``dmlbench.attacks.engine.smoothing``). For each query
 
     Certified   no change of an L2 length below it makes the top-1 of h wrong
     Smoothed    the least length at which an attack (APGD on the margin) has made it wrong
@@ -18,7 +18,11 @@ probability that all queries' hold.
 RetrievalGuard (Wu et al., ICML 2022) bounds the Lipschitz constant of h and takes half of the
 difference of two distances as margin. Here the margin is the distance to the bisector and R stands
 for the Lipschitz bound; neither is ever smaller. The paper's tables are from 100,000 copies a
-query; give ``samples=100000`` for less error. The gallery here is that of f and is not smoothed.
+query; give ``samples=100000`` for less error.
+
+The gallery is that of f. With ``gallery_samples=K`` each item is the mean of K noisy copies, scaled
+to unit length. What is certified is then the search among these very items, which stay as they are:
+their Monte-Carlo error costs nothing.
 
 The attack follows the gradient through ``draws`` copies whose noise is fixed, the same for all
 queries. Whether a query is broken is judged by ``judges`` other copies, drawn anew in each round.
@@ -30,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
@@ -38,7 +42,13 @@ from dmlbench.attacks.engine.bisection import Bisected, Levels, bisect, rounds
 from dmlbench.attacks.engine.bisectors import margin
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search
-from dmlbench.attacks.engine.smoothing import MeanOverNoise, mean_error, radius, smoothed
+from dmlbench.attacks.engine.smoothing import (
+    Embed,
+    MeanOverNoise,
+    mean_error,
+    radius,
+    smoothed,
+)
 from dmlbench.attacks.top1 import TopOneAttack, TopOneGoal
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import np, torch
@@ -47,6 +57,9 @@ from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
+
+if TYPE_CHECKING:
+    from dmlbench.attacks.engine.gallery import Images
 
 WU = Paper(
     key="wu2022retrievalguard",
@@ -61,6 +74,7 @@ REACH = 8  # eps over sigma, unless it is given
 STEPS = 20  # of one search
 PER_OCTAVE, OCTAVES = 4, 7  # levels of the lengths that are looked at
 LENGTHS = "eps, an L2 length"
+GALLERY = "certified gallery"  # the noise of its items
 ROUNDING = 1e-6  # of a level, which is kept in float32
 ABOVE = "certified_above_attack"  # a finding: the share of queries that contradict the certificate
 
@@ -133,6 +147,12 @@ class Certified(TopOneAttack):
     judges: int = parameter(
         250, "noisy copies that say whether the attack has broken a query", at_least=1
     )
+    gallery_samples: int = parameter(
+        0,
+        "noisy copies that each gallery item is the mean of; 0: it is that of its clean image",
+        at_least=0,
+        late=True,
+    )
 
     def __post_init__(self) -> None:
         if self.confidence >= 1:
@@ -178,9 +198,11 @@ class Certified(TopOneAttack):
             CellError: embeddings have no bounded length (metric E).
         """
         assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
-        gallery, seed = goal.gallery, goal.seed
-        if gallery.metric == "E":
+        seed = goal.seed
+        if goal.gallery.metric == "E":
             raise CellError("certified is for the metrics N and C: those of E have any length")
+        if self.gallery_samples:
+            goal = self._in_smoothed_gallery(goal, embed, len(images))
         shown = len(images) * self.samples
 
         def mean(part: CertifiedGoal, x: torch.Tensor, purpose: str, count: int) -> torch.Tensor:
@@ -195,7 +217,7 @@ class Certified(TopOneAttack):
         e = mean(goal, images, "certificate", self.samples)
         clean = goal.first(e.to(images.dtype)) > 0
         error = mean_error(e.norm(dim=1), self.samples, self.confidence)
-        sure = margin(gallery, e, goal.index, goal.item) - error
+        sure = margin(goal.gallery, e, goal.index, goal.item) - error
         certified = radius(sure, self.sigma).masked_fill(~clean, 0).clamp(max=self.eps or 0)
         known = levels(self.eps or 0)
         lengths = torch.tensor([0.0, *known], device=images.device)
@@ -211,6 +233,30 @@ class Certified(TopOneAttack):
             "full_forward_passes": len(images) * self.most_forward_passes,
         }
         return Certificates(**values, certified=certified, error=error)
+
+    def _in_smoothed_gallery(self, goal: CertifiedGoal, embed: Embed, batch: int) -> CertifiedGoal:
+        """The goal in the gallery of mean embeddings, which is made once.
+
+        Raises:
+            CellError: the images of the gallery are not at hand.
+        """
+        if goal.gallery.images is None:
+            raise CellError("gallery_samples needs the images of the gallery, which are not here")
+
+        given, seed, sigma, count = goal.gallery, goal.seed, self.sigma, self.gallery_samples
+
+        def look(at: Images, items: int) -> torch.Tensor:
+            every = torch.arange(items, device=goal.index.device)
+            means = [
+                smoothed(embed, at(rows), rows, seed, GALLERY, sigma, count)
+                for rows in torch.split(every, batch)
+            ]
+            e = torch.cat(means).to(given.embeddings.dtype)
+            return torch.nn.functional.normalize(e, dim=1)
+
+        name = f"{GALLERY} {sigma} {count} {seed}"
+        gallery = given.shared(name, lambda: given.as_embedded_by(given.metric, look))
+        return self.goal(gallery, goal.index, seed)
 
     def read(
         self, goal: CertifiedGoal, perturbed: Perturbed, after: torch.Tensor

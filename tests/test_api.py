@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,12 +74,11 @@ def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
 ) -> None:
     (tmp_path / "mynet.py").write_text(OWN)
     (tmp_path / "own.py").write_text(FIFTEEN_LINES)
-    code = (
-        "import torch, mynet; state = mynet.make().state_dict()\n"
-        "torch.save({f'backbone.{name}': value for name, value in state.items()}, 'w.pt')"
-    )
+    names: dict[str, Any] = {}
+    exec(OWN, names)
+    state = names["make"]().state_dict()
+    torch.save({f"backbone.{name}": value for name, value in state.items()}, tmp_path / "w.pt")
     one = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     command = [sys.executable, "own.py"]
     printed = subprocess.check_output(command, cwd=tmp_path, env=one, text=True)
     assert "ERS ↑" in printed

@@ -20,6 +20,7 @@ from dmlbench.attacks.engine.smoothing import (
     MeanOverNoise,
     lipschitz,
     mean_error,
+    noisy,
     radius,
     smoothed,
 )
@@ -293,6 +294,34 @@ SMALL = {"samples": 300, "judges": 100, "draws": 6, "steps": 6, "confidence": 0.
 @pytest.fixture(scope="module")
 def found(trained: EmbeddingModel, images: torch.Tensor, learned_gallery: Gallery) -> Attacked:
     return resolved(**SMALL).run(trained, images, torch.arange(40), learned_gallery, seed=0)
+
+
+def test_a_smoothed_gallery_holds_the_means_of_noisy_copies(
+    trained: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData
+) -> None:
+    """Its items are means of unit length that are drawn once; nothing else is another one."""
+    labels, index = torch.from_numpy(tiny.test.labels), torch.arange(12)
+    looks: list[int] = []
+
+    def at(rows: torch.Tensor) -> torch.Tensor:
+        looks.append(len(rows))
+        return images[rows]
+
+    plain = Gallery(embed(trained, images), labels, "N", images=at)
+    attack = resolved(**SMALL, gallery_samples=20)
+    ours = [attack.run(trained, images[i], i, plain, seed=3) for i in index.split(6)]
+    assert sum(looks) == len(images)
+    means = []
+    for i in range(len(images)):
+        copies = noisy(images[[i]], torch.tensor([i]), 3, "certified gallery", 0.25, 20)
+        means.append(torch.stack([trained(x)[0] for x in copies]).mean(0))
+    e = torch.nn.functional.normalize(torch.stack(means), dim=1)
+    slow = resolved(**SMALL).run(trained, images[:12], index, Gallery(e, labels, "N"), seed=3)
+    for name, values in slow.outcomes.items():
+        found = torch.cat([one.outcomes[name] for one in ours])
+        torch.testing.assert_close(found, values, atol=1e-5, rtol=1e-4)
+    with pytest.raises(CellError, match="needs the images of the gallery"):
+        attack.run(trained, images[:2], index[:2], Gallery(e, labels, "N"), seed=3)
 
 
 def test_no_query_is_broken_where_it_is_certified(found: Attacked) -> None:

@@ -5,31 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.outside import DATASET, DEFENSE, NETWORK, SLIPS, install
-from tests.zygote import Zygote, environment
+from tests.zygote import Zygote
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
-def theirs(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    root = install(tmp_path_factory.mktemp("site"))
-    started = Zygote(environment(root, plugin))
-    yield started
-    started.close()
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the package ``their`` is installed."""
+    return install(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
-def outside(theirs: Zygote, tmp_path: Path) -> Call:
+def outside(zygote: Zygote, site: Path, tmp_path: Path) -> Call:
     """The command line, where the package ``their`` is installed."""
-    return lambda *arguments, cwd=tmp_path: theirs.run(arguments, cwd, 300)
+    return lambda *arguments, cwd=tmp_path: zygote.run(arguments, cwd, 300, site)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

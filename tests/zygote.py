@@ -49,16 +49,20 @@ class Zygote:
         )
 
     def run(
-        self, arguments: tuple[str, ...], cwd: Path, timeout: float
+        self, arguments: tuple[str, ...], cwd: Path, timeout: float, installed: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command and wait for its end."""
-        return self.start(arguments, cwd).wait(timeout)
+        return self.start(arguments, cwd, installed).wait(timeout)
 
-    def start(self, arguments: tuple[str, ...], cwd: Path) -> Command:
-        """Start a command."""
+    def start(
+        self, arguments: tuple[str, ...], cwd: Path, installed: Path | None = None
+    ) -> Command:
+        """Start a command, with the packages of the folder ``installed`` besides."""
         folder = tempfile.TemporaryDirectory()
         out, err = Path(folder.name) / "out", Path(folder.name) / "err"
         order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
+        if installed:
+            order["installed"] = str(installed)
         return Command(self, self.order(order, START), arguments, folder)
 
     def order(self, order: dict[str, Any], timeout: float) -> int:
@@ -134,6 +138,9 @@ def _serve() -> None:
 def _command(order: dict[str, Any]) -> int:
     """Do in the forked process the same as ``python -m dmlbench``."""
     os.chdir(order["cwd"])
+    if folder := order.get("installed"):
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join((folder, os.environ["PYTHONPATH"]))
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(order[name], os.O_WRONLY | os.O_CREAT)
         os.dup2(handle, number)
