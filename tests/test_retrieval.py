@@ -195,7 +195,8 @@ def test_nmi_is_that_of_the_start_with_the_least_inertia() -> None:
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     starts = []
     for seed in range(clustering.KMEANS_SEED, clustering.KMEANS_SEED + clustering.STARTS):
-        clusters, inertia = clustering._kmeans(unit, 12, seed)
+        centres, clusters, inertia = clustering.kmeans(unit, 12, seed)
+        assert centres.shape == (12, 6)
         centers = [unit[clusters == c].mean(0) for c in clusters]
         slow = sum(((x - c) ** 2).sum() for x, c in zip(unit, centers, strict=True))
         assert inertia == pytest.approx(slow, rel=0.02)  # centroids are of the step before

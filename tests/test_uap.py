@@ -16,6 +16,7 @@ from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
+from dmlbench.metrics.clustering import KMEANS_SEED, kmeans
 from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import save_weights
 from dmlbench.testing.attack_subject import Subject
@@ -42,8 +43,24 @@ def distances(model: EmbeddingModel, image: torch.Tensor, train: Gallery) -> tor
     return (model(image[None])[0] - train.embeddings).norm(dim=1)
 
 
-def test_it_is_the_loop_over_single_images(subject: Subject) -> None:
-    attack = attack_of("uap:steps=5,batch=3,eps=0.3,alpha=0.1")
+def ltm(d: torch.Tensor, row: int, train: Gallery) -> torch.Tensor:
+    """The loss of LTM, of the distances (80,) to the train split."""
+    own = train.labels == train.labels[row]
+    near = min(d[n] for n in range(80) if own[n] and n != row)
+    return (d[~own].max() - near).relu()
+
+
+def pair(x: torch.Tensor, row: int, train: Gallery) -> torch.Tensor:
+    """The pair-wise loss of an embedding (D,): to the farthest centre, from the nearest one."""
+    centres = torch.from_numpy(kmeans(train.embeddings.numpy(), 40, KMEANS_SEED).centres)
+    clean = [float((train.embeddings[row] - c).norm()) for c in centres]
+    near, far = (centres[clean.index(end(clean))] for end in (min, max))
+    return ((x - far).norm() - (x - near).norm() + 0.08).relu()
+
+
+@pytest.mark.parametrize("by", ["ltm", "pair"])
+def test_it_is_the_loop_over_single_images(subject: Subject, by: str) -> None:
+    attack = attack_of(f"uap:by={by},steps=5,batch=3,eps=0.3,alpha=0.1")
     train, v, m = subject.train_split(), torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
     assert train.images is not None
     for rows in positions(80, 15, 7, "uap").split(3):
@@ -53,10 +70,10 @@ def test_it_is_the_loop_over_single_images(subject: Subject) -> None:
             moved = train.images(torch.tensor([row]))[0] + v
             inside = (moved >= 0) & (moved <= 1)  # at the bounds clamp has another gradient
             x = torch.where(inside, moved, moved.detach().clamp(0, 1))
-            d = distances(subject.model, x, train)
-            own = train.labels == train.labels[row]
-            near = min(d[n] for n in range(80) if own[n] and n != row)
-            total = total + (d[~own].max() - near).relu()
+            if by == "pair":
+                total = total + pair(subject.model(x[None])[0], row, train)
+            else:
+                total = total + ltm(distances(subject.model, x, train), row, train)
         (g,) = torch.autograd.grad(total, v)
         m += g / g.abs().sum()
         v = (v.detach() - 0.1 * m.sign()).clamp(-0.3, 0.3)
@@ -120,7 +137,18 @@ def test_another_models_perturbation_is_shown_by_transfer(
     assert torch.equal(found[~right], subject.images[~right])
 
 
+def test_the_pair_wise_loss_reads_no_label(subject: Subject) -> None:
+    attack = attack_of("uap:by=pair,steps=30")
+    found = run(attack, subject)
+    assert found.outcomes["UAP:mAP"].mean() < found.clean["UAP:mAP"].mean() - 5
+    train, other = subject.train_split(), Subject(attack)
+    unlabelled = replace(train, labels=torch.arange(80), relevance=None, _shared={})
+    other.gallery = replace(subject.gallery, train=lambda: unlabelled, _shared={})  # type: ignore[misc]
+    assert torch.equal(run(attack, other).perturbed.images, found.perturbed.images)
+
+
 def test_its_identity_has_the_other_attack() -> None:
+    assert attack_of("uap:by=pair").facts["by"] == "pair"
     facts = [attack_of(f"uap:by={by}").facts for by in ("ltm", "es", '"oa:k=3"')]
     assert [one["by"]["attack"] for one in facts] == ["ltm", "es", "oa"]
     assert facts[0]["by"]["version"] == ATTACKS.get("ltm").card.version

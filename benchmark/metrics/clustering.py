@@ -8,6 +8,7 @@ distances to the centroids, which knows nothing of the classes. The literature t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,19 +47,31 @@ def kmeans_nmi(embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64
     points = np.ascontiguousarray(embeddings / np.maximum(norms, 1e-12), dtype=np.float32)
     k = len(np.unique(labels))
     starts = int(np.clip(MOST_WORK // (len(points) * k), 1, STARTS))
-    found = [_kmeans(points, k, KMEANS_SEED + number) for number in range(starts)]
-    values = [normalized_mutual_information(clusters, labels) for clusters, _ in found]
-    best = min(range(starts), key=lambda number: found[number][1])
+    found = [kmeans(points, k, KMEANS_SEED + number) for number in range(starts)]
+    values = [normalized_mutual_information(one.assignment, labels) for one in found]
+    best = min(range(starts), key=lambda number: found[number].inertia)
     return ClusteringNMI(values[best], min(values), max(values), starts)
 
 
-def _kmeans(
-    points: npt.NDArray[np.float32], k: int, seed: int
-) -> tuple[npt.NDArray[np.int64], float]:
-    """The cluster (N,) of each point, and the inertia of the clustering."""
+class Clusters(NamedTuple):
+    """A clustering of N points of D numbers.
+
+    Attributes:
+        centres: (k, D) float32.
+        assignment: (N,) the number of each point's cluster.
+        inertia: the sum of the squared distances to the centres.
+    """
+
+    centres: npt.NDArray[np.float32]
+    assignment: npt.NDArray[np.int64]
+    inertia: float
+
+
+def kmeans(points: npt.NDArray[np.float32], k: int, seed: int) -> Clusters:
+    """Cluster ``points`` (N, D) from one random start."""
     import faiss
 
-    kmeans = faiss.Kmeans(
+    search = faiss.Kmeans(
         points.shape[1],
         k,
         niter=KMEANS_ITERATIONS,
@@ -69,11 +82,12 @@ def _kmeans(
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # with more, the order of sums and so the clusters change
     try:
-        kmeans.train(points)
-        squared, assignment = kmeans.index.search(points, 1)
+        search.train(points)
+        squared, assignment = search.index.search(points, 1)
     finally:
         faiss.omp_set_num_threads(threads)
-    return assignment[:, 0], float(squared.sum(dtype=np.float64))
+    assert search.centroids is not None
+    return Clusters(search.centroids, assignment[:, 0], float(squared.sum(dtype=np.float64)))
 
 
 def normalized_mutual_information(
