@@ -62,6 +62,7 @@ class Source:
             UserError: the weights do not fit the network, or the network such images.
         """
         from dmlbench.compute.embedding import on_device
+        from dmlbench.compute.folding import folded
         from dmlbench.storage.checkpoint import load_weights, stored_weights
 
         with torch.random.fork_rng(devices=[]):  # the first weights are random
@@ -69,7 +70,7 @@ class Source:
         load_weights(self.weights.path, model)
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")
-        return on_device(model.eval().requires_grad_(False), images.device)
+        return folded(on_device(model.eval().requires_grad_(False), images.device), images)
 
 
 @ATTACKS.register

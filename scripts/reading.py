@@ -10,15 +10,19 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.report.entries import Entry, measured
 from dmlbench.report.literature import published
+from scripts.order import orders
 
 RESULTS = Path(__file__).parent.parent / "results"
 README = RESULTS / "README.md"
 BASE = ("R@1", "mAP", "NMI")
 ETA = 8
+SUITES = ("strict", "ers", "auto")
 Lines = Iterable[Sequence[str]]
 
 
@@ -159,6 +163,52 @@ def variants(path: Path) -> str:
     return markdown(("defense", "seeds", *(head for head, _, _ in columns)), lines)
 
 
+def three_suites(path: Path) -> str:
+    """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
+
+    A number is the mean over the seeds and its standard deviation, or has the interval of one seed.
+    """
+    entries = measured(read_tidy(path))
+    strict, ers, auto = (found(entries, suite) for suite in SUITES)
+    columns = (
+        ("R@1", "R@1", strict),
+        ("ERS strict", "ERS", strict),
+        ("ERS ers", "ERS", ers),
+        ("ERS auto", "ERS", auto),
+        ("Robust R@1 strict", "Robust R@1", strict),
+        ("Robust R@1 auto", "Robust R@1", auto),
+        ("Radius", "Radius", auto),
+    )
+    lines = []
+    for one in sorted(auto.values(), key=lambda one: (one.score is None, -(one.score or 0))):
+        numbers = (of[one.label].numbers.get(name) for _, name, of in columns)
+        lines.append(
+            (
+                one.label + " (collapsed)" * one.collapsed,
+                str(len(one.seeds)),
+                "–" if one.eta is None else str(one.eta),
+                *(f"{number.text} {number.range}" if number else "–" for number in numbers),
+            )
+        )
+    return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns)), lines)
+
+
+def order_of_models(path: Path) -> str:
+    """Write the order of the models under each suite, by ERS, with its probability.
+
+    ``above the next`` is the probability that the model is better than the one in the next line.
+    """
+    lines = []
+    for (suite, metric), places in orders(pd.read_parquet(path)).items():
+        if metric != "ERS":
+            continue
+        for one in places:
+            above = "" if one.above_next is None else f"{one.above_next:.3f}"
+            mean = f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]"
+            lines.append((suite, one.name, mean, f"{one.rank:.1f}", f"{one.first:.3f}", above))
+    return markdown(("suite", "defense", "ERS", "mean rank", "best", "above the next"), lines)
+
+
 def blocks() -> dict[str, str]:
     """Return name -> table."""
     suites = [
@@ -178,6 +228,8 @@ def blocks() -> dict[str, str]:
         "documented": documented(ers),
         "upper bounds": upper_bounds(RESULTS / "auto" / "fashion-mini.csv"),
         "variants": variants(RESULTS / "variants" / "fashion-mini.csv"),
+        "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
+        "order": order_of_models(RESULTS / "fashion-mini" / "outcomes.parquet"),
         **speeds,
     }
 
