@@ -163,6 +163,25 @@ def variants(path: Path) -> str:
     return markdown(("defense", "seeds", *(head for head, _, _ in columns)), lines)
 
 
+def universal(path: Path) -> str:
+    """Write the table of R@1 under one perturbation for all queries, made on each of the models."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    labels = {row["defense"]: row["label"] for row in rows}
+    clean, moved = {}, {}
+    for row in rows:
+        if row["metric"] == "Transfer":
+            source = row["attack"].partition("from=")[2].partition(",")[0]
+            low, high = float(row["low"]), float(row["high"])
+            moved[row["defense"], source] = f"{float(row['value']):.1f} [{low:.1f}, {high:.1f}]"
+            clean[row["defense"]] = row["clean"]
+    lines = [
+        (label, clean[one], *(moved[one, source] for source in labels))
+        for one, label in labels.items()
+    ]
+    return markdown(("shown to", "clean", *(f"made on {one}" for one in labels.values())), lines)
+
+
 def three_suites(path: Path) -> str:
     """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
 
@@ -229,6 +248,7 @@ def blocks() -> dict[str, str]:
         "upper bounds": upper_bounds(RESULTS / "auto" / "fashion-mini.csv"),
         "variants": variants(RESULTS / "variants" / "fashion-mini.csv"),
         "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
+        "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(RESULTS / "fashion-mini" / "outcomes.parquet"),
         **speeds,
     }
