@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 README = RESULTS / "README.md"
 BASE = ("R@1", "mAP", "NMI")
 ETA = 8
+OA_PAPER = {2: "0.29", 4: "0.41", 8: "0.55", 16: "0.60"}  # eps -> tau (Zhou et al., ICCV 2021)
 SUITES = ("strict", "ers", "auto")
 Lines = Iterable[Sequence[str]]
 
@@ -163,6 +164,21 @@ def variants(path: Path) -> str:
     return markdown(("defense", "seeds", *(head for head, _, _ in columns)), lines)
 
 
+def order_attack(path: Path) -> str:
+    """Write the table of Kendall's tau and the mean rank under OA, beside those of its paper."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {(row["attack"], row["metric"]): row for row in csv.DictReader(file)}
+    lines = []
+    for eps, paper in OA_PAPER.items():
+        attack = f"oa:eps={eps}/255,alpha=1/255,steps=24"
+        tau, rank = (
+            "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("value", "low", "high")))
+            for row in (rows[attack, name] for name in ("OA", "OA:mR"))
+        )
+        lines.append((f"{eps}/255", tau, paper, rank))
+    return markdown(("eps", "tau", "paper", "mean rank"), lines)
+
+
 def universal(path: Path) -> str:
     """Write the table of R@1 under one perturbation for all queries, made on each of the models."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -248,6 +264,7 @@ def blocks() -> dict[str, str]:
         "upper bounds": upper_bounds(RESULTS / "auto" / "fashion-mini.csv"),
         "variants": variants(RESULTS / "variants" / "fashion-mini.csv"),
         "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
+        "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(RESULTS / "fashion-mini" / "outcomes.parquet"),
         **speeds,
