@@ -47,4 +47,4 @@ def test_resnet18_on_natural_looking_images(dmlbench: Run, tmp_path: Path) -> No
         assert "eps=8/255,alpha=3/255,steps=4" in cell["about"]["attack_resolved"]
         assert 0 < cell["findings"]["radius"] <= 8 / 255 + 1e-6
         assert {m["n"] for m in cell["metrics"].values()} == {QUERIES}
-    assert rows.loc["none", "ES:D (steps=4)"] > 0.1  # an undefended model is moved
+    assert rows["ES:D (steps=4)"].gt(0.01).all()  # even networks that have hardly learned are moved
