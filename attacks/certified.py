@@ -22,7 +22,8 @@ query; give ``samples=100000`` for less error.
 
 The gallery is that of f. With ``gallery_samples=K`` each item is the mean of K noisy copies, scaled
 to unit length. What is certified is then the search among these very items, which stay as they are:
-their Monte-Carlo error costs nothing.
+their Monte-Carlo error costs nothing. The passes that make them are not counted, like those that
+embed the gallery. With ``of=item`` the item is still the top-1 of the clean query.
 
 The attack follows the gradient through ``draws`` copies whose noise is fixed, the same for all
 queries. Whether a query is broken is judged by ``judges`` other copies, drawn anew in each round.
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
@@ -57,9 +58,6 @@ from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
-
-if TYPE_CHECKING:
-    from dmlbench.attacks.engine.gallery import Images
 
 WU = Paper(
     key="wu2022retrievalguard",
@@ -245,17 +243,18 @@ class Certified(TopOneAttack):
 
         given, seed, sigma, count = goal.gallery, goal.seed, self.sigma, self.gallery_samples
 
-        def look(at: Images, items: int) -> torch.Tensor:
-            every = torch.arange(items, device=goal.index.device)
+        def make() -> Gallery:
+            assert given.images is not None
+            every = torch.arange(len(given), device=goal.index.device)
             means = [
-                smoothed(embed, at(rows), rows, seed, GALLERY, sigma, count)
+                smoothed(embed, given.images(rows), rows, seed, GALLERY, sigma, count)
                 for rows in torch.split(every, batch)
             ]
             e = torch.cat(means).to(given.embeddings.dtype)
-            return torch.nn.functional.normalize(e, dim=1)
+            unit = torch.nn.functional.normalize(e, dim=1)
+            return replace(given, embeddings=unit, queries=given.queries, _shared={})
 
-        name = f"{GALLERY} {sigma} {count} {seed}"
-        gallery = given.shared(name, lambda: given.as_embedded_by(given.metric, look))
+        gallery = given.shared(f"{GALLERY} {sigma} {count} {seed}", make)
         return self.goal(gallery, goal.index, seed)
 
     def read(

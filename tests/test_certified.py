@@ -296,32 +296,45 @@ def found(trained: EmbeddingModel, images: torch.Tensor, learned_gallery: Galler
     return resolved(**SMALL).run(trained, images, torch.arange(40), learned_gallery, seed=0)
 
 
+@pytest.mark.parametrize("of", ["class", "item"])
+@pytest.mark.parametrize("apart", [False, True])
 def test_a_smoothed_gallery_holds_the_means_of_noisy_copies(
-    trained: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData
+    trained: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData, of: str, apart: bool
 ) -> None:
-    """Its items are means of unit length that are drawn once; nothing else is another one."""
-    labels, index = torch.from_numpy(tiny.test.labels), torch.arange(12)
+    """They are drawn once, and have unit length; everything else is unchanged."""
+    labels, index = torch.from_numpy(tiny.test.labels), torch.arange(10)
     looks: list[int] = []
 
     def at(rows: torch.Tensor) -> torch.Tensor:
         looks.append(len(rows))
         return images[rows]
 
-    plain = Gallery(embed(trained, images), labels, "N", images=at)
-    attack = resolved(**SMALL, gallery_samples=20)
-    ours = [attack.run(trained, images[i], i, plain, seed=3) for i in index.split(6)]
-    assert sum(looks) == len(images)
+    clean, given = embed(trained, images), {}
+    items, queries = torch.arange(len(images)), images
+    if apart:  # every fourth image is a query and no item
+        asking = items % 4 == 0
+        answers = [(labels[~asking] == y).nonzero()[:, 0].tolist() for y in labels[asking]]
+        hidden = Lists.of_queries([[] for _ in answers])
+        relevance = Relevance(Lists.of_queries(answers), hidden)
+        given = {"queries": clean[asking], "relevance": relevance, "apart": True}
+        items, queries, labels = items[~asking], images[asking], labels[~asking]
+    plain = Gallery(clean[items], labels, "N", images=lambda rows: at(items[rows]), **given)
+    attack = resolved(**SMALL, of=of, gallery_samples=20)
+    ours = [attack.run(trained, queries[i], i, plain, seed=3) for i in index.split(5)]
+    assert sum(looks) == len(items)
     means = []
-    for i in range(len(images)):
-        copies = noisy(images[[i]], torch.tensor([i]), 3, "certified gallery", 0.25, 20)
+    for number, i in enumerate(items.tolist()):
+        copies = noisy(images[[i]], torch.tensor([number]), 3, "certified gallery", 0.25, 20)
         means.append(torch.stack([trained(x)[0] for x in copies]).mean(0))
     e = torch.nn.functional.normalize(torch.stack(means), dim=1)
-    slow = resolved(**SMALL).run(trained, images[:12], index, Gallery(e, labels, "N"), seed=3)
+    other = dataclasses.replace(plain, embeddings=e, _shared={})
+    slow = resolved(**SMALL, of=of).run(trained, queries[:10], index, other, seed=3)
     for name, values in slow.outcomes.items():
         found = torch.cat([one.outcomes[name] for one in ours])
         torch.testing.assert_close(found, values, atol=1e-5, rtol=1e-4)
+    unseen = dataclasses.replace(plain, images=None, _shared={})
     with pytest.raises(CellError, match="needs the images of the gallery"):
-        attack.run(trained, images[:2], index[:2], Gallery(e, labels, "N"), seed=3)
+        attack.run(trained, queries[:2], index[:2], unseen, seed=3)
 
 
 def test_no_query_is_broken_where_it_is_certified(found: Attacked) -> None:

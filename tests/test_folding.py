@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from dmlbench.compute.embedding import EmbeddingModel
-from dmlbench.compute.folding import folded
+from dmlbench.compute.folding import folded, followers
 
 
 def frozen(backbone: nn.Module) -> EmbeddingModel:
@@ -83,24 +84,58 @@ class Layers(nn.Module):
             z = self.bn(y) + y
         elif self.use == "behind":  # something lies between them
             z = self.bn(y.relu())
+        elif self.use == "in place":
+            z = self.bn(y.relu_())
+        elif self.use == "by name":
+            z = self.bn(input=y)
+        elif self.use == "reads":  # a layer that folding takes away
+            z = self.bn(y).to(self.bn.weight.dtype)
         else:
             z = self.bn(y)
-        return z.mean((2, 3))
+        e = z.mean((2, 3))
+        return e.squeeze() if self.use == "squeezed" else e
 
 
 @pytest.mark.parametrize(
-    ("use", "left"), [("plain", 0), ("twice", 1), ("beside", 1), ("behind", 1), ("train", 1)]
+    ("use", "follows", "left"),
+    [
+        ("plain", True, 0),
+        ("squeezed", True, 0),
+        ("twice", False, 1),
+        ("beside", True, 1),
+        ("behind", False, 1),
+        ("in place", False, 1),
+        ("by name", False, 1),
+        ("reads", True, 1),
+    ],
 )
-def test_only_what_directly_follows_is_folded(use: str, left: int) -> None:
+def test_only_what_directly_follows_is_folded(use: str, follows: bool, left: int) -> None:
     torch.manual_seed(0)
     model, images = frozen(Layers(use)), torch.rand(4, 3, 8, 8)
-    if use == "train":
-        model.backbone.get_submodule("bn").train()
+    pair = {"backbone.conv": "backbone.bn"}
+    assert followers(model, images) == (pair if follows else {})
     quick = folded(model, images)
     assert norms(quick) == left
     assert (quick is model) == (left > 0)
-    if use != "train":
-        torch.testing.assert_close(quick(1 - images), model(1 - images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(quick(1 - images), model(1 - images), atol=1e-5, rtol=0)
+
+
+def test_a_batch_norm_in_train_mode_is_left_alone() -> None:
+    model, images = frozen(Layers("plain")), torch.rand(4, 3, 8, 8)
+    model.backbone.get_submodule("bn").train()
+    assert folded(model, images) is model
+
+
+def test_a_network_that_cannot_be_copied_is_measured_as_it_is() -> None:
+    locked, images = Layers("plain"), torch.rand(4, 3, 8, 8)
+    locked.lock = threading.Lock()  # type: ignore[assignment]
+    model = frozen(locked)
+    assert folded(model, images) is model
+    seen: list[torch.Tensor] = []
+    listening = Layers("plain")
+    listening.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    listening.register_forward_hook(lambda _, __, e: e + 0 * seen.pop().sum())
+    assert norms(folded(frozen(listening), images)) == 0
 
 
 def test_hooks_parametrizations_and_bfloat16_are_left_alone() -> None:

@@ -15,7 +15,7 @@ from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.embedding import EmbeddingModel, embed
-from dmlbench.compute.folding import folded
+from dmlbench.compute.folding import SAMPLE, folded
 from dmlbench.compute.model_checks import check_model
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import Flag
@@ -24,7 +24,6 @@ from dmlbench.evaluation.cuda_graphs import replayed_or_launched
 
 DRAWN_ROWS = 32  # images of a batch of a randomised network, which decide what it draws
 Part = Literal["gallery", "queries", "train"]
-FOLDED_BY = 4  # images on which the folded network is held against the model
 LOOKED_AT = 64  # images, spread over all, that a network is checked on
 
 
@@ -63,15 +62,18 @@ class EmbeddedTest:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The model, its batch norms folded, its kernels launched or replayed.
-
-        All embeddings come from it.
-        """
+        """The model, its kernels launched or replayed; all embeddings come from it."""
         if self.draws > 1:
             return self.model
         sample = self.images(self.index[: self.rows])
-        model = folded(self.model, sample[:FOLDED_BY])
-        return replayed_or_launched(model, sample, self.reporter.warn)
+        return replayed_or_launched(self.folded, sample, self.reporter.warn)
+
+    @cached_property
+    def folded(self) -> EmbeddingModel:
+        """The model, its batch norms folded where they can be."""
+        return (
+            self.model if self.draws > 1 else folded(self.model, self.images(self.index[:SAMPLE]))
+        )
 
     def passes(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of images, from one pass."""

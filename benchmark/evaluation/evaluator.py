@@ -79,6 +79,7 @@ class Evaluation(EmbeddedTest):
             "effective_rank": effective_rank(e),
             "collapsed": is_collapsed(metrics["R@1"].value, chance),
             "cuda_graphs": isinstance(self.network, Replayed),
+            "folded": self.folded is not self.model,
             **as_finding(self.checked),
         }
         return Measurement(metrics, findings, outcomes)
@@ -144,6 +145,7 @@ class Evaluation(EmbeddedTest):
         findings = collected.findings(attack, columns, outcomes, len(index)) | {
             "batch_size": self._most_rows(attack, gallery),
             "cuda_graphs": isinstance(self.network, Replayed),
+            "folded": self.folded is not self.model,
         }
         if save is not None:
             findings["adversarial_sha256"] = file_sha256(save)
