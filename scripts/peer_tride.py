@@ -167,7 +167,7 @@ def main(folder: Path, pairs: int, path: Path | None) -> None:
         click.echo("{:8}{:6}{:>6}{:>10}{:>10}{:>10}{:>8}{:>10}".format(*heads))
         for sharpness in (10.0, 9.5, 2.0):
             for anchors in (False, True):
-                for epoch in (1, 6):
+                for epoch in (1, 3):
                     defense = spec.parse(f"ca-tride:lambda={sharpness}", DEFENSES)
                     defense = defense.resolve(FashionMini.card.training_threat, "N")
                     progress = epoch / EPOCHS
