@@ -255,7 +255,7 @@ def blocks() -> dict[str, str]:
     in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
         name: table(RESULTS / "speed" / f"{name}.csv", in_the_text.split())
-        for name in ("attacks", "peer", "training", "peer_training", "peer_tride")
+        for name in ("attacks", "peer", "training", "peer_training", "peer_tride", "folding")
     }
     return {
         "defenses": defenses(strict, ers),
