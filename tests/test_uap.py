@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dmlbench import testing
 from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.attacks.engine.targets import positions
 from dmlbench.common.errors import CellError, UserError
@@ -145,6 +146,7 @@ def test_the_pair_wise_loss_reads_no_label(subject: Subject) -> None:
     unlabelled = replace(train, labels=torch.arange(80), relevance=None, _shared={})
     other.gallery = replace(subject.gallery, train=lambda: unlabelled, _shared={})  # type: ignore[misc]
     assert torch.equal(run(attack, other).perturbed.images, found.perturbed.images)
+    assert all(finding.passed for finding in testing.check(spec.parse("uap:by=pair", ATTACKS)))
 
 
 def test_its_identity_has_the_other_attack() -> None:

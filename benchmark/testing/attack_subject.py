@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,7 +65,9 @@ class Subject:
     def wide_gallery(self, metric: Metric) -> Gallery:
         """The gallery in float64 for another metric; of E the embeddings have no unit length."""
         e = self.gallery.embeddings.double()
-        return Gallery(3 * e if metric == "E" else e, self.gallery.labels, metric)
+        return trained_on_itself(
+            Gallery(3 * e if metric == "E" else e, self.gallery.labels, metric)
+        )
 
     def goal(self, gallery: Gallery, index: torch.Tensor) -> Any:
         """The goal of the queries at ``index``."""
@@ -76,6 +78,11 @@ class Subject:
         index = torch.arange(len(self.images))
         one = attack or self.attack
         return one.run(self.model, self.images.clone(), index, self.gallery, seed=SEED)
+
+
+def trained_on_itself(gallery: Gallery) -> Gallery:
+    """``gallery`` with its own items as the train split."""
+    return replace(gallery, train=lambda: gallery)
 
 
 def near(gallery: Gallery, index: torch.Tensor, size: float, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from dmlbench.attacks.base import Gallery, Goal
 from dmlbench.metrics.distance import METRICS
-from dmlbench.testing.attack_subject import Subject, alike, near, noise
+from dmlbench.testing.attack_subject import Subject, alike, near, noise, trained_on_itself
 from dmlbench.testing.findings import FlawError, require
 from dmlbench.testing.large import largest
 
@@ -116,7 +116,7 @@ def memory(s: Subject) -> None:
     """Nothing of size B x N x D is held: real galleries have 60,000 items."""
     b, n, d = 7, 211, 13  # primes: a tensor with all three in its size is a product of them
     e = torch.nn.functional.normalize(noise((n, d), seed=5), dim=1).float()
-    gallery = Gallery(e, torch.arange(n) % 5, "N")
+    gallery = trained_on_itself(Gallery(e, torch.arange(n) % 5, "N"))
     index = torch.arange(b)
 
     def work() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dmlbench.attacks.base import Attack, Gallery
+from dmlbench.testing.attack_subject import trained_on_itself
 from dmlbench.testing.findings import FlawError, LeftOutError
 
 ITEMS, DIMENSIONS, CLASSES = 40, 8, 5
@@ -61,7 +62,7 @@ def own_entry(attack: Attack, seed: int) -> None:
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(ITEMS, DIMENSIONS, dtype=torch.float64, generator=generator)
     x = torch.nn.functional.normalize(items, dim=1)
-    gallery = Gallery(x, torch.arange(ITEMS) % CLASSES, "N")
+    gallery = trained_on_itself(Gallery(x, torch.arange(ITEMS) % CLASSES, "N"))
     every = torch.arange(ITEMS)
     gallery.nearest(every, ITEMS - 1)  # kept by the gallery, and by its copies with a moved item
     gallery.nearest_of_another_class(every)
