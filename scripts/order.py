@@ -3,7 +3,8 @@
     python -m scripts.order results/full/mini results/fashion-mini/outcomes.parquet
 
 A row a query: suite, metric (ERS, Robust R@1), label, seed, query and value in percent. Models that
-collapsed are left out, as boards do not rank them, and so are seeds that not every model has.
+collapsed are left out, as boards do not rank them. The order is that of the models with three seeds
+or more, over the seeds that all of these have.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dmlbench.metrics.names import ERS, WORST
 from dmlbench.storage.store import Store
 
 METRICS = (ERS, WORST)
+LEAST_SEEDS = 3
 
 
 def collect(results: Path) -> pd.DataFrame:
@@ -45,10 +47,16 @@ def collect(results: Path) -> pd.DataFrame:
 
 
 def orders(outcomes: pd.DataFrame) -> dict[tuple[str, str], list[Placed]]:
-    """(suite, metric) -> the models in order, over the seeds that all of them have."""
+    """(suite, metric) -> the models in order, over the seeds that all of them have.
+
+    Models with fewer than ``LEAST_SEEDS`` are left out.
+    """
     found = {}
     for (suite, metric), part in outcomes.groupby(["suite", "metric"], sort=False):
         labels = {label: set(of["seed"]) for label, of in part.groupby("label")}
+        labels = {label: of for label, of in labels.items() if len(of) >= LEAST_SEEDS}
+        if not labels:
+            continue
         seeds = sorted(set.intersection(*labels.values()))
         shared = part[part["seed"].isin(seeds)]
         wide = shared.pivot(index=["label", "seed"], columns="query", values="value")

@@ -219,7 +219,7 @@ def three_suites(path: Path) -> str:
         numbers = (of[one.label].numbers.get(name) for _, name, of in columns)
         lines.append(
             (
-                one.label + " (collapsed)" * one.collapsed,
+                one.label + " (collapsed)" * one.collapsed + " ‡" * one.flagged,
                 str(len(one.seeds)),
                 "–" if one.eta is None else str(one.eta),
                 *(f"{number.text} {number.range}" if number else "–" for number in numbers),
