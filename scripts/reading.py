@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -244,6 +245,7 @@ def order_of_models(path: Path) -> str:
     return markdown(("suite", "defense", "ERS", "mean rank", "best", "above the next"), lines)
 
 
+@cache
 def blocks() -> dict[str, str]:
     """Return name -> table."""
     suites = [

@@ -301,7 +301,9 @@ def test_attacks_on_the_top1(world: World, name: str, monkeypatch: pytest.Monkey
             assert ahead[i].item() == pytest.approx(counts[0] + np.mean(counts) / (N + 1))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["classes", "listed", pytest.param("one set", marks=pytest.mark.slow)]
+)
 def test_every_attack_measures_every_form(form: str) -> None:
     """End to end, on images, with ERS and Robust R@1."""
     budgets = [f"{name}:budget=12" for name in ("square", "nes", "qair", "oa-list")]

@@ -13,7 +13,10 @@ from dmlbench.models.base import MODELS
 from tests.every_attack import EVERY
 
 QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
-LONG = ("dlr", "knn", "nes", "oa-list", "qair", "radius", "shift", "sp-qa+", "sp-qa-")
+LONG = (
+    *("certified", "dlr", "knn", "margin", "nes", "oa", "oa-list", "qair", "radius", "shift"),
+    *("sp-qa+", "sp-qa-", "square", "top1", "ca-tride", "fashion"),
+)  # run with -m slow
 NETWORKS = [
     pytest.param(cls, marks=() if cls.card.name in QUICK else pytest.mark.slow) for cls in MODELS
 ]
@@ -33,6 +36,11 @@ def test_what_is_registered_conforms(cls: type[Component]) -> None:
     found = testing.check(EVERY.get(cls.card.name, cls))
     left_out = [finding.check for finding in found if finding.passed is None]
     assert not left_out or cls in list(DATASETS)  # files that are not on this machine
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_universal_perturbation_without_labels_conforms() -> None:
+    assert all(one.passed for one in testing.check(ATTACKS.get("uap")(by="pair")))
 
 
 @pytest.mark.parametrize("attack", ["ca-", "es", "gtm", "gtt", "ltm", "sp-qa+", "fna"])

@@ -106,6 +106,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return parent / "dmlbench", python
 
 
+@pytest.mark.slow
 def test_a_clone_named_as_the_package_does_not_hide_it(clone: tuple[Path, Path]) -> None:
     folder, python = clone
     code = "import dmlbench.attacks.base as base; print(base.__file__)"

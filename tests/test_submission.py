@@ -224,6 +224,7 @@ def test_of_an_attack_whose_sample_differs_alone_all_queries_are_measured(
     assert {one.attack for one in verdict.numbers if one.complete} == {"", "ca+"}
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(place: Place, tmp_path: Path) -> None:
     """Swapped alone, and with each hash and identity made anew."""
     other = zoo_folder("fashion-mini/none")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from dmlbench import testing
 from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.attacks.engine.targets import positions
 from dmlbench.common.errors import CellError, UserError
@@ -139,14 +138,13 @@ def test_another_models_perturbation_is_shown_by_transfer(
 
 
 def test_the_pair_wise_loss_reads_no_label(subject: Subject) -> None:
-    attack = attack_of("uap:by=pair,steps=30")
+    attack = attack_of("uap:by=pair,steps=15")
     found = run(attack, subject)
     assert found.outcomes["UAP:mAP"].mean() < found.clean["UAP:mAP"].mean() - 5
     train, other = subject.train_split(), Subject(attack)
     unlabelled = replace(train, labels=torch.arange(80), relevance=None, _shared={})
     other.gallery = replace(subject.gallery, train=lambda: unlabelled, _shared={})  # type: ignore[misc]
     assert torch.equal(run(attack, other).perturbed.images, found.perturbed.images)
-    assert all(finding.passed for finding in testing.check(spec.parse("uap:by=pair", ATTACKS)))
 
 
 def test_its_identity_has_the_other_attack() -> None:
