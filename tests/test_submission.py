@@ -334,7 +334,7 @@ def member(name: str, content: bytes = b"{}", **fields: Any) -> tuple[zipfile.Zi
 
 HOSTILE = {
     "zip slip": [member("../../evil.json")],
-    "absolute path": [member("/tmp/evil.json")],
+    "absolute path": [member("/evil.json")],
     "code": [member("cells/evil.py", b"print()")],
     "pickle": [member("models/0123456789abcdef/checkpoint.pt", b"\x80\x04.")],
     "link": [member("bundle.json", b"/etc/passwd", external_attr=(stat.S_IFLNK | 0o777) << 16)],

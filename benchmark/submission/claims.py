@@ -37,7 +37,7 @@ ATTACKED = ("suite", "queries", "attack", "attack_resolved")  # of ``About``: wh
 
 @dataclass(frozen=True)
 class Claim:
-    """What cells of one model claim, as today's code plans it.
+    """The claim of the cells of one model, as today's code plans it.
 
     Attributes:
         dataset: the data set.
@@ -209,7 +209,7 @@ def _difference(one: About, other: About) -> str:
 
 
 def changes(claimed: Claim, cells: Sequence[PlannedCell]) -> tuple[str, ...]:
-    """What differs from the published recipe and suites, a sentence each; empty: closed protocol.
+    """The differences from the published recipe and suites, a sentence each; empty: none.
 
     The network, the recipe, the radius of the training's adversary, the images and the suites are
     the data set's card's. A defense may have its own keys: they are what is measured. More attacks

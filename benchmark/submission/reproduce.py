@@ -287,5 +287,5 @@ def _attacks(records: Iterable[Record], queries: str) -> list[Attack]:
 
 
 def _key(record: Record) -> tuple[str, ...]:
-    """What tells the cells of one model apart in a CSV."""
+    """The columns by which the cells of one model differ in a CSV."""
     return tuple(str(record[key]) for key in ("suite", "queries", "attack"))

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of images from outside.
+    """The result of checking images from outside.
 
     Attributes:
         by: who handed them in.

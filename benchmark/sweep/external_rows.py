@@ -179,7 +179,7 @@ def _is_external(cell: Cell) -> bool:
 
 
 def _row(cell: Cell) -> tuple[Any, ...]:
-    """What cells of one row share."""
+    """The facts that are the same in all cells of one row."""
     made = (cell.facts.get("data"), cell.facts.get("checkpoint"))
     return (*(getattr(cell.about, key) for key in ROW), *made)
 

@@ -1,4 +1,4 @@
-"""What a run would refuse, found before it starts: for a dry run.
+"""Find, for a dry run, the reasons for which a run would be refused.
 
 It imports torch only for a network of the user's own, a loss of another library, or a device that
 is named.
