@@ -240,7 +240,7 @@ def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
     assert line.entry.numbers["CA+"].text == "13.0"
     assert line.entry.numbers["CA+"].spread == pytest.approx(stdev([10, 12, 17]))
     assert line.entry.numbers["CA+"].low is None
-    assert line.cells[-1].text == "here, n = 40, seeds 0 and 1 and 2"
+    assert line.cells[-1].text == "here, n = 40, seeds 0, 1 and 2"
     assert "13.0 <sub>± 3.6</sub>" in markdown.render(board)
     (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board)))
     assert (record["CA+"], record["CA+ sd"], record["seeds"]) == ("13.0", "3.6", "0 1 2")

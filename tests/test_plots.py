@@ -17,7 +17,7 @@ from dmlbench.metrics.bootstrap import shares_above
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
 from dmlbench.report.entries import measured
-from dmlbench.report.plots import PLOTS, pareto
+from dmlbench.report.plots import ACROSS, PLOTS, pareto
 from dmlbench.report.render import boards, figures
 from dmlbench.storage.cell import Cell
 from tests.synthetic import FULL, attacked, model
@@ -249,3 +249,38 @@ def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
     assert list(line.get_xdata()) == [0, 2, 9, 77]
     assert list(line.get_ydata()) == [80, 30, 0, 0]
     assert figure.axes[0].get_xlim() == (0, 13.5)  # nothing is left from 9 on: the rest is empty
+
+
+def test_the_suites_stand_side_by_side_in_the_order_of_the_strongest() -> None:
+    shares = {"a": (0.9, 0.3), "b": (0.8, 0.6), "c": (0.7, None), "d": (None, 0.2)}
+    cells = []
+    for label, scores in shares.items():
+        for suite, share in zip(("strict", "auto"), scores, strict=True):
+            if share is not None:
+                values = {name: value * share for name, value in FULL.items()}
+                cells += model(values, label=label, suite=suite, training_cost=1)
+    cells += [c for s in ("strict", "auto") for c in model(label="e", suite=s, collapsed=True)]
+    found = tables(measured(tidy(cells)))
+    figure = ACROSS["suites"](found)
+    assert figure is not None
+    (axis,) = figure.axes
+    ers = {(t.suite, line.entry.label): line.entry.numbers["ERS"].value
+           for t in found for line in t.lines}  # fmt: skip
+    order = sorted("ab", key=lambda label: -ers["auto", label])  # both have two suites
+    assert order != sorted("ab", key=lambda label: -ers["strict", label])
+    assert [text.get_text() for text in axis.get_yticklabels()] == order
+    drawn = {
+        (suite, order[round(container.lines[0].get_ydata()[0])]): container.lines[0].get_xdata()[0]
+        for suite, container in zip(("strict",) * 2 + ("auto",) * 2, axis.containers, strict=True)
+    }
+    assert drawn == {key: ers[key] for key in drawn}
+    assert len(drawn) == 4
+    assert ACROSS["suites"](found[:1]) is None
+
+
+def test_lines_of_one_family_have_other_dashes() -> None:
+    labels = ["FAST[R]", "FREE[R]", "AMD[R]", "GOAT[R]", "HEAD[R]", "CA-TRIDE"]
+    (table,) = tables(measured(tidy([c for label in labels for c in model(label=label)])))
+    entries = [line.entry for line in table.lines]
+    looks = {(style.family(e).color, str(style.dashes(entries)[id(e)])) for e in entries}
+    assert len(looks) == len(labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +45,10 @@ def shares_above(table: Table) -> Figure | None:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             for place, (name, found) in enumerate(panel.items()):
-                bare = name.partition(" (")[0]
+                bare, dashes = name.partition(" (")[0], style.dashes(drawn, place)
                 for entry in found:
-                    dash = style.DASHES[(drawn.index(entry) + place) % 4]
                     label = names[id(entry)] if len(panel) == 1 else f"{names[id(entry)]}: {bare}"
-                    _draw(axis, entry, name, label, dash)
+                    _draw(axis, entry, name, label, dashes[id(entry)])
             title, over = _meaning(name)
             axis.set(title=title, xlabel=over, ylim=(0, 100))
             every = [r for name, found in panel.items() for e in found for r in e.records[name]]
@@ -83,7 +82,7 @@ def _panels(entries: Sequence[Entry]) -> list[dict[str, list[Entry]]]:
     return list(panels.values())[:PANELS]
 
 
-def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: str) -> None:
+def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: Any) -> None:
     """A step function with its band, up to the largest x that was tried."""
     records = [record for record in entry.records[name] if record["curve"]]
     end = min(map(_most, records))

@@ -50,11 +50,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Task:
-    """A plot to draw; ``plot`` is its name in ``PLOTS``, ``digest`` that of all it depends on."""
+    """A plot to draw: its name in ``plots``, its tables, and a digest of all it depends on."""
 
     name: str
     plot: str
-    table: Table
+    tables: tuple[Table, ...]
     digest: str
 
 
@@ -107,23 +107,31 @@ def write(drawn: Drawn, folder: Path) -> list[Path]:
     return paths
 
 
-def named(board: Board) -> Iterator[tuple[str, str, Table]]:
-    """Each plot that a board may have: the name of its files, its name in ``PLOTS``, its table."""
-    from dmlbench.report.plots import PLOTS
+def named(board: Board) -> Iterator[tuple[str, str, tuple[Table, ...]]]:
+    """Each plot that a board may have: the name of its files, its name in ``plots``, its tables."""
+    from dmlbench.report.plots import ACROSS, PLOTS
 
-    for table in board.tables:
-        if base(table.dataset) != board.name:
-            continue  # published rows of a related data set are drawn on its own board
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} {table.suite}").strip("-")
-        yield from ((f"{stem}-{plot}", plot, table) for plot in PLOTS)
+    # published rows of a related data set are drawn on its own board
+    own = [table for table in board.tables if base(table.dataset) == board.name]
+    for dataset in dict.fromkeys(table.dataset for table in own):
+        of = tuple(table for table in own if table.dataset == dataset)
+        yield from ((f"{_stem(dataset)}-{plot}", plot, of) for plot in ACROSS)
+    for table in own:
+        stem = _stem(f"{table.dataset} {table.suite}")
+        yield from ((f"{stem}-{plot}", plot, (table,)) for plot in PLOTS)
+
+
+def _stem(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 def _tasks(board: Board) -> list[Task]:
-    tables = {id(table): f"{_code()} {table!r}" for table in board.tables}
-    return [
-        Task(name, plot, table, _sha256(f"{plot} {tables[id(table)]}".encode()))
-        for name, plot, table in named(board)
-    ]
+    texts = {id(table): repr(table) for table in board.tables}
+    found = []
+    for name, plot, tables in named(board):
+        words = [plot, _code(), *(texts[id(table)] for table in tables)]
+        found.append(Task(name, plot, tables, _sha256(" ".join(words).encode())))
+    return found
 
 
 @cache
@@ -180,7 +188,7 @@ def _stored(
 
 def _drawn(tasks: Sequence[Task], kinds: tuple[str, ...]) -> list[Picture | None]:
     """Draw the tasks, in several processes where there are many."""
-    jobs = [(task.name, task.plot, task.table, kinds) for task in tasks]
+    jobs = [(task.name, task.plot, task.tables, kinds) for task in tasks]
     workers = min(len(tasks) // FEW, processors())
     if workers < 2:
         return [_draw(*job) for job in jobs]
@@ -188,11 +196,11 @@ def _drawn(tasks: Sequence[Task], kinds: tuple[str, ...]) -> list[Picture | None
         return list(pool.map(_draw, *zip(*jobs, strict=True)))
 
 
-def _draw(name: str, plot: str, table: Table, kinds: Sequence[str]) -> Picture | None:
+def _draw(name: str, plot: str, tables: Sequence[Table], kinds: Sequence[str]) -> Picture | None:
     from dmlbench.report import style
-    from dmlbench.report.plots import PLOTS
+    from dmlbench.report.plots import plotted
 
-    figure = PLOTS[plot](table)
+    figure = plotted(plot, tables)
     if figure is None:
         return None
     files = {kind: style.save(figure, kind) for kind in style.FORMATS if kind in kinds}

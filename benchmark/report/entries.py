@@ -114,7 +114,8 @@ class Entry:
         if "training" in self.failed:
             return "here, training failed"
         queries = f", n = {self.n:,}" if self.n else ""
-        named = " and ".join(map(str, self.seeds))
+        named = ", ".join(map(str, self.seeds[:-1]))
+        named += " and " * bool(named) + "".join(map(str, self.seeds[-1:]))
         return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
 
     @property

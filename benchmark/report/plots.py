@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from dmlbench.report.plotted import (
     series,
     unranked,
 )
+from dmlbench.report.suites import ers_by_suite
 from dmlbench.report.sweeps import against_eps, against_steps
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ def cost(table: Table) -> Figure | None:
     joined = [group for group in series(found) if len({passes(e) for e in group}) > 1]
     with style.figure(5.2, 3.8) as fig:
         axis = fig.add_subplot()
-        for place, group in enumerate(joined):
+        dashes = style.dashes([group[0] for group in joined])
+        for group in joined:
             best = {passes(e): e.numbers["ERS"].value for e in reversed(group)}
             xs, ys = zip(*sorted(best.items()), strict=True)
-            color, dash = style.family(group[0]).color, style.DASHES[place % 4]
+            color, dash = style.family(group[0]).color, dashes[id(group[0])]
             axis.plot(xs, ys, zorder=1, color=color, ls=dash)
         _scatter(axis, found, [(passes(e), e.numbers["ERS"].value) for e in found])
         axis.set_xscale("log", base=2)
@@ -117,14 +118,12 @@ def against_eta(table: Table) -> Figure | None:
         return None
     first = [group[0] for group in joined]
     names = apart([e.label for e in first], first, {"eta"})
-    seen: Counter[style.Family] = Counter()
+    dashes = style.dashes(first)
     with style.figure(7.2, 3.6) as fig:
         left, right = fig.subplots(1, 2, sharey=True)
         for group, name in zip(joined, names, strict=True):
+            looks = style.marker(group[0]) | {"ls": dashes[id(group[0])], "label": name}
             group = sorted({e.eta: e for e in reversed(group)}.values(), key=passes)
-            family = style.family(group[0])
-            looks = style.marker(group[0]) | {"ls": style.DASHES[seen[family] % 4], "label": name}
-            seen[family] += 1
             scores = [e.numbers["ERS"].value for e in group]
             left.plot([passes(e) for e in group], scores, **looks)
             right.plot([e.numbers["R@1"].value for e in group], scores, **looks)
@@ -235,6 +234,13 @@ PLOTS: dict[str, Plot] = {
     "ranks": distributions,
     "curves": shares_above,
 }
+ACROSS: dict[str, Callable[[Sequence[Table]], Figure | None]] = {"suites": ers_by_suite}
+"""Plots of all tables of one data set together."""
+
+
+def plotted(name: str, tables: Sequence[Table]) -> Figure | None:
+    """The plot ``name``, of one table or across several; None if they lack the numbers for it."""
+    return ACROSS[name](tables) if name in ACROSS else PLOTS[name](*tables)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -88,8 +88,14 @@ def heading(name: str, entries: Sequence[Entry]) -> str:
 def protocol(table: Table, entries: Sequence[Entry]) -> str:
     """The caption: data set, suite, adversary, number of queries and training recipe."""
     parts = [table.title, *(f"{by} L∞ {words}" for by, words in table.threats)]
+    parts += marks(entries)
+    return "; ".join(parts)
+
+
+def marks(entries: Sequence[Entry]) -> list[str]:
+    """The part of a caption that is about the models: queries, recipes, and what marks mean."""
     queries = sorted({entry.n for entry in entries if entry.n})
-    parts += [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
+    parts = [f"n = {' or '.join(f'{n:,}' for n in queries)} queries"] * bool(queries)
     parts += [f"recipe {one}" for one in sorted({e.recipe for e in entries if e.recipe})]
     if any(entry.paper for entry in entries):
         parts.append("hollow: published, on the whole test split")
@@ -97,7 +103,7 @@ def protocol(table: Table, entries: Sequence[Entry]) -> str:
         parts.append("† collapsed")
     if any(entry.flagged for entry in entries):
         parts.append("‡ flagged")
-    return "; ".join(parts)
+    return parts
 
 
 def grid(count: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ SIDES = tuple(
     for dy in dys
 )
 """Places of a name beside its point, in order of preference: alignment, and points aside and up."""
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LETTERS = 19  # of a caption in one inch
 RC = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -79,8 +80,9 @@ EST = Family("EST", "#e69f00", "^")
 ACT = Family("ACT", "#0072b2", "s")
 HM = Family("HM", "#d55e00", "D")
 HM_ICS = Family("HM & ICS", "#009e73", "P")
+FAST = Family("FAST, FREE", "#56b4e9", "v")
 OTHER = Family("other", "#cc79a7", "X")
-FAMILIES = (UNDEFENDED, EST, ACT, HM, HM_ICS, OTHER)
+FAMILIES = (UNDEFENDED, EST, ACT, HM, HM_ICS, FAST, OTHER)
 
 
 def family(entry: Entry) -> Family:
@@ -88,7 +90,7 @@ def family(entry: Entry) -> Family:
     label = entry.label
     if label.startswith("HM["):
         return HM_ICS if "ICS" in label else HM
-    known = {"N/A": UNDEFENDED, "EST": EST, "ACT": ACT}
+    known = {"N/A": UNDEFENDED, "EST": EST, "ACT": ACT, "FAST": FAST, "FREE": FAST}
     return known.get(label.partition("[")[0], OTHER)
 
 
@@ -99,6 +101,20 @@ def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
         if not entry.collapsed:
             first.setdefault(family(entry), entry)
     return [first[kind] for kind in FAMILIES if kind in first]
+
+
+def dashes(entries: Sequence[Entry], first: int = 0) -> dict[int, Any]:
+    """Identity of each entry -> the dashes of its line, which tell those of one family apart.
+
+    ``first`` is the place in ``DASHES`` that each family begins at.
+    """
+    seen: Counter[Family] = Counter()
+    found = {}
+    for entry in entries:
+        kind = family(entry)
+        found[id(entry)] = DASHES[(first + seen[kind]) % len(DASHES)]
+        seen[kind] += 1
+    return found
 
 
 def marker(entry: Entry) -> dict[str, Any]:

@@ -44,14 +44,14 @@ def _curves(
     down, across = grid(len(curves))
     with style.figure(1.0 + 1.75 * max(across, 2), 0.6 + 2.3 * down) as fig:
         axes = fig.subplots(down, across, squeeze=False).flat
-        names = names_of(swept, table)
+        names, dashes = names_of(swept, table), style.dashes(swept)
         for axis in axes[len(curves) :]:
             axis.set_axis_off()
         for axis, name in zip(axes, curves, strict=False):
-            for place, entry in enumerate(swept):
+            for entry in swept:
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
-                    looks = style.marker(entry) | {"ls": style.DASHES[place % 4]}
+                    looks = style.marker(entry) | {"ls": dashes[id(entry)]}
                     axis.plot(xs, ys, label=names[id(entry)], clip_on=False, **looks)
             axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
