@@ -1,13 +1,13 @@
-"""Write the tables of results/README.md from the CSVs: ``python -m scripts.reading``.
+"""Write the tables of the pages in results/ from the CSVs: ``python -m scripts.reading``.
 
-Each table follows a comment with its name. A test compares the README with this output.
+Each table follows a comment with its name. A test compares the pages with this output.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,16 +15,19 @@ import pandas as pd
 
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import ERS
 from dmlbench.report.entries import Entry, measured
 from dmlbench.report.literature import published
+from scripts import claims
 from scripts.order import orders
 
 RESULTS = Path(__file__).parent.parent / "results"
-README = RESULTS / "README.md"
 BASE = ("R@1", "mAP", "NMI")
 ETA = 8
 OA_PAPER = {2: "0.29", 4: "0.41", 8: "0.55", 16: "0.60"}  # eps -> tau (Zhou et al., ICCV 2021)
 SUITES = ("strict", "ers", "auto")
+MARKER = re.compile(r"^<!-- (.+) -->$", re.MULTILINE)
+TABLE = re.compile(r"^(<!-- (.+) -->\n)(?:\|.*\n)*", re.MULTILINE)
 Lines = Iterable[Sequence[str]]
 
 
@@ -229,14 +232,14 @@ def three_suites(path: Path) -> str:
     return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns)), lines)
 
 
-def order_of_models(path: Path) -> str:
+def order_of_models(outcomes: pd.DataFrame) -> str:
     """Write the order of the models under each suite, by ERS, with its probability.
 
     ``above the next`` is the probability that the model is better than the one in the next line.
     """
     lines = []
-    for (suite, metric), places in orders(pd.read_parquet(path)).items():
-        if metric != "ERS":
+    for (suite, metric), places in orders(outcomes).items():
+        if metric != ERS:
             continue
         for one in places:
             above = "" if one.above_next is None else f"{one.above_next:.3f}"
@@ -254,6 +257,7 @@ def blocks() -> dict[str, str]:
         for suite in ("strict", "ers")
     ]
     strict, ers, *_ = suites
+    outcomes = pd.read_parquet(RESULTS / "fashion-mini" / "outcomes.parquet")
     in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
         name: table(RESULTS / "speed" / f"{name}.csv", in_the_text.split())
@@ -268,25 +272,32 @@ def blocks() -> dict[str, str]:
         "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
-        "order": order_of_models(RESULTS / "fashion-mini" / "outcomes.parquet"),
+        "order": order_of_models(outcomes),
+        "claims": markdown(*claims.table(outcomes, ERS)),
+        "retrieval": markdown(*claims.table(outcomes, claims.RECALL)),
         **speeds,
     }
 
 
-def written(page: str) -> str:
-    """Return ``page`` with all its tables written again.
+def pages() -> dict[Path, str]:
+    """Return path -> content of the pages that have tables."""
+    paths = [RESULTS / "README.md", *sorted(RESULTS.glob("*/README.md"))]
+    return {path: path.read_text(encoding="utf-8") for path in paths}
+
+
+def written(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """Return ``pages`` with all their tables written again.
 
     Raises:
-        ValueError: the comment of a table is missing, or there are two.
+        ValueError: the comment of a table is missing, or there are two, or it names no table.
     """
-    for name, made in blocks().items():
-        marker = f"<!-- {name} -->\n"
-        if page.count(marker) != 1:
-            raise ValueError(f"the page needs one line <!-- {name} -->, got {page.count(marker)}")
-        before, after = page.split(marker)
-        page = f"{before}{marker}{made}\n" + re.sub(r"\A(?:\|.*\n)*", "", after)
-    return page
+    named = [name for page in pages.values() for name in MARKER.findall(page)]
+    if sorted(named) != sorted(blocks()):
+        wrong = sorted(set(named) ^ set(blocks())) or named
+        raise ValueError(f"each table needs one line <!-- name --> in the pages: {wrong}")
+    return {path: TABLE.sub(lambda m: f"{m[1]}{blocks()[m[2]]}\n", p) for path, p in pages.items()}
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, page in written(pages()).items():
+        path.write_text(page, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dmlbench.analysis.order import order
+from dmlbench.analysis.order import difference, order
 from dmlbench.metrics.bootstrap import SEED
 
 
@@ -72,3 +72,25 @@ def test_queries_without_a_value_are_left_out_and_shapes_must_agree() -> None:
         order({"a": a, "b": b[:, :2]})
     with pytest.raises(ValueError, match="no query"):
         order({"a": a * np.nan, "b": b})
+
+
+def test_a_difference_is_that_of_the_same_resamples() -> None:
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(0.4, 1, (3, 25)), generator.normal(0, 1, (3, 25))
+    a[1, 7] = np.nan
+    kept = [j for j in range(25) if j != 7]
+    found = difference(a, b, 300)
+    draws = np.random.default_rng(SEED)
+    of_seeds = draws.multinomial(3, [1 / 3] * 3, 300)
+    of_queries = draws.multinomial(24, [1 / 24] * 24, 300)
+    drawn = []
+    for seeds, queries in zip(of_seeds, of_queries, strict=True):
+        rows = [i for i, count in enumerate(seeds) for _ in range(count)]
+        columns = [kept[j] for j, count in enumerate(queries) for _ in range(count)]
+        drawn.append(float(np.mean([a[i, j] - b[i, j] for i in rows for j in columns])))
+    assert found.mean == pytest.approx((a - b)[:, kept].mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    assert found.above == np.mean([x > 0 for x in drawn])
+    assert difference(a, a).above == 0.5
+    with pytest.raises(ValueError, match="same seeds"):
+        difference(a, b[:2])

@@ -1,4 +1,4 @@
-"""The tables of results/README.md equal those written from the committed CSVs."""
+"""The tables of the pages in results/ equal those written from the committed CSVs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import pytest
 from dmlbench.metrics.ers import ers
 from dmlbench.storage.store import Store
 from scripts.facts import Findings
-from scripts.reading import README, written
+from scripts.reading import pages, written
 from tests.synthetic import FULL, model
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
     """If it fails, write the tables again: python -m scripts.reading."""
-    page = README.read_text(encoding="utf-8")
-    assert written(page) == page
+    assert written(pages()) == pages()
 
 
 def test_a_number_changed_by_hand_is_found() -> None:
-    page = README.read_text(encoding="utf-8")
-    cell = page.index("| N/A[R] | ") + len("| N/A[R] | ")
-    assert written(page[:cell] + "9" + page[cell:]) == page
-    with pytest.raises(ValueError, match="needs one line"):
-        written(page.replace("<!-- peer -->", ""))
+    before = pages()
+    path, page = next((path, page) for path, page in before.items() if "<!-- order -->" in page)
+    cell = page.index("| auto | ", page.index("<!-- order -->")) + len("| auto | ")
+    changed = before | {path: page[:cell] + "9" + page[cell:]}
+    assert written(changed) == before
+    for wrong in ("", "<!-- order -->\n\n<!-- order -->", "<!-- none -->"):
+        with pytest.raises(ValueError, match="needs one line"):
+            written(before | {path: page.replace("<!-- order -->", wrong)})
 
 
 def test_the_findings_of_a_results_folder(tmp_path: Path) -> None:

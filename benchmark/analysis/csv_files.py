@@ -43,14 +43,15 @@ def export(store: Store) -> tuple[Path, Path]:
     while (now := store.state()) != seen:
         seen = now
         cells = store.cells()
-        _write(tidy, records.TIDY_COLUMNS, records.tidy(cells))
+        write(tidy, records.TIDY_COLUMNS, records.tidy(cells))
         rows = records.wide(cells)
-        _write(wide, records.wide_columns(rows), [row.record() for row in rows])
-        _write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
+        write(wide, records.wide_columns(rows), [row.record() for row in rows])
+        write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
     return tidy, wide
 
 
-def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV; texts that a spreadsheet would take for a formula are guarded."""
     text = io.StringIO()
     names = list(columns)
     writer = csv.writer(text, lineterminator="\n")

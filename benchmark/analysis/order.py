@@ -7,7 +7,7 @@ reasons for which another measurement may find another one: other trainings, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dmlbench.metrics.bootstrap import LEVEL, SEED
 
 RESAMPLES = 10_000
+TAILS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))  # percentiles of a 95% interval
 
 Values = npt.NDArray[np.float64]
 
@@ -55,24 +56,14 @@ def order(outcomes: Mapping[str, Values], resamples: int = RESAMPLES) -> list[Pl
     Raises:
         ValueError: the shapes differ, or no query has a value everywhere.
     """
-    if len({values.shape for values in outcomes.values()}) != 1:
-        raise ValueError("all models need the same seeds and queries")
-    every = np.stack(list(outcomes.values()))  # (D, S, Q)
-    every = every[:, :, ~np.isnan(every).any((0, 1))]
-    if not every.size:
-        raise ValueError("no query has a value of every model and seed")
-    _, seeds, queries = every.shape
-    generator = np.random.default_rng(SEED)
-    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries
-    drawn = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)  # (D, resamples)
+    every = _together(list(outcomes.values()))
+    drawn = _resampled(every, resamples)
     better = (drawn[:, None] > drawn[None]) + 0.5 * (drawn[:, None] == drawn[None])
     ranks = len(drawn) - better.sum(1) + 0.5  # a model beats itself by half
     best = drawn == drawn.max(0)
     first = (best / best.sum(0)).mean(1)
     means, names = every.mean((1, 2)), list(outcomes)
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail], axis=1)
+    low, high = np.percentile(drawn, TAILS, axis=1)
     places = sorted(range(len(names)), key=lambda one: -means[one])
     following = dict(pairwise(places))
     return [
@@ -87,3 +78,54 @@ def order(outcomes: Mapping[str, Values], resamples: int = RESAMPLES) -> list[Pl
         )
         for one in places
     ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the outcomes of one model are than those of another.
+
+    Attributes:
+        mean: over seeds and queries.
+        low, high: its 95% interval over both.
+        above: probability that it is above zero; a resample of exactly zero counts as half.
+    """
+
+    mean: float
+    low: float
+    high: float
+    above: float
+
+
+def difference(left: Values, right: Values, resamples: int = RESAMPLES) -> Difference:
+    """``left`` - ``right``, both (S, Q) values of the same seeds and queries, as in ``order``.
+
+    Raises:
+        ValueError: the shapes differ, or no query has a value in both.
+    """
+    one, other = _together([left, right])
+    every = (one - other)[None]
+    (drawn,) = _resampled(every, resamples)
+    low, high = np.percentile(drawn, TAILS)
+    above = ((drawn > 0) + 0.5 * (drawn == 0)).mean()
+    return Difference(float(every.mean()), float(low), float(high), float(above))
+
+
+def _together(outcomes: Sequence[Values]) -> Values:
+    """(D, S, Q) values of the queries that have one in all models and seeds."""
+    if len({values.shape for values in outcomes}) != 1:
+        raise ValueError("all models need the same seeds and queries")
+    every = np.stack(outcomes)
+    every = every[:, :, ~np.isnan(every).any((0, 1))]
+    if not every.size:
+        raise ValueError("no query has a value of every model and seed")
+    return every
+
+
+def _resampled(every: Values, resamples: int) -> Values:
+    """(D, resamples) means of (D, S, Q) values over drawn seeds and drawn queries."""
+    _, seeds, queries = every.shape
+    generator = np.random.default_rng(SEED)
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries
+    drawn: Values = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)
+    return drawn

@@ -1,0 +1,101 @@
+"""What the papers state about their defenses, held against the outcomes measured here.
+
+Each statement is that one model is above another one. A table gives the difference under each suite
+with its 95% interval, over seeds and queries: ``python -m scripts.reading`` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dmlbench.analysis.order import Difference, difference
+from dmlbench.core.protocol import SUITES
+from dmlbench.metrics.names import ERS
+from dmlbench.report.entries import Entry
+from dmlbench.report.literature import published
+
+ETA = 8  # of the published rows beside which a difference stands
+PLACE = "CVPR 2022"
+RECALL = "R@1"  # on clean images
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper: the model ``above`` is better than the model ``below``."""
+
+    says: str
+    above: str
+    below: str
+    metric: str = ERS
+
+
+CLAIMS = (
+    Claim("EST protects", "EST[R]", "N/A[R]"),
+    Claim("ACT protects more than EST", "ACT[R]", "EST[R]"),
+    Claim("ACT with random triplets protects more than with softhard ones", "ACT[R]", "ACT[S]"),
+    Claim("HM from random triplets protects more than ACT", "HM[R,M]", "ACT[R]"),
+    Claim("HM from random triplets protects more than from softhard ones", "HM[R,M]", "HM[S,M]"),
+    Claim("HM protects more than ACT where both use softhard triplets", "HM[S,M]", "ACT[S]"),
+    Claim("the gradual adversary protects more than a fixed one", "HM[S,g_LGA]", "HM[S,M]"),
+    Claim("ICS adds to it", "HM[S,g_LGA]&ICS", "HM[S,g_LGA]"),
+    Claim("with the gradual adversary HM is above ACT", "HM[S,g_LGA]", "ACT[R]"),
+    Claim("with ICS too HM is above ACT", "HM[S,g_LGA]&ICS", "ACT[R]"),
+    Claim("CA-TRIDE is above the defenses before it", "CA-TRIDE", "HM[S,g_LGA]&ICS"),
+    Claim("without a defense R@1 is higher than with HM", "N/A[R]", "HM[S,g_LGA]", RECALL),
+    Claim("HM with the gradual adversary is above ACT", "HM[S,g_LGA]", "ACT[R]", RECALL),
+    Claim("and above HM from random triplets", "HM[S,g_LGA]", "HM[R,M]", RECALL),
+)
+
+
+def table(outcomes: pd.DataFrame, metric: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Heads and lines: each claim about ``metric``, the published difference, those measured here.
+
+    ``yes`` and ``no`` are said where the interval leaves out zero.
+    """
+    suites = SUITES if metric == ERS else ("",)  # clean R@1 knows none
+    papers = {(e.label, e.eta): e for e in published() if e.place.startswith(PLACE) and _cub(e)}
+    lines = []
+    for claim in (one for one in CLAIMS if one.metric == metric):
+        names = f"{claim.above} − {claim.below}"
+        found = (_measured(outcomes, claim, suite) for suite in suites)
+        lines.append((claim.says, names, _published(papers, claim), *found))
+    return ("statement", "difference", "published", *(suite or "here" for suite in suites)), lines
+
+
+def _cub(entry: Entry) -> bool:
+    return entry.dataset == "cub" and entry.distance == "N"
+
+
+def _published(papers: dict[tuple[str, int | None], Entry], claim: Claim) -> str:
+    """The difference of the rows of CUB at the same eta, which come without an interval."""
+    values = []
+    for label in (claim.above, claim.below):
+        entry = papers.get((label, ETA)) or papers.get((label, None))
+        if entry is None or claim.metric not in entry.numbers:
+            return "–"
+        values.append(entry.numbers[claim.metric].value)
+    return f"{values[0] - values[1]:+.1f}"
+
+
+def _measured(outcomes: pd.DataFrame, claim: Claim, suite: str) -> str:
+    """The difference under a suite, in words; a dash where a model was not measured."""
+    part = outcomes[(outcomes["metric"] == claim.metric) & (outcomes["suite"] == suite)]
+    wide = part.pivot(index=["label", "seed"], columns="query", values="value")
+    both = [wide[wide.index.get_level_values("label") == x] for x in (claim.above, claim.below)]
+    above, below = (one.droplevel("label") for one in both)
+    seeds = above.index.intersection(below.index)
+    if seeds.empty:
+        return "–"
+    left, right = (np.asarray(one.loc[seeds], dtype=np.float64) for one in (above, below))
+    return said(difference(left, right), len(seeds))
+
+
+def said(found: Difference, seeds: int) -> str:
+    """``+2.1 [1.0, 3.3] yes``; with one seed the interval is over queries alone."""
+    verdict = "yes" if found.low > 0 else "no" if found.high < 0 else "open"
+    alone = " (1 seed)" if seeds == 1 else ""
+    return f"**{verdict}** {found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]{alone}"

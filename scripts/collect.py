@@ -1,0 +1,78 @@
+"""Collect the rows and outcomes of the finished models of a results folder.
+
+    python -m scripts.collect results/full/mini results/fashion-mini
+
+``rows.csv`` has what ``results.csv`` has, of the models that are finished: those with an ERS under
+each suite, and a radius. ``outcomes.parquet`` has a row for each query of these: suite, metric (ERS,
+Robust R@1; R@1 of clean images, without a suite), label, seed, query and value in percent. Models
+that collapsed are left out of it, as boards do not rank them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dmlbench.analysis import csv_files, records
+from dmlbench.common.files import write_atomically
+from dmlbench.core.protocol import SUITES
+from dmlbench.metrics.names import ERS, WORST
+from dmlbench.storage.cell import Cell
+from dmlbench.storage.store import Store
+
+METRICS = ("R@1", ERS, WORST)
+NEEDED = {*((suite, ERS) for suite in SUITES), ("auto", "Radius")}
+
+
+def finished(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells of the models that have all numbers."""
+    by_model: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_model[cell.about.label, cell.about.seed].append(cell)
+    found = []
+    for of in by_model.values():
+        if {(cell.about.suite, name) for cell in of if cell.ok for name in cell.metrics} >= NEEDED:
+            found += of
+    return found
+
+
+def outcomes(store: Store, cells: Iterable[Cell]) -> pd.DataFrame:
+    """The outcomes of ``cells``, a row a query."""
+    cells = list(cells)
+    collapsed = {cell.facts.get("checkpoint") for cell in cells if cell.findings.get("collapsed")}
+    parts = []
+    for cell in cells:
+        about = cell.about
+        for metric in METRICS:
+            if metric not in cell.columns or cell.facts.get("checkpoint") in collapsed:
+                continue
+            values = store.outcomes(cell.id)[metric].dropna()
+            rows: dict[str, Any] = {"suite": about.suite, "metric": metric, "label": about.label}
+            rows |= {"seed": about.seed, "query": values.index, "value": values.to_numpy()}
+            parts.append(pd.DataFrame(rows))
+    found = pd.concat(parts, ignore_index=True)
+    found["value"] = found["value"].astype(np.float32)
+    keys = ["suite", "metric", "label", "seed", "query"]
+    return found.sort_values(keys, ignore_index=True)
+
+
+def main(source: Path, target: Path) -> None:
+    """Write both files into the folder ``target``."""
+    store = Store(source)
+    cells = finished(store.cells())
+    target.mkdir(exist_ok=True)
+    csv_files.write(target / "rows.csv", records.TIDY_COLUMNS, records.tidy(cells))
+    kept = outcomes(store, cells).to_parquet(compression="zstd", index=False)
+    write_atomically(target / "outcomes.parquet", kept)
+    models = sorted({(cell.about.label, cell.about.seed) for cell in cells})
+    print(f"{len(models)} models:", ", ".join(f"{label} {seed}" for label, seed in models))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
