@@ -3,9 +3,9 @@
     python -m scripts.collect results/full/mini results/fashion-mini
 
 ``rows.csv`` has what ``results.csv`` has, of the models that are finished: those with an ERS under
-each suite, and a radius. ``outcomes.parquet`` has a row for each query of these: suite, metric (ERS,
-Robust R@1; R@1 of clean images, without a suite), label, seed, query and value in percent. Models
-that collapsed are left out of it, as boards do not rank them.
+each suite, and a radius. ``outcomes.parquet`` has a row for each query of these: suite, metric,
+label, seed, query and value in percent. The metrics are ERS, Robust R@1 and (no suite) R@1 of
+clean images. Models that collapsed are left out of it, as boards do not rank them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def finished(cells: Iterable[Cell]) -> list[Cell]:
     """The cells of the models that have all numbers."""
     by_model: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     for cell in cells:
-        by_model[cell.about.label, cell.about.seed].append(cell)
+        by_model[cell.about.resolved, cell.about.seed].append(cell)
     found = []
     for of in by_model.values():
         if {(cell.about.suite, name) for cell in of if cell.ok for name in cell.metrics} >= NEEDED:

@@ -18,7 +18,7 @@ from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import ERS
 from dmlbench.report.entries import Entry, measured
 from dmlbench.report.literature import published
-from scripts import claims
+from scripts import ablations, claims
 from scripts.order import orders
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -248,6 +248,12 @@ def order_of_models(outcomes: pd.DataFrame) -> str:
     return markdown(("suite", "defense", "ERS", "mean rank", "best", "above the next"), lines)
 
 
+def of_the_paper(number: str) -> str:
+    """Write a table of HM's paper as measured on fashion-mini, beside the published figures."""
+    path = RESULTS / "paper" / "fashion-mini.csv"
+    return markdown(ablations.HEADS, ablations.lines(number, path))
+
+
 @cache
 def blocks() -> dict[str, str]:
     """Return name -> table."""
@@ -273,6 +279,8 @@ def blocks() -> dict[str, str]:
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(outcomes),
+        "paper 2": markdown(*ablations.square(RESULTS / "paper" / "fashion-mini.csv")),
+        **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*claims.table(outcomes, ERS)),
         "retrieval": markdown(*claims.table(outcomes, claims.RECALL)),
         **speeds,
