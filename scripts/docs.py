@@ -8,6 +8,7 @@ that is new is documented by its own docstring and help.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,8 +17,11 @@ from typing import Any
 
 import click
 
+from scripts.reading import pages
+
 ROOT = Path(__file__).parent.parent
 BUILT = ROOT / "build" / "docs"
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)]*)?\)")
 MARK = re.compile(r"<!-- generated: (\w+) -->")
 FILES = {  # place in the site -> file of the repository
     "board/index.html": "leaderboards/index.html",
@@ -37,14 +41,51 @@ def main() -> None:
     shutil.copytree(ROOT / "docs", BUILT)
     for path in BUILT.rglob("*.md"):
         path.write_text(completed(path.read_text(encoding="utf-8")), encoding="utf-8")
-    for place, source in FILES.items():
-        (BUILT / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / source, BUILT / place)
+    for source in pages():
+        place = BUILT / _site(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(relinked(source), encoding="utf-8")
+    for name, of in FILES.items():
+        (BUILT / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / of, BUILT / name)
 
 
 def completed(markdown: str) -> str:
     """A page with its generated parts."""
     return MARK.sub(lambda match: PAGES[match[1]](), markdown)
+
+
+def relinked(source: Path) -> str:
+    """A page of results/ for the site: links lead to pages of the site, other files are named.
+
+    Its pictures are copied beside it.
+    """
+    place = _site(source)
+
+    def link(match: re.Match[str]) -> str:
+        picture, text, target, anchor = match.groups(default="")
+        if "://" in target or not target:
+            return match[0]
+        file = (source.parent / target).resolve()
+        if picture:
+            shutil.copyfile(file, BUILT / place.parent / file.name)
+            return f"![{text}]({file.name})"
+        if file not in pages() and ROOT / "docs" not in file.parents:
+            return text
+        there = os.path.relpath(_site(file), place.parent)
+        return f"[{text}]({there}{anchor})"
+
+    return LINK.sub(link, source.read_text(encoding="utf-8"))
+
+
+def _site(source: Path) -> Path:
+    """The place in the site of a page of results/ or docs/."""
+    if ROOT / "docs" in source.parents:
+        return source.relative_to(ROOT / "docs")
+    if source.parent == ROOT / "results":
+        return Path("results", "index.md")
+    named = source.parent if source.name == "README.md" else source
+    return Path("results", f"{named.stem}.md")
 
 
 def cli() -> str:

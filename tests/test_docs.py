@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from dmlbench.cli.main import main
+from scripts import docs
+from scripts.reading import pages
 from tests.outside import BLOCKS, TEST
 
 ROOT = Path(__file__).parent.parent
@@ -108,3 +110,18 @@ def test_the_runs_in_contributing_parse(
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(main, [*shlex.split(command)[1:], "--results", "file"])
     assert re.search("not a folder|Not a directory", done.output), done.output
+
+
+def test_the_pages_of_the_results_are_in_the_site_with_links_that_lead_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs, "BUILT", tmp_path)
+    docs.main()
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for source in pages():
+        place = docs._site(source)
+        assert f": {place.as_posix()}\n" in nav
+        text = (tmp_path / place).read_text(encoding="utf-8")
+        for _, _, target, _ in docs.LINK.findall(text):
+            assert "://" in target or not target or (tmp_path / place.parent / target).is_file()
+    assert (tmp_path / "results" / "fashion-mini-suites.png").is_file()
