@@ -29,6 +29,7 @@ from dmlbench.core.reference import source_facts
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.models.base import Model, parse_model
+from dmlbench.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
@@ -50,7 +51,14 @@ THREAT_KEYS = ("eps", "alpha", "steps", "suite", "optimizer")  # of an attack th
 
 @dataclass(frozen=True)
 class Source:
-    """The model that images are made on."""
+    """The model that images are made on.
+
+    Attributes:
+        weights: its file.
+        network: its network. Where it comes trained from the file itself (``weights=FILE``, without
+            a new layer), it is loaded as ``attack --model`` loads it: also by the order of its
+            tensors, if their names are others.
+    """
 
     weights: StoredWeights
     network: Model
@@ -65,9 +73,11 @@ class Source:
         from dmlbench.compute.folding import folded
         from dmlbench.storage.checkpoint import load_weights, stored_weights
 
+        as_published = getattr(self.network, "weights", "") == str(self.weights.path)
         with torch.random.fork_rng(devices=[]):  # the first weights are random
-            model = self.network.build(images.shape[1], images.shape[2])
-        load_weights(self.weights.path, model)
+            model = self.network.build(images.shape[1], images.shape[2], initial=as_published)
+        if not as_published:
+            load_weights(self.weights.path, model)
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")
         return folded(on_device(model.eval().requires_grad_(False), images.device), images)
@@ -225,4 +235,8 @@ def _source(path: str, network: str | None) -> Source:
     known = weights.manifest.model if weights.manifest else ""
     if not (network or known):
         raise UserError(f"transfer: no manifest says what network {path} is of: add network=SPEC")
-    return Source(weights, parse_model(network or known))
+    made = parse_model(network or known)
+    if not known and isinstance(made, Pretrained):
+        itself = replace(made, weights=str(weights.path))
+        made = itself if itself.comes_trained else made
+    return Source(weights, made)

@@ -145,6 +145,30 @@ def test_models_that_are_missing_or_unfit_are_named(
         transfer(weights).resolve(THREAT).run(target, images, index, blind, seed=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*loaded in their order")
+def test_a_network_as_a_package_publishes_it_is_loaded_by_the_order_of_its_tensors(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(3)
+    plain = parse_model("mobilenet_v2:head=own,weights=none").build(3, 32).backbone
+    file = tmp_path / "package.pt"
+    named = [
+        (f"layer{i}.{k.rpartition('.')[2]}", x)
+        for i, (k, x) in enumerate(plain.state_dict().items())
+    ]
+    torch.save(dict(named), file)
+    spelt = f'transfer:from={file},network="mobilenet_v2:head=none"'
+    source = spec.parse(spelt, ATTACKS).resolve(THREAT).source
+    images = torch.rand(2, 3, 32, 32)
+    direct = parse_model(f"mobilenet_v2:head=none,weights={file}").build(3, 32, initial=True)
+    with torch.no_grad():
+        expected, found = direct.eval()(images), source.load(images)(images)
+    assert torch.allclose(found, expected, atol=1e-5)  # batch norms are folded
+    torch.save(dict(reversed(named)), file)
+    with pytest.raises(UserError, match="do not fit in order"):
+        spec.parse(spelt, ATTACKS).resolve(THREAT).source.load(images)
+
+
 def test_all_attacks_are_those_that_need_no_key() -> None:
     names = [attack.card.name for attack in parse_attacks(["all"], [])]
     assert "square" in names
