@@ -211,6 +211,14 @@ def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
     whole = scores(*ERS_ATTACKS)
     assert sorted(whole["ERS"]) == sorted(ERS_COLUMNS)
     assert "ERS" not in scores(*ERS_ATTACKS, distance="C")
+    small = [f"{name}:eps=8/255,alpha=1/255" for name in ERS_ATTACKS]
+    smaller = [f"{name}:eps=4/255" for name in ("es", "ltm", "gtm")]
+    assert scores(*small, *smaller) == {
+        "worst case:eps=8/255,alpha=1/255": worst,
+        "ERS:eps=8/255,alpha=1/255": whole["ERS"],
+        "worst case:eps=4/255": worst,
+    }
+    assert scores(*(f"{name}:steps=4" for name in ERS_ATTACKS)) == {}  # no other threat
 
 
 def test_policies(tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ def measures(
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     """List the cells of Robust R@1 and ERS, for each suite that has all attacks they need.
 
-    Both use the attacks as the protocol defines them. If attacks of Robust R@1 were also run with
+    Both use the attacks as the protocol defines them, and again those that share another radius,
+    ``eps=4/255``, which is then part of their names. If attacks of Robust R@1 were also run with
     restarts, a second Robust R@1 includes those, and their names are part of its name.
     """
     found = []
@@ -190,14 +191,29 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     for suite in dict.fromkeys(cell.about.suite for cell in attacked):
         same = {c.about.attack: c for c in attacked if c.about.suite == suite}
         worst_of = RECALL_ATTACKS[suite]
-        if same.keys() >= set(worst_of):
-            plain = [benign, *(same[name] for name in worst_of)]
-            draw("worst case", WORST, plain, RECALLS)
-            if restarted := _restarted(same, worst_of):
-                name = f"worst case:{' '.join(restarted)}"
-                draw(name, WORST, [*plain, *restarted.values()], RECALLS)
-        if weights.about.distance == "N" and same.keys() >= set(ERS_ATTACKS):
-            draw(ERS, ERS, [same[name] for name in ERS_ATTACKS], ERS_COLUMNS)
+        for changed, cells in _by_radius(same).items():
+            variant = f":{changed}" if changed else ""
+            plain = [benign, *(cells[name] for name in worst_of if name in cells)]
+            if len(plain) > len(worst_of):
+                draw(f"worst case{variant}", WORST, plain, RECALLS)
+                if not changed and (restarted := _restarted(same, worst_of)):
+                    name = f"worst case:{' '.join(restarted)}"
+                    draw(name, WORST, [*plain, *restarted.values()], RECALLS)
+            if weights.about.distance == "N" and cells.keys() >= set(ERS_ATTACKS):
+                draw(f"{ERS}{variant}", ERS, [cells[name] for name in ERS_ATTACKS], ERS_COLUMNS)
+    return found
+
+
+def _by_radius(cells: Mapping[str, PlannedCell]) -> dict[str, dict[str, PlannedCell]]:
+    """What attacks change of the protocol, eps among it -> name of the attack -> its cell.
+
+    The first group, of the key "", are the attacks that change nothing.
+    """
+    found: dict[str, dict[str, PlannedCell]] = {"": {}}
+    for attack, cell in cells.items():
+        name, _, changed = attack.partition(":")
+        if not changed or "eps" in parameters(attack):
+            found.setdefault(changed, {})[name] = cell
     return found
 
 
