@@ -95,7 +95,7 @@ def _measured(outcomes: pd.DataFrame, claim: Claim, suite: str) -> str:
 
 
 def said(found: Difference, seeds: int) -> str:
-    """``+2.1 [1.0, 3.3] yes``; with one seed the interval is over queries alone."""
+    """``yes +2.1 [1.0, 3.3]``; with one seed the interval is over queries alone."""
     verdict = "yes" if found.low > 0 else "no" if found.high < 0 else "open"
-    alone = " (1 seed)" if seeds == 1 else ""
+    alone = "" if seeds > 2 else f" ({seeds} seed{'s' * (seeds > 1)})"
     return f"**{verdict}** {found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]{alone}"

@@ -206,6 +206,7 @@ def three_suites(path: Path) -> str:
     """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
 
     A number is the mean over the seeds and its standard deviation, or has the interval of one seed.
+    ``lost`` is the share of the ERS of strict that is gone under auto.
     """
     entries = measured(read_tidy(path))
     strict, ers, auto = (found(entries, suite) for suite in SUITES)
@@ -220,16 +221,18 @@ def three_suites(path: Path) -> str:
     )
     lines = []
     for one in sorted(auto.values(), key=lambda one: (one.score is None, -(one.score or 0))):
-        numbers = (of[one.label].numbers.get(name) for _, name, of in columns)
+        numbers = [of[one.label].numbers.get(name) for _, name, of in columns]
+        before, after = (of[one.label].numbers[ERS].value for of in (strict, auto))
         lines.append(
             (
                 one.label + " (collapsed)" * one.collapsed + " ‡" * one.flagged,
                 str(len(one.seeds)),
                 "–" if one.eta is None else str(one.eta),
                 *(f"{number.text} {number.range}" if number else "–" for number in numbers),
+                f"{1 - after / before:.0%}",
             )
         )
-    return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns)), lines)
+    return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns), "lost"), lines)
 
 
 def order_of_models(outcomes: pd.DataFrame) -> str:
