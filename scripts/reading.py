@@ -14,8 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.core.naming import parameters
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import ERS
+from dmlbench.report.board import NOTHING
 from dmlbench.report.entries import Entry, measured
 from dmlbench.report.literature import published
 from scripts import ablations, claims
@@ -48,7 +50,7 @@ def found(entries: Iterable[Entry], suite: str) -> dict[str, Entry]:
 
 def text(entry: Entry, column: str) -> str:
     """Round a number as the boards do; a dash if there is none."""
-    return entry.numbers[column].text if column in entry.numbers else "–"
+    return entry.numbers[column].text if column in entry.numbers else NOTHING
 
 
 def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
@@ -69,7 +71,7 @@ def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
             (
                 one.label + " (collapsed)" * one.collapsed,
                 *(f"{e.numbers['ERS'].text} {e.numbers['ERS'].range}" for e in (one, other)),
-                paper.get(one.label, "–"),
+                paper.get(one.label, NOTHING),
                 *(text(one, name) for name in once),
                 *(text(e, "GTM") for e in (one, other)),
                 *(text(one, name) for name in worst),
@@ -227,12 +229,40 @@ def three_suites(path: Path) -> str:
             (
                 one.label + " (collapsed)" * one.collapsed + " ‡" * one.flagged,
                 str(len(one.seeds)),
-                "–" if one.eta is None else str(one.eta),
-                *(f"{number.text} {number.range}" if number else "–" for number in numbers),
+                NOTHING if one.eta is None else str(one.eta),
+                *(f"{number.text} {number.range}" if number else NOTHING for number in numbers),
                 f"{1 - after / before:.0%}",
             )
         )
     return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns), "lost"), lines)
+
+
+def photographs(path: Path) -> str:
+    """Write the table of networks at several radii, under the suites strict and auto."""
+    entries = measured(read_tidy(path))
+    strict, auto = found(entries, "strict"), found(entries, "auto")
+    lines = []
+    for label, one in strict.items():
+        both = (one, auto.get(label))
+        for eps in ("8/255", "4/255", "2/255"):
+            cells = [_at(e, name, eps) for name in ("ERS", "Robust R@1") for e in both]
+            if any(cell != NOTHING for cell in cells):
+                lines.append((label, eps, f"{text(one, 'R@1')} {one.numbers['R@1'].range}", *cells))
+        radius = both[1] and both[1].numbers.get("Radius")
+        if radius:
+            lines[-1] = (*lines[-1], f"{radius.text} {radius.range}")
+    heads = ("ERS strict", "ERS auto", "Robust R@1 strict", "Robust R@1 auto", "Radius in 1/255")
+    return markdown(("network", "eps", "R@1", *heads), [[*of, NOTHING][:8] for of in lines])
+
+
+def _at(entry: Entry | None, name: str, eps: str) -> str:
+    """A number at a radius: without brackets behind its name it is that of the protocol."""
+    numbers = entry.numbers if entry else {}
+    for heading, number in numbers.items():
+        bare, _, variant = heading.partition(" (")
+        if bare == name and parameters(f":{variant.rstrip(')')}").get("eps", "8/255") == eps:
+            return f"{number.text} {number.range}"
+    return NOTHING
 
 
 def order_of_models(outcomes: pd.DataFrame) -> str:
@@ -279,6 +309,7 @@ def blocks() -> dict[str, str]:
         "upper bounds": upper_bounds(RESULTS / "auto" / "fashion-mini.csv"),
         "variants": variants(RESULTS / "variants" / "fashion-mini.csv"),
         "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
+        "photographs": photographs(RESULTS / "grocery.csv"),
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(outcomes),

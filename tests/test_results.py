@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ers
 from dmlbench.storage.store import Store
+from scripts import ablations, claims, collect
 from scripts.facts import Findings
 from scripts.reading import pages, written
-from tests.synthetic import FULL, model
+from tests.synthetic import FULL, attacked, failed, model
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
@@ -35,3 +38,44 @@ def test_the_findings_of_a_results_folder(tmp_path: Path) -> None:
     for one in model():
         store.put(one, {name: np.zeros(4) for name in one.metrics})
     assert Findings(tmp_path).ers("hm") == pytest.approx(ers(FULL))
+
+
+@pytest.mark.parametrize("table", ["2", *ablations.TABLES])
+def test_each_row_of_a_table_of_the_paper_finds_its_published_figures(table: str) -> None:
+    found = [ablations.there().get(ablations.key(one)) for one in ablations.trainings(table)]
+    assert all(entry is not None for entry in found)
+    assert len({id(entry) for entry in found}) == len(found)  # and no two the same
+
+
+def test_a_statement_is_the_difference_of_the_seeds_that_both_models_have() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        (suite, "ERS", label, seed, query, generator.normal(mean, 1))
+        for suite in ("strict", "auto")
+        for label, mean, seeds in (("a", 9, (0, 1, 2)), ("b", 5, (1, 2, 3)))
+        for seed in seeds
+        for query in range(30)
+    ]
+    columns = ["suite", "metric", "label", "seed", "query", "value"]
+    outcomes = pd.DataFrame(rows, columns=columns)
+    of = {(r[0], r[2], r[3], r[4]): r[5] for r in rows}
+    expected = np.mean(
+        [of["auto", "a", s, q] - of["auto", "b", s, q] for s in (1, 2) for q in range(30)]
+    )
+    said = claims._measured(outcomes, claims.Claim("", "a", "b"), "auto")
+    assert said.startswith(f"**yes** {expected:+.1f} [")
+    assert said.endswith(" (2 seeds)")
+    assert claims._measured(outcomes, claims.Claim("", "b", "a"), "auto").startswith("**no** -")
+    assert (
+        claims._measured(outcomes, claims.Claim("", "a", "a"), "auto") == "**open** +0.0 [0.0, 0.0]"
+    )
+    assert claims._measured(outcomes, claims.Claim("", "a", "c"), "auto") == "–"
+
+
+def test_a_model_is_finished_with_a_score_under_each_suite_and_a_radius() -> None:
+    cells = [c for suite in SUITES for c in model({"ERS": 20.0}, label="a", suite=suite)]
+    assert collect.finished(cells) == []
+    cells.append(attacked("Radius", 3.0, label="a", suite="auto"))
+    other = model({"ERS": 30.0}, label="b", suite="auto", resolved="other")
+    assert collect.finished([*cells, *other]) == cells
+    assert collect.finished([failed("Radius", "no", label="a", suite="auto"), *cells[:-1]]) == []
