@@ -55,13 +55,15 @@ class Source:
 
     Attributes:
         weights: its file.
-        network: its network. Where it comes trained from the file itself (``weights=FILE``, without
-            a new layer), it is loaded as ``attack --model`` loads it: also by the order of its
-            tensors, if their names are others.
+        network: its network.
+        as_published: the file is that of the network as it is published, without a new layer; it is
+            loaded as ``attack --model`` loads it: also by the order of its tensors, if their names
+            are others.
     """
 
     weights: StoredWeights
     network: Model
+    as_published: bool = False
 
     def load(self, images: torch.Tensor) -> EmbeddingModel:
         """The model, in eval mode on the device of ``images`` (B, C, H, W).
@@ -73,10 +75,9 @@ class Source:
         from dmlbench.compute.folding import folded
         from dmlbench.storage.checkpoint import load_weights, stored_weights
 
-        as_published = getattr(self.network, "weights", "") == str(self.weights.path)
         with torch.random.fork_rng(devices=[]):  # the first weights are random
-            model = self.network.build(images.shape[1], images.shape[2], initial=as_published)
-        if not as_published:
+            model = self.network.build(images.shape[1], images.shape[2], initial=self.as_published)
+        if not self.as_published:
             load_weights(self.weights.path, model)
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")
@@ -238,5 +239,6 @@ def _source(path: str, network: str | None) -> Source:
     made = parse_model(network or known)
     if not known and isinstance(made, Pretrained):
         itself = replace(made, weights=str(weights.path))
-        made = itself if itself.comes_trained else made
+        if itself.comes_trained:
+            return Source(weights, itself, as_published=True)
     return Source(weights, made)

@@ -161,6 +161,28 @@ def test_images_that_break_more_lower_the_row_and_name_who_made_them(place: Plac
     assert (other["stored"], other["broken"]) == (False, 0)  # the same images by someone else
 
 
+def test_images_from_outside_join_the_row_of_their_ball_alone(place: Place) -> None:
+    smaller = [word for name in ("es", "ltm", "gtm") for word in ("--attack", f"{name}:eps=2/255")]
+    done = place.run(
+        *["attack", "--checkpoint", "w.safetensors", "--dataset", "mini.py:Mini", "--queries"],
+        *["60", "--suite", "strict", "--label", "Mine", *smaller],
+    )
+    assert done.returncode == 0, done.stderr
+    store = Store(place.root / "results")
+    worst = {c.about.attack: c for c in store.cells() if c.facts["kind"] == "worst case"}
+    assert worst.keys() == {"worst case", "worst case:eps=2/255"}
+    done = place.run("verify-attack", "strong.npz", *ROW, "--by", EVIL)
+    assert done.returncode == 0, done.stderr
+    joined = [c.about.attack for c in store.cells() if "external_files" in c.facts]
+    assert joined == ["worst case"]
+    assert place.run("leaderboard", "--format", "csv", "--against", "nothing",
+                     "--column", "Robust R@1 (eps=2/255)").returncode == 0  # fmt: skip
+    (board,) = (place.root / "leaderboards").glob("*.csv")
+    (value,) = pd.read_csv(board)["Robust R@1 (eps=2/255)"]
+    found = worst["worst case:eps=2/255"].metrics["Robust R@1"].value
+    assert value == pytest.approx(found, abs=0.05)
+
+
 def test_images_that_break_less_change_nothing(place: Place) -> None:
     stronger = {p.name: p.read_bytes() for p in (place.root / "results" / "cells").iterdir()}
     right = place.images["weak right"]

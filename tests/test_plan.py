@@ -219,6 +219,15 @@ def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
         "worst case:eps=4/255": worst,
     }
     assert scores(*(f"{name}:steps=4" for name in ERS_ATTACKS)) == {}  # no other threat
+    assert scores("es:eps=4/255,restarts=2", "ltm:eps=4/255", "gtm:eps=4/255") == {}
+    twice = [
+        "es:eps=4/255,restarts=2",
+        *(f"{name}:restarts=2,eps=4/255" for name in ("ltm", "gtm")),
+    ]
+    assert scores(*smaller, *twice) == {
+        "worst case:eps=4/255": worst,
+        "worst case:eps=4/255,restarts=2": worst,
+    }
 
 
 def test_policies(tmp_path: Path) -> None:

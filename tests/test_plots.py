@@ -12,8 +12,10 @@ from msgspec.structs import replace
 from scipy.stats import binomtest
 
 from dmlbench.analysis.csv_files import READERS
+from dmlbench.analysis.records import scores as scores_of
 from dmlbench.analysis.records import tidy
 from dmlbench.metrics.bootstrap import shares_above
+from dmlbench.metrics.ers import ers
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
 from dmlbench.report.entries import measured
@@ -153,6 +155,36 @@ def test_fgsm_is_no_point_of_a_sweep_over_steps(table: Table) -> None:
     figure = PLOTS["steps"](table)
     assert figure is not None
     assert np.allclose(figure.axes[0].lines[-1].get_xdata(), [0, 4, 8, 32])
+
+
+def test_scores_at_other_radii_are_part_of_the_sweep() -> None:
+    cells = model(label="a")
+    for eps, share in (("8/255", 1.5), ("16/255", 1.2)):
+        for name, value in FULL.items():
+            cells.append(attacked(name, value * share, changed=f"eps={eps}", label="a"))
+    (table,) = tables(measured(tidy(cells)))
+    (entry,) = (line.entry for line in table.lines)
+    assert entry.numbers["ERS (eps=8/255)"].value == pytest.approx(
+        ers({name: value * 1.5 for name, value in FULL.items()})
+    )
+    wrong = attacked("ERS", 40.0, changed="eps=8/255", label="a")  # drawn from other columns
+    (table,) = tables(measured(tidy([*cells, wrong])))
+    assert table.lines[0].entry.numbers["ERS (eps=8/255)"] == entry.numbers["ERS (eps=8/255)"]
+    for changed in ("", "eps=8/255", "eps=16/255"):
+        name = f"ERS ({changed})" if changed else "ERS"
+        cells.append(attacked("ERS", entry.numbers[name].value, changed=changed, label="a"))
+    (table,) = tables(measured(tidy(cells)))
+    figure = PLOTS["eps"](table)
+    assert figure is not None
+    drawn = {
+        axis.get_title(loc="left"): axis.lines[0].get_xdata().tolist()
+        for axis in figure.axes
+        if axis.lines
+    }
+    assert drawn["ERS ↑"] == [8, 16, 77]
+    assert scores_of(["ERS", "R@1", "ERS (eps=8/255)", "Robust R@1"]) == [
+        *("Robust R@1", "ERS", "ERS (eps=8/255)"),
+    ]
 
 
 def test_missing_numbers_are_not_plotted() -> None:

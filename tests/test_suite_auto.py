@@ -53,6 +53,9 @@ def test_its_scores_are_drawn_where_all_that_they_need_is_there() -> None:
         ("auto", "worst case"): worst,
         ("auto", "worst case:top1:restarts=2"): [*worst, "Top1"],
     }
+    small = [f"{name}:eps=8/255" for name in ("es", "ltm", "gtm", "top1")]
+    assert scores(*small) == {("auto", "worst case:eps=8/255"): worst}
+    assert scores(*small[:3]) == {}
     both = scores("es", "ltm", "gtm", "top1", suites=("strict", "auto"))
     assert both["strict", "worst case"] == worst[:-1]  # as it was
     assert both["auto", "worst case"] == worst

@@ -181,18 +181,29 @@ class Row:
     def settle_ers(self) -> None:
         """Compute ERS from its ten columns if they are complete (metric N only).
 
+        That of another radius, ``ERS (eps=4/255)``, is computed from the columns of that radius.
         The interval is taken from an ERS cell of the same columns; else there is none.
         """
-        complete = self.about["distance"] == "N" and self.estimates.keys() >= set(ERS_COLUMNS)
-        columns = {name: self.estimates[name].value for name in ERS_COLUMNS if complete}
+        ends = {name[len(bare) :] for bare in ("CA+", ERS) for name in self.estimates
+                if name.startswith(f"{bare} (") and "eps=" in name}  # fmt: skip
+        for end in ("", *ends):
+            self._settle_ers(end)
+
+    def _settle_ers(self, end: str) -> None:
+        """The same of the columns whose headings end with ``end``."""
+        score = ERS + end
+        found = {name: self.estimates.get(name + end) for name in ERS_COLUMNS}
+        columns = {name: one.value for name, one in found.items() if one is not None}
+        complete = self.about["distance"] == "N" and len(columns) == len(ERS_COLUMNS)
         value = ers(columns) if complete else math.nan
-        drawn = self.estimates.get(ERS)
+        drawn = self.estimates.get(score)
         if drawn is not None and not math.isclose(drawn.value, value, abs_tol=1e-6):
-            del self.estimates[ERS], self.records[ERS]
+            del self.estimates[score], self.records[score]
         if complete:
-            self.estimates.setdefault(ERS, Estimate(value, None, None, self.estimates["CA+"].n))
-            self.better[ERS], self.digits[ERS] = "higher", 1
-            self.failed.pop(ERS, None)
+            n = self.estimates["CA+" + end].n
+            self.estimates.setdefault(score, Estimate(value, None, None, n))
+            self.better[score], self.digits[score] = "higher", 1
+            self.failed.pop(score, None)
 
     @property
     def flag_names(self) -> str:
@@ -264,7 +275,7 @@ def headings(rows: Sequence[Row]) -> list[str]:
 def scores(names: Iterable[str]) -> list[str]:
     """The scores among ``names``, which are computed from other columns, in table order."""
     found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
-    return sorted(found, key=lambda name: (name == ERS, by_number(name)))
+    return sorted(found, key=lambda name: (name.partition(" (")[0] == ERS, by_number(name)))
 
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:

@@ -16,6 +16,11 @@ def parameters(spec: str) -> dict[str, str]:
     return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
 
 
+def at_other_radius(spec: str) -> bool:
+    """True if the spec of an attack, or of a score drawn from attacks, changes ``eps``."""
+    return "eps" in parameters(spec)
+
+
 def told_apart(names: Sequence[str], details: Sequence[Mapping[str, str]]) -> list[str]:
     """The names; one that stands for things with different details gets those that differ.
 

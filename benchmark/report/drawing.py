@@ -50,7 +50,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Task:
-    """A plot to draw: its name in ``plots``, its tables, and a digest of all it depends on."""
+    """A plot to draw: its name in ``PLOTS`` or ``ACROSS``, its tables, and a digest of all that it
+    depends on.
+    """
 
     name: str
     plot: str
@@ -108,7 +110,9 @@ def write(drawn: Drawn, folder: Path) -> list[Path]:
 
 
 def named(board: Board) -> Iterator[tuple[str, str, tuple[Table, ...]]]:
-    """Each plot that a board may have: the name of its files, its name in ``plots``, its tables."""
+    """Each plot that a board may have: the name of its files, its name in ``PLOTS`` or
+    ``ACROSS``, its tables.
+    """
     from dmlbench.report.plots import ACROSS, PLOTS
 
     # published rows of a related data set are drawn on its own board
@@ -198,9 +202,9 @@ def _drawn(tasks: Sequence[Task], kinds: tuple[str, ...]) -> list[Picture | None
 
 def _draw(name: str, plot: str, tables: Sequence[Table], kinds: Sequence[str]) -> Picture | None:
     from dmlbench.report import style
-    from dmlbench.report.plots import plotted
+    from dmlbench.report.plots import figure_of
 
-    figure = plotted(plot, tables)
+    figure = figure_of(plot, tables)
     if figure is None:
         return None
     files = {kind: style.save(figure, kind) for kind in style.FORMATS if kind in kinds}

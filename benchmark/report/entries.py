@@ -214,7 +214,8 @@ def _entry(group: Sequence[Row]) -> Entry:
     if contributors:
         people = ", ".join(map(str, contributors))
         said = f"{WORST} of {about['label']} includes adversarial images by {people}."
-        worst = (name for name in numbers if name.partition(" (")[0] == WORST)
+        of = {name: name.partition(" (") for name in numbers}
+        worst = [n for n, (bare, _, at) in of.items() if bare == WORST and "eps=" not in at]
         numbers |= {name: replace(numbers[name], note=said) for name in worst}
     threat, optimizer = _adversary(records, about["suite"])
     return Entry(

@@ -238,7 +238,7 @@ ACROSS: dict[str, Callable[[Sequence[Table]], Figure | None]] = {"suites": ers_b
 """Plots of all tables of one data set together."""
 
 
-def plotted(name: str, tables: Sequence[Table]) -> Figure | None:
+def figure_of(name: str, tables: Sequence[Table]) -> Figure | None:
     """The plot ``name``, of one table or across several; None if they lack the numbers for it."""
     return ACROSS[name](tables) if name in ACROSS else PLOTS[name](*tables)
 

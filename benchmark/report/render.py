@@ -106,10 +106,10 @@ def write_if_changed(path: Path, content: bytes) -> bool:
 
 def figures(board: Board) -> Iterator[tuple[str, Figure]]:
     """The plots of a board, each with the name of its files (without the ending)."""
-    from dmlbench.report.plots import plotted
+    from dmlbench.report.plots import figure_of
 
     for name, plot, shown in drawing.named(board):
-        figure = plotted(plot, shown)
+        figure = figure_of(plot, shown)
         if figure is not None:
             yield name, figure
 

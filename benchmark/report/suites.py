@@ -28,7 +28,8 @@ Scored = dict[tuple[object, ...], Entry]
 def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
     """ERS of each model (row) under each suite, in the order under the last suite of ``SUITES``.
 
-    It shows the models that were measured here under two suites or more and have not collapsed.
+    It shows the models that were measured here under two suites or more, flagged ones too, and none
+    that has collapsed.
     Bars are 95% intervals: over queries, or of the mean over several seeds.
     """
     by_suite = {t.suite: t for suite in SUITES for t in tables if t.suite == suite}
@@ -72,4 +73,4 @@ def _scored(table: Table) -> Scored:
     entries = [line.entry for line in table.lines]
     found = [e for e in entries if ERS in e.numbers and not (e.paper or e.collapsed)]
     found.sort(key=lambda e: -e.numbers[ERS].value)
-    return {(e.label, *sorted(e.details.items())): e for e in found}
+    return {(e.label, e.resolved, *sorted(e.details.items())): e for e in found}

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from dmlbench.core.naming import parameters
+from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.entries import Entry
@@ -70,19 +71,23 @@ def _sweeps(
     They include the value under the protocol and, at x = 0, the clean value.
     """
     found: dict[str, dict[float, float]] = {}
+    plain = (r[0]["attack_resolved"] for name, r in entry.records.items() if "(" not in name)
+    protocol = parameters(next(filter(None, plain), ""))
     for column, records in entry.records.items():
         name, _, variant = column.partition(" (")
-        changed = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",") if pair}
+        changed = parameters(f":{variant.rstrip(')')}")
         here = parameters(records[0]["attack_resolved"])
         usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
+        if name in (ERS, WORST):  # drawn from attacks, so they have none of their own
+            here, usual = protocol | changed, protocol
         # what nobody changed must be as usual: a single step has another alpha (FGSM)
         same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
         text = here.get(key)
-        if text is None or not same or not changed <= {key, "alpha"}:
+        if text is None or not same or not changed.keys() <= {key, "alpha"}:
             continue
         points = found.setdefault(name, {})
         points[read(text)] = entry.numbers[column].value
-        clean = [r["clean"] for r in records if r["clean"] is not None]
+        clean = [r["clean"] for r in records if r["clean"] not in (None, "")]
         if clean:
             points[0.0] = mean(clean)
     return {name: sorted(points.items()) for name, points in found.items()}

@@ -21,6 +21,7 @@ from dmlbench.attacks import moved_query
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.common.lazy import np
+from dmlbench.core.naming import at_other_radius
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.names import EXTERNAL, WORST
 from dmlbench.storage.cell import Cell, PlannedCell
@@ -169,9 +170,9 @@ def values_of(store: Store, cell: Cell, column: str) -> Values:
 
 
 def _is_worst(cell: Cell) -> bool:
-    """True for a Robust R@1 as the attacks found it."""
+    """True for a Robust R@1 as the attacks found it in the ball of the protocol."""
     drawn = cell.facts.get("kind") == PLAIN and "external_files" not in cell.facts
-    return drawn and cell.ok
+    return drawn and cell.ok and not at_other_radius(cell.about.attack)
 
 
 def _is_external(cell: Cell) -> bool:

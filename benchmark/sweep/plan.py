@@ -16,7 +16,7 @@ from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.naming import parameters, told_apart
+from dmlbench.core.naming import at_other_radius, parameters, told_apart
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat, recipe_changes
 from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
@@ -173,9 +173,9 @@ def measures(
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     """List the cells of Robust R@1 and ERS, for each suite that has all attacks they need.
 
-    Both use the attacks as the protocol defines them, and again those that share another radius,
-    ``eps=4/255``, which is then part of their names. If attacks of Robust R@1 were also run with
-    restarts, a second Robust R@1 includes those, and their names are part of its name.
+    Both use the attacks as the protocol defines them, and again those that change the same keys,
+    eps among them: ``eps=4/255`` is then part of their names. If attacks of Robust R@1 were also
+    run with restarts, a second Robust R@1 includes those, and their names are part of its name.
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]
@@ -193,8 +193,8 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
         worst_of = RECALL_ATTACKS[suite]
         for changed, cells in _by_radius(same).items():
             variant = f":{changed}" if changed else ""
-            plain = [benign, *(cells[name] for name in worst_of if name in cells)]
-            if len(plain) > len(worst_of):
+            if cells.keys() >= set(worst_of):
+                plain = [benign, *(cells[name] for name in worst_of)]
                 draw(f"worst case{variant}", WORST, plain, RECALLS)
                 if not changed and (restarted := _restarted(same, worst_of)):
                     name = f"worst case:{' '.join(restarted)}"
@@ -205,14 +205,16 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
 
 
 def _by_radius(cells: Mapping[str, PlannedCell]) -> dict[str, dict[str, PlannedCell]]:
-    """What attacks change of the protocol, eps among it -> name of the attack -> its cell.
+    """The attacks in groups that change the same keys to the same values, eps among them.
 
-    The first group, of the key "", are the attacks that change nothing.
+    Returns:
+        What a group changes, ``eps=4/255``, or "" for the attacks of the protocol -> name of the
+        attack -> its cell.
     """
     found: dict[str, dict[str, PlannedCell]] = {"": {}}
     for attack, cell in cells.items():
         name, _, changed = attack.partition(":")
-        if not changed or "eps" in parameters(attack):
+        if not changed or at_other_radius(attack):
             found.setdefault(changed, {})[name] = cell
     return found
 
