@@ -52,7 +52,7 @@ def collect(source: Path, target: Path) -> None:
     """Write the rows of all tables that ``source`` has measured."""
     wanted = {one.spelling for table in ("2", *TABLES) for one in trainings(table)}
     cells = [c for c in Store(source).cells() if c.about.suite in ("", SUITE)]
-    found = [c for c in cells if c.about.defense in wanted]
+    found = [c for c in cells if c.about.dataset == DATASET and c.about.defense in wanted]
     attacked = {(c.about.defense, c.about.seed) for c in found if "ERS" in c.metrics}
     attacked |= {(c.about.defense, c.about.seed) for c in found if c.findings.get("collapsed")}
     kept = [c for c in found if (c.about.defense, c.about.seed) in attacked]
@@ -63,8 +63,11 @@ def collect(source: Path, target: Path) -> None:
 @cache
 def here(path: Path) -> dict[str, Entry]:
     """Spec of a defense -> what was measured of it."""
-    entries = measured(read_tidy(path))
-    return {entry.defense: entry for entry in entries if entry.suite == SUITE}
+    entries = [entry for entry in measured(read_tidy(path)) if entry.suite == SUITE]
+    found = {entry.defense: entry for entry in entries}
+    if len(found) < len(entries):
+        raise ValueError(f"{path} has two entries of one defense")
+    return found
 
 
 @cache

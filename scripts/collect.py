@@ -4,8 +4,8 @@
 
 ``rows.csv`` has what ``results.csv`` has, of the models that are finished: those with an ERS under
 each suite, and a radius. ``outcomes.parquet`` has a row for each query of these: suite, metric,
-label, seed, query and value in percent. The metrics are ERS, Robust R@1 and (no suite) R@1 of
-clean images. Models that collapsed are left out of it, as boards do not rank them.
+label, seed, query and value in percent. The metrics are ERS and, without a suite, R@1 of clean
+images. Models that collapsed are left out of it, as boards do not rank them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ import pandas as pd
 from dmlbench.analysis import csv_files, records
 from dmlbench.common.files import write_atomically
 from dmlbench.core.protocol import SUITES
-from dmlbench.metrics.names import ERS, WORST
+from dmlbench.metrics.names import ERS
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 
-METRICS = ("R@1", ERS, WORST)
+METRICS = ("R@1", ERS)
 NEEDED = {*((suite, ERS) for suite in SUITES), ("auto", "Radius")}
 
 
 def finished(cells: Iterable[Cell]) -> list[Cell]:
     """The cells of the models that have all numbers."""
-    by_model: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    by_model: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
-        by_model[cell.about.resolved, cell.about.seed].append(cell)
+        about = cell.about
+        by_model[about.dataset, about.model, about.resolved, about.recipe, about.seed].append(cell)
     found = []
     for of in by_model.values():
         if {(cell.about.suite, name) for cell in of if cell.ok for name in cell.metrics} >= NEEDED:
@@ -43,14 +44,15 @@ def finished(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def outcomes(store: Store, cells: Iterable[Cell]) -> pd.DataFrame:
-    """The outcomes of ``cells``, a row a query."""
+    """The outcomes of ``cells``, a row a query, as the protocol defines the scores."""
     cells = list(cells)
     collapsed = {cell.facts.get("checkpoint") for cell in cells if cell.findings.get("collapsed")}
     parts = []
     for cell in cells:
         about = cell.about
         for metric in METRICS:
-            if metric not in cell.columns or cell.facts.get("checkpoint") in collapsed:
+            varied = ":" in about.attack or "external_files" in cell.facts
+            if metric not in cell.columns or varied or cell.facts.get("checkpoint") in collapsed:
                 continue
             values = store.outcomes(cell.id)[metric].dropna()
             rows: dict[str, Any] = {"suite": about.suite, "metric": metric, "label": about.label}

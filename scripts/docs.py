@@ -58,9 +58,9 @@ def completed(markdown: str) -> str:
 def relinked(source: Path) -> str:
     """A page of results/ for the site: links lead to pages of the site, other files are named.
 
-    Its pictures are copied beside it.
+    Its pictures are copied to the place that they have in results/.
     """
-    place = _site(source)
+    place, known = _site(source), pages()
 
     def link(match: re.Match[str]) -> str:
         picture, text, target, anchor = match.groups(default="")
@@ -68,9 +68,11 @@ def relinked(source: Path) -> str:
             return match[0]
         file = (source.parent / target).resolve()
         if picture:
-            shutil.copyfile(file, BUILT / place.parent / file.name)
-            return f"![{text}]({file.name})"
-        if file not in pages() and ROOT / "docs" not in file.parents:
+            copied = Path("results", *file.relative_to(ROOT / "results").parts)
+            (BUILT / copied).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, BUILT / copied)
+            return f"![{text}]({os.path.relpath(copied, place.parent)})"
+        if file not in known and ROOT / "docs" not in file.parents:
             return text
         there = os.path.relpath(_site(file), place.parent)
         return f"[{text}]({there}{anchor})"

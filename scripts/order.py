@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
@@ -10,13 +12,16 @@ from dmlbench.analysis.order import Placed, order
 LEAST_SEEDS = 3
 
 
-def orders(outcomes: pd.DataFrame) -> dict[tuple[str, str], list[Placed]]:
-    """(suite, metric) -> the models in order, over the seeds that all of them have.
+def orders(
+    outcomes: pd.DataFrame, metric: str, unranked: Collection[str] = ()
+) -> dict[str, list[Placed]]:
+    """Suite -> the models in order, over the seeds that all of them have.
 
-    Models with fewer than ``LEAST_SEEDS`` are left out.
+    Those with fewer than ``LEAST_SEEDS`` seeds, and those that boards do not rank, are left out.
     """
     found = {}
-    for (suite, metric), part in outcomes.groupby(["suite", "metric"], sort=False):
+    kept = outcomes[(outcomes["metric"] == metric) & ~outcomes["label"].isin(unranked)]
+    for suite, part in kept.groupby("suite", sort=False):
         labels = {label: set(of["seed"]) for label, of in part.groupby("label")}
         labels = {label: of for label, of in labels.items() if len(of) >= LEAST_SEEDS}
         if not labels:
@@ -25,5 +30,5 @@ def orders(outcomes: pd.DataFrame) -> dict[tuple[str, str], list[Placed]]:
         shared = part[part["seed"].isin(seeds)]
         wide = shared.pivot(index=["label", "seed"], columns="query", values="value")
         values = {str(label): np.asarray(wide.loc[label], dtype=np.float64) for label in labels}
-        found[str(suite), str(metric)] = order(values)
+        found[str(suite)] = order(values)
     return found

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.core.naming import parameters
+from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import ERS
 from dmlbench.report.board import NOTHING
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 BASE = ("R@1", "mAP", "NMI")
 ETA = 8
 OA_PAPER = {2: "0.29", 4: "0.41", 8: "0.55", 16: "0.60"}  # eps -> tau (Zhou et al., ICCV 2021)
-SUITES = ("strict", "ers", "auto")
+RADII = ("8/255", "4/255", "2/255")  # of photographs; the first is the protocol's
 MARKER = re.compile(r"^<!-- (.+) -->$", re.MULTILINE)
 TABLE = re.compile(r"^(<!-- (.+) -->\n)(?:\|.*\n)*", re.MULTILINE)
 Lines = Iterable[Sequence[str]]
@@ -240,40 +241,47 @@ def three_suites(path: Path) -> str:
 def photographs(path: Path) -> str:
     """Write the table of networks at several radii, under the suites strict and auto."""
     entries = measured(read_tidy(path))
-    strict, auto = found(entries, "strict"), found(entries, "auto")
+    suites = [found(entries, suite) for suite in ("strict", "auto")]
     lines = []
-    for label, one in strict.items():
-        both = (one, auto.get(label))
-        for eps in ("8/255", "4/255", "2/255"):
-            cells = [_at(e, name, eps) for name in ("ERS", "Robust R@1") for e in both]
+    for label in dict.fromkeys(label for suite in suites for label in suite):
+        both = [suite.get(label) for suite in suites]
+        one = next(entry for entry in both if entry)
+        rows = []
+        for eps in RADII:
+            cells = [_at(entry, name, eps) for name in (ERS, "Robust R@1") for entry in both]
             if any(cell != NOTHING for cell in cells):
-                lines.append((label, eps, f"{text(one, 'R@1')} {one.numbers['R@1'].range}", *cells))
-        radius = both[1] and both[1].numbers.get("Radius")
-        if radius:
-            lines[-1] = (*lines[-1], f"{radius.text} {radius.range}")
+                rows.append([label, eps, *cells])
+        for place, row in enumerate(rows):  # what knows no eps stands in the first line
+            clean, radius = (_at(of, x, RADII[0]) for of, x in ((one, "R@1"), (both[1], "Radius")))
+            lines.append([*row[:2], clean, *row[2:], radius] if place == 0 else
+                         [*row[:2], "", *row[2:], ""])  # fmt: skip
     heads = ("ERS strict", "ERS auto", "Robust R@1 strict", "Robust R@1 auto", "Radius in 1/255")
-    return markdown(("network", "eps", "R@1", *heads), [[*of, NOTHING][:8] for of in lines])
+    return markdown(("network", "eps", "R@1", *heads), lines)
 
 
 def _at(entry: Entry | None, name: str, eps: str) -> str:
-    """A number at a radius: without brackets behind its name it is that of the protocol."""
-    numbers = entry.numbers if entry else {}
-    for heading, number in numbers.items():
+    """A number at a radius, which stands in brackets behind its name unless it is the protocol's.
+
+    The size of a step may stand there too.
+    """
+    for heading, number in (entry.numbers if entry else {}).items():
         bare, _, variant = heading.partition(" (")
-        if bare == name and parameters(f":{variant.rstrip(')')}").get("eps", "8/255") == eps:
+        changed = parameters(f":{variant.rstrip(')')}")
+        if variant and not changed.keys() <= {"eps", "alpha"}:
+            continue
+        if bare == name and changed.get("eps", RADII[0]) == eps:
             return f"{number.text} {number.range}"
     return NOTHING
 
 
-def order_of_models(outcomes: pd.DataFrame) -> str:
+def order_of_models(outcomes: pd.DataFrame, path: Path) -> str:
     """Write the order of the models under each suite, by ERS, with its probability.
 
     ``above the next`` is the probability that the model is better than the one in the next line.
     """
     lines = []
-    for (suite, metric), places in orders(outcomes).items():
-        if metric != ERS:
-            continue
+    unranked = {entry.label for entry in measured(read_tidy(path)) if entry.flagged}
+    for suite, places in orders(outcomes, ERS, unranked).items():
         for one in places:
             above = "" if one.above_next is None else f"{one.above_next:.3f}"
             mean = f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]"
@@ -312,7 +320,7 @@ def blocks() -> dict[str, str]:
         "photographs": photographs(RESULTS / "grocery.csv"),
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
-        "order": order_of_models(outcomes),
+        "order": order_of_models(outcomes, RESULTS / "fashion-mini" / "rows.csv"),
         "paper 2": markdown(*ablations.square(RESULTS / "paper" / "fashion-mini.csv")),
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*claims.table(outcomes, ERS)),

@@ -122,6 +122,13 @@ def test_the_pages_of_the_results_are_in_the_site_with_links_that_lead_somewhere
         place = docs._site(source)
         assert f": {place.as_posix()}\n" in nav
         text = (tmp_path / place).read_text(encoding="utf-8")
-        for _, _, target, _ in docs.LINK.findall(text):
-            assert "://" in target or not target or (tmp_path / place.parent / target).is_file()
-    assert (tmp_path / "results" / "fashion-mini-suites.png").is_file()
+        for _, _, target, anchor in docs.LINK.findall(text):
+            if "://" in target:
+                continue
+            there = tmp_path / place.parent / target if target else tmp_path / place
+            assert there.is_file(), target
+            heads = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.M) if anchor else []
+            slugs = {re.sub(r"[^a-z0-9-]", "", head.lower().replace(" ", "-")) for head in heads}
+            assert not anchor or anchor[1:] in slugs
+    plots = tmp_path / "results" / "fashion-mini" / "plots"
+    assert (plots / "fashion-mini-suites.png").is_file()

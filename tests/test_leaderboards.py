@@ -57,6 +57,16 @@ def test_the_committed_boards_are_rendered_from_the_committed_results(
     assert bare(found.decode()) == bare(page.render(rendered, {}))
 
 
+def test_the_board_beside_the_rows_of_fashion_mini_is_rendered_from_them(tmp_path: Path) -> None:
+    """If it fails, run its command, which results/README.md has."""
+    stored = committed("results/fashion-mini/*")
+    (tmp_path / "rows.csv").write_bytes(stored["results/fashion-mini/rows.csv"])
+    (board,) = boards(read_folder(tmp_path), literature=False)
+    for kind in ("md", "tex"):
+        rendered = RENDERERS[kind](board).encode()
+        assert stored[f"results/fashion-mini/fashion-mini.{kind}"] == rendered
+
+
 @pytest.mark.slow
 def test_the_committed_plots_are_drawn_from_the_committed_results(rendered: list[Board]) -> None:
     """If it fails: dmlbench leaderboard. Plots are compared if matplotlib is the same."""

@@ -181,7 +181,7 @@ def test_scores_at_other_radii_are_part_of_the_sweep() -> None:
         for axis in figure.axes
         if axis.lines
     }
-    assert drawn["ERS ↑"] == [8, 16, 77]
+    assert drawn["ERS ↑"][-3:] == [8, 16, 77]
     assert scores_of(["ERS", "R@1", "ERS (eps=8/255)", "Robust R@1"]) == [
         *("Robust R@1", "ERS", "ERS (eps=8/255)"),
     ]

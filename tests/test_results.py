@@ -13,8 +13,8 @@ from dmlbench.metrics.ers import ers
 from dmlbench.storage.store import Store
 from scripts import ablations, claims, collect
 from scripts.facts import Findings
-from scripts.reading import pages, written
-from tests.synthetic import FULL, attacked, failed, model
+from scripts.reading import pages, photographs, written
+from tests.synthetic import FULL, attacked, failed, model, write
 
 
 def test_the_tables_are_those_of_the_csvs() -> None:
@@ -79,3 +79,32 @@ def test_a_model_is_finished_with_a_score_under_each_suite_and_a_radius() -> Non
     other = model({"ERS": 30.0}, label="b", suite="auto", resolved="other")
     assert collect.finished([*cells, *other]) == cells
     assert collect.finished([failed("Radius", "no", label="a", suite="auto"), *cells[:-1]]) == []
+
+
+def test_photographs_have_a_line_for_each_radius_and_the_radius_once(tmp_path: Path) -> None:
+    cells = model(label="a", suite="strict")
+    for name, value in FULL.items():
+        cells.append(attacked(name, value / 2, changed="eps=4/255,alpha=1/255", label="a"))
+    cells.append(attacked("ERS", 60.0, changed="restarts=5", label="a"))
+    cells.append(attacked("Radius", 3.0, label="a", suite="auto"))
+    cells += [*model({"CA+": 3.0}, label="b", suite="auto"), attacked("Radius", 2.0, label="b")]
+    page = photographs(write(tmp_path / "grocery.csv", cells)).splitlines()[2:]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page]
+    assert [line[:2] for line in lines] == [["a", "8/255"], ["a", "4/255"]]  # b has no score
+    half = ers({name: value / 2 for name, value in FULL.items()})
+    assert [line[3].partition(" ")[0] for line in lines] == [f"{ers(FULL):.1f}", f"{half:.1f}"]
+    assert [line[2].partition(" ")[0] for line in lines] == ["80.0", ""]
+    assert [line[7].partition(" ")[0] for line in lines] == ["3.0", ""]
+
+
+def test_outcomes_are_those_of_the_protocols_scores(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cells = [
+        *(attacked("ERS", 20.0, changed=changed, label="a") for changed in ("", "eps=4/255")),
+        *model({}, label="a"),
+    ]
+    for one in cells:
+        store.put(one, {name: np.array([np.nan, 1.0, 2.0]) for name in one.metrics})
+    found = collect.outcomes(store, cells)
+    assert found[found["metric"] == "ERS"]["query"].tolist() == [1, 2]
+    assert found[found["metric"] == "R@1"]["value"].tolist() == [1, 2]

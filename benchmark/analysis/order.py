@@ -87,13 +87,11 @@ class Difference:
     Attributes:
         mean: over seeds and queries.
         low, high: its 95% interval over both.
-        above: probability that it is above zero; a resample of exactly zero counts as half.
     """
 
     mean: float
     low: float
     high: float
-    above: float
 
 
 def difference(left: Values, right: Values, resamples: int = RESAMPLES) -> Difference:
@@ -106,8 +104,7 @@ def difference(left: Values, right: Values, resamples: int = RESAMPLES) -> Diffe
     every = (one - other)[None]
     (drawn,) = _resampled(every, resamples)
     low, high = np.percentile(drawn, TAILS)
-    above = ((drawn > 0) + 0.5 * (drawn == 0)).mean()
-    return Difference(float(every.mean()), float(low), float(high), float(above))
+    return Difference(float(every.mean()), float(low), float(high))
 
 
 def _together(outcomes: Sequence[Values]) -> Values:
