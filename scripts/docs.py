@@ -58,7 +58,7 @@ def completed(markdown: str) -> str:
 def relinked(source: Path) -> str:
     """A page of results/ for the site: links lead to pages of the site, other files are named.
 
-    Its pictures are copied to the place that they have in results/.
+    Its pictures are copied to the place that they have in the repository.
     """
     place, known = _site(source), pages()
 
@@ -68,7 +68,7 @@ def relinked(source: Path) -> str:
             return match[0]
         file = (source.parent / target).resolve()
         if picture:
-            copied = Path("results", *file.relative_to(ROOT / "results").parts)
+            copied = file.relative_to(ROOT)
             (BUILT / copied).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, BUILT / copied)
             return f"![{text}]({os.path.relpath(copied, place.parent)})"

@@ -176,30 +176,52 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point, where it overlaps no other and lies within the axes.
+    """Write each name beside its point, where it lies within the axes and overlaps no other name.
 
-    A name that fits nowhere is left out: those that matter most come first.
+    Where that can be, it covers no marker either. A name that fits nowhere is left out: those that
+    matter most come first.
     """
     texts: list[Any] = []
-    taken: list[Any] = []
     for _ in range(2):  # names move the axes, so their places are final only the second time
         axis.figure.draw_without_rendering()  # type: ignore[union-attr]
         for text in texts:
             text.remove()
-        texts, taken = [], []
-        inside = axis.get_window_extent()
-        for x, y, name in points:
-            for ha, dx, dy in SIDES:
-                text = axis.annotate(
-                    name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
-                )
-                box = text.get_window_extent()
-                within = inside.x0 <= box.x0 and box.x1 <= inside.x1
-                if within and not any(box.overlaps(other) for other in taken):
-                    taken.append(box)
+        texts, names = [], list[Any]()
+        markers = _markers(axis)
+        for point in points:
+            for avoided in ([*names, *markers], names):
+                if (text := _named(axis, *point, avoided)) is not None:
+                    names.append(text.get_window_extent())
                     texts.append(text)
                     break
-                text.remove()
+
+
+def _named(axis: Axes, x: float, y: float, name: str, avoided: Sequence[Any]) -> Any:
+    """The name beside (x, y), in the first place that overlaps no box; None if there is none."""
+    inside = axis.get_window_extent()
+    for ha, dx, dy in SIDES:
+        text = axis.annotate(
+            name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
+        )
+        box = text.get_window_extent()
+        within = inside.x0 <= box.x0 and box.x1 <= inside.x1
+        if within and not any(box.overlaps(other) for other in avoided):
+            return text
+        text.remove()
+    return None
+
+
+def _markers(axis: Axes) -> list[Any]:
+    """The boxes that the markers of ``axis`` cover, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    found = []
+    for line in axis.lines:
+        if line.get_marker() not in ("", "None", None):
+            half = line.get_markersize() / 2 * axis.figure.dpi / 72
+            for x, y in axis.transData.transform(line.get_xydata()):
+                found.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    return found
 
 
 def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
