@@ -21,6 +21,9 @@ from dmlbench.report.literature import published
 ETA = 8  # of the published rows beside which a difference stands
 PLACE = "CVPR 2022"
 RECALL = "R@1"  # on clean images
+RADIUS = "Radius"
+PUBLISHED = (ERS, RECALL)  # what the papers' tables have
+SUITES_OF = {ERS: SUITES, RECALL: ("",), RADIUS: ("auto",)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ CLAIMS = (
     Claim("without a defense R@1 is higher than with HM", "N/A[R]", "HM[S,g_LGA]", RECALL),
     Claim("HM with the gradual adversary is above ACT", "HM[S,g_LGA]", "ACT[R]", RECALL),
     Claim("and above HM from random triplets", "HM[S,g_LGA]", "HM[R,M]", RECALL),
+    Claim("ACT protects the top-1", "ACT[R]", "N/A[R]", RADIUS),
+    Claim("HM with the gradual adversary protects it more", "HM[S,g_LGA]", "ACT[R]", RADIUS),
+    Claim("with ICS too", "HM[S,g_LGA]&ICS", "ACT[R]", RADIUS),
+    Claim("and more than HM from random triplets", "HM[S,g_LGA]&ICS", "HM[R,M]", RADIUS),
+    Claim("CA-TRIDE protects it more than ACT", "CA-TRIDE", "ACT[R]", RADIUS),
+    Claim("and more than HM with ICS", "CA-TRIDE", "HM[S,g_LGA]&ICS", RADIUS),
 )
 
 
@@ -57,14 +66,17 @@ def table(outcomes: pd.DataFrame, metric: str) -> tuple[Sequence[str], Sequence[
 
     ``yes`` and ``no`` are said where the interval leaves out zero.
     """
-    suites = SUITES if metric == ERS else ("",)  # clean R@1 knows none
     papers = {(e.label, e.eta): e for e in published() if e.place.startswith(PLACE) and _cub(e)}
+    heads = ["statement", "difference", *(suite or "here" for suite in SUITES_OF[metric])]
     lines = []
     for claim in (one for one in CLAIMS if one.metric == metric):
-        names = f"{claim.above} − {claim.below}"
-        found = (_measured(outcomes, claim, suite) for suite in suites)
-        lines.append((claim.says, names, _published(papers, claim), *found))
-    return ("statement", "difference", "published", *(suite or "here" for suite in suites)), lines
+        found = (_measured(outcomes, claim, suite) for suite in SUITES_OF[metric])
+        lines.append([claim.says, f"{claim.above} − {claim.below}", *found])
+        if metric in PUBLISHED:
+            lines[-1].insert(2, _published(papers, claim))
+    if metric in PUBLISHED:
+        heads.insert(2, "published")
+    return heads, lines
 
 
 def _cub(entry: Entry) -> bool:

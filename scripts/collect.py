@@ -4,8 +4,8 @@
 
 ``rows.csv`` has what ``results.csv`` has, of the models that are finished: those with an ERS under
 each suite, and a radius. ``outcomes.parquet`` has a row for each query of these: suite, metric,
-label, seed, query and value in percent. The metrics are ERS and, without a suite, R@1 of clean
-images. Models that collapsed are left out of it, as boards do not rank them.
+label, seed, query and value. The metrics are ERS, Radius (in 1/255) and, without a suite, R@1 of
+clean images. Models that collapsed are left out of it, as boards do not rank them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dmlbench.metrics.names import ERS
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 
-METRICS = ("R@1", ERS)
+METRICS = ("R@1", ERS, "Radius")
 NEEDED = {*((suite, ERS) for suite in SUITES), ("auto", "Radius")}
 
 

@@ -325,6 +325,7 @@ def blocks() -> dict[str, str]:
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*claims.table(outcomes, ERS)),
         "retrieval": markdown(*claims.table(outcomes, claims.RECALL)),
+        "radii": markdown(*claims.table(outcomes, claims.RADIUS)),
         **speeds,
     }
 
