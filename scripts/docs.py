@@ -42,7 +42,7 @@ def main() -> None:
     for path in BUILT.rglob("*.md"):
         path.write_text(completed(path.read_text(encoding="utf-8")), encoding="utf-8")
     for source in pages():
-        place = BUILT / _site(source)
+        place = BUILT / place_in_site(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(relinked(source), encoding="utf-8")
     for name, of in FILES.items():
@@ -60,7 +60,7 @@ def relinked(source: Path) -> str:
 
     Its pictures are copied to the place that they have in the repository.
     """
-    place, known = _site(source), pages()
+    place, known = place_in_site(source), pages()
 
     def link(match: re.Match[str]) -> str:
         picture, text, target, anchor = match.groups(default="")
@@ -74,13 +74,13 @@ def relinked(source: Path) -> str:
             return f"![{text}]({os.path.relpath(copied, place.parent)})"
         if file not in known and ROOT / "docs" not in file.parents:
             return text
-        there = os.path.relpath(_site(file), place.parent)
+        there = os.path.relpath(place_in_site(file), place.parent)
         return f"[{text}]({there}{anchor})"
 
     return LINK.sub(link, source.read_text(encoding="utf-8"))
 
 
-def _site(source: Path) -> Path:
+def place_in_site(source: Path) -> Path:
     """The place in the site of a page of results/ or docs/."""
     if ROOT / "docs" in source.parents:
         return source.relative_to(ROOT / "docs")

@@ -119,7 +119,7 @@ def test_the_pages_of_the_results_are_in_the_site_with_links_that_lead_somewhere
     docs.main()
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for source in pages():
-        place = docs._site(source)
+        place = docs.place_in_site(source)
         assert f": {place.as_posix()}\n" in nav
         text = (tmp_path / place).read_text(encoding="utf-8")
         for _, _, target, anchor in docs.LINK.findall(text):

@@ -17,7 +17,7 @@ from dmlbench.cli.list import registries
 from dmlbench.cli.main import main
 from dmlbench.metrics.names import BENIGN, ERS, EXTERNAL, WORST
 from dmlbench.report.columns import DESCRIBING
-from scripts import docs
+from scripts import docs, reading
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -105,7 +105,8 @@ def test_every_page_is_in_the_menu() -> None:
         assert isinstance(entry, dict)
         return list(entry.values())
 
-    assert sorted(pages(config["nav"])) == sorted(PAGES)
+    results = (docs.place_in_site(source).as_posix() for source in reading.pages())
+    assert sorted(pages(config["nav"])) == sorted([*PAGES, *results])
 
 
 def test_the_citation_names_every_method() -> None:
