@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -120,9 +121,15 @@ def _together(outcomes: Sequence[Values]) -> Values:
 
 def _resampled(every: Values, resamples: int) -> Values:
     """(D, resamples) means of (D, S, Q) values over drawn seeds and drawn queries."""
-    _, seeds, queries = every.shape
+    of_seeds, of_queries = _drawn(*every.shape[1:], resamples)
+    means: Values = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)
+    return means
+
+
+@lru_cache(maxsize=2)
+def _drawn(seeds: int, queries: int, resamples: int) -> tuple[Values, Values]:
+    """(resamples, S) and (resamples, Q) shares that each seed and query has in a resample."""
     generator = np.random.default_rng(SEED)
     of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
     of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries
-    drawn: Values = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)
-    return drawn
+    return of_seeds, of_queries
