@@ -35,7 +35,7 @@ def mined(loss: str) -> bool:
 
 
 def notation(loss: str, sampler: str, always_mined: bool = False) -> str:
-    """What a label has in brackets: ``R``, ``margin, R``, or ``contrastive`` for the whole batch.
+    """The part of a label in brackets: ``R``, ``margin, R``; ``contrastive`` for the whole batch.
 
     ``always_mined``: the defense takes every loss on mined triplets.
     """

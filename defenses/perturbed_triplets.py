@@ -39,7 +39,7 @@ class PerturbedTriplets(AdversarialDefense, abc.ABC):
 
     @abc.abstractmethod
     def objective(self, metric: Metric, batch: Batch) -> Objective:
-        """What PGD minimises over triplets, which are embedded as (T, 3, D)."""
+        """The objective that PGD minimises over triplets, which are embedded as (T, 3, D)."""
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine clean triplets, perturb all three images, take the triplet loss on them."""

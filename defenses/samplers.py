@@ -166,7 +166,7 @@ INITIAL = {
 
 
 def own_positive_offset(sampler: str) -> float:
-    """What is added to the differences of anchors to positives and negatives under ``sampler``.
+    """The number added to differences of anchors to positives and negatives under ``sampler``.
 
     RobRank's code adds 1e-6 (torch's pairwise_distance does). It matters where an anchor is its own
     positive: d(a, p) has no gradient at zero, and the 1e-6 gives it one. Everywhere else it is

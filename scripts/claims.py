@@ -1,4 +1,4 @@
-"""What the papers state about their defenses, held against the outcomes measured here.
+"""Statements of the papers about their defenses, held against the outcomes measured here.
 
 Each statement is that one model is above another one. A table gives the difference under each suite
 with its 95% interval, over seeds and queries: ``python -m scripts.reading`` writes it.

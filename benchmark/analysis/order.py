@@ -83,7 +83,7 @@ def order(outcomes: Mapping[str, Values], resamples: int = RESAMPLES) -> list[Pl
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the outcomes of one model are than those of another.
+    """The outcomes of one model minus those of another.
 
     Attributes:
         mean: over seeds and queries.

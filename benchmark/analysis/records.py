@@ -184,13 +184,17 @@ class Row:
         That of another radius, ``ERS (eps=4/255)``, is computed from the columns of that radius.
         The interval is taken from an ERS cell of the same columns; else there is none.
         """
-        ends = {name[len(bare) :] for bare in ("CA+", ERS) for name in self.estimates
-                if name.startswith(f"{bare} (") and "eps=" in name}  # fmt: skip
-        for end in ("", *ends):
+        ends = [
+            name[len(bare) :]
+            for bare in ("CA+", ERS)
+            for name in self.estimates
+            if name.startswith(f"{bare} (") and "eps=" in name
+        ]
+        for end in dict.fromkeys(("", *ends)):
             self._settle_ers(end)
 
     def _settle_ers(self, end: str) -> None:
-        """The same of the columns whose headings end with ``end``."""
+        """Compute the ERS of the columns whose headings end with ``end``, e.g. `` (eps=4/255)``."""
         score = ERS + end
         found = {name: self.estimates.get(name + end) for name in ERS_COLUMNS}
         columns = {name: one.value for name, one in found.items() if one is not None}

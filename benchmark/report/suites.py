@@ -29,8 +29,7 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
     """ERS of each model (row) under each suite, in the order under the last suite of ``SUITES``.
 
     It shows the models that were measured here under two suites or more, flagged ones too, and none
-    that has collapsed.
-    Bars are 95% intervals: over queries, or of the mean over several seeds.
+    that has collapsed. Bars are 95% intervals: over queries, or of the mean over several seeds.
     """
     by_suite = {t.suite: t for suite in SUITES for t in tables if t.suite == suite}
     found = {suite: _scored(table) for suite, table in by_suite.items()}

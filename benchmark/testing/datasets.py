@@ -154,7 +154,7 @@ def classes(s: Subject) -> None:
 
 
 def answers(s: Subject) -> None:
-    """Where queries and gallery are apart, a query has answers, and does not find itself."""
+    """Each query has answers and does not find itself, if queries and gallery are apart."""
     queries, gallery, listed = s.data.test, s.data.gallery, s.data.answers
     if gallery is None:
         return
