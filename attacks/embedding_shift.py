@@ -67,7 +67,7 @@ class EmbeddingShift(Attack):
 
     card = Card("es", "move a query's embedding as far as it goes from itself", ADVRANK)
     columns = (
-        Column("ES:R", "%", "higher", "R@1 of the moved query, in percent."),
+        Column("ES:R", "%", "higher", "R@1 of the moved query, in percent.", pursued=False),
         Column("ES:D", "", "lower", MOVED, BOUNDS),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import random
 import re
 import shutil
@@ -16,6 +17,7 @@ from statistics import stdev
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
+from scipy.stats import t as students_t
 
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy, wide
@@ -239,7 +241,9 @@ def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
     (line,) = board.tables[0].lines
     assert line.entry.numbers["CA+"].text == "13.0"
     assert line.entry.numbers["CA+"].spread == pytest.approx(stdev([10, 12, 17]))
-    assert line.entry.numbers["CA+"].low is None
+    over_seeds = students_t.interval(0.95, 2, 13, stdev([10, 12, 17]) / math.sqrt(3))
+    reach = math.hypot(over_seeds[1] - 13, 1)  # each of them has an interval of 1 either way
+    assert line.entry.interval("CA+") == (pytest.approx(13 - reach), pytest.approx(13 + reach))
     assert line.cells[-1].text == "here, n = 40, seeds 0, 1 and 2"
     assert "13.0 <sub>± 3.6</sub>" in markdown.render(board)
     (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board)))

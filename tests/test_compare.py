@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as students_t
 
 from dmlbench.analysis.compare import as_stored, compare, find
 from dmlbench.common.errors import UserError
@@ -104,6 +105,10 @@ def test_seeds_are_averaged_over_those_that_both_have(tmp_path: Path, noise: np.
     (found,) = compare(find("none", store, None), find("hm", store, None))
     assert found.seeds == ((1, 1), (2, 2))
     assert found.difference.value == pytest.approx(15 - 1.5)
+    # 9 in seed 1 and 18 in seed 2, of every query: Student's t with one degree of freedom
+    reach = students_t.ppf(0.975, 1) * np.std([9, 18], ddof=1) / np.sqrt(2)
+    assert found.difference.low == pytest.approx(13.5 - reach)
+    assert found.difference.high == pytest.approx(13.5 + reach)
 
 
 def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) -> None:

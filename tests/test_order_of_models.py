@@ -1,6 +1,9 @@
-"""The order of models equals an explicit loop over resamples, and says what is certain."""
+"""The order of models equals an explicit loop over draws, and says what is certain."""
 
 from __future__ import annotations
+
+import math
+import statistics
 
 import numpy as np
 import pytest
@@ -9,38 +12,70 @@ from dmlbench.analysis.order import difference, order
 from dmlbench.metrics.bootstrap import SEED
 
 
-def test_it_is_the_loop_over_resamples() -> None:
+def loop(values: list[list[float]], draws: int) -> list[float]:
+    """Draws of the mean of (S, Q) values, by explicit loops; a query may be NaN in a seed."""
+    seeds, queries = len(values), len(values[0])
+    generator = np.random.default_rng(SEED)
+    counts = generator.multinomial(queries, [1 / queries] * queries, draws)
+    normal = generator.standard_normal((seeds, draws)) if seeds > 1 else None
+    squared = generator.chisquare(seeds - 1, draws) if seeds > 1 else None
+    plain = [float(np.nanmean(row)) for row in values]
+    middle = sum(plain) / seeds
+    deviation = statistics.stdev(plain) if seeds > 1 else 0.0
+    found = []
+    for draw in range(draws):
+        means = []
+        for row in values:
+            drawn = [x for x, n in zip(row, counts[draw], strict=True) for _ in range(n)]
+            means.append(float(np.nanmean(drawn)))
+        of_seeds = 0.0
+        if normal is not None and squared is not None and deviation:
+            weights = [(one - middle) / deviation / math.sqrt(seeds - 1) for one in plain]
+            unit = sum(w * z for w, z in zip(weights, normal[:, draw], strict=True))
+            t = unit / math.sqrt(squared[draw] / (seeds - 1))
+            of_seeds = t * deviation / math.sqrt(seeds)
+        found.append(sum(means) / seeds + of_seeds)
+    return found
+
+
+def test_it_is_the_loop_over_draws() -> None:
     generator = np.random.default_rng(0)
     outcomes = {
         name: generator.normal(m, 5, (3, 20)) for name, m in zip("abc", (0, 1, 9), strict=True)
     }
     outcomes["d"] = outcomes["a"].copy()  # always equal
     found = {one.name: one for one in order(outcomes, 400)}
-    draws = np.random.default_rng(SEED)
-    of_seeds = draws.multinomial(3, [1 / 3] * 3, 400)
-    of_queries = draws.multinomial(20, [1 / 20] * 20, 400)
+    drawn = {name: loop(values.tolist(), 400) for name, values in outcomes.items()}
     ranks: dict[str, list[float]] = {name: [] for name in outcomes}
     first = dict.fromkeys(outcomes, 0.0)
-    means: dict[str, list[float]] = {name: [] for name in outcomes}
-    for seeds, queries in zip(of_seeds, of_queries, strict=True):
-        score = {}
-        for name, values in outcomes.items():
-            rows = [i for i, count in enumerate(seeds) for _ in range(count)]
-            columns = [j for j, count in enumerate(queries) for _ in range(count)]
-            score[name] = round(float(np.mean([[values[i][j] for j in columns] for i in rows])), 9)
+    for draw in range(400):
+        score = {name: round(values[draw], 9) for name, values in drawn.items()}
         for name in outcomes:
             above = sum(other > score[name] for other in score.values())
             level = sum(other == score[name] for other in score.values())
             ranks[name].append(above + (level + 1) / 2)
-            means[name].append(score[name])
             if not above:
                 first[name] += 1 / level / 400
     for name, one in found.items():
         assert one.rank == pytest.approx(np.mean(ranks[name]))
         assert one.first == pytest.approx(first[name])
-        low, high = np.percentile(means[name], [2.5, 97.5])
+        low, high = np.percentile(drawn[name], [2.5, 97.5])
         assert (one.low, one.high) == pytest.approx((low, high))
     assert found["a"].mean == found["d"].mean
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_an_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
+    """Trainings and queries both vary; the truth is 0. Of 95% intervals 95% must hold it."""
+    generator = np.random.default_rng(seeds)
+    repeats, held = 400, 0
+    for _ in range(repeats):
+        of_seeds = generator.normal(0, 1.5, (seeds, 1))
+        of_queries = generator.normal(0, 8, (1, 60))
+        values = of_seeds + of_queries + generator.normal(0, 5, (seeds, 60))
+        found = difference(values, values * 0, 1000)
+        held += found.low <= 0 <= found.high
+    assert 0.93 <= held / repeats <= 0.995
 
 
 def test_what_is_far_apart_is_certain_and_what_is_equal_is_even() -> None:
@@ -61,7 +96,7 @@ def test_seeds_that_differ_make_the_order_uncertain() -> None:
     (first, _) = order({"a": a, "b": b})
     assert first.name == "a"
     assert first.above_next is not None
-    assert 0.7 < first.above_next < 0.8  # three of four draws of the two seeds
+    assert 0.5 < first.above_next < 0.55  # 10 - 0 and 0 - 9: the mean is 0.5, t has one degree
 
 
 def test_queries_without_a_value_are_left_out_and_shapes_must_agree() -> None:
@@ -74,22 +109,17 @@ def test_queries_without_a_value_are_left_out_and_shapes_must_agree() -> None:
         order({"a": a * np.nan, "b": b})
 
 
-def test_a_difference_is_that_of_the_same_resamples() -> None:
+def test_a_difference_is_that_of_the_same_draws() -> None:
     generator = np.random.default_rng(1)
     a, b = generator.normal(0.4, 1, (3, 25)), generator.normal(0, 1, (3, 25))
     a[1, 7] = np.nan
-    kept = [j for j in range(25) if j != 7]
     found = difference(a, b, 300)
-    draws = np.random.default_rng(SEED)
-    of_seeds = draws.multinomial(3, [1 / 3] * 3, 300)
-    of_queries = draws.multinomial(24, [1 / 24] * 24, 300)
-    drawn = []
-    for seeds, queries in zip(of_seeds, of_queries, strict=True):
-        rows = [i for i, count in enumerate(seeds) for _ in range(count)]
-        columns = [kept[j] for j, count in enumerate(queries) for _ in range(count)]
-        drawn.append(float(np.mean([a[i, j] - b[i, j] for i in rows for j in columns])))
-    assert found.mean == pytest.approx((a - b)[:, kept].mean())
+    drawn = loop((a - b).tolist(), 300)
+    assert found.mean == pytest.approx(np.mean([np.nanmean(row) for row in a - b]))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    alone = difference(a[:1], b[:1], 300)
+    drawn = loop((a[:1] - b[:1]).tolist(), 300)
+    assert (alone.low, alone.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
     same = difference(a, a)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="same seeds"):

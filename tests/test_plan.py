@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.stats import t as students_t
 
 from dmlbench.analysis.pivot import chosen, column, pivot
 from dmlbench.analysis.records import TIDY_COLUMNS, tidy, wide
-from dmlbench.analysis.seeds import over_seeds, spread
+from dmlbench.analysis.seeds import over, over_seeds, spread, spread_of
 from dmlbench.analysis.where import Condition, condition
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.dry_run import lines, preview, summary
@@ -443,6 +444,21 @@ def test_mean_deviation_and_interval_over_seeds() -> None:
     (record,) = over_seeds(rows)
     assert record["seeds"] == "0 1 2"
     assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
+
+
+def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:
+    """All seeds share the queries: three seeds do not make that interval smaller."""
+    found = [Estimate(v, v - below, v + 2, 40) for v, below in ((3, 1), (5, 2), (10, 3))]
+    plain, one = spread([3.0, 5.0, 10.0]), spread_of("CA+", found)
+    assert plain.low is not None and plain.high is not None
+    assert one.low == pytest.approx(6 - math.hypot(6 - plain.low, 2))
+    assert one.high == pytest.approx(6 + math.hypot(plain.high - 6, 2))
+    (alone, without) = spread_of("CA+", found[:1]), spread_of("CA+", [Estimate(3, None, None, 40)])
+    assert (alone.low, alone.high) == (2, 5)
+    assert (without.low, without.high) == (None, None)
+    assert spread_of("NMI", found).low == plain.low  # its range over starts is no interval
+    both = over([3, 5, 10], Estimate(0, -2, 2, 40))
+    assert (both.value, both.low, both.high, both.n) == (6, one.low, one.high, 40)
 
 
 def where(*texts: str) -> list[Condition]:

@@ -31,6 +31,8 @@ class Column:
         median: heading of the median over queries, where tables have that beside the mean.
         curve: meaning of a query's value as an axis of plots, e.g. ``eps in 1/255``, where they
             draw the share of queries above each value: R@1 as a function of eps. Else empty.
+        pursued: false if the attack reports this number and pursues another one. Noise may then
+            change it more than the attack does, and no flag is due.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Column:
     rank: bool = False
     median: str = ""
     curve: str = ""
+    pursued: bool = True
 
     @property
     def headings(self) -> tuple[Column, ...]:

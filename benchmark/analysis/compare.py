@@ -1,8 +1,8 @@
 """Compare two models by paired bootstrap differences.
 
 Both models were attacked on the same queries, so the difference is taken query by query, and its
-interval is far narrower than those of the two numbers. Several seeds of a model are first averaged
-query by query, over the seeds that both models have.
+interval is far narrower than those of the two numbers. Of several seeds that both models have, the
+differences are averaged, and the interval is over seeds and queries (``seeds.Spread``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
@@ -59,7 +60,8 @@ class Difference:
         better: ``higher`` or ``lower`` is better for the defender.
         a: mean of the first model.
         b: mean of the second model.
-        difference: b - a over the queries that have a value in both, with its 95% interval.
+        difference: b - a over the queries that have a value in both, with its 95% interval over
+            seeds and queries; of one seed over queries.
         seeds: pairs of seeds, of the first and the second model, that were compared.
     """
 
@@ -133,12 +135,13 @@ def compare(a: Side, b: Side) -> list[Difference]:
             seeds = tuple(zip(left, right, strict=True))
         if not seeds:
             continue
-        x = np.mean([left[i].values for i, _ in seeds], axis=0)
-        y = np.mean([right[j].values for _, j in seeds], axis=0)
-        both = ~np.isnan(x) & ~np.isnan(y)
+        x = np.array([left[i].values for i, _ in seeds])
+        y = np.array([right[j].values for _, j in seeds])
+        both = ~np.isnan(x + y).any(axis=0)
         about = left[seeds[0][0]]
-        difference = bootstrap_mean((y - x)[both])
-        means = float(x[both].mean()), float(y[both].mean())
+        by_seed = (y - x)[:, both].mean(axis=1).tolist()
+        difference = over(by_seed, bootstrap_mean((y - x).mean(axis=0)))
+        means = float(x[:, both].mean()), float(y[:, both].mean())
         found.append(
             Difference(key.suite, about.attack, key.metric, about.better, *means, difference, seeds)
         )

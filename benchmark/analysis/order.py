@@ -1,8 +1,15 @@
 """The order of several models, with its probability, from outcomes of the same queries and seeds.
 
-A hierarchical bootstrap: each resample draws seeds with replacement and queries with replacement,
-the same for all models, and ranks the models by their means. So the order is uncertain for both
-reasons for which another measurement may find another one: other trainings, and other queries.
+Another measurement may find another order for two reasons: other trainings, and other queries.
+Both are drawn many times, the same for all models, and the models are ranked by their means in each
+draw:
+
+- Queries are many, so they are drawn with replacement (the bootstrap).
+- Seeds are few. Drawn with replacement, three of them would show two thirds of their variance, and
+  a 95% interval would hold the truth in three quarters of cases. So what another set of seeds would
+  add to the means is drawn from Student's t with S - 1 degrees of freedom, with the variances and
+  correlations of the means of the S seeds. It assumes that means over queries are normally
+  distributed over seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ import numpy.typing as npt
 
 from dmlbench.metrics.bootstrap import LEVEL, SEED
 
-RESAMPLES = 10_000
+DRAWS = 10_000
 TAILS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))  # percentiles of a 95% interval
 
 Values = npt.NDArray[np.float64]
@@ -30,8 +37,8 @@ class Placed:
     Attributes:
         name: of the model.
         mean: over seeds and queries.
-        low, high: its 95% interval over both.
-        rank: mean rank over the resamples; 1 is the best.
+        low, high: its 95% interval over both; with one seed over queries alone.
+        rank: mean rank over the draws; 1 is the best.
         first: probability that it is the best of all.
         above_next: probability that it is better than the next one in the order; None of the last.
     """
@@ -45,25 +52,24 @@ class Placed:
     above_next: float | None
 
 
-def order(outcomes: Mapping[str, Values], resamples: int = RESAMPLES) -> list[Placed]:
+def order(outcomes: Mapping[str, Values], draws: int = DRAWS) -> list[Placed]:
     """The models by falling mean; a higher outcome is better.
 
     Args:
         outcomes: name -> (S, Q) values of S seeds and Q queries, the same ones for all models. A
-            query that is NaN in one of them is left out.
-        resamples: how often seeds and queries are drawn. Where two models are equal in a resample,
-            each counts as better in half of it.
+            query that is NaN in one model is left out of that seed in all of them.
+        draws: how often seeds and queries are drawn. Where two models are equal in a draw, each
+            counts as better in half of it.
 
     Raises:
-        ValueError: the shapes differ, or no query has a value everywhere.
+        ValueError: the shapes differ, or a seed has no query with a value of every model.
     """
-    every = _together(list(outcomes.values()))
-    drawn = _resampled(every, resamples)
+    means, drawn = _drawn(_together(list(outcomes.values())), draws)
+    names = list(outcomes)
     better = (drawn[:, None] > drawn[None]) + 0.5 * (drawn[:, None] == drawn[None])
     ranks = len(drawn) - better.sum(1) + 0.5  # a model beats itself by half
     best = drawn == drawn.max(0)
     first = (best / best.sum(0)).mean(1)
-    means, names = every.mean((1, 2)), list(outcomes)
     low, high = np.percentile(drawn, TAILS, axis=1)
     places = sorted(range(len(names)), key=lambda one: -means[one])
     following = dict(pairwise(places))
@@ -87,7 +93,7 @@ class Difference:
 
     Attributes:
         mean: over seeds and queries.
-        low, high: its 95% interval over both.
+        low, high: its 95% interval over both; with one seed over queries alone.
     """
 
     mean: float
@@ -95,41 +101,58 @@ class Difference:
     high: float
 
 
-def difference(left: Values, right: Values, resamples: int = RESAMPLES) -> Difference:
+def difference(left: Values, right: Values, draws: int = DRAWS) -> Difference:
     """``left`` - ``right``, both (S, Q) values of the same seeds and queries, as in ``order``.
 
     Raises:
-        ValueError: the shapes differ, or no query has a value in both.
+        ValueError: the shapes differ, or a seed has no query with a value of both.
     """
     one, other = _together([left, right])
-    every = (one - other)[None]
-    (drawn,) = _resampled(every, resamples)
+    (mean,), (drawn,) = _drawn((one - other)[None], draws)
     low, high = np.percentile(drawn, TAILS)
-    return Difference(float(every.mean()), float(low), float(high))
+    return Difference(float(mean), float(low), float(high))
 
 
 def _together(outcomes: Sequence[Values]) -> Values:
-    """(D, S, Q) values of the queries that have one in all models and seeds."""
+    """(D, S, Q) values; a query of a seed that has none in one model is NaN in all of them."""
     if len({values.shape for values in outcomes}) != 1:
         raise ValueError("all models need the same seeds and queries")
     every = np.stack(outcomes)
-    every = every[:, :, ~np.isnan(every).any((0, 1))]
-    if not every.size:
-        raise ValueError("no query has a value of every model and seed")
+    every[:, np.isnan(every).any(0)] = np.nan
+    if np.isnan(every[0]).all(1).any():
+        raise ValueError("no query has a value of every model")
     return every
 
 
-def _resampled(every: Values, resamples: int) -> Values:
-    """(D, resamples) means of (D, S, Q) values over drawn seeds and drawn queries."""
-    of_seeds, of_queries = _drawn(*every.shape[1:], resamples)
-    means: Values = np.einsum("dsr,rs->dr", every @ of_queries.T, of_seeds)
+def _means(every: Values, shares: Values) -> Values:
+    """(D, S, R) means of (D, S, Q) values; (R, Q) shares say how much a query counts in each."""
+    known = ~np.isnan(every[0])  # of all models: see _together
+    weights = np.maximum(known @ shares.T, np.finfo(np.float64).tiny)
+    means: Values = np.where(known, every, 0) @ shares.T / weights
     return means
 
 
+def _drawn(every: Values, draws: int) -> tuple[Values, Values]:
+    """The mean of each model over seeds and queries, (D,), and draws of it, (D, draws)."""
+    _, seeds, queries = every.shape
+    of_queries, of_seeds = _shares(seeds, queries, draws)
+    by_seed = _means(every, np.full((1, queries), 1 / queries))[:, :, 0]
+    apart = by_seed - by_seed.mean(1, keepdims=True)
+    drawn: Values = _means(every, of_queries).mean(1) + apart @ of_seeds
+    return by_seed.mean(1), drawn
+
+
 @lru_cache(maxsize=2)
-def _drawn(seeds: int, queries: int, resamples: int) -> tuple[Values, Values]:
-    """(resamples, S) and (resamples, Q) shares that each seed and query has in a resample."""
+def _shares(seeds: int, queries: int, draws: int) -> tuple[Values, Values]:
+    """How much each query counts in a draw, (draws, Q), and how far each seed moves it, (S, draws).
+
+    The sum over seeds of their distances from the mean, times the second, has the variance of a
+    mean over S seeds, as it is estimated from S: Student's t.
+    """
     generator = np.random.default_rng(SEED)
-    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries
-    return of_seeds, of_queries
+    of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), draws) / queries
+    if seeds == 1:
+        return of_queries, np.zeros((1, draws))
+    normal = generator.standard_normal((seeds, draws))
+    squared = generator.chisquare(seeds - 1, draws)
+    return of_queries, normal / np.sqrt(seeds * squared)

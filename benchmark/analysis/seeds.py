@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
 from dmlbench.analysis.records import ROW, Row, headings
+from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import OVER_STARTS
 
 LEVEL = 0.95
 CONFIGURATION = tuple(name for name in ROW if name != "seed")
@@ -17,40 +19,49 @@ CONFIGURATION = tuple(name for name in ROW if name != "seed")
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over ``n`` seeds.
+    """A number over ``n`` seeds, with its 95% interval over seeds and queries.
 
     Attributes:
         n: number of seeds.
         mean: mean over seeds.
         sd: sample standard deviation; None for one seed.
+        below, above: how far the 95% interval over queries reaches from the number, as a mean over
+            seeds; None if it has none. All seeds share the same queries, so more seeds do not make
+            it smaller.
     """
 
     n: int
     mean: float
     sd: float | None = None
+    below: float | None = None
+    above: float | None = None
 
     @property
     def low(self) -> float | None:
-        """Lower end of the 95% interval of the mean; None for one seed."""
-        return None if self._reach is None else self.mean - self._reach
+        """Lower end of the 95% interval of the mean; None for one seed without an interval."""
+        return self.mean - math.hypot(self._reach, self.below or 0) if self._known else None
 
     @property
     def high(self) -> float | None:
-        """Upper end of the 95% interval of the mean; None for one seed."""
-        return None if self._reach is None else self.mean + self._reach
+        """Upper end of the 95% interval of the mean; None for one seed without an interval."""
+        return self.mean + math.hypot(self._reach, self.above or 0) if self._known else None
 
     def as_json(self) -> dict[str, float | None]:
         """``n``, ``mean``, ``sd``, ``low`` and ``high``."""
         return {key: getattr(self, key) for key in ("n", "mean", "sd", "low", "high")}
 
-    @cached_property
-    def _reach(self) -> float | None:
-        """Half the width of the interval, by Student's t with n - 1 degrees of freedom.
+    @property
+    def _known(self) -> bool:
+        return self.sd is not None or self.below is not None
 
-        The numbers are assumed to be normally distributed over seeds.
+    @cached_property
+    def _reach(self) -> float:
+        """Half the width of the interval over seeds, by Student's t with n - 1 degrees of freedom.
+
+        The numbers are assumed to be normally distributed over seeds. 0 for one seed.
         """
         if self.sd is None:
-            return None
+            return 0.0
         from scipy.special import stdtrit  # 0.4 s, and most tables show no interval
 
         return float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.sd / math.sqrt(self.n)
@@ -59,6 +70,35 @@ class Spread:
 def spread(values: Sequence[float]) -> Spread:
     """The spread of ``values`` (n,), n >= 1: of 1, 2, 3 it is 2 +- 1, from -0.48 to 4.48."""
     return Spread(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def spread_of(name: str, estimates: Sequence[Estimate]) -> Spread:
+    """The spread of a metric's ``estimates`` (n,), n >= 1, with their intervals over queries."""
+    one = spread([estimate.value for estimate in estimates])
+    reach = [
+        (e.value - e.low, e.high - e.value)
+        for e in estimates
+        if e.low is not None and e.high is not None and name not in OVER_STARTS
+    ]
+    if len(reach) < len(estimates):
+        return one
+    below, above = (fmean(ends) for ends in zip(*reach, strict=True))
+    return replace(one, below=below, above=above)
+
+
+def over(values: Sequence[float], queries: Estimate) -> Estimate:
+    """The mean of ``values`` (n,), one of each seed, with its interval over seeds and queries.
+
+    Args:
+        values: the number of each seed.
+        queries: an estimate whose ``low`` and ``high`` reach as far from its value as the interval
+            over queries.
+    """
+    assert queries.low is not None
+    assert queries.high is not None
+    one = spread(values)
+    one = replace(one, below=queries.value - queries.low, above=queries.high - queries.value)
+    return Estimate(one.mean, one.low, one.high, queries.n)
 
 
 def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
@@ -93,8 +133,8 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
         record = {name: group[0].about[name] for name in CONFIGURATION}
         record["seeds"] = " ".join(str(row.about["seed"]) for row in group)
         for heading in headings(group):
-            if found := [r.estimates[heading].value for r in group if heading in r.estimates]:
-                one = spread(found)
+            if found := [r.estimates[heading] for r in group if heading in r.estimates]:
+                one = spread_of(heading, found)
                 record[heading] = one.mean
                 record |= {f"{heading} {k}": getattr(one, k) for k in ("sd", "low", "high", "n")}
         records.append(record)

@@ -1,8 +1,10 @@
 """Compare two models by the rows of CSVs, where the outcomes of single queries are not stored.
 
-A CSV holds each number with its interval, so the interval of a difference is that of two
-independent numbers: the root of the sum of squares of their half widths. Where both models were
-attacked on the same queries this is wider than the paired interval of ``analysis.compare``.
+A CSV holds each number with its interval, so the interval of a difference over queries is that of
+two independent numbers: the root of the sum of squares of their half widths. Of several seeds that
+both models have, the differences are averaged; all seeds share the same queries, so the half widths
+are averaged too, and the interval is over seeds and queries (``seeds.Spread``). NMI is left out:
+its ``low`` and ``high`` are no interval.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from typing import Any
 from dmlbench.analysis.compare import TRAINED, Difference
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import Record, record_order
+from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.zoo.registry import models
 
 KEY = ("suite", "queries", "attack_resolved", "metric", "precision", "eot", "data")
@@ -51,7 +55,10 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
             f"{digest[:12]} is {' '.join(filter(None, about))}" for *about, digest in sorted(found)
         )
         raise UserError(f"{name!r} is several models: name one by its weights ({several})")
-    return [r for r in named if isinstance(r["low"], float) and isinstance(r["high"], float)]
+    with_interval = [r for r in named if r["metric"] not in OVER_STARTS]
+    return [
+        r for r in with_interval if isinstance(r["low"], float) and isinstance(r["high"], float)
+    ]
 
 
 def _begins(record: Record, name: str) -> bool:
@@ -77,13 +84,9 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
         pairs = [(left[i], right[j]) for i, j in seeds]
         means = fmean(x["value"] for x, _ in pairs), fmean(y["value"] for _, y in pairs)
         # an interval need not be symmetric: each end of B - A has an end of both
-        low = _root(y["value"] - y["low"] for _, y in pairs)
-        low = math.hypot(low, _root(x["high"] - x["value"] for x, _ in pairs)) / len(pairs)
-        high = _root(y["high"] - y["value"] for _, y in pairs)
-        high = math.hypot(high, _root(x["value"] - x["low"] for x, _ in pairs)) / len(pairs)
-        middle, first = means[1] - means[0], pairs[0][0]
-        n = min(r["n"] for pair in pairs for r in pair)
-        estimate = Estimate(middle, middle - low, middle + high, n)
+        below, above = (fmean(ends) for ends in zip(*map(_reach, pairs), strict=True))
+        first, n = pairs[0][0], min(r["n"] for pair in pairs for r in pair)
+        estimate = over([y["value"] - x["value"] for x, y in pairs], Estimate(0, -below, above, n))
         about = (first["suite"], first["attack"], first["metric"], first["better"])
         found.append(Difference(*about, *means, estimate, tuple(seeds)))
     if not found:
@@ -91,9 +94,12 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
     return found
 
 
-def _root(widths: Iterable[float]) -> float:
-    """The root of the sum of squares."""
-    return math.hypot(*widths)
+def _reach(pair: tuple[Record, Record]) -> tuple[float, float]:
+    """How far the interval over queries of B - A reaches down and up."""
+    a, b = pair
+    below = math.hypot(b["value"] - b["low"], a["high"] - a["value"])
+    above = math.hypot(b["high"] - b["value"], a["value"] - a["low"])
+    return below, above
 
 
 def _by_metric(records: Iterable[Record]) -> dict[tuple[Any, ...], dict[int, Record]]:

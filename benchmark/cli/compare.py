@@ -33,7 +33,7 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     defenses (as tables show them, or file.py:Class), checkpoints, folders under
     results/models, or models of the zoo. Only stored results are read: nothing is trained or
     attacked. Models of which the results folder has only CSVs, and those of the zoo that were not
-    measured here, are compared by their rows, with wider intervals.
+    measured here, are compared by their rows, with intervals of independent queries.
     """
     from msgspec import to_builtins
     from msgspec.structs import asdict
@@ -56,8 +56,8 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
         found = unpaired.compare(models[0], models[1], (a, b))
         abouts = [records[0] for records in models]
         click.echo(
-            "note: from CSVs, which hold no single queries: the numbers count as independent, and "
-            "intervals are wider than those of the same queries",
+            "note: from CSVs, which hold no single queries: the queries of A and B count as "
+            "independent ones",
             err=True,
         )
     if as_json:

@@ -144,7 +144,7 @@ def noise(column: str, unit: str, attacked: float, drawn: float, what: str = SIG
     """
     says = (
         f"{column} is {attacked:.3g}{unit} under the attack, and {drawn:.3g}{unit} under the worst "
-        f"of {NOISE_DRAWS} {what}"
+        f"of {NOISE_DRAWS} {what} for each query"
     )
     remedy = "the gradient leads nowhere: attack a smooth stand-in of the network, or by black box"
     return [Flag("noise", says, remedy)]

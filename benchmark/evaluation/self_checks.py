@@ -58,13 +58,13 @@ def _noise(
     seed: int,
     outcomes: Mapping[str, np.ndarray[Any, Any]],
 ) -> list[Flag]:
-    """A flag for each column that noise of size eps takes as far as the attack (``Ball.far``)."""
+    """A flag for each pursued column that noise takes as far as the attack (``Ball.far``)."""
     parts: list[Outcomes] = []
     for batch in torch.split(index, measured.rows):
         with torch.no_grad():
             parts.append(_worst_noise(measured, attack, batch, seed))
     found = []
-    for column in attack.columns:
+    for column in (one for one in attack.columns if one.pursued):
         drawn = torch.cat([part[column.name] for part in parts]).double().cpu().numpy()
         attacked, clean = (
             outcomes[name][index.cpu().numpy()] for name in (column.name, f"{column.name} clean")

@@ -63,8 +63,8 @@ class Line:
     """A row of a table: an entry, and one cell for each column.
 
     Attributes:
-        tied: the number of its group of lines whose scores cannot be told apart; None if it is in
-            no such group.
+        tied: the number of its group of lines whose intervals of ERS overlap; None if it is in no
+            such group.
     """
 
     entry: Entry
@@ -121,7 +121,7 @@ class Table:
             notes += (f"‡ {entry.label} is flagged and not ranked: {one}" for one in flags)
         for entry in entries:
             notes += (f"Note on {entry.label}: {one}" for one in entry.reasons(note=True))
-        if any(number.low is not None for e in entries for number in e.numbers.values()):
+        if any(n.low is not None and n.spread is None for e in entries for n in e.numbers.values()):
             notes.append("Intervals are 95% bootstrap intervals over queries.")
         if any(column.name == "NMI" for column in self.columns):
             notes.append(NMI_CAVEAT)

@@ -46,7 +46,7 @@ DESCRIBING = {
     "Loss": "The loss of the training and its metric: N is the Euclidean distance of normalised "
     "embeddings, C is 1 - cosine, E is Euclidean and not normalised. ERS is defined for N.",
     "η": "PGD steps of adversarial training; a training step costs η + 1 passes.",
-    "Recipe": "Where the training leaves the data set's recipe.",
+    "Recipe": "What differs from the data set's training recipe.",
     "Queries": "Test images that were attacked, drawn at random, where they are not all.",
     "Precision": "Of the network in evaluation, where it is not fp32.",
     "EoT": "Draws of a randomised network that gradients and outcomes are the means of "
@@ -68,7 +68,7 @@ _BENIGN_HELP = {
 }
 _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
-    "(broken) to 100 (untouched).",
+    "(broken) to 100. An attack that does nothing leaves 80 to 94: the model's own mistakes count.",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
     "GTM, in percent.",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
-from dmlbench.analysis.seeds import Spread, by_configuration, spread
+from dmlbench.analysis.seeds import by_configuration, spread_of
 from dmlbench.core.flags import Flag
 from dmlbench.core.naming import parameters
 from dmlbench.core.papers import Paper
@@ -23,8 +23,8 @@ class Number:
     Attributes:
         value: the number; of several models (seeds) their mean.
         digits: decimals to show, as many as the papers print.
-        low, high: 95% bootstrap interval over queries; None if there is none, and of several
-            models.
+        low, high: its 95% interval: over queries, and of several models over seeds too; of NMI the
+            range over starts, if it is one model; None if there is none.
         spread: standard deviation over several models; None of one model.
         n: number of queries; None if the literature does not say.
         note: its origin, if it was neither measured nor printed.
@@ -154,15 +154,11 @@ class Entry:
         return max((record["started"][:10] for record in every), default="")
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95% interval of a number, over queries or of the mean over seeds; None without."""
+        """The 95% interval of a number, over queries and seeds; None without."""
         number = self.numbers.get(name)
-        if number is None:
+        if number is None or number.low is None or number.high is None:
             return None
-        low, high = number.low, number.high
-        if number.spread is not None:
-            over = Spread(len(self.seeds), number.value, number.spread)
-            low, high = over.low, over.high
-        return None if low is None or high is None else (low, high)
+        return number.low, number.high
 
     @property
     def flagged(self) -> bool:
@@ -259,10 +255,10 @@ def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
 def _over_models(group: Sequence[Row], name: str) -> Number:
     found = [row.estimates[name] for row in group if name in row.estimates]
     digits = next(row.digits[name] for row in group if name in row.digits)
-    over, n = spread([one.value for one in found]), min(one.n for one in found)
+    over, n = spread_of(name, found), min(one.n for one in found)
     if len(found) == 1:
         return Number(over.mean, digits, found[0].low, found[0].high, n=n)
-    return Number(over.mean, digits, spread=over.sd, n=n)
+    return Number(over.mean, digits, over.low, over.high, spread=over.sd, n=n)
 
 
 def _loss(defense: str) -> str:

@@ -163,7 +163,8 @@ const text = (cell) => {
   const row = cell.parentNode;
   if (!head.classList.contains("number")) return cell.dataset.tip ?? "";
   const range = cell.dataset.range;
-  const kind = range?.startsWith("±") ? "" : "95% interval ";
+  const starts = head.textContent.startsWith("NMI") ? "range over starts " : "95% interval ";
+  const kind = range?.startsWith("±") ? "" : starts;
   const value = `${head.textContent.slice(0, -2)} ${cell.textContent}${range ? `, ${kind}${range}` : ""}`;
   return [value, cell.dataset.tip, row.dataset.tip].filter(Boolean).join("\n");
 };

@@ -142,7 +142,7 @@ def against_eta(table: Table) -> Figure | None:
 
 
 def ten_terms(table: Table) -> Figure | None:
-    """The ten terms of ERS, from 0 (broken) to 100 (untouched), for the best of each family."""
+    """The ten terms of ERS, from 0 (broken) to 100, for the best of each family."""
     found = style.best_of_families(
         [e for e in ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
     )
@@ -158,7 +158,7 @@ def ten_terms(table: Table) -> Figure | None:
             axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
         axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
         axis.invert_yaxis()
-        axis.set(xlim=(0, 100), xlabel="term of ERS: 0 broken, 100 untouched")
+        axis.set(xlim=(0, 100), xlabel="term of ERS, from 0 (broken) to 100")
         axis.grid(axis="x", visible=False)
         title = "The ten terms of ERS, the best of each family"
         style.say(fig, title, protocol(table, found), [axis])
@@ -166,7 +166,7 @@ def ten_terms(table: Table) -> Figure | None:
 
 
 def intervals(table: Table) -> Figure | None:
-    """Forest plot: for each model (row) its values with 95% interval, or deviation over seeds."""
+    """Forest plot: for each model (row) its values with its 95% interval."""
     found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
     columns = dict.fromkeys((*FOREST, *(c.name for c in table.columns if c.better)))
     shown = [n for n in columns if any(n in e.numbers and e.numbers[n].range for e in found)]
@@ -183,9 +183,7 @@ def intervals(table: Table) -> Figure | None:
                 number = entry.numbers.get(name)
                 if number is None:
                     continue
-                spread = number.spread or 0.0
-                low = number.value - spread if number.low is None else number.low
-                high = number.value + spread if number.high is None else number.high
+                low, high = entry.interval(name) or (number.value, number.value)
                 around = [[max(0, number.value - low)], [max(0, high - number.value)]]
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
@@ -194,7 +192,7 @@ def intervals(table: Table) -> Figure | None:
             axis.margins(x=0.15, y=0.5 / len(found))
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
-        words = "bars: 95% bootstrap interval, or standard deviation over seeds"
+        words = "bars: 95% interval, over queries and seeds; of NMI the range over starts"
         style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
     return fig
 

@@ -31,10 +31,11 @@ def ranks(entries: Sequence[Entry]) -> list[str]:
 
 
 def tied(entries: Sequence[Entry]) -> list[int | None]:
-    """The group of each entry that cannot be told apart from the best of its group by ERS.
+    """The group of each entry whose 95% interval of ERS overlaps with that of the best in it.
 
-    Their 95% intervals overlap: over queries, or of the mean over seeds. An entry without an
-    interval, as published ones are, is in no group; nor is one that overlaps with no other.
+    The intervals are over queries and seeds. A paired comparison (``dmlbench compare``) may still
+    tell two of a group apart. An entry without an interval, as published ones are, is in no group;
+    nor is one that overlaps with no other.
     """
     groups: list[list[int]] = []
     lowest = math.inf  # of the best of the last group

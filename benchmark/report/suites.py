@@ -29,7 +29,7 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
     """ERS of each model (row) under each suite, in the order under the last suite of ``SUITES``.
 
     It shows the models that were measured here under two suites or more, flagged ones too, and none
-    that has collapsed. Bars are 95% intervals: over queries, or of the mean over several seeds.
+    that has collapsed. Bars are 95% intervals over queries and seeds.
     """
     by_suite = {t.suite: t for suite in SUITES for t in tables if t.suite == suite}
     found = {suite: _scored(table) for suite, table in by_suite.items()}
@@ -57,12 +57,8 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
         axis.set_yticks(range(len(rows)), [names[id(e)] for e in entries])
         axis.invert_yaxis()
         axis.set_xlim(left=0)
-        axis.set_xlabel("ERS: 0 broken, 100 untouched (higher is better)")
-        words = [
-            table.dataset,
-            *marks(entries),
-            "bars: 95% over queries, or of the mean over seeds",
-        ]
+        axis.set_xlabel("ERS, from 0 (broken) to 100 (higher is better)")
+        words = [table.dataset, *marks(entries), "bars: 95% over queries and seeds"]
         style.say(fig, "ERS by suite", "; ".join(words), [axis])
     return fig
 

@@ -18,7 +18,7 @@ from dmlbench.metrics.bootstrap import (
     shares_above,
 )
 from dmlbench.metrics.ers import ers_per_query
-from dmlbench.metrics.names import ERS
+from dmlbench.metrics.names import ERS, OVER_STARTS
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
@@ -34,7 +34,6 @@ CLEAN = " clean"  # behind the name of a column: the same outcome of the clean i
 MOST_BYTES = 64  # of an outcome in the file, headers included
 PLAIN = ("SNAPPY", "UNCOMPRESSED")  # neither makes much of little
 SLACK = 1e-6  # relative: libraries of other versions add up in another order
-UNDRAWN = ("NMI",)  # metrics that are no statistic of the outcomes
 
 
 def read_outcomes(content: bytes, cell: Cell, images: int) -> Outcomes:
@@ -137,7 +136,7 @@ def _estimates(
             bootstrap_median if metric in medians else bootstrap_mean,
         )
         for metric in cell.columns
-        if metric not in UNDRAWN
+        if metric not in OVER_STARTS
     ]
 
 
