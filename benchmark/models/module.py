@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from dmlbench.common.lazy import torch
 from dmlbench.core import sources
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import Metric
-from dmlbench.models.base import Model
+from dmlbench.models.base import Model, copied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +65,7 @@ class ModuleModel(Model):
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of the module; UserError if it cannot be copied."""
-        try:
-            copied: nn.Module = copy.deepcopy(self.module)
-        except Exception as error:  # whatever a module of the user's own raises
-            raise UserError(f"model {self.card.name} cannot be copied: {error}") from None
-        return copied
+        return copied(self.module, self.card.name)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """As it was given."""
