@@ -439,6 +439,25 @@ def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spec.parse(text, DATASETS).load(None)
 
 
+def test_no_query_and_no_gallery_image_trains(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they lie below the root, and however their folders are spelt."""
+    monkeypatch.chdir(tree)
+    for name in ("t/1", "t/2", "u/test/q/a/1", "u/test/g/a/2", "u/3"):
+        path = tree / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tree / "g" / "7.png").read_bytes())
+    (tree / "link").symlink_to(tree / "set" / "u")
+    for query, gallery in (
+        ("set/u/test/q", "set/u/test/g"),
+        ("q/../set/u/test/q", "link/test/g"),
+    ):
+        chosen = spec.parse(f"folder:root=set,query={query},gallery={gallery}", DATASETS)
+        listing = chosen.found(None)  # type: ignore[attr-defined]
+        assert [Path(name).name for name, _ in listing.train] == ["1.png", "2.png", "3.png"]
+
+
 def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     (tree / "empty").mkdir()
