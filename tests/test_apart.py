@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -437,6 +438,33 @@ def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "g/b/same.png").write_bytes((tree / "q/a/1.png").read_bytes())
     with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
         spec.parse(text, DATASETS).load(None)
+
+
+def test_a_name_in_both_folders_says_which_is_meant(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Query and gallery may both have an ``a/1.png``: two images, each with a source of its own."""
+    monkeypatch.chdir(tree)
+    (tree / "g/a/1.png").write_bytes((tree / "q/a/1.png").read_bytes())
+    text = "folder:query=q,gallery=g,size=32,sources=s.txt"
+    rest = "y a/2.png\nz b/3.png\nx a/4.png\nw b/5.png\nw b/6.png\nw gallery/7.png\n"
+    for lines, said in (
+        ("x a/1.png\n", "line 1: a/1.png is the name of two images: write query/a/1.png or gall"),
+        ("x query/a/1.png\n", "no source for 1 images: gallery/a/1.png"),
+        ("x gallery/a/1.png\nx query/a/1.png\nv a/2.png\n", "line 4: a/2.png has the source y, "),
+    ):
+        (tree / "s.txt").write_text(lines + rest)
+        with pytest.raises(UserError, match=said):
+            spec.parse(text, DATASETS).load(None)
+    (tree / "s.txt").write_text("x query/a/1.png\nx gallery/a/1.png\n" + rest)
+    with warnings.catch_warnings(record=True) as said_of:
+        warnings.simplefilter("always")
+        same = spec.parse(text, DATASETS).load(None)
+    assert same.relevance().excluded.lengths.tolist() == [2, 0, 0]
+    assert not any("finds itself" in str(one.message) for one in said_of)  # it is hidden from it
+    (tree / "s.txt").write_text("x query/a/1.png\nv gallery/a/1.png\n" + rest)
+    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
+        assert spec.parse(text, DATASETS).load(None).relevance().excluded.lengths[0] == 1
 
 
 def test_no_query_and_no_gallery_image_trains(

@@ -73,8 +73,8 @@ class Folder(ImageDataset):
     )
     sources: str = parameter(
         "",
-        "file whose lines are 'SOURCE IMAGE', paths below query or gallery: a query does not see "
-        "the gallery images of its source (an object; in person re-identification write identity "
+        "file whose lines are 'SOURCE IMAGE', paths below query or gallery (query/PATH and "
+        "gallery/PATH where both have one): a query does not see the gallery images of its source (an object; in person re-identification write identity "
         "and camera as one word)",
         late=True,
     )
@@ -193,8 +193,7 @@ class Folder(ImageDataset):
         if self.positives:
             answers = read_answers(Path(self.positives), query, gallery, self.level)
         if self.sources:
-            words = read_sources(Path(self.sources), [*query, *gallery])
-            own_ids, their_ids = numbered(words[: len(query)], words[len(query) :])
+            own_ids, their_ids = numbered(*read_sources(Path(self.sources), query, gallery))
             sources = own_ids, their_ids
         return Listing(root, learnt, test, searched, answers, sources)
 
