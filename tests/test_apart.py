@@ -395,13 +395,30 @@ def test_from_arrays_refuses_what_makes_no_sense() -> None:
     for keys, said in (
         ({"gallery": (images[:0], [])}, "must be"),
         ({"gallery": (images[:5], ["z"] * 5)}, "no query has an answer"),
+        ({"gallery": (images[:20], None)}, "20 gallery images need as many labels, got 0"),
+        ({"train": (images, [None, *labels[1:]])}, "1 of 40 train images have the label None"),
+        ({"labels": [None, *labels[1:]]}, "1 of 40 images have the label None, which only a g"),
         ({"gallery": gallery, "positives": [[0]]}, "need as many lists"),
         ({"gallery": gallery, "positives": [[20]] * 40}, "not in the gallery"),
         ({"gallery": gallery, "sources": ([1], [2])}, "as many sources"),
         ({"positives": [[0]]}, "go with a gallery"),
     ):
         with pytest.raises(UserError, match=said):
-            dml.from_arrays(images, labels, **keys)  # type: ignore[arg-type]
+            dml.from_arrays(**{"images": images, "labels": labels} | keys)  # type: ignore[arg-type]
+
+
+def test_labels_may_be_none_where_none_is_read() -> None:
+    """Lists of answers stand in their place; a query of no class has no answer."""
+    images, others = make_split(0).images, make_split(1).images[:20]
+    every = [[n % 20] for n in range(40)]
+    found = [
+        dml.from_arrays(images, one, gallery=(others, other), positives=every).load(None)
+        for one, other in ((None, None), ([None] * 40, [None] * 20), (range(40), range(20)))
+    ]
+    assert len({one.digest for one in found}) == 1
+    with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
+        data = dml.from_arrays(images, [0] + [None] * 39, gallery=(others, [0] + [None] * 19))
+    assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
 
 
 @pytest.fixture
