@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import dmlbench as dml
+from dmlbench.api import runs
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.datasets.base import Dataset, RetrievalData
 from tests.faults import PATIENCE
@@ -199,9 +200,13 @@ def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> No
         if json.loads(path.read_text())["defense"] == "none"
     ]
     sources = [folder, folder / "manifest.json", "none", "N/A[R]", frame.loc["N/A[R]"]]
+    sources += ["none:margin=0.2", "none:sampler=random"]  # what it was trained with, spelt out
     for source in sources:
         loaded = dml.load_model(source, results=tmp_path)
         assert torch.equal(loaded(x), trained(x))
+    for other in ("none:margin=0.3", "hm", "hm:eta=8", "none:margin"):
+        with pytest.raises(dml.UserError, match=f"no model '{other}' in .*hm:eta=2, none"):
+            dml.load_model(other, results=tmp_path)
     value = frame.loc["N/A[R]", "value"]
     for model in (trained, folder, folder / "checkpoint.safetensors"):
         assert dml.evaluate(model, small, attacks="ca+", progress=False)["CA+"].value == value
@@ -269,6 +274,10 @@ def test_bad_images_are_one_line(
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"queries": 40}, "the test split has 40 images"),
+        ({"queries": 0}, "queries must be at least 1 and a whole number, got 0"),
+        ({"queries": -1}, "queries must be at least 1 and a whole number, got -1"),
+        ({"queries": 1.5}, "queries must be at least 1 and a whole number, got 1.5"),
+        ({"batch_size": 1.5}, "batch_size must be at least 1 and a whole number, got 1.5"),
         ({"mean": [0.5]}, "mean and std go together"),
         ({"device": "cuda:99"}, "cuda:99 cannot be used"),
         ({"model": "absent.pt"}, "absent.pt does not exist"),
@@ -286,13 +295,47 @@ def test_mistakes_are_user_errors_of_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
-    class Breaks(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.requires_grad:
-                raise RuntimeError("no gradients here")
-            return x.flatten(1)
+@pytest.mark.parametrize("validate", [-1, 1.5])
+def test_epochs_between_validations_are_a_whole_number(
+    small: Dataset, tmp_path: Path, validate: Any
+) -> None:
+    with pytest.raises(dml.UserError, match="validate must be at least 0 and a whole number, got"):
+        dml.train("none", small, validate=validate, results=tmp_path, progress=False)
 
+
+def test_training_leaves_the_callers_generator(small: Dataset, tmp_path: Path) -> None:
+    expected = torch.get_rng_state()
+    dml.train("none", small, recipe="epochs=1,pairs=8", results=tmp_path, progress=False)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_run_file_says_where_data_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of the command line does, so that ``run --config`` finds the same data."""
+    places = {"data_root": tmp_path, "cache": tmp_path / "cache", "batch_size": 64}
+    recorded: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "run_sweep", lambda *given: recorded.update(given[-1]) or [])
+    dml.run("none", "es:steps=1", results=tmp_path, progress=False, **places)  # type: ignore[arg-type]
+    assert {key: recorded[key] for key in places} == places
+
+
+class Breaks(nn.Module):
+    """A network without gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            raise RuntimeError("no gradients here")
+        return x.flatten(1)
+
+
+def test_every_failed_cell_is_in_the_report(small: Dataset) -> None:
+    attacks = ["es", "es:steps=2"]
+    report = dml.evaluate(Breaks(), small, ["strict", "ers"], attacks, progress=False)
+    assert report.failed.keys() == {
+        f"{attack} (suite={suite})" for attack in attacks for suite in ("strict", "ers")
+    }
+
+
+def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
     report = dml.evaluate(Breaks(), small, attacks="es", progress=False)
     assert report["R@1"].value > 0
     assert report.failed == {"es": "RuntimeError: no gradients here"}

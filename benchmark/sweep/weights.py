@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
+from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
 from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
@@ -217,5 +217,4 @@ def _about(
 def check_seeds(seeds: Iterable[int]) -> None:
     """UserError unless every seed is a whole number from 0 up."""
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UserError(f"seed must be at least 0 and a whole number, got {seed!r}")
+        check_whole("seed", seed, 0)

@@ -13,7 +13,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import nn
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.hashing import derived_seed
+from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
@@ -103,6 +104,9 @@ class Monitoring:
     validate: int = 0
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        check_whole("validate", self.validate, 0)
+
 
 def train(
     training: Training,
@@ -123,7 +127,7 @@ def train(
     """
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
-    with compute.applied() as device:
+    with compute.applied() as device, _generators_restored(device):
         started, start, world = time.time(), time.monotonic(), connect(device)
         known = checkpoint.verified_manifest(folder, training.facts) if world.is_main else None
         known = world.broadcast(known)
@@ -171,6 +175,11 @@ def train(
         manifest = world.broadcast(manifest)
         assert manifest is not None
         return manifest
+
+
+def _generators_restored(device: torch.device) -> AbstractContextManager[None]:
+    """After the ``with`` block PyTorch's own generators, which a training seeds, are as before."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @dataclass
