@@ -87,7 +87,7 @@ def evaluate(
             the network of the data set.
         label: the model's name in tables.
         seed: decides the targets of attacks.
-        allow_code: run the code of a network that the manifest of a checkpoint names.
+        allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes no number.
         threads: CPU threads.
@@ -107,7 +107,7 @@ def evaluate(
     """
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
-    chosen = dataset_of(dataset or _known_dataset(model) or "fashion-mini")
+    chosen = dataset_of(dataset or _known_dataset(model, allow_code) or "fashion-mini")
     asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     with opened(
         chosen,
@@ -127,11 +127,11 @@ def evaluate(
         return Report.of(run(session, [weights], planned), session.store)
 
 
-def _known_dataset(model: nn.Module | str | Path) -> str:
+def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:
     """The data set in the manifest of a checkpoint; empty if there is none."""
     if not isinstance(model, str | Path) or not Path(model).exists():
         return ""
-    return trained_on(Path(model))
+    return trained_on(Path(model), allow_code)
 
 
 def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:

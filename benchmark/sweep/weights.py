@@ -14,7 +14,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
-from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
 from dmlbench.models.module import module_model
 from dmlbench.storage.cell import About
@@ -55,15 +55,23 @@ def trained_weights(
     return Weights(training.model, path, facts, about, training.seed, training.shown)
 
 
-def trained_on(path: Path) -> str:
+def trained_on(path: Path, allow_code: bool = False) -> str:
     """Spec of the data set that a checkpoint was trained on, by its manifest; empty without one.
 
     Args:
         path: a model's folder, its manifest or its file of weights.
+        allow_code: the code of a data set that the manifest names may be run.
+
+    Raises:
+        UserError: the manifest names code that is not allowed.
     """
     known = read_manifest(_folder(path))
     named = known and (_folder(path) == path or path.name in (MANIFEST, known.checkpoint))
-    return known.dataset if known and named else ""
+    if not known or not named:
+        return ""
+    if not allow_code:
+        refuse_reference(known.dataset, DATASETS, f"the manifest of {path}")
+    return known.dataset
 
 
 def _recipe(manifest: Manifest, dataset: Dataset) -> str:
