@@ -207,6 +207,7 @@ class _TrainingRun:
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.use_bfloat16 = recipe.precision == "bf16"
+        self.training.defense.check_network(network.backbone)
         self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
