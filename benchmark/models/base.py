@@ -77,7 +77,7 @@ class Model(Component, abc.ABC):
 
     @property
     def comes_trained(self) -> bool:
-        """True if it can be measured without any training: all its weights are published ones."""
+        """True if it can be measured without any training: no weight of it is random."""
         return False
 
     def named(self) -> Self:
