@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dmlbench.common.hashing import derived_seed
@@ -185,8 +186,10 @@ def initial_weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
     held = module_model(built, name=canonical_model(model.named()))
+    held = replace(held, made_by=model.facts.get("source"))
     name = label or f"none ({'pretrained' if model.comes_trained else 'untrained'})"
-    return memory_weights(dataset, data.digest, held, held.digest, name, seed, precision, eot)
+    digest = held.weights_digest  # the spec and the code behind it say all else
+    return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
 
 
 def _about(
