@@ -54,9 +54,12 @@ PROBING = Paper(
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
     """Name and module of the last layer that has parameters."""
-    layers = model.named_modules()
-    *_, last = (one for one in layers if any(True for _ in one[1].parameters(recurse=False)))
-    return last
+    every = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    return every[-1]
 
 
 @contextmanager
@@ -116,9 +119,9 @@ class RobustHead(AdversarialDefense):
         name, head = last_layer(network)
         if self.runs_pgd and all(p.ndim < 2 for p in head.parameters(recurse=False)):
             raise UserError(
-                f"defense head: the last layer with parameters, {name} ({type(head).__name__}), only "
-                "scales what the frozen layers give, so there is no head to train: take a network "
-                "that ends in a linear layer (head=fc)"
+                f"defense head: the last layer with parameters, {name} ({type(head).__name__}), "
+                "only scales what the frozen layers give, so there is no head to train: take a "
+                "network that ends in a linear layer (head=fc)"
             )
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:

@@ -484,9 +484,7 @@ def test_a_name_in_both_folders_says_which_is_meant(
         assert spec.parse(text, DATASETS).load(None).relevance().excluded.lengths[0] == 1
 
 
-def test_no_query_and_no_gallery_image_trains(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_query_and_no_gallery_image_trains(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they lie below the root, and however their folders are spelt."""
     monkeypatch.chdir(tree)
     for name in ("t/1", "t/2", "u/test/q/a/1", "u/test/g/a/2", "u/3"):

@@ -136,7 +136,7 @@ def test_code_that_a_manifest_or_a_row_names_runs_only_if_it_is_allowed(
         load_model(folder)
     stored_model(model="c2f2:dim=4", dataset="evil.py:S")
     refused(call("attack", "--checkpoint", "model", "--attack", "ca+"), "data set evil.py:S")
-    with pytest.raises(UserError, match="data set evil.py:S.*allow_code=True"):
+    with pytest.raises(UserError, match=r"data set evil\.py:S.*allow_code=True"):
         evaluate(folder, attacks="ca+", progress=False)
     stored = cell("R@1", 50, dataset="evil.py:S", attack="worst case", suite="strict")
     row = (SimpleNamespace(about=stored.about),)

@@ -74,8 +74,8 @@ class Folder(ImageDataset):
     sources: str = parameter(
         "",
         "file whose lines are 'SOURCE IMAGE', paths below query or gallery (query/PATH and "
-        "gallery/PATH where both have one): a query does not see the gallery images of its source (an object; in person re-identification write identity "
-        "and camera as one word)",
+        "gallery/PATH where both have one): a query does not see the gallery images of its source "
+        "(an object; in person re-identification write identity and camera as one word)",
         late=True,
     )
 
@@ -91,7 +91,7 @@ class Folder(ImageDataset):
         if bool(self.train_list) != bool(self.test_list):
             raise ValueError("train_list and test_list go together")
         if self.train_list and self.train_classes:
-            raise ValueError("with train_list and test_list train_classes is not read: leave it out")
+            raise ValueError("with lists train_classes is not read: leave it out")
 
     def locate(self, data_root: Path | None) -> Path | None:
         """The folder that holds all others; ``data_root`` does not matter."""
@@ -156,12 +156,12 @@ class Folder(ImageDataset):
             own = Path(self.root).absolute()
             inside = own / "train" if (own / "train").is_dir() else own
             below = inside.relative_to(root).as_posix()
-            searched = [Path(path).resolve() for path in (self.query, self.gallery)]
+            apart = [Path(path).resolve() for path in (self.query, self.gallery)]
 
             @functools.cache
             def trains(folder: Path) -> bool:
                 place = folder.resolve()
-                return not any(place.is_relative_to(one) for one in searched)
+                return not any(place.is_relative_to(one) for one in apart)
 
             train = [
                 (name, path)

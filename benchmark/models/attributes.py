@@ -43,7 +43,7 @@ class Attributes:
     code: list[Any] = field(default_factory=list)
 
 
-class _Incomparable(Exception):
+class _IncomparableError(Exception):
     """Two values of this kind cannot be told apart, or not told to be the same."""
 
 
@@ -53,13 +53,13 @@ def attributes_of(network: nn.Module) -> Attributes:
     layers = {id(layer): name for name, layer in network.named_modules()}
     for name, layer in network.named_modules():
         cls = type(layer)
-        if cls.__module__ == "__main__" and sources.source_file(cls) is None:
+        if not _has_file(cls):
             found.unknown.append(f"the code of class {cls.__qualname__}, which is in no file")
         for key, value in _held(layer):
             where = f"{name}.{key}".lstrip(".")
             try:
                 found.known[where] = _described(value, layers, found.code)
-            except (_Incomparable, RecursionError):
+            except (_IncomparableError, RecursionError):
                 found.unknown.append(where)
     found.unknown = list(dict.fromkeys(found.unknown))
     return found
@@ -104,7 +104,7 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
         code: the functions and classes in the value are added to it.
 
     Raises:
-        _Incomparable: it holds something of which that cannot be said.
+        _IncomparableError: it holds something of which that cannot be said.
     """
     inner = functools.partial(_described, layers=layers, code=code)
     kind = type(value)
@@ -137,24 +137,29 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
     return ["code", _named(value, code)]
 
 
+def _has_file(code: Any) -> bool:
+    """False for a function or a class that was typed into a shell or a notebook."""
+    return code.__module__ != "__main__" or sources.source_file(code) is not None
+
+
 def _digested(value: torch.Tensor) -> tuple[str, str]:
     try:
         form, content = tensor_bytes(value)
-    except (RuntimeError, TypeError, NotImplementedError):  # sparse, without values
-        raise _Incomparable from None
+    except (RuntimeError, TypeError):  # it is sparse, or has no values
+        raise _IncomparableError from None
     return form, hashlib.sha256(content).hexdigest()
 
 
 def _named(value: Any, code: list[Any]) -> str:
     """The full name of a function or a class, which is added to ``code``."""
     if isinstance(value, types.BuiltinFunctionType):
-        if value.__self__ is not None and not isinstance(value.__self__, type | types.ModuleType):
-            raise _Incomparable
-    elif not isinstance(value, types.FunctionType | type):
-        raise _Incomparable
-    elif "<" in value.__qualname__ or getattr(value, "__closure__", None):  # another each time
-        raise _Incomparable
-    elif value.__module__ == "__main__" and sources.source_file(value) is None:
-        raise _Incomparable
+        sound = value.__self__ is None or isinstance(value.__self__, type | types.ModuleType)
+    elif isinstance(value, types.FunctionType | type):
+        fixed = "<" not in value.__qualname__ and not getattr(value, "__closure__", None)
+        sound = fixed and _has_file(value)
+    else:
+        sound = False
+    if not sound:
+        raise _IncomparableError
     code.append(value)
     return f"{value.__module__}.{value.__qualname__}"
