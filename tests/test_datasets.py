@@ -49,10 +49,7 @@ def test_fashion_mini_is_the_subset_its_script_makes() -> None:
 @needs_fashion
 @pytest.mark.parametrize("layout", [".", "fashion-mnist", "FashionMNIST/raw"])
 @pytest.mark.parametrize("unpacked", [True, False])
-def test_fashion_is_read_from_data_root(
-    tmp_path: Path, layout: str, unpacked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fashion.Fashion, "debian", None)
+def test_fashion_is_read_from_data_root(tmp_path: Path, layout: str, unpacked: bool) -> None:
     folder = tmp_path / layout
     folder.mkdir(parents=True, exist_ok=True)
     for name in fashion.FILES:
@@ -83,27 +80,21 @@ def broken_root(tmp_path: Path, how: str) -> Path:
         ("missing", "lacks train-images-idx3-ubyte"),
     ],
 )
-def test_a_bad_file_is_named(
-    tmp_path: Path, how: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fashion.Fashion, "debian", None)
+def test_a_bad_file_is_named(tmp_path: Path, how: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fashion.Fashion().load(broken_root(tmp_path, how))
 
 
-def test_files_of_another_set_in_the_data_root_are_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MNIST's have the same names: a folder with the name of the set comes first."""
-    for folder in (".", "fashion-mnist", "debian"):
-        (tmp_path / folder).mkdir(exist_ok=True)
+def test_a_folder_with_the_name_of_the_set_comes_before_the_data_root(tmp_path: Path) -> None:
+    """The files in the data root may be those of MNIST, which have the same names."""
+    for folder in ("FashionMNIST/raw", "fashion-mnist", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for name in fashion.FILES:
             (tmp_path / folder / name).write_bytes(b"")
-    monkeypatch.setattr(fashion.Fashion, "debian", tmp_path / "debian")
     assert fashion.Fashion().locate(tmp_path) == tmp_path / "fashion-mnist"
     shutil.rmtree(tmp_path / "fashion-mnist")
-    assert fashion.Fashion().locate(tmp_path) == tmp_path / "debian"
-    monkeypatch.setattr(fashion.Fashion, "debian", None)
+    assert fashion.Fashion().locate(tmp_path) == tmp_path / "FashionMNIST" / "raw"
+    shutil.rmtree(tmp_path / "FashionMNIST")
     assert fashion.Fashion().locate(tmp_path) == tmp_path
 
 

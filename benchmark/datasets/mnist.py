@@ -67,7 +67,7 @@ class IdxDataset(Dataset, abc.ABC):
     debian: ClassVar[Path | None] = None
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
-        """Read the files where ``locate`` finds them, else download them."""
+        """Read the files in ``data_root``, else Debian's package, else download them."""
         folder = self.locate(data_root) or self._fetch(data_root)
         arrays = {name: _read_idx(folder, name, digest) for name, digest in self.files.items()}
         train, test = (
@@ -86,13 +86,12 @@ class IdxDataset(Dataset, abc.ABC):
     def locate(self, data_root: Path | None) -> Path | None:
         """The folder with the files, or with some: reading it then names the missing ones.
 
-        The data root itself comes last: the files there may be those of another set, as MNIST and
-        Fashion-MNIST give theirs the same names.
+        Of the data root, folders with the name of the set come before the files in it: those may be
+        of another set, as MNIST and Fashion-MNIST give theirs the same names.
         """
         root = existing(data_root)
-        places = [root / self.folder, root / self.torchvision / "raw"]
+        places = [root / self.folder, root / self.torchvision / "raw", root]
         places += [self.debian] if self.debian else []
-        places += [root]
         return next((place for place in places if self._is_in(place)), None)
 
     def _is_in(self, folder: Path) -> bool:
