@@ -92,6 +92,7 @@ def verify_file(
     dataset: str | Dataset | None = None,
     checkpoint: Path | None = None,
     model: str | None = None,
+    allow_code: bool = False,
     **options: Any,
 ) -> Verified:
     """Verify the images in a file against a stored row, and bring its CSVs up to date.
@@ -105,6 +106,7 @@ def verify_file(
         dataset: spec of the data set; None: as the row has it.
         checkpoint: file of the weights; None: those in ``results``.
         model: spec of their network; None: as their manifest has it, or the data set.
+        allow_code: run the code of a data set that the row names, or of a network in a manifest.
         options: others of ``sweep.session.open_session``.
 
     Raises:
@@ -115,22 +117,29 @@ def verify_file(
     store = Store(results)
     chosen = find_row(store, row, where)
     about = chosen.worst[0].about
+    if dataset is None and not allow_code:
+        spec.refuse_reference(about.dataset, DATASETS, f"the row of {about.label}")
     if not isinstance(dataset, Dataset):
         dataset = spec.parse(dataset or about.dataset, DATASETS)
     with open_session(dataset, results, precision=about.precision, **options) as session:
-        weights = row_weights(session, chosen, checkpoint, model)
+        weights = row_weights(session, chosen, checkpoint, model, allow_code)
         found = verify(session, chosen, weights, path, by)
         export(session.store)
     return found
 
 
 def row_weights(
-    session: Session, row: StoredRow, checkpoint: Path | None, model: str | None
+    session: Session,
+    row: StoredRow,
+    checkpoint: Path | None,
+    model: str | None,
+    allow_code: bool = False,
 ) -> Weights:
     """The weights of a row, from its results folder or from ``checkpoint``.
 
     Raises:
-        UserError: they are not there, or weights, network or data are not those of the row.
+        UserError: they are not there, weights, network or data are not those of the row, or a
+            manifest names code that is not allowed.
     """
     first = row.worst[0]
     facts = source_facts(session.store, first)
@@ -142,7 +151,7 @@ def row_weights(
         )
     network = parse_model(model) if model else None
     common = (session.dataset, session.digest, network, path, None, first.about.seed)
-    weights = checkpoint_weights(*common, first.about.precision)
+    weights = checkpoint_weights(*common, first.about.precision, allow_code=allow_code)
     for key, what, flag in (
         ("data", "data set", "--dataset"),
         ("checkpoint", "checkpoint", "--checkpoint"),
