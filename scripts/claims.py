@@ -137,8 +137,8 @@ def difference_of(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool 
     found = above.loc[seeds] - below.loc[seeds]
     if right:
         clean = [_values(outcomes, RECALL, "", x) for x in (claim.above, claim.below)]
-        both = sum(one.loc[seeds, found.columns] for one in clean)
-        found = found.where(both == 200)  # percent of each
+        above_right, below_right = (one.loc[seeds, found.columns] == 100 for one in clean)
+        found = found.where(above_right & below_right)
     values = np.asarray(found, dtype=np.float64)
     return said(difference(values, np.zeros_like(values)), len(seeds))
 

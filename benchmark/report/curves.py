@@ -38,10 +38,10 @@ def shares_above(table: Table) -> Figure | None:
     is drawn.
     """
     entries = [line.entry for line in table.lines if not line.entry.paper]
-    every = [e for e in entries if any(r["curve"] for made in e.records.values() for r in made)]
+    curved = [e for e in entries if any(r["curve"] for made in e.records.values() for r in made)]
     says = "Right top-1 against the strength of the attack"
-    if len(every) > LINES:
-        entries = style.best_of_families([e for e in every if not e.flagged])
+    if len(curved) > LINES:
+        entries = style.best_of_families([e for e in curved if not e.flagged])
         says += ", the best of each family"
     panels = _panels(entries)
     if not panels:

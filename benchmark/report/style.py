@@ -202,7 +202,8 @@ def _named(axis: Axes, x: float, y: float, name: str, avoided: Sequence[Any]) ->
     """The name beside (x, y), in the first place that overlaps no box; None if there is none."""
     inside = axis.get_window_extent()
     for ha, dx, dy in SIDES:
-        looks = {"ha": ha, "fontsize": 6.5, "arrowprops": LEADER if abs(dy) > BESIDE else None}
+        looks: dict[str, Any] = {"ha": ha, "fontsize": 6.5}
+        looks["arrowprops"] = LEADER if abs(dy) > BESIDE else None
         text = axis.annotate(name, (x, y), (dx, dy), textcoords="offset points", **looks)
         box = text.get_window_extent()
         within = inside.x0 <= box.x0 and box.x1 <= inside.x1
