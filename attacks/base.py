@@ -274,6 +274,7 @@ class Attack(Component, abc.ABC):
                 outcome outside its column's bounds, with bits=8 images that 8 bits cannot hold.
         """
         from dmlbench.compute.embedding import embed, frozen
+        from dmlbench.compute.model_checks import finite
         from dmlbench.compute.randomness import global_seeds
 
         spec.check(self)
@@ -289,7 +290,8 @@ class Attack(Component, abc.ABC):
         def embedded(x: torch.Tensor) -> torch.Tensor:
             on_pass(len(x))
             # a randomised one not by ``embed``: it pads short batches, and padding would draw too
-            return embed(model, x) if draws == 1 else cast("torch.Tensor", model(x))
+            e = embed(model, x) if draws == 1 else cast("torch.Tensor", model(x))
+            return e if torch.is_grad_enabled() else finite(e)  # optimizers look at theirs
 
         drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
         with frozen(model), global_seeds(drawn, images.device) if draws > 1 else nullcontext():

@@ -163,7 +163,8 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 not given. A sample that is done there takes no pass at all.
 
         Raises:
-            CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
+            CellError: an embedding, a loss or a gradient is not finite (sign(NaN) = 0 freezes an
+                image silently).
         """
         ball = BALLS[self.norm].around(clean, self.eps)
         x = clean.clone() if start is None else ball.project_(start.clone())
@@ -182,7 +183,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 break
             passes += len(rows) * self.draws
             e, loss, live, dx = self.slope(embed, self.shown(now.x, now.ball), objective, number)
-            finite &= loss.isfinite().all() & dx.isfinite().all()
+            finite &= e.isfinite().all() & loss.isfinite().all() & dx.isfinite().all()
             if number == 0:
                 last = e.new_empty(len(clean), *e.shape[1:]) if known is None else last
                 flat[rows] = live & ~dx.flatten(1).any(dim=1)
@@ -206,7 +207,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         result[rows] = self.shown(now.result, now.ball)
         if not finite:
             raise CellError(
-                f"the loss or its gradient is not finite within {self.steps} "
+                f"an embedding, the loss or its gradient is not finite within {self.steps} "
                 f"{type(self).__name__} steps"
             )
         self.verify(clean, result)

@@ -16,7 +16,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.folding import SAMPLE, folded
-from dmlbench.compute.model_checks import check_model
+from dmlbench.compute.model_checks import check_model, finite
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import Flag
 from dmlbench.datasets.base import RetrievalData, Split
@@ -76,11 +76,12 @@ class EmbeddedTest:
         )
 
     def passes(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of images, from one pass."""
-        if self.draws == 1:
-            return embed(self.network, images)
-        e: torch.Tensor = self.network(images)
-        return e
+        """Embeddings (B, D) of images, from one pass without a gradient.
+
+        Raises:
+            CellError: one is not finite.
+        """
+        return finite(embed(self.network, images) if self.draws == 1 else self.network(images))
 
     @cached_property
     def checked(self) -> list[Flag]:

@@ -97,7 +97,7 @@ def embeddings(s: Subject) -> None:
         f"{IMAGES} images become {e.dtype} of shape {tuple(e.shape)}: it must be float32, "
         f"({IMAGES}, D)",
     )
-    _right(model_checks.not_finite(_passes_of(s)(s.images)))
+    _right(model_checks.not_finite(_passes_of(s)(s.images), "clean"))
     require(
         bool((e != e[:1]).any()),
         "different images have one embedding: the network does not look at its input",
