@@ -25,14 +25,14 @@ from dmlbench.api.report import Report
 from dmlbench.attacks.base import ATTACKS, Column, Gallery
 from dmlbench.attacks.black_box import BlackBoxAttack
 from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed, mean_over_draws
 from dmlbench.attacks.engine.outcomes import Outcomes
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import moved_by
-from dmlbench.core import flags
+from dmlbench.core import flags, spec
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
@@ -54,6 +54,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.durations import _cell_kind
 from dmlbench.sweep.requests import parse_all
 from dmlbench.sweep.weights import trained_weights
+from dmlbench.testing import tiny_network
 from tests import synthetic
 from tests.every_attack import EVERY
 from tests.masks import FLAGGED, REFUSED, Counting, Wrapped
@@ -459,6 +460,39 @@ def test_expectations_do_not_depend_on_the_batch_size(tiny: RetrievalData) -> No
             np.testing.assert_array_equal(a[name], b[name])
     top1 = values[0][2]["Top1"]
     assert set(top1[~np.isnan(top1)]) <= {0, 50, 100}
+
+
+class FaintNoise(torch.nn.Module):
+    """So little noise that a query is broken in all draws or in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_network().backbone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e: torch.Tensor = self.inner(x + 1e-3 * torch.randn_like(x))
+        return e
+
+
+@pytest.mark.parametrize("text", ["margin:steps=6", "radius:steps=3", "dlr:optimizer=pgd,steps=6"])
+def test_a_query_may_be_broken_in_all_of_ten_draws(tiny: RetrievalData, text: str) -> None:
+    """The tenth part of the lowest number, ten times, is below it by rounding."""
+    attack = spec.parse(text, ATTACKS).resolve(dataclasses.replace(AUTO, eps=0.3))
+    with measured(tiny, EmbeddingModel(FaintNoise(), "N"), eot=10) as found:
+        one = found.attack(attack, 0, text, queries=12)
+    column = attack.columns[0].name
+    assert one.metrics[column].value < one.findings["clean"][column]
+
+
+@pytest.mark.parametrize("draws", [10, 18, 31])
+def test_a_mean_over_draws_is_not_below_the_least(draws: int) -> None:
+    lowest = torch.finfo(torch.float32).min
+    found = torch.full((draws, 3), lowest)
+    found[0, 1], found[0, 2] = 1.0, -torch.inf
+    broken, mixed, infinite = mean_over_draws(found).tolist()
+    assert broken == lowest
+    assert mixed == pytest.approx(lowest * (draws - 1) / draws)
+    assert infinite == -np.inf
 
 
 def test_a_network_without_randomness_has_its_number_as_expectation(tiny: RetrievalData) -> None:

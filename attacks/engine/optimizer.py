@@ -230,8 +230,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         if len(parts) == 1:
             return e.detach(), *parts[0]
         losses, live, dx = (torch.stack(part) for part in zip(*parts, strict=True))
-        # a broken query may have the lowest loss there is: a sum of two would overflow
-        return e.detach(), (losses / self.draws).sum(0), live.any(0), dx.mean(0)
+        return e.detach(), mean_over_draws(losses), live.any(0), dx.mean(0)
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is in the ball around ``clean`` (``Ball.check``)."""
@@ -246,7 +245,16 @@ def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The mean of what ``make`` gives in so many draws of a randomised network."""
     if draws == 1:
         return make()
-    return torch.stack([make() / draws for _ in range(draws)]).sum(0)
+    return mean_over_draws(torch.stack([make() for _ in range(draws)]))
+
+
+def mean_over_draws(found: torch.Tensor) -> torch.Tensor:
+    """The mean over the first dimension.
+
+    A broken query may have the lowest loss there is. A sum of two of them overflows, and so may
+    that of their shares, by rounding; but no mean is below the least value.
+    """
+    return (found / len(found)).sum(0).maximum(found.amin(0))
 
 
 def through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:
