@@ -190,6 +190,10 @@ class Attack(Component, abc.ABC):
         """Search the ball around ``images`` from ``start``, or from the images themselves."""
         return optimizer.run(embed, images, goal, start)
 
+    def again(self, goal: Any, restart: int) -> Any:
+        """The goal of a restart from 0 on, for an attack that draws more than where it starts."""
+        return goal
+
     def resolve(self, threat: Threat) -> Self:
         """The attack with every ``auto`` field filled in from ``threat``.
 
@@ -315,7 +319,7 @@ class Attack(Component, abc.ABC):
             if self.restarts:
                 ball = BALLS[self.norm]
                 start = ball.start(images, self.eps or 0, index, seed, restart)
-            perturbed = self.perturb(optimizer, embed, images, goal, start)
+            perturbed = self.perturb(optimizer, embed, images, self.again(goal, restart), start)
             with torch.no_grad():
                 outcomes = mean_outcomes(
                     draws,
