@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from dmlbench.core.flags import Flag
     from dmlbench.core.protocol import Threat
+    from dmlbench.metrics.distance import Metric
 
 __all__ = [
     "ATTACKS",
@@ -223,6 +224,15 @@ class Attack(Component, abc.ABC):
         return dataclasses.replace(
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
         )
+
+    @property
+    def version(self) -> int:
+        """Of its definition with these keys: the card's, or a later one for some values of keys."""
+        return self.card.version
+
+    def version_under(self, metric: Metric) -> int:
+        """The same for a model of this metric, where a definition was changed for that alone."""
+        return self.version
 
     @property
     def facts(self) -> dict[str, Any]:

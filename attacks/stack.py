@@ -28,7 +28,6 @@ from dmlbench.core.registry import Card
 STAGES = ("margin", "dlr", "knn")  # shift broke nothing that these had left, on any model measured
 BUDGET = 200  # forward passes of the Square Attack
 BY_SQUARE = "Top1:Square"
-RESTARTS_VERSION = 2  # 1: dlr, knn and Square began alike in all restarts
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,9 @@ class TopOneStack(TopOneAttack):
         return replace(goal, seed=derived_seed(goal.seed, "restart", restart)) if restart else goal
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """With the version of what differs from restart to restart, where there are several."""
-        several = {"restarts_version": RESTARTS_VERSION} if self.restarts > 1 else {}
-        return super().facts | several
+    def version(self) -> int:
+        """One more with several restarts, which all tried the same starts and squares once."""
+        return super().version + (self.restarts > 1)
 
     def flags(
         self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]

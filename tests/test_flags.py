@@ -384,7 +384,8 @@ def test_a_randomised_network_is_measured_in_expectation(attacked: Run, tmp_path
 def test_draws_are_a_part_of_identity_and_price() -> None:
     once, thrice = (_cells(eot) for eot in (1, 3))
     assert "eot" not in once[0].facts
-    assert thrice[0].facts == {**once[0].facts, "eot": 3}
+    assert once[0].facts["measure_version"] == 1
+    assert thrice[0].facts == {**once[0].facts, "eot": 3, "measure_version": 2}
     assert {one.id for one in once}.isdisjoint(one.id for one in thrice)
     assert [_cell_kind(one.facts).passes for one in thrice] == [3, 3 * 32]
 
