@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError
-from dmlbench.compute.embedding import HALVES, EmbeddingModel, embed
+from dmlbench.compute.embedding import HALVES, EmbeddingModel, embed, embed_together
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import LEAST_DISTINCT, ROUNDING, Flag, lengths, precision
 
@@ -46,7 +46,9 @@ def check_model(
         wrong = wrong or not_repeatable(passes, images)
     else:
         wrong = wrong or not_deterministic(passes, images, e, model)
-        wrong = wrong or batch_dependent(passes, images, e, model, ROUNDING[number_format])
+        with torch.no_grad():
+            together = embed_together(network, images)
+        wrong = wrong or batch_dependent(passes, images, together, model, ROUNDING[number_format])
     if wrong:
         raise CellError(wrong)
     with torch.no_grad():
