@@ -156,8 +156,11 @@ class Attack(Component, abc.ABC):
         """
 
     def most_rows(self, gallery: Gallery) -> int:
-        """The largest batch of queries, for an attack that keeps much data for each query."""
-        return len(gallery)
+        """The largest batch of queries, for an attack that keeps much data for each query.
+
+        By default all of them.
+        """
+        return len(gallery.queries)
 
     def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
         """Outcomes from ``after`` (B, D), the embeddings of the adversarial images."""

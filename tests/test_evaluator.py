@@ -135,6 +135,19 @@ def test_the_first_queries_are_kept_as_they_were_attacked(
     assert [one.index for one in whole.kept] == [one.index for one in alone] == chosen
 
 
+def test_a_small_gallery_makes_no_small_batches(tiny: RetrievalData) -> None:
+    few = Split(tiny.test.images[::8], tiny.test.labels[::8])
+    apart = RetrievalData(tiny.train, tiny.test, gallery=few)
+    attack = ATTACKS.get("es")().resolve(THREAT)
+    with measured(apart, batch_size=30) as found:
+        whole = found.attack(attack, 0, "es")
+    with measured(apart, batch_size=5) as found:
+        parts = found.attack(attack, 0, "es")
+    assert (whole.findings["batch_size"], parts.findings["batch_size"]) == (30, 5)
+    for name, values in whole.outcomes.items():
+        np.testing.assert_array_equal(values, parts.outcomes[name])
+
+
 def test_a_query_alone_in_its_class_is_counted_and_left_out(tiny: RetrievalData) -> None:
     labels = tiny.test.labels.copy()
     labels[0] = 99

@@ -28,8 +28,10 @@ from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
 from dmlbench.attacks.engine.optimizer import Perturbed, mean_over_draws
 from dmlbench.attacks.engine.outcomes import Outcomes
 from dmlbench.attacks.engine.targets import random_start
+from dmlbench.attacks.moved_query import columns
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
+from dmlbench.compute.device import LARGE
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.core import flags, spec
@@ -461,6 +463,40 @@ def test_expectations_do_not_depend_on_the_batch_size(tiny: RetrievalData) -> No
             np.testing.assert_array_equal(a[name], b[name])
     top1 = values[0][2]["Top1"]
     assert set(top1[~np.isnan(top1)]) <= {0, 50, 100}
+
+
+def test_recalls_are_means_over_draws_and_not_those_of_the_mean_embedding(
+    tiny: RetrievalData,
+) -> None:
+    attack = ATTACKS.get("es")().resolve(dataclasses.replace(THREAT, eps=0.0))
+    with measured(tiny, EmbeddingModel(Noise(), "N"), eot=4) as found:
+        one = found.attack(attack, 0, "es", recalls=True)
+        outside = found.moved(columns("External"), found.images(found.index), found.index)
+    right = one.outcomes["ES:R"]
+    for values in (
+        *(one.outcomes[name] for name in ("ES:R@1", "ES:R@1 clean")),
+        outside["External:R@1"].numpy(),
+    ):
+        assert set(values) <= {0, 25, 50, 75, 100}
+        assert ((values > 0) & (values < 100)).any()
+        assert values.mean() == pytest.approx(right.mean(), abs=8)
+    assert one.outcomes["ES:D clean"].mean() == pytest.approx(one.outcomes["ES:D"].mean(), rel=0.2)
+
+
+def test_of_large_images_expectations_do_not_depend_on_the_batch_size() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, LARGE, LARGE), dtype=np.uint8)
+    split = Split(images, np.repeat(np.arange(8), 5))
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(LARGE**2, 8))
+    noisy = Wrapped(backbone, before=lambda x: x + 0.3 * torch.randn_like(x))
+    attack = ATTACKS.get("tma")().resolve(dataclasses.replace(THREAT, steps=16))
+    values = []
+    for batch_size in (None, 1, 64):
+        model = EmbeddingModel(noisy, "N")
+        with measured(RetrievalData(split, split), model, eot=2, batch_size=batch_size) as found:
+            values.append(found.attack(attack, 0, "tma").outcomes["TMA"])
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[0], values[2])
 
 
 class FaintNoise(torch.nn.Module):

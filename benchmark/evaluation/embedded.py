@@ -41,7 +41,8 @@ class EmbeddedTest:
         draws: passes of a randomised model that every number is the mean of; 1: it is not
             randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
             what its images draw: so numbers do not depend on the batch size.
-        most_passes: passes that a batch of queries may take; None: as many as it needs.
+        most_passes: passes that a batch of queries may take, unless the model is randomised; None:
+            as many as it needs.
         index: (Q,) numbers of all queries: their positions among the test images.
     """
 
