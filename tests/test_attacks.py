@@ -12,6 +12,7 @@ import torch
 
 from dmlbench.attacks import embedding_shift, misranking
 from dmlbench.attacks.base import ATTACKS, Attack, Column, Gallery, RowWise
+from dmlbench.attacks.embedding_shift import beside
 from dmlbench.attacks.engine import query_loss
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.query import SemanticsPreservingGoal
@@ -313,6 +314,44 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     }
     assert torch.equal(found["ers", 6]["ES:D"], found["strict", 5]["ES:D"])
     assert torch.equal(found["ers", 6]["ES:R"], found["strict", 6]["ES:R"])
+
+
+def test_es_by_apgd_reports_the_image_that_it_returns(
+    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+) -> None:
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    attack = resolved("es", "ers", optimizer="apgd", steps=5)
+    found = attack.run(model, images, index, gallery, seed=0)
+    with torch.no_grad():
+        e = embed(model, found.perturbed.images)
+    assert torch.equal(found.outcomes["ES:D"], attack.goal(gallery, index, 0).outcome(e)["ES:D"])
+    assert attack.version > resolved("es", "ers").version == attack.card.version
+    assert resolved("es", "strict", optimizer="apgd").version == attack.card.version
+
+
+@pytest.mark.parametrize("length", [0.0, 0.3, 3.0, 300.0, 3e5])
+@pytest.mark.parametrize("suite", ["strict", "ers"])
+@pytest.mark.parametrize("name", ["es", "shift"])
+def test_the_first_step_leaves_an_embedding_of_any_length(
+    name: str, suite: str, length: float
+) -> None:
+    """Under E; under N and C it is to the bit that of version 1."""
+    unit_length, index = make_gallery("N", torch.float32), torch.arange(8)
+    g = Gallery(length * unit_length.embeddings, unit_length.labels, "E")
+    e = g.embeddings[index]
+    attack: Any = resolved(name, suite)
+    origin = beside(e, 1e-7, "E")
+    assert (origin != e).all()
+    if length <= 0.3:
+        assert torch.equal(origin, e + 1e-7)
+    loss, gradient = attack.goal(g, index, 0).value_and_grad(e, 0)
+    where_right = gradient.any(1) | (loss == torch.finfo(loss.dtype).min)
+    assert where_right.all()
+    unit = torch.nn.functional.normalize(e, dim=1)
+    for metric in ("N", "C"):
+        assert torch.equal(beside(unit, 1e-7, metric), unit + 1e-7)
+        assert attack.version_under(metric) == attack.version
+    assert attack.version_under("E") == attack.version + 1
 
 
 def test_the_first_step_of_es_is_the_published_codes() -> None:
