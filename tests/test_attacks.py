@@ -445,6 +445,34 @@ def test_a_gallery_of_one_class_or_one_item_is_refused() -> None:
         resolved("qa-", "strict", m=9).goal(single, torch.tensor([0]), seed=0)
 
 
+@pytest.mark.parametrize(
+    "name", ["ca+", "ca-", "qa+", "qa-", "sp-qa+", "sp-qa-", "gtt", "gtt:ers", "qa+:ers"]
+)
+def test_an_item_that_is_ranked_alone_is_refused(name: str) -> None:
+    """Of two items a query sees the other one alone; the published code ranks it with both."""
+    name, _, suite = name.partition(":")
+    x = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    two, index = Gallery(x, torch.tensor([0, 1]), "N"), torch.arange(2)
+    attack = resolved(name, suite or "strict")
+    refused = pytest.raises(CellError, match="gallery of 2 is too small: a query sees 1 of its")
+    with nullcontext() if suite else refused:
+        loss, gradient = attack.goal(two, index, seed=0).value_and_grad(x + 0.1, 0)
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+def test_only_as_many_of_the_nearest_are_kept_as_were_asked_for() -> None:
+    g, index = make_gallery("N", items=600), torch.arange(600)
+    x = g.embeddings.clone()
+    x[300:] = x[:300]  # each twice: equally near
+    g = replace(g, embeddings=x, queries=None, _shared={})
+    one = g.nearest(index, 1)
+    assert g._shared["nearest"].table.shape == (600, 1)
+    assert torch.equal(g.neighbourhood(index, 1)[:, :1], one)
+    assert g._shared["nearest"].table.shape == (600, 6)
+    assert torch.equal(g.nearest(index, 1), one)
+
+
 def test_nearest_is_sorted_kept_and_leaves_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row is searched for once, in whatever order and however often it is asked for."""
     g, searched = make_gallery("E"), []
