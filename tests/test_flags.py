@@ -151,6 +151,31 @@ def test_noise_is_the_worst_of_five_sign_patterns(tiny: RetrievalData) -> None:
     assert f"TMA is {one.metrics['TMA'].value:.3g} under the attack" in flag["says"]
 
 
+@pytest.mark.parametrize("eps", [2.5 / 255, 0.05, 0.5])
+def test_noise_of_size_eps_is_held_against_radii_by_what_is_broken_at_eps(
+    tiny: RetrievalData, eps: float
+) -> None:
+    """Noise may break all queries at eps, and says nothing of smaller balls."""
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x.detach() - x
+
+    near = 128 + (tiny.test.images.astype(int) - 128) * eps / 0.5  # noise of size eps breaks some
+    data = RetrievalData(tiny.train, Split(near.astype(np.uint8), tiny.test.labels))
+    attack = dataclasses.replace(ATTACKS.get("radius")(), steps=15, eps=eps).resolve(AUTO)
+    raised = []
+    for before in (lambda x: x, turned):
+        scaled = Wrapped(
+            tiny_network().backbone, before=lambda x, f=before: f(0.5 + 0.5 * (x - 0.5) / eps)
+        )
+        with measured(data, EmbeddingModel(scaled, "N")) as found:
+            flagged = found.attack(attack, 0, "radius").findings.get("flags", [])
+        raised.append([one["says"] for one in flagged if one["name"] == "noise"])
+    honest, masked = raised
+    assert honest == []
+    assert masked[0].startswith("R@1 at eps by Radius is ")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stacked(TargetedMismatch):
     """Declares a flag from what it observed of each query."""
