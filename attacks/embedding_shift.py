@@ -45,7 +45,8 @@ def beside(origin: torch.Tensor, offset: float, metric: Metric) -> torch.Tensor:
     """
     if metric != "E":
         return origin + offset
-    return origin + offset * torch.linalg.vector_norm(origin, dim=1, keepdim=True).clamp(min=1)
+    length: torch.Tensor = torch.linalg.vector_norm(origin, dim=1, keepdim=True)
+    return origin + offset * length.clamp(min=1)
 
 
 @dataclass(frozen=True)

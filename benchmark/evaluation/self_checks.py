@@ -110,9 +110,12 @@ def _at_eps(
     in the largest ball has broken counts as held, as its radius is eps too.
     """
     end = float(np.nanmax(clean))  # of a query that is right: eps
-    parts = (drawn >= end / 2, attacked > end * (1 - ROUNDING), clean >= end / 2)
-    held = [np.where(np.isnan(clean), np.nan, 100.0 * part) for part in parts]
-    return Column(f"R@1 at eps by {column.name}", "%", column.better), *held
+    none = np.isnan(clean)
+    noisy, found, before = (
+        np.where(none, np.nan, 100.0 * part)
+        for part in (drawn >= end / 2, attacked > end * (1 - ROUNDING), clean >= end / 2)
+    )
+    return Column(f"R@1 at eps by {column.name}", "%", column.better), noisy, found, before
 
 
 def _as_far(
