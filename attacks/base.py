@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from dmlbench.core.flags import Flag
     from dmlbench.core.protocol import Threat
+    from dmlbench.metrics.distance import Metric
 
 __all__ = [
     "ATTACKS",
@@ -155,8 +156,11 @@ class Attack(Component, abc.ABC):
         """
 
     def most_rows(self, gallery: Gallery) -> int:
-        """The largest batch of queries, for an attack that keeps much data for each query."""
-        return len(gallery)
+        """The largest batch of queries, for an attack that keeps much data for each query.
+
+        By default all of them.
+        """
+        return len(gallery.queries)
 
     def read(self, goal: Any, perturbed: Perturbed, after: torch.Tensor) -> Outcomes:
         """Outcomes from ``after`` (B, D), the embeddings of the adversarial images."""
@@ -190,6 +194,10 @@ class Attack(Component, abc.ABC):
         """Search the ball around ``images`` from ``start``, or from the images themselves."""
         return optimizer.run(embed, images, goal, start)
 
+    def again(self, goal: Any, restart: int) -> Any:
+        """The goal of a restart from 0 on, for an attack that draws more than where it starts."""
+        return goal
+
     def resolve(self, threat: Threat) -> Self:
         """The attack with every ``auto`` field filled in from ``threat``.
 
@@ -219,6 +227,15 @@ class Attack(Component, abc.ABC):
         return dataclasses.replace(
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
         )
+
+    @property
+    def version(self) -> int:
+        """Of its definition with these keys: the card's, or a later one for some values of keys."""
+        return self.card.version
+
+    def version_under(self, metric: Metric) -> int:
+        """The same for a model of this metric, where a definition was changed for that alone."""
+        return self.version
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -274,6 +291,7 @@ class Attack(Component, abc.ABC):
                 outcome outside its column's bounds, with bits=8 images that 8 bits cannot hold.
         """
         from dmlbench.compute.embedding import embed, frozen
+        from dmlbench.compute.model_checks import finite
         from dmlbench.compute.randomness import global_seeds
 
         spec.check(self)
@@ -289,7 +307,8 @@ class Attack(Component, abc.ABC):
         def embedded(x: torch.Tensor) -> torch.Tensor:
             on_pass(len(x))
             # a randomised one not by ``embed``: it pads short batches, and padding would draw too
-            return embed(model, x) if draws == 1 else cast("torch.Tensor", model(x))
+            e = embed(model, x) if draws == 1 else cast("torch.Tensor", model(x))
+            return e if torch.is_grad_enabled() else finite(e)  # optimizers look at theirs
 
         drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
         with frozen(model), global_seeds(drawn, images.device) if draws > 1 else nullcontext():
@@ -313,7 +332,7 @@ class Attack(Component, abc.ABC):
             if self.restarts:
                 ball = BALLS[self.norm]
                 start = ball.start(images, self.eps or 0, index, seed, restart)
-            perturbed = self.perturb(optimizer, embed, images, goal, start)
+            perturbed = self.perturb(optimizer, embed, images, self.again(goal, restart), start)
             with torch.no_grad():
                 outcomes = mean_outcomes(
                     draws,

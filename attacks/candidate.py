@@ -112,6 +112,8 @@ class CandidateAttack(Attack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CandidateGoal:
         """Draw w queries for each candidate and sort their distances to the gallery."""
         n = len(gallery)
+        if self.strict:
+            gallery.check_ranks()
         pool = self.pool(gallery, index)
         chosen = gallery.turned.draw(index, self.w, seed, self.card.name, pool)
         queries, excluded = gallery.queries[chosen], gallery.relevance.excluded

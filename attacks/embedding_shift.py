@@ -4,10 +4,12 @@
     TMA:  L = 1 - cos(f(q~), t)               (Tolias et al., ICCV 2019, global descriptor)
 
 At the start f(q~) = f(q): distance and gradient of ES are zero there. So in the first step 1e-7 is
-added to f(q).
+added to f(q). Under the metric E it is 1e-7 times the length of f(q), where that is above 1: a sum
+in float32 loses what is much smaller than its terms.
 
 ``ers``, as the published code: ES:D is measured on the embedding before the last step, and the
-first step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference.
+first step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference. With
+``optimizer=apgd``, which returns its best image, ES:D is that of this image.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
-from dmlbench.metrics.distance import BOUNDS, rowwise, rowwise_gradient
+from dmlbench.metrics.distance import BOUNDS, Metric, rowwise, rowwise_gradient
 
 TMA = Paper(
     key="tolias2019targeted",
@@ -34,6 +36,17 @@ TMA = Paper(
 FIRST_OFFSET, PUBLISHED_FIRST_OFFSET = 1e-7, 1e-7 - 1e-6  # added to f(q) in the first step
 MOVED = "Distance that the embedding is moved; at most 2 under metric N."
 REACHED = "Cosine similarity with the target that is reached: 1 is a full success of the attack."
+
+
+def beside(origin: torch.Tensor, offset: float, metric: Metric) -> torch.Tensor:
+    """``origin`` (B, D) plus ``offset``, under E times the length of the row if that is above 1.
+
+    No number of a row is so large that ``offset`` is lost in it.
+    """
+    if metric != "E":
+        return origin + offset
+    length: torch.Tensor = torch.linalg.vector_norm(origin, dim=1, keepdim=True)
+    return origin + offset * length.clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -50,8 +63,8 @@ class ShiftGoal(RowWise):
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) and gradients (B, D)."""
-        origin = self.origin + self.offset if step == 0 else self.origin
         metric = self.gallery.metric
+        origin = beside(self.origin, self.offset, metric) if step == 0 else self.origin
         return -rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -71,6 +84,15 @@ class EmbeddingShift(Attack):
         Column("ES:D", "", "lower", MOVED, BOUNDS),
     )
 
+    def version_under(self, metric: Metric) -> int:
+        """One more under E, where the first step of a long embedding was lost to rounding once."""
+        return self.version + (metric == "E")
+
+    @property
+    def version(self) -> int:
+        """One more for ``ers`` by APGD, where ES:D was that of an iterate that is not returned."""
+        return super().version + (not self.strict and self.optimizer == "apgd")
+
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
         """No target but the query itself."""
         offset = FIRST_OFFSET if self.strict else PUBLISHED_FIRST_OFFSET
@@ -79,9 +101,9 @@ class EmbeddingShift(Attack):
     def read(
         self, goal: ShiftGoal, perturbed: Perturbed, after: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """As ``outcome``; in ``ers`` ES:D is that of the embedding before the last step."""
+        """As ``outcome``; in ``ers`` ES:D is that of the embedding before the last step of PGD."""
         outcomes = goal.outcome(after)
-        if not self.strict:
+        if not self.strict and self.optimizer != "apgd":
             outcomes["ES:D"] = goal.outcome(perturbed.last_embeddings)["ES:D"]
         return outcomes
 

@@ -162,5 +162,7 @@ class GreedyTopOneTranslocation(Attack):
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TranslocationGoal:
         """QA- on the top-1 item of the clean query."""
+        if self.strict:
+            gallery.check_ranks()
         top1 = gallery.nearest(index, 1)
         return TranslocationGoal(False, self.strict, gallery, index, top1)

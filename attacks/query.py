@@ -76,7 +76,13 @@ class QueryAttack(Attack):
     m: int = parameter(1, "number of candidates moved in a query's ranking", at_least=1)
 
     def candidates(self, gallery: Gallery, index: torch.Tensor, seed: int) -> torch.Tensor:
-        """(B, m) positions: uniform for QA+, from the nearest 1% (at least m) for QA-."""
+        """(B, m) positions: uniform for QA+, from the nearest 1% (at least m) for QA-.
+
+        Raises:
+            CellError: the gallery is too small to draw or to rank them.
+        """
+        if self.strict:
+            gallery.check_ranks()
         purpose = "qa+" if self.up else "qa-"
         pool = None if self.up else gallery.neighbourhood(index, self.m)
         return gallery.draw(index, self.m, seed, purpose, pool)

@@ -138,4 +138,5 @@ class Radius(TopOneAttack):
         every = Levels(radii, radii / 255, first_step)
         clean = right(goal, images, 0)
         found = bisect(optimizer, embed, images, goal, every, clean, right, start)
-        return replace(found, full_passes=len(images) * self.most_passes * draws)
+        full = optimizer.steps * rounds(self.levels) * draws
+        return replace(found, full_passes=len(images) * full)

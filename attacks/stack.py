@@ -20,6 +20,7 @@ from dmlbench.attacks.engine.square import Square
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.square import SHARE
 from dmlbench.attacks.top1 import CROCE, HELP, TopOneAttack, TopOneGoal
+from dmlbench.common.hashing import derived_seed
 from dmlbench.common.lazy import np, torch
 from dmlbench.core.flags import Flag, black_box
 from dmlbench.core.registry import Card
@@ -41,7 +42,7 @@ class StackGoal(TopOneGoal):
 
 @dataclass(frozen=True)
 class Stacked(Perturbed):
-    """With the queries that the Square Attack broke, (B,) bool."""
+    """With the points of R@1 that the Square Attack took from each query, (B,) float64."""
 
     by_square: torch.Tensor
 
@@ -83,6 +84,15 @@ class TopOneStack(TopOneAttack):
         margin = super().goal(gallery, index, seed)
         return StackGoal(**{field.name: getattr(margin, field.name) for field in fields(margin)})
 
+    def again(self, goal: StackGoal, restart: int) -> StackGoal:
+        """With other starts of dlr and knn, and other squares, in every restart but the first."""
+        return replace(goal, seed=derived_seed(goal.seed, "restart", restart)) if restart else goal
+
+    @property
+    def version(self) -> int:
+        """One more with several restarts, which all tried the same starts and squares once."""
+        return super().version + (self.restarts > 1)
+
     def flags(
         self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
     ) -> list[Flag]:
@@ -92,11 +102,11 @@ class TopOneStack(TopOneAttack):
     def read(
         self, goal: StackGoal, perturbed: Perturbed, after: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """R@1, and 100 where Square broke the query."""
+        """R@1, and what Square took of it."""
         assert isinstance(perturbed, Stacked)
         right = goal.first(after)
-        share = 100 * (perturbed.by_square & (right == 0)).double()
-        return {goal.column: right, BY_SQUARE: share.masked_fill(right.isnan(), torch.nan)}
+        took = perturbed.by_square.masked_fill(right.isnan(), torch.nan)
+        return {goal.column: right, BY_SQUARE: took}
 
     def perturb(
         self,
@@ -106,42 +116,38 @@ class TopOneStack(TopOneAttack):
         goal: StackGoal,
         start: torch.Tensor | None,
     ) -> Stacked:
-        """The margin from ``start``, the others from random places in the ball, then Square."""
+        """The margin from ``start``, the others from random places in the ball, then Square.
+
+        Of a randomised network the image of a stage is kept where it lowers the mean R@1 over
+        draws, or leaves it as it is.
+        """
         assert isinstance(optimizer, Optimizer)
-        draws = optimizer.draws
+
+        def right(part: StackGoal, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return expectation(optimizer.draws, lambda: part.first(embed(x)))
+
         found = optimizer.run(embed, images, goal, start)
         found = replace(found, full_passes=found.full_passes * len(STAGES))
-        left = self._left(embed, found, goal, draws)
-        for stage, loss in enumerate(STAGES):
-            if stage == 0 or not len(left):
-                continue
+        held = right(goal, found.images)
+        for stage, loss in enumerate(STAGES[1:], 1):
+            left = (held > 0).nonzero()[:, 0]
+            if not len(left):
+                break
             part = replace(goal.take(left), name=loss)
-            begin = random_start(images[left], self.eps or 0, part.index, goal.seed, stage)
-            found = found.replaced(left, optimizer.run(embed, images[left], part, begin))
-            left = self._left(embed, found, goal, draws)
-        by_square = torch.zeros_like(goal.index, dtype=torch.bool)
+            begin = random_start(images[left], self.eps or 0, part.index, part.seed, stage)
+            other = optimizer.run(embed, images[left], part, begin)
+            found, held = _better(found, held, left, other, right(part, other.images))
+        before, left = held, (held > 0).nonzero()[:, 0]
         if len(left):
+            part = goal.take(left)
             square = Square(self.eps or 0, BUDGET, SHARE, bits=self.bits)
-            shown = square.run(embed, images[left], goal.take(left).ranked())
-            fell = shown.until > 0
-            kept = torch.where(fell.view(-1, 1, 1, 1), shown.images, found.images[left])
-            found = found.replaced(left, replace(shown, images=kept))
-            by_square[left] = fell
+            shown = square.run(embed, images[left], part.ranked())
+            after = right(part, shown.images).masked_fill(shown.until < 0, torch.inf)
+            found, held = _better(found, held, left, shown, after)
         values = {field.name: getattr(found, field.name) for field in fields(Perturbed)}
         values["full_forward_passes"] = BUDGET * len(images)
-        return Stacked(**values, by_square=by_square)
-
-    def _left(
-        self,
-        embed: Callable[[torch.Tensor], torch.Tensor],
-        found: Perturbed,
-        goal: StackGoal,
-        draws: int,
-    ) -> torch.Tensor:
-        """(b,) the queries that are still right, in one of the draws at least."""
-        with torch.no_grad():
-            right = expectation(draws, lambda: goal.first(embed(found.images)))
-            return (right > 0).nonzero()[:, 0]
+        return Stacked(**values, by_square=before - held)
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """A query that the gradient breaks from one start is not Square's of another."""
@@ -151,3 +157,20 @@ class TopOneStack(TopOneAttack):
             white |= (one.outcomes["Top1"] == 0) & (one.outcomes[BY_SQUARE] == 0)
         merged.outcomes[BY_SQUARE][white] = 0
         return merged
+
+
+def _better(
+    found: Perturbed, held: torch.Tensor, rows: torch.Tensor, other: Perturbed, after: torch.Tensor
+) -> tuple[Perturbed, torch.Tensor]:
+    """What is known of all queries and their mean R@1 ``held`` (B,), after a search of a part.
+
+    Args:
+        rows: (b,) the queries that were searched.
+        other: what was found for them.
+        after: (b,) their mean R@1 with it. It counts where it is not above ``held``.
+    """
+    before, known = held[rows], found.images[rows]
+    lower = after <= before
+    kept = torch.where(lower.view(-1, 1, 1, 1), other.images, known)
+    held = held.index_copy(0, rows, torch.where(lower, after, before))
+    return found.replaced(rows, replace(other, images=kept)), held

@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
-from dmlbench.attacks.embedding_shift import FIRST_OFFSET
+from dmlbench.attacks.embedding_shift import FIRST_OFFSET, beside
 from dmlbench.attacks.engine.classes import Classes, Nearest
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import QueryLoss
@@ -34,7 +34,7 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
-from dmlbench.metrics.distance import rowwise, rowwise_gradient
+from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 
 CROCE = Paper(
     key="croce2020reliable",
@@ -186,8 +186,9 @@ def knn_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, st
 
 def shift_loss(goal: TopOneGoal, e: torch.Tensor, near: Nearest, margin: Slope, step: int) -> Slope:
     """Minus the distance from the clean embedding, which is offset in the first step as in ES."""
-    origin = goal.gallery.queries[goal.index] + (FIRST_OFFSET if step == 0 else 0)
-    metric = goal.gallery.metric
+    metric, origin = goal.gallery.metric, goal.gallery.queries[goal.index]
+    if step == 0:
+        origin = beside(origin, FIRST_OFFSET, metric)
     return Slope(-rowwise(e, origin, metric), -rowwise_gradient(e, origin, metric))
 
 
@@ -196,7 +197,7 @@ LOSSES: dict[str, Loss] = {
     "dlr": dlr_loss,
     "knn": knn_loss,
     "shift": shift_loss,
-}  # in the order of the stages of top1
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,3 +267,7 @@ class Shift(TopOneAttack):
     card = Card("shift", "move a query's embedding away from itself until its top-1 fails", ADVRANK)
     columns = (Column("Shift", "%", "higher", HELP),)
     loss = "shift"
+
+    def version_under(self, metric: Metric) -> int:
+        """One more under E, as that of ES."""
+        return self.version + (metric == "E")

@@ -33,6 +33,7 @@ from dmlbench.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
+    from dmlbench.metrics.distance import Metric
     from dmlbench.storage.checkpoint import StoredWeights
 
 PAPERNOT = Paper(
@@ -122,8 +123,8 @@ class Transfer(TopOneAttack):
         whole = super(Transfer, replace(self, optimizer=optimizer)).resolve(threat)
         by = followed(self, self.by)
         assert whole.suite is not None
-        same: dict[str, Any] = {key: getattr(whole, key) for key in THREAT_KEYS}
-        same |= {"bits": whole.bits, "norm": whole.norm}
+        same: dict[str, Any] = {key: getattr(whole, key) for key in (*THREAT_KEYS, "bits", "norm")}
+        same["alpha"] = self.alpha  # None: as the attack on it has it
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack) and self.of == "item":
             same["of"] = self.of
@@ -132,7 +133,11 @@ class Transfer(TopOneAttack):
         except ValueError as error:
             raise UserError(f"transfer: by={self.by}: {error}") from None
         return replace(
-            whole, by=spec.canonical(by), source=_source(self.from_, self.network), attack=inner
+            whole,
+            alpha=inner.alpha,
+            by=spec.canonical(by),
+            source=_source(self.from_, self.network),
+            attack=inner,
         )
 
     def in_tables(self) -> Self:
@@ -147,7 +152,7 @@ class Transfer(TopOneAttack):
         return super().facts | {
             "from": self.source.weights.sha256,
             "network": self.source.network.facts,
-            "by": facts_of(self.attack),
+            "by": facts_of(self.attack, self.source.network.metric),
         }
 
     @property
@@ -176,7 +181,11 @@ class Transfer(TopOneAttack):
         model, seen = gallery.shared(name, lambda: _look(source, gallery, images))
         found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
         right = goal.first(gallery.queries[goal.index]) > 0
-        return replace(found, images=torch.where(right.view(-1, 1, 1, 1), found.images, images))
+        return replace(
+            found,
+            images=torch.where(right.view(-1, 1, 1, 1), found.images, images),
+            flat_start=torch.zeros_like(right),  # that is the other model's
+        )
 
     def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
         """Nothing: the last iterate was embedded by the other model."""
@@ -187,20 +196,27 @@ def followed(outer: Attack, by: str) -> Attack:
     """The attack ``by`` (a spec), whose gradient the attack ``outer`` follows.
 
     Raises:
-        UserError: it cannot be read, has no gradient, or sets a key that is that of ``outer``.
+        UserError: it cannot be read, has no gradient, perturbs no query, or sets a key that is
+            that of ``outer``.
     """
     name, inner = outer.card.name, spec.parse(by, ATTACKS)
     if isinstance(inner, type(outer) | Transfer | BlackBoxAttack):
         raise UserError(f"{name}: by={inner.card.name} is no attack that follows a gradient")
-    if own := [k for k in (*THREAT_KEYS, "norm") if getattr(inner, k) not in (None, "linf")]:
-        raise UserError(f"{name}: {own[0]} is a key of {name} itself, not of by={by}")
+    if inner.perturbs != "query":
+        raise UserError(f"{name}: by={by} perturbs no query: take one that does")
+    for key in (*THREAT_KEYS, "bits", "norm"):
+        if getattr(inner, key) not in (None, 32, "linf"):
+            raise UserError(f"{name}: {key} is a key of {name} itself, not of by={by}")
     return inner
 
 
-def facts_of(inner: Attack) -> dict[str, Any]:
-    """All facts that decide the numbers of an attack that another one follows, as JSON types."""
-    card = inner.card
-    facts = {"attack": card.name, "version": card.version, "values": inner.facts}
+def facts_of(inner: Attack, metric: Metric | None = None) -> dict[str, Any]:
+    """All facts that decide the numbers of an attack that another one follows, as JSON types.
+
+    ``metric`` is that of the other model; None: of the model under test.
+    """
+    version = inner.version_under(metric) if metric else inner.version
+    facts = {"attack": inner.card.name, "version": version, "values": inner.facts}
     return facts | source_facts(inner, "source")
 
 

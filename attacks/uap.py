@@ -155,11 +155,19 @@ class UniversalPerturbation(Attack):
         if self.by == PAIR:
             return whole
         by = followed(self, self.by)
-        if by.perturbs != "query":
-            raise UserError(f"uap: by={self.by} perturbs no query: take one that does")
+        if by.restarts or type(by).perturb is not Attack.perturb:
+            raise UserError(
+                f"uap: of by={self.by} the loss alone is taken: it has no restarts and no search "
+                "of its own"
+            )
         same = {key: getattr(whole, key) for key in ("eps", "alpha", "steps", "suite")}
         inner = replace(by, **same).resolve(threat)
         return replace(whole, by=spec.canonical(by), attack=inner)
+
+    def version_under(self, metric: Metric) -> int:
+        """Raised as that of the other attack is."""
+        by = self.attack
+        return self.version + (by.version_under(metric) - by.version if by else 0)
 
     @property
     def facts(self) -> dict[str, Any]:

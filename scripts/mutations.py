@@ -101,7 +101,7 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     ("benchmark/sweep/status.py", '("checkpoint", "measure_version", ', '("checkpoint", '),
     ("benchmark/sweep/plan.py", '**one.facts, "seed": weights.seed}', "**one.facts}"),
     ("benchmark/sweep/plan.py", '"queries": queries})', "})"),
-    ("benchmark/sweep/plan.py", '"attack_version": attack.card.version,', ""),
+    ("benchmark/sweep/plan.py", '"attack_version": attack.version,', ""),
     ("benchmark/sweep/plan.py", ', "precision": precision}', "}"),
     ("benchmark/sweep/worker.py", "np.minimum.reduce([x for", "np.mean([x for"),
     ("benchmark/analysis/compare.py", "low <= 0 <= high", "low < 0 < high"),

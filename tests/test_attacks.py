@@ -12,6 +12,7 @@ import torch
 
 from dmlbench.attacks import embedding_shift, misranking
 from dmlbench.attacks.base import ATTACKS, Attack, Column, Gallery, RowWise
+from dmlbench.attacks.embedding_shift import beside
 from dmlbench.attacks.engine import query_loss
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.query import SemanticsPreservingGoal
@@ -315,6 +316,44 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
     assert torch.equal(found["ers", 6]["ES:R"], found["strict", 6]["ES:R"])
 
 
+def test_es_by_apgd_reports_the_image_that_it_returns(
+    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+) -> None:
+    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    attack = resolved("es", "ers", optimizer="apgd", steps=5)
+    found = attack.run(model, images, index, gallery, seed=0)
+    with torch.no_grad():
+        e = embed(model, found.perturbed.images)
+    assert torch.equal(found.outcomes["ES:D"], attack.goal(gallery, index, 0).outcome(e)["ES:D"])
+    assert attack.version > resolved("es", "ers").version == attack.card.version
+    assert resolved("es", "strict", optimizer="apgd").version == attack.card.version
+
+
+@pytest.mark.parametrize("length", [0.0, 0.3, 3.0, 300.0, 3e5])
+@pytest.mark.parametrize("suite", ["strict", "ers"])
+@pytest.mark.parametrize("name", ["es", "shift"])
+def test_the_first_step_leaves_an_embedding_of_any_length(
+    name: str, suite: str, length: float
+) -> None:
+    """Under E; under N and C it is to the bit that of version 1."""
+    unit_length, index = make_gallery("N", torch.float32), torch.arange(8)
+    g = Gallery(length * unit_length.embeddings, unit_length.labels, "E")
+    e = g.embeddings[index]
+    attack: Any = resolved(name, suite)
+    origin = beside(e, 1e-7, "E")
+    assert (origin != e).all()
+    if length <= 0.3:
+        assert torch.equal(origin, e + 1e-7)
+    loss, gradient = attack.goal(g, index, 0).value_and_grad(e, 0)
+    where_right = gradient.any(1) | (loss == torch.finfo(loss.dtype).min)
+    assert where_right.all()
+    unit = torch.nn.functional.normalize(e, dim=1)
+    for metric in ("N", "C"):
+        assert torch.equal(beside(unit, 1e-7, metric), unit + 1e-7)
+        assert attack.version_under(metric) == attack.version
+    assert attack.version_under("E") == attack.version + 1
+
+
 def test_the_first_step_of_es_is_the_published_codes() -> None:
     g, index = make_gallery("N", torch.float32), torch.arange(4)
     e = g.embeddings[index]
@@ -404,6 +443,34 @@ def test_a_gallery_of_one_class_or_one_item_is_refused() -> None:
         Gallery(x[:1], torch.tensor([0]), "N").nearest(torch.tensor([0]), 1)
     with pytest.raises(CellError, match="draws 9 targets"):
         resolved("qa-", "strict", m=9).goal(single, torch.tensor([0]), seed=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["ca+", "ca-", "qa+", "qa-", "sp-qa+", "sp-qa-", "gtt", "gtt:ers", "qa+:ers"]
+)
+def test_an_item_that_is_ranked_alone_is_refused(name: str) -> None:
+    """Of two items a query sees the other one alone; the published code ranks it with both."""
+    name, _, suite = name.partition(":")
+    x = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    two, index = Gallery(x, torch.tensor([0, 1]), "N"), torch.arange(2)
+    attack = resolved(name, suite or "strict")
+    refused = pytest.raises(CellError, match="gallery of 2 is too small: a query sees 1 of its")
+    with nullcontext() if suite else refused:
+        loss, gradient = attack.goal(two, index, seed=0).value_and_grad(x + 0.1, 0)
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+def test_only_as_many_of_the_nearest_are_kept_as_were_asked_for() -> None:
+    g, index = make_gallery("N", items=600), torch.arange(600)
+    x = g.embeddings.clone()
+    x[300:] = x[:300]  # each twice: equally near
+    g = replace(g, embeddings=x, queries=None, _shared={})
+    one = g.nearest(index, 1)
+    assert g._shared["nearest"].table.shape == (600, 1)
+    assert torch.equal(g.neighbourhood(index, 1)[:, :1], one)
+    assert g._shared["nearest"].table.shape == (600, 6)
+    assert torch.equal(g.nearest(index, 1), one)
 
 
 def test_nearest_is_sorted_kept_and_leaves_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.attacks.misranking import LearningToMisrank
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
@@ -133,6 +135,19 @@ def test_the_first_queries_are_kept_as_they_were_attacked(
     assert [one.index for one in whole.kept] == [one.index for one in alone] == chosen
 
 
+def test_a_small_gallery_makes_no_small_batches(tiny: RetrievalData) -> None:
+    few = Split(tiny.test.images[::8], tiny.test.labels[::8])
+    apart = RetrievalData(tiny.train, tiny.test, gallery=few)
+    attack = ATTACKS.get("es")().resolve(THREAT)
+    with measured(apart, batch_size=30) as found:
+        whole = found.attack(attack, 0, "es")
+    with measured(apart, batch_size=5) as found:
+        parts = found.attack(attack, 0, "es")
+    assert (whole.findings["batch_size"], parts.findings["batch_size"]) == (30, 5)
+    for name, values in whole.outcomes.items():
+        np.testing.assert_array_equal(values, parts.outcomes[name])
+
+
 def test_a_query_alone_in_its_class_is_counted_and_left_out(tiny: RetrievalData) -> None:
     labels = tiny.test.labels.copy()
     labels[0] = 99
@@ -187,6 +202,45 @@ def test_a_broken_model_is_refused(
         pytest.raises(CellError, match=message),
     ):
         found.benign()
+
+
+class NotANumber(torch.nn.Module):
+    """NaN for images between the grey levels, as most adversarial ones are; honest otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_network().backbone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        between = ((255 * x - (255 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        e: torch.Tensor = self.inner(x).clone()
+        e[between] = torch.nan
+        return e
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ltm:steps=1", "gtm:steps=1", "gtt:steps=1", "qa-:steps=1", "tma:steps=1"),
+        *("es:steps=1", "es:steps=2,suite=ers", "fna:steps=1", "margin:steps=4", "radius:steps=2"),
+        *("square:budget=20", "qair:budget=20,n=3", "oa-list:budget=40", "top1:steps=2"),
+        "certified:samples=4,judges=4,draws=2,steps=2",
+    ],
+)
+def test_an_adversarial_image_without_an_embedding_is_no_success_of_the_defense(
+    tiny: RetrievalData, text: str
+) -> None:
+    attack = spec.parse(text, ATTACKS).resolve(dataclasses.replace(THREAT, eps=0.1013))
+    with measured(tiny, EmbeddingModel(NotANumber(), "N")) as found:
+        assert found.benign().metrics["R@1"].value > 50
+        with pytest.raises(CellError, match="not finite"):
+            found.attack(attack, 0, text)
+        with pytest.raises(CellError, match="of 3 shown images are not finite"):
+            found.moved(
+                moved_query.columns("External"),
+                found.images(found.index[:3]) * 0.999,
+                found.index[:3],
+            )
 
 
 def test_a_dead_model_is_collapsed_and_earns_nothing(tiny: RetrievalData) -> None:

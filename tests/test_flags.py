@@ -25,14 +25,16 @@ from dmlbench.api.report import Report
 from dmlbench.attacks.base import ATTACKS, Column, Gallery
 from dmlbench.attacks.black_box import BlackBoxAttack
 from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
-from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.optimizer import Perturbed, mean_over_draws
 from dmlbench.attacks.engine.outcomes import Outcomes
 from dmlbench.attacks.engine.targets import random_start
+from dmlbench.attacks.moved_query import columns
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed
+from dmlbench.compute.device import LARGE
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import moved_by
-from dmlbench.core import flags
+from dmlbench.core import flags, spec
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
@@ -54,6 +56,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.durations import _cell_kind
 from dmlbench.sweep.requests import parse_all
 from dmlbench.sweep.weights import trained_weights
+from dmlbench.testing import tiny_network
 from tests import synthetic
 from tests.every_attack import EVERY
 from tests.masks import FLAGGED, REFUSED, Counting, Wrapped
@@ -153,6 +156,31 @@ def test_noise_is_the_worst_of_five_sign_patterns(tiny: RetrievalData) -> None:
     assert flag["name"] == "noise"
     assert f"and {np.mean(worst):.3g} under the worst of 5 random sign" in flag["says"]
     assert f"TMA is {one.metrics['TMA'].value:.3g} under the attack" in flag["says"]
+
+
+@pytest.mark.parametrize("eps", [2.5 / 255, 0.05, 0.5])
+def test_noise_of_size_eps_is_held_against_radii_by_what_is_broken_at_eps(
+    tiny: RetrievalData, eps: float
+) -> None:
+    """Noise may break all queries at eps, and says nothing of smaller balls."""
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x.detach() - x
+
+    near = 128 + (tiny.test.images.astype(int) - 128) * eps / 0.5  # noise of size eps breaks some
+    data = RetrievalData(tiny.train, Split(near.astype(np.uint8), tiny.test.labels))
+    attack = dataclasses.replace(ATTACKS.get("radius")(), steps=15, eps=eps).resolve(AUTO)
+    raised = []
+    for before in (lambda x: x, turned):
+        scaled = Wrapped(
+            tiny_network().backbone, before=lambda x, f=before: f(0.5 + 0.5 * (x - 0.5) / eps)
+        )
+        with measured(data, EmbeddingModel(scaled, "N")) as found:
+            flagged = found.attack(attack, 0, "radius").findings.get("flags", [])
+        raised.append([one["says"] for one in flagged if one["name"] == "noise"])
+    honest, masked = raised
+    assert honest == []
+    assert masked[0].startswith("R@1 at eps by Radius is ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -400,7 +428,8 @@ def test_a_randomised_network_is_measured_in_expectation(attacked: Run, tmp_path
 def test_draws_are_a_part_of_identity_and_price() -> None:
     once, thrice = (_cells(eot) for eot in (1, 3))
     assert "eot" not in once[0].facts
-    assert thrice[0].facts == {**once[0].facts, "eot": 3}
+    assert once[0].facts["measure_version"] == 1
+    assert thrice[0].facts == {**once[0].facts, "eot": 3, "measure_version": 2}
     assert {one.id for one in once}.isdisjoint(one.id for one in thrice)
     assert [_cell_kind(one.facts).passes for one in thrice] == [3, 3 * 32]
 
@@ -476,6 +505,73 @@ def test_expectations_do_not_depend_on_the_batch_size(tiny: RetrievalData) -> No
             np.testing.assert_array_equal(a[name], b[name])
     top1 = values[0][2]["Top1"]
     assert set(top1[~np.isnan(top1)]) <= {0, 50, 100}
+
+
+def test_recalls_are_means_over_draws_and_not_those_of_the_mean_embedding(
+    tiny: RetrievalData,
+) -> None:
+    attack = ATTACKS.get("es")().resolve(dataclasses.replace(THREAT, eps=0.0))
+    with measured(tiny, EmbeddingModel(Noise(), "N"), eot=4) as found:
+        one = found.attack(attack, 0, "es", recalls=True)
+        outside = found.moved(columns("External"), found.images(found.index), found.index)
+    right = one.outcomes["ES:R"]
+    for values in (
+        *(one.outcomes[name] for name in ("ES:R@1", "ES:R@1 clean")),
+        outside["External:R@1"].numpy(),
+    ):
+        assert set(values) <= {0, 25, 50, 75, 100}
+        assert ((values > 0) & (values < 100)).any()
+        assert values.mean() == pytest.approx(right.mean(), abs=8)
+    assert one.outcomes["ES:D clean"].mean() == pytest.approx(one.outcomes["ES:D"].mean(), rel=0.2)
+
+
+def test_of_large_images_expectations_do_not_depend_on_the_batch_size() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, LARGE, LARGE), dtype=np.uint8)
+    split = Split(images, np.repeat(np.arange(8), 5))
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(LARGE**2, 8))
+    noisy = Wrapped(backbone, before=lambda x: x + 0.3 * torch.randn_like(x))
+    attack = ATTACKS.get("tma")().resolve(dataclasses.replace(THREAT, steps=16))
+    values = []
+    for batch_size in (None, 1, 64):
+        model = EmbeddingModel(noisy, "N")
+        with measured(RetrievalData(split, split), model, eot=2, batch_size=batch_size) as found:
+            values.append(found.attack(attack, 0, "tma").outcomes["TMA"])
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[0], values[2])
+
+
+class FaintNoise(torch.nn.Module):
+    """So little noise that a query is broken in all draws or in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_network().backbone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e: torch.Tensor = self.inner(x + 1e-3 * torch.randn_like(x))
+        return e
+
+
+@pytest.mark.parametrize("text", ["margin:steps=6", "radius:steps=3", "dlr:optimizer=pgd,steps=6"])
+def test_a_query_may_be_broken_in_all_of_ten_draws(tiny: RetrievalData, text: str) -> None:
+    """The tenth part of the lowest number, ten times, is below it by rounding."""
+    attack = spec.parse(text, ATTACKS).resolve(dataclasses.replace(AUTO, eps=0.3))
+    with measured(tiny, EmbeddingModel(FaintNoise(), "N"), eot=10) as found:
+        one = found.attack(attack, 0, text, queries=12)
+    column = attack.columns[0].name
+    assert one.metrics[column].value < one.findings["clean"][column]
+
+
+@pytest.mark.parametrize("draws", [10, 18, 31])
+def test_a_mean_over_draws_is_not_below_the_least(draws: int) -> None:
+    lowest = torch.finfo(torch.float32).min
+    found = torch.full((draws, 3), lowest)
+    found[0, 1], found[0, 2] = 1.0, -torch.inf
+    broken, mixed, infinite = mean_over_draws(found).tolist()
+    assert broken == lowest
+    assert mixed == pytest.approx(lowest * (draws - 1) / draws)
+    assert infinite == -np.inf
 
 
 def test_a_network_without_randomness_has_its_number_as_expectation(tiny: RetrievalData) -> None:

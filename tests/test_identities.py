@@ -46,6 +46,25 @@ def test_planned_cells_have_the_ids_they_always_had() -> None:
     assert [task.cell.id for task in plan.cells(weights, attacks)] == FIXED.split()
 
 
+def test_a_version_may_be_that_of_one_metric_alone() -> None:
+    """ES and what takes its loss have another version for models of the metric E."""
+    card, network = FashionMini().protocol, "c2f2:metric={}"
+    attacks = plan.planned_attacks(
+        [spec.parse(n, ATTACKS) for n in ("es", "ltm", "uap", "uap:by=es")], card.threat
+    )
+    found = {}
+    for metric in ("N", "E"):
+        (training,) = plan.plan(
+            *(FashionMini(), "d" * 64, parse_model(network.format(metric))),
+            *([spec.parse("none", DEFENSES)], [3], card.recipe),
+        )
+        weights = trained_weights(training, None, Store(Path("nowhere")), "fp32")
+        tasks = plan.measures(weights, attacks)[1:]
+        found[metric] = [task.cell.facts["attack_version"] for task in tasks]
+    assert found["N"] == [task.attack.card.version for task in tasks if task.attack]
+    assert [e - n for e, n in zip(found["E"], found["N"], strict=True)] == [1, 0, 0, 1]
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_committed_manifests_name_their_training(path: Path) -> None:
     manifest = msgspec.json.decode(path.read_bytes(), type=checkpoint.Manifest)

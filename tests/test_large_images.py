@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.errors import CellError
 from dmlbench.compute.device import LARGE, PASSES, Compute
 from dmlbench.compute.embedding import EmbeddingModel, embed, embed_together
 from dmlbench.core.protocol import Threat
@@ -80,6 +81,17 @@ def test_no_bit_of_a_large_image_or_its_gradient_depends_on_the_batch() -> None:
         assert torch.equal(torch.cat([one for one, _ in parts]), e)
         assert torch.equal(torch.cat([one for _, one in parts]), gradient)
     torch.testing.assert_close(embed_together(model, images), e)  # as training computes it
+
+
+def test_a_network_that_normalises_by_its_batch_is_refused(photos: RetrievalData) -> None:
+    """Though large images pass one by one, for the most part."""
+    batch = nn.BatchNorm2d(3, track_running_stats=False)
+    model = EmbeddingModel(nn.Sequential(batch, *network().backbone), "N")
+    with (
+        evaluation(model, photos, Compute("cpu"), Silent()) as found,
+        pytest.raises(CellError, match=r"alone and not in a batch.*BatchNorm2d"),
+    ):
+        found.benign()
 
 
 def measure(

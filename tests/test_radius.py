@@ -96,6 +96,15 @@ def test_it_is_the_least_level_of_the_bisection_that_breaks(
     assert (broken | unbroken).all()
 
 
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+def test_what_was_saved_is_a_share_of_all_restarts(
+    restarts: int, model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
+) -> None:
+    attack = resolved(restarts=restarts, steps=2)
+    found = attack.run(model, images, torch.arange(40), gallery, seed=0)
+    assert found.perturbed.full_passes == 40 * attack.most_passes
+
+
 def test_neither_batch_order_nor_active_set_change_it(
     model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:

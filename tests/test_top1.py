@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ import torch
 from dmlbench.attacks import stack
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.engine import classes
+from dmlbench.attacks.engine.apgd import APGD
+from dmlbench.attacks.engine.black_box import Counted
 from dmlbench.attacks.engine.classes import Classes
+from dmlbench.attacks.engine.optimizer import Perturbed
+from dmlbench.attacks.engine.square import Square
 from dmlbench.attacks.engine.targets import random_start
 from dmlbench.attacks.stack import STAGES
 from dmlbench.attacks.top1 import LOSSES, TopOneGoal
@@ -253,6 +258,92 @@ def test_the_stack_is_its_stages_in_turn(
         assert torch.equal(found.perturbed.images[rows], one.images)
     assert broken_by["none"] < 40
     assert passes <= found.perturbed.passes <= found.perturbed.full_passes == 40 * 10 * 3
+
+
+class Shaken(torch.nn.Module):
+    """A randomised network."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        super().__init__()
+        self.inner = model.backbone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e: torch.Tensor = self.inner(x + 0.1 * torch.randn_like(x))
+        return e
+
+
+def test_of_a_randomised_network_the_stack_keeps_the_best_of_its_stages(
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later stages that only make it worse for the attacker leave no trace in its images."""
+    shaken, index = EmbeddingModel(Shaken(model), "N"), torch.arange(40)
+    good: Any = resolved("margin", eps=0.1)
+
+    def run(sabotaged: bool) -> torch.Tensor:
+        whole, run_stage = resolved("top1", eps=0.1), APGD.run
+
+        def run(self: APGD, embed: Any, clean: torch.Tensor, goal: Any, *more: Any) -> Perturbed:
+            found = run_stage(self, embed, clean, goal, *more)
+            return found if goal.name == "margin" else replace(found, images=clean.clone())
+
+        def blind(self: Square, embed: Any, clean: torch.Tensor, goal: Any) -> Counted:
+            found = run_square(self, embed, clean, goal)
+            return replace(found, images=clean.clone(), until=torch.ones_like(found.until))
+
+        run_square = Square.run
+        with monkeypatch.context() as patched:
+            patched.setattr(stack, "BUDGET", 5)
+            if sabotaged:
+                patched.setattr(APGD, "run", run)
+                patched.setattr(Square, "run", blind)
+            found = whole.run(shaken, images, index, gallery, seed=3, draws=8)
+        worse = (
+            found.outcomes["Top1"]
+            > good.run(shaken, images, index, gallery, seed=3, draws=8).outcomes["Margin"] + 40
+        )
+        assert not worse.any()
+        took = found.outcomes["Top1:Square"]
+        return took if sabotaged else found.outcomes["Top1"]
+
+    assert run(sabotaged=True).mean() < 2
+    assert 0 < run(sabotaged=False).mean() < 100
+
+
+def test_every_restart_of_the_stack_tries_other_starts_and_squares(
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def spied(*given: Any) -> torch.Tensor:
+        drawn.append(random_start(*given) - given[0])
+        return drawn[-1] + given[0]
+
+    monkeypatch.setattr(stack, "random_start", spied)
+    monkeypatch.setattr(stack, "BUDGET", 2)
+    index, squares = torch.arange(8), []
+    begin = Square.begin
+
+    def begun(self: Square, known: Any, objective: Any) -> Any:
+        squares.append(begin(self, known, objective).draws)
+        return begin(self, known, objective)
+
+    monkeypatch.setattr(Square, "begin", begun)
+    noise = {}
+    for restarts in (1, 3):
+        drawn.clear()
+        squares.clear()
+        whole = resolved("top1", eps=0.001, restarts=restarts, steps=1)
+        whole.run(model, images[index], index, gallery, seed=3)
+        noise[restarts] = [*drawn], [*squares]
+    for one, many in zip(noise[1], noise[3], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=False))
+        assert len({float(x.double().sum()) for x in many}) == len(many) == 3 * len(one)
+
+
+def test_only_several_restarts_have_a_version_of_their_own() -> None:
+    plain = resolved("top1")
+    assert plain.version == resolved("top1", restarts=1).version == plain.card.version
+    assert resolved("top1", restarts=2).version > plain.version
 
 
 def test_an_item_needs_no_labels_and_a_tie_is_lost(

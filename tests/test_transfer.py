@@ -14,6 +14,7 @@ import torch
 
 from dmlbench import testing
 from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.attacks.transfer import Source
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import identity
 from dmlbench.compute.embedding import EmbeddingModel, embed, on_device
@@ -24,6 +25,7 @@ from dmlbench.models.base import parse_model
 from dmlbench.storage.checkpoint import save_weights
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
+from tests.masks import Wrapped
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 NETWORK = "c2f2:dim=8"
@@ -62,7 +64,8 @@ def gallery_of(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData)
     ("more", "by"),
     [
         ("", "margin:optimizer=apgd"),
-        (',by="ca+:w=2",steps=3', "ca+:w=2,steps=3,optimizer=apgd"),
+        (',by="qa+:m=2",steps=3', "qa+:m=2,steps=3,optimizer=apgd"),
+        (',by="es",alpha=0.02,bits=32', "es:alpha=0.02,optimizer=apgd"),
         (",of=item,optimizer=pgd", "margin:of=item"),
         (',by="margin:restarts=2",eps=0.05', "margin:restarts=2,eps=0.05,optimizer=apgd"),
     ],
@@ -84,6 +87,28 @@ def test_it_is_the_attack_on_the_other_model_shown_to_this_one(
     assert (found.outcomes["Transfer"] < found.clean["Transfer"]).any()
     assert found.perturbed.passes == made.passes
     assert attack.most_passes == source.most_passes
+
+
+@pytest.mark.parametrize(("more", "alpha"), [("", 0.01), (",alpha=0.05", 0.05)])
+def test_a_step_that_is_not_given_is_that_of_the_attack_on_the_other_model(
+    more: str, alpha: float, weights: Path
+) -> None:
+    """Of uap eps / 10, and not the data set's step."""
+    attack = transfer(weights, f",by=uap,optimizer=pgd,steps=7{more}").resolve(THREAT)
+    assert attack.attack.alpha == attack.alpha == pytest.approx(alpha)
+
+
+def test_a_masked_gradient_of_the_other_model_is_not_held_against_this_one(
+    weights: Path, images: torch.Tensor, tiny: RetrievalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked = EmbeddingModel(Wrapped(network(1).backbone, before=lambda x: x.detach()), "N")
+    masked.eval().requires_grad_(False)
+    monkeypatch.setattr(Source, "load", lambda self, images: masked)
+    gallery, attack = gallery_of(network(0), images, tiny), transfer(weights).resolve(THREAT)
+    run = attack.run(network(0), images, torch.arange(40), gallery, seed=0)
+    assert not run.perturbed.flat_start.any()
+    seen, margin = gallery_of(masked, images, tiny), attack.attack
+    assert margin.run(masked, images, torch.arange(40), seen, seed=0).perturbed.flat_start.any()
 
 
 def test_its_identity_is_the_weights_and_the_attack_on_them(weights: Path, tmp_path: Path) -> None:
@@ -127,6 +152,11 @@ def test_models_that_are_missing_or_unfit_are_named(
             f'transfer:from={weights},network=c2f2,by="es:eps=0.1"',
             "eps is a key of transfer itself",
         ),
+        (
+            f'transfer:from={weights},network=c2f2,by="margin:bits=8"',
+            "bits is a key of transfer itself",
+        ),
+        (f"transfer:from={weights},network=c2f2,by=ca+", "perturbs no query"),
         (f"transfer:from={weights},network=c2f2,by=nothing", "unknown attack 'nothing'"),
     ):
         with pytest.raises(UserError, match=said):

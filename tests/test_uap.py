@@ -166,6 +166,9 @@ def test_its_identity_has_the_other_attack() -> None:
         ("uap:by=uap", "no attack that follows a gradient"),
         ("uap:by=ca+", "perturbs no query"),
         ('uap:by="es:eps=0.1"', "eps is a key of uap itself"),
+        ('uap:by="ltm:bits=8"', "bits is a key of uap itself"),
+        ('uap:by="ltm:restarts=5"', "the loss alone is taken"),
+        ("uap:by=top1", "no search of its own"),
         ("uap:by=nothing", "unknown attack 'nothing'"),
     ],
 )

@@ -179,6 +179,18 @@ class Gallery:
         """The number of items that every query sees at least. Kept."""
         return self.shared("least seen", lambda: int(self.seen.min()))
 
+    def check_ranks(self) -> None:
+        """See to it that an item has others to be ranked among.
+
+        Raises:
+            CellError: a query sees a single item, or none.
+        """
+        if self.least_seen < 2:
+            raise CellError(
+                f"the gallery of {len(self)} is too small: a query sees {self.least_seen} of its "
+                "items, and the attack ranks one of them among others"
+            )
+
     def distances(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, N) float64 distances of ``queries`` (B, D) to every item.
 
@@ -221,7 +233,7 @@ class Gallery:
     def nearest(self, index: torch.Tensor, count: int) -> torch.Tensor:
         """(B, count) positions of the items nearest to the queries ``index`` (B,), closest first.
 
-        Kept, so that each query is searched for once.
+        Kept, so that each query is searched for once, until more of them are asked for.
 
         Raises:
             CellError: a query sees fewer than ``count`` items.
@@ -230,12 +242,14 @@ class Gallery:
             raise CellError(f"the nearest {count} others do not exist in a gallery of {len(self)}")
         known = self._shared.get("nearest")
         if known is None or known.width < count:
+            # as many whatever is asked for: which of equally near ones come first depends on it
             size = min(max(count, len(self) // TOP_SHARE), self.least_seen)
 
             def block(rows: torch.Tensor) -> torch.Tensor:
-                return self._others(rows).topk(size, dim=1, largest=False).indices
+                found = self._others(rows).topk(size, dim=1, largest=False).indices
+                return found[:, :count]
 
-            known = self._shared["nearest"] = self._rows(block, size)
+            known = self._shared["nearest"] = self._rows(block, count)
         return known.of(index)[:, :count].long()
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:

@@ -163,7 +163,8 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 not given. A sample that is done there takes no pass at all.
 
         Raises:
-            CellError: a loss or gradient is not finite (sign(NaN) = 0 freezes an image silently).
+            CellError: an embedding, a loss or a gradient is not finite (sign(NaN) = 0 freezes an
+                image silently).
         """
         ball = BALLS[self.norm].around(clean, self.eps)
         x = clean.clone() if start is None else ball.project_(start.clone())
@@ -182,7 +183,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
                 break
             passes += len(rows) * self.draws
             e, loss, live, dx = self.slope(embed, self.shown(now.x, now.ball), objective, number)
-            finite &= loss.isfinite().all() & dx.isfinite().all()
+            finite &= e.isfinite().all() & loss.isfinite().all() & dx.isfinite().all()
             if number == 0:
                 last = e.new_empty(len(clean), *e.shape[1:]) if known is None else last
                 flat[rows] = live & ~dx.flatten(1).any(dim=1)
@@ -206,7 +207,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         result[rows] = self.shown(now.result, now.ball)
         if not finite:
             raise CellError(
-                f"the loss or its gradient is not finite within {self.steps} "
+                f"an embedding, the loss or its gradient is not finite within {self.steps} "
                 f"{type(self).__name__} steps"
             )
         self.verify(clean, result)
@@ -229,8 +230,7 @@ class Optimizer(abc.ABC, Generic[IterateT]):
         if len(parts) == 1:
             return e.detach(), *parts[0]
         losses, live, dx = (torch.stack(part) for part in zip(*parts, strict=True))
-        # a broken query may have the lowest loss there is: a sum of two would overflow
-        return e.detach(), (losses / self.draws).sum(0), live.any(0), dx.mean(0)
+        return e.detach(), mean_over_draws(losses), live.any(0), dx.mean(0)
 
     def verify(self, clean: torch.Tensor, adversarial: torch.Tensor) -> None:
         """CellError unless ``adversarial`` is in the ball around ``clean`` (``Ball.check``)."""
@@ -245,7 +245,16 @@ def expectation(draws: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The mean of what ``make`` gives in so many draws of a randomised network."""
     if draws == 1:
         return make()
-    return torch.stack([make() / draws for _ in range(draws)]).sum(0)
+    return mean_over_draws(torch.stack([make() for _ in range(draws)]))
+
+
+def mean_over_draws(found: torch.Tensor) -> torch.Tensor:
+    """The mean over the first dimension.
+
+    A broken query may have the lowest loss there is. A sum of two of them overflows, and so may
+    that of their shares, by rounding; but no mean is below the least value.
+    """
+    return (found / len(found)).sum(0).maximum(found.amin(0))
 
 
 def through(e: torch.Tensor, x: torch.Tensor, de: torch.Tensor) -> torch.Tensor:

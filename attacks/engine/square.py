@@ -39,10 +39,7 @@ class Squares(Known):
 
 @dataclass(frozen=True)
 class Square(BlackBox[Squares]):
-    """The search; ``p`` is the share of the image that the first squares cover.
-
-    ``ties``: an image as good as the best one takes its place too.
-    """
+    """The search; ``p`` is the share of the image that the first squares cover."""
 
     p: float
 

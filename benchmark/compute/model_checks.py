@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError
-from dmlbench.compute.embedding import HALVES, EmbeddingModel, embed
+from dmlbench.compute.embedding import HALVES, EmbeddingModel, embed, embed_together
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import LEAST_DISTINCT, ROUNDING, Flag, lengths, precision
 
@@ -41,12 +41,14 @@ def check_model(
         with torch.no_grad():
             return network(x) if draws > 1 else embed(network, x)
 
-    wrong = in_place(model, images) or not_finite(e := passes(images))
+    wrong = in_place(model, images) or not_finite(e := passes(images), "clean")
     if draws > 1:
         wrong = wrong or not_repeatable(passes, images)
     else:
         wrong = wrong or not_deterministic(passes, images, e, model)
-        wrong = wrong or batch_dependent(passes, images, e, model, ROUNDING[number_format])
+        with torch.no_grad():
+            together = embed_together(network, images)
+        wrong = wrong or batch_dependent(passes, images, together, model, ROUNDING[number_format])
     if wrong:
         raise CellError(wrong)
     with torch.no_grad():
@@ -69,15 +71,27 @@ def in_place(passes: Passes, images: torch.Tensor) -> str:
     )
 
 
-def not_finite(e: torch.Tensor) -> str:
-    """The embeddings (B, D) must be finite numbers."""
+def not_finite(e: torch.Tensor, which: str) -> str:
+    """The embeddings (B, D) must be finite numbers; ``which`` says of which images they are."""
     bad = int((~e.isfinite().all(1)).sum())
     if not bad:
         return ""
     return (
-        f"the embeddings of {bad} of {len(e)} clean images are not finite: weights that are "
+        f"the embeddings of {bad} of {len(e)} {which} images are not finite: weights that are "
         "not finite, a division by zero, or numbers too large for their format"
     )
+
+
+def finite(e: torch.Tensor) -> torch.Tensor:
+    """``e`` (B, D), embeddings of shown images, clean or not, that outcomes are read from.
+
+    Raises:
+        CellError: one is not finite. Distances to NaN are in no order, so that a query whose
+            embedding is NaN would count as right, or in no mean.
+    """
+    if wrong := not_finite(e, "shown"):
+        raise CellError(wrong)
+    return e
 
 
 def not_deterministic(

@@ -16,7 +16,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.folding import SAMPLE, folded
-from dmlbench.compute.model_checks import check_model
+from dmlbench.compute.model_checks import check_model, finite
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import Flag
 from dmlbench.datasets.base import RetrievalData, Split
@@ -41,7 +41,8 @@ class EmbeddedTest:
         draws: passes of a randomised model that every number is the mean of; 1: it is not
             randomised. Batches then have 32 images, whatever ``rows`` was, because a batch decides
             what its images draw: so numbers do not depend on the batch size.
-        most_passes: passes that a batch of queries may take; None: as many as it needs.
+        most_passes: passes that a batch of queries may take, unless the model is randomised; None:
+            as many as it needs.
         index: (Q,) numbers of all queries: their positions among the test images.
     """
 
@@ -76,11 +77,12 @@ class EmbeddedTest:
         )
 
     def passes(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of images, from one pass."""
-        if self.draws == 1:
-            return embed(self.network, images)
-        e: torch.Tensor = self.network(images)
-        return e
+        """Embeddings (B, D) of images, from one pass without a gradient.
+
+        Raises:
+            CellError: one is not finite.
+        """
+        return finite(embed(self.network, images) if self.draws == 1 else self.network(images))
 
     @cached_property
     def checked(self) -> list[Flag]:

@@ -14,11 +14,13 @@ import torch
 
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Attacked, Column, Gallery
+from dmlbench.attacks.engine.outcomes import mean_outcomes
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed, file_sha256
 from dmlbench.common.progress import Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, frozen, on_device
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.attacked_queries import AttackedQuery, first_of_batch
 from dmlbench.evaluation.collected import Collected, Progress, image_file
@@ -133,7 +135,7 @@ class Evaluation(EmbeddedTest):
                 want, adversarial = keep - len(kept), attacked.perturbed.images
                 kept += self._kept(attack, batch, images, attacked, want)
                 write(adversarial)
-                before = moved_query.outcomes(extra, gallery.queries[batch], batch, gallery)
+                before = self._unmoved(extra, images, batch)
                 found = attacked.outcomes | self.moved(extra, adversarial, batch)
                 collected.add(images, attacked, found, attacked.clean | before)
                 progress.finish(collected.so_far(attack.columns))
@@ -157,12 +159,28 @@ class Evaluation(EmbeddedTest):
     ) -> dict[str, torch.Tensor]:
         """Retrieval with the queries at ``index`` (B,) shown as ``images``, adversarial ones.
 
+        Of a randomised network it is the mean over its draws.
+
         Args:
             wanted: columns of ``attacks.moved_query``; nothing is computed if there are none.
         """
         if not wanted:
             return {}
-        return moved_query.outcomes(wanted, self.expected(images), index, self.gallery)
+
+        def drawn() -> dict[str, torch.Tensor]:
+            return moved_query.outcomes(wanted, self.passes(images), index, self.gallery)
+
+        seed = derived_seed(0, "moved", int(index[0]))
+        with torch.no_grad(), global_seeds(seed, self.device):
+            return mean_outcomes(self.draws, drawn)
+
+    def _unmoved(
+        self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The same of the clean ``images`` of the queries, whose embeddings are known."""
+        if self.draws > 1:
+            return self.moved(wanted, images, index)
+        return moved_query.outcomes(wanted, self.gallery.queries[index], index, self.gallery)
 
     def attacked_queries(
         self, attack: Attack, seed: int, count: int, queries: int | None = None
@@ -198,7 +216,7 @@ class Evaluation(EmbeddedTest):
     def _most_rows(self, attack: Attack, gallery: Gallery) -> int:
         """The number of queries in a batch."""
         rows = min(self.rows, attack.most_rows(gallery))
-        if self.most_passes is None:
+        if self.most_passes is None or self.draws > 1:  # a batch decides what its images draw
             return rows
         return min(rows, max(1, self.most_passes // self._passes(attack)))
 

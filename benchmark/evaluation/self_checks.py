@@ -19,6 +19,7 @@ from dmlbench.core.flags import Flag
 from dmlbench.evaluation.embedded import LOOKED_AT, EmbeddedTest, spread
 
 FAR = 1_000_000  # number of the first start that noise is made from, which no restart has
+ROUNDING = 1e-6  # of a radius, which is kept in float32
 NEARLY_ALL = 0.99  # of the way to full success: where an attack is, noise need not be less
 
 
@@ -69,6 +70,8 @@ def _noise(
         attacked, clean = (
             outcomes[name][index.cpu().numpy()] for name in (column.name, f"{column.name} clean")
         )
+        if column.curve:
+            column, drawn, attacked, clean = _at_eps(column, drawn, attacked, clean)
         if _as_far(column, measured, drawn, attacked, clean):
             values = float(np.nanmean(attacked)), float(np.nanmean(drawn))
             noise = BALLS[attack.norm].random_places
@@ -93,6 +96,26 @@ def _worst_noise(
             lower = column.better == "higher"
             worst[column.name] = known.minimum(value) if lower else known.maximum(value)
     return worst
+
+
+def _at_eps(
+    column: Column,
+    drawn: np.ndarray[Any, Any],
+    attacked: np.ndarray[Any, Any],
+    clean: np.ndarray[Any, Any],
+) -> tuple[Column, np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The share of queries that hold out, in percent, in the place of the radii of ``column``.
+
+    Noise of size eps shows that a query is broken at eps, and not its radius. What only the search
+    in the largest ball has broken counts as held, as its radius is eps too.
+    """
+    end = float(np.nanmax(clean))  # of a query that is right: eps
+    none = np.isnan(clean)
+    noisy, found, before = (
+        np.where(none, np.nan, 100.0 * part)
+        for part in (drawn >= end / 2, attacked > end * (1 - ROUNDING), clean >= end / 2)
+    )
+    return Column(f"R@1 at eps by {column.name}", "%", column.better), noisy, found, before
 
 
 def _as_far(

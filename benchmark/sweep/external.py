@@ -37,7 +37,7 @@ from dmlbench.sweep.external_rows import (
     source_facts,
     values_of,
 )
-from dmlbench.sweep.plan import MEASURE_VERSION
+from dmlbench.sweep.plan import measure_version
 from dmlbench.sweep.session import Session, Stopwatch, open_session, store_success
 from dmlbench.sweep.tasks import Weights, new_cell
 from dmlbench.sweep.weights import checkpoint_weights
@@ -263,7 +263,7 @@ def _cell(store: Store, row: StoredRow, by: Contributor, sha256: str) -> Planned
     facts = {
         "kind": KIND,
         **source_facts(store, first),
-        "measure_version": MEASURE_VERSION,
+        "measure_version": measure_version(about),
         "precision": about.precision,
         "suite": about.suite,
         "queries": about.queries,

@@ -24,12 +24,13 @@ from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import BENIGN, ERS, WORST
 from dmlbench.models.base import Model
-from dmlbench.storage.cell import ColumnInfo, PlannedCell
+from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
 from dmlbench.sweep.weights import check_seeds
 from dmlbench.training.job import Training
 
 MEASURE_VERSION = 1  # is raised when a change of dmlbench.evaluation changes a number
+DRAWS_VERSION = 2  # the same of randomised networks, whose numbers are means over draws
 
 PERCENT = ColumnInfo("%", "higher")
 RECALLS = ("R@1", "ES:R", "LTM", "GTM", "Top1")  # of the clean images, and under attacks
@@ -108,7 +109,7 @@ def planned_attacks(
         suited = replace(threat, suite=suite)  # the row names the suite, so the attack does not
         facts = {
             "attack": attack.card.name,
-            "attack_version": attack.card.version,
+            "attack_version": attack.version,
             "attack_values": attack.facts,
             **source_facts(attack, "attack_source"),
             **({} if queries is None else {"queries": queries}),
@@ -157,17 +158,24 @@ def measures(
         attacks: complete.
         benign: the metrics of the clean images (``Dataset.benign``).
     """
-    precision = weights.about.precision
-    common = {**weights.facts, "measure_version": MEASURE_VERSION, "precision": precision}
+    precision, distance = weights.about.precision, weights.about.distance
+    version = measure_version(weights.about)
+    common = {**weights.facts, "measure_version": version, "precision": precision}
     if weights.about.eot:
         common["eot"] = int(weights.about.eot)
     clean = new_cell({"kind": "benign", **common}, weights.about, dict.fromkeys(benign, PERCENT))
     tasks = [Measure(weights, clean, None, None)]
     for one in attacks:
         facts = {"kind": "attack", **common, **one.facts, "seed": weights.seed}
+        facts["attack_version"] = one.attack.version_under(distance)
         cell = new_cell(facts, structs.replace(weights.about, **one.about), one.columns)
         tasks.append(Measure(weights, cell, one.attack, one.queries, one.recalls))
     return tasks
+
+
+def measure_version(about: About) -> int:
+    """The version of the measurement: randomised networks have their own."""
+    return DRAWS_VERSION if about.eot else MEASURE_VERSION
 
 
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:

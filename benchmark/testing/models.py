@@ -15,7 +15,7 @@ from torch import nn
 
 from dmlbench.common.errors import UserError
 from dmlbench.compute import model_checks
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.embedding import EmbeddingModel, embed, embed_together, frozen
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import ROUNDING
 from dmlbench.models.base import FactoryModel, Model, canonical_model, parse_model
@@ -97,7 +97,7 @@ def embeddings(s: Subject) -> None:
         f"{IMAGES} images become {e.dtype} of shape {tuple(e.shape)}: it must be float32, "
         f"({IMAGES}, D)",
     )
-    _right(model_checks.not_finite(_passes_of(s)(s.images)))
+    _right(model_checks.not_finite(_passes_of(s)(s.images), "clean"))
     require(
         bool((e != e[:1]).any()),
         "different images have one embedding: the network does not look at its input",
@@ -139,7 +139,8 @@ def alone(s: Subject) -> None:
     """An image alone has the embedding that it has in a batch."""
     tolerance, passes = ROUNDING["fp32"], _passes_of(s)
     with frozen(s.network):
-        e = passes(s.images)
+        with torch.no_grad():
+            e = embed_together(s.network, s.images)
         wrong = model_checks.batch_dependent(passes, s.images, e, s.network, tolerance)
     _right(wrong)
 
