@@ -395,7 +395,11 @@ def test_no_bundle_runs_code(place: Place, tmp_path: Path) -> None:
         cell = forgery.cell("es")
         forgery.rename(cell, cell.facts, attack_resolved="evil.py:Attack:steps=3")
 
-    for name, edit in (("network", network), ("attack", attack)):
+    def inner(forgery: Forgery) -> None:
+        cell = forgery.cell("es")
+        forgery.rename(cell, cell.facts, attack_resolved='uap:by="evil.py:Attack:steps=3"')
+
+    for name, edit in (("network", network), ("attack", attack), ("inner", inner)):
         (tmp_path / name).mkdir()
         path = place.forged(edit, tmp_path / name)
         refused(place.zygote.run(["verify", str(path)], tmp_path, 300), "--allow-code")
