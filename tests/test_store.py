@@ -437,6 +437,23 @@ def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
     assert row["value"] == ""
 
 
+def test_a_folder_with_a_failed_cell_or_a_label_of_any_text_stays_usable(tmp_path: Path) -> None:
+    """Older versions stored errors and labels as they came."""
+    store = Store(tmp_path)
+    store.put(failing(cell(), "x\r" + "y" * 200_000 + "\x1b[2J\n"))
+    store.put(cell("CA-", label="a\r\x1b[2J\tb"))
+    for path in export(store):
+        assert b"\r" not in path.read_bytes()
+        assert b"\x1b" not in path.read_bytes()
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a  [2J b"}
+    assert {len(row["error"]) for row in rows} == {0, 200_007}
+    text = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(text.replace("a  [2J b", "a\x1bb"))
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a b"}
+
+
 def test_ers_appears_when_its_ten_columns_do() -> None:
     values = dict(zip(ERS_COLUMNS, (10, 40, 10, 40, 0.5, 1, 20, 20, 20, 5), strict=True))
     cells = [cell(name, value) for name, value in values.items()]

@@ -406,6 +406,19 @@ def test_no_bundle_runs_code(place: Place, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_no_text_of_a_bundle_moves_the_cursor(place: Place, tmp_path: Path) -> None:
+    def label(forgery: Forgery) -> None:
+        for cell in forgery.store.read()[0]:
+            about = structs.replace(cell.about, label="HM\x1b[2J\raccepted")
+            forgery.store.put(structs.replace(cell, about=about), forgery.store.outcomes(cell.id))
+
+    path = place.forged(label, tmp_path)
+    done = place.zygote.run(["verify", str(path), "--queries", "2"], tmp_path, 300)
+    assert "HM [2J accepted" in done.stdout, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -68,6 +68,7 @@ def entry(session: Session) -> PlannedModel:
         (MemoryError(), ["out of memory"]),
         (KeyError("x"), ["KeyError: 'x'"]),
         (SystemExit(3), ["SystemExit: 3"]),
+        (ValueError("\x1b[2Jgone\rx\ud800" + "y" * 200_000), ["[2Jgone x yyy", "y..."]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -85,7 +86,8 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     assert row is not None
     for word in words:
         assert word in row.error
-    assert "\n" not in row.error
+    assert row.error.isprintable()
+    assert len(row.error) < 2100
     assert row.exception is not None
     assert "broken" in str(row.exception.traceback)
     assert entry(session).trained == "failed"

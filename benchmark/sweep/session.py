@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
+from dmlbench.common.text import one_line, printable
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
 from dmlbench.core.protocol import Recipe
@@ -28,6 +29,8 @@ from dmlbench.training.job import Training
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.measurement import Measurement
+
+LONGEST_ERROR = 2000  # characters of an error in a cell
 
 
 @dataclass(frozen=True)
@@ -253,15 +256,13 @@ def store_failure(
     """
     kind = "" if isinstance(error, UserError | CellError) else f"{type(error).__name__}: "
     gone = error.__traceback__ is None
-    trace = None if gone else _storable("".join(traceback.format_exception(error)))
+    trace = None if gone else printable("".join(traceback.format_exception(error)))
     made = provenance(None if gone else session.compute.torch_device())
     raised = ExceptionInfo(type(error).__name__, trace)
-    failed = cell.failed(_storable(f"{kind}{error}"), raised, watch.started, watch.seconds, made)
+    said = one_line(f"{kind}{error}".strip())
+    said = said if len(said) <= LONGEST_ERROR else f"{said[:LONGEST_ERROR]}..."
+    failed = cell.failed(said, raised, watch.started, watch.seconds, made)
     session.reporter.warn(f"{title} failed: {failed.error}")
     if session.store.done(cell.id) is None:
         session.store.put(failed)
 
-
-def _storable(text: str) -> str:
-    """Text that UTF-8 can hold: what a plugin says may have half of a character."""
-    return text.encode(errors="replace").decode()
