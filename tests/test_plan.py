@@ -294,6 +294,24 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
     assert len(ran(store, found)[1]) == 6
 
 
+@pytest.mark.parametrize("resume", ["retry-failed", "only-missing"])
+def test_a_training_that_failed_once_is_no_row_once_its_model_is_there(
+    tmp_path: Path, resume: str
+) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found, bad=("training",))
+    assert [one.ok for one in store.cells()] == [False]
+    entries, _ = assessed(store, found)
+    executor = Fake(store)  # as 'dmlbench train' does
+    assert entries[0].train is not None
+    executor.start(entries[0].train)
+    executor.wait()
+    assert store.cells() == []
+    scheduler, rows, _ = ran(store, found, resume)
+    assert (scheduler.done, scheduler.failed) == (6, 0)
+    assert all(one.ok for one in rows)
+
+
 def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
     _, rows, _ = ran(Store(tmp_path), trainings(defenses=("none",)), lost=("ca+",))
     (failed,) = [r for r in rows if not r.ok]

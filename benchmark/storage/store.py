@@ -66,6 +66,10 @@ class Store:
         """The folder of the model of a training run."""
         return self.root / "models" / training_id
 
+    def is_trained(self, training_id: str) -> bool:
+        """True if the model of a training run is there."""
+        return (self.model_folder(training_id) / MANIFEST).is_file()
+
     def manifests(self) -> list[Manifest]:
         """The manifests of all trained models; one that cannot be read is left out."""
         folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
@@ -159,6 +163,8 @@ class Store:
     def read(self) -> tuple[list[Cell], list[Path]]:
         """Every cell, and the paths of damaged files.
 
+        The row of a training that failed is left out if the model is there: it was trained since.
+
         Raises:
             UserError: a file cannot be read, or a newer version wrote it.
         """
@@ -166,7 +172,8 @@ class Store:
         for path in self._paths():
             cell = _read(path)
             if cell is not None:
-                found.append(cell)
+                if cell.ok or not self.is_trained(cell.id):
+                    found.append(cell)
             elif path.exists():  # another run may have removed it
                 damaged.append(path)
         return found, damaged
