@@ -21,6 +21,7 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 from tests.faults import PATIENCE
+from tests.outside import DEFENSE
 from tests.zygote import Zygote, environment
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -330,6 +331,29 @@ def test_train_is_found_by_run_and_told_apart_by_compare(dmlbench: Run, tmp_path
     assert ca["difference"]["value"] == pytest.approx(row["hm"] - row["none"])
     table = dmlbench("compare", "none", "hm")
     assert table.stdout.startswith("A = N/A[R]\nB = HM[S,g_LGA]&ICS\n")
+
+
+FAILS = DEFENSE.replace(
+    "        triplets =",
+    "        from pathlib import Path\n\n"
+    "        if Path('bad').exists():\n            raise RuntimeError('bad')\n        triplets =",
+)
+
+
+def test_a_training_that_failed_is_done_once_it_was_trained(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "near.py").write_text(FAILS)
+    near = ("--dataset", "tiny", "--defense", "near.py:NearNegatives", "--recipe", "epochs=1")
+    (tmp_path / "bad").touch()
+    assert dmlbench("run", *near, "--attack", "ca+").returncode == 1
+    (tmp_path / "bad").unlink()
+    assert dmlbench("train", *near).returncode == 0
+    assert set(metrics(tmp_path)["status"]) == {"ok"}
+    done = dmlbench("run", *near, "--attack", "ca+")
+    assert done.returncode == 0, done.stderr
+    again = dmlbench("run", *near, "--attack", "ca+", "--resume", "only-missing")
+    assert again.returncode == 0, again.stderr
+    (tmp_path / "bad").touch()  # it cannot be trained a second time
+    assert dmlbench("run", *near, "--attack", "ca+", "--resume", "never").returncode == 1
 
 
 @pytest.mark.slow

@@ -100,14 +100,17 @@ class Fake:
             return [FinishedTask(task, 3.0, "its worker died")]
         if isinstance(task, Train) and name not in self.bad:
             folder = self.store.model_folder(task.model)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
             sha = file_sha256(folder / checkpoint.WEIGHTS)
             facts = {"training": task.training.facts, "training_id": task.training.id}
             made = manifest(sha256=sha, label="N/A", **facts)
             write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
-            self.store.put(row(task, ok=False))
+            failed = row(task, ok=False)
+            if self.store.done(task.cell.id) is None:
+                self.store.put(failed)
+            return [FinishedTask(task, 1.0, failure=failed)]
         else:
             self.store.put(row(task), {"x": np.zeros(4)})
         return [FinishedTask(task, 1.0)]
@@ -326,6 +329,17 @@ def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     # as a slower run would
     store_failure(scheduler.session, rows[1], "ca+", CellError("late"), Stopwatch())
     assert store.cells() == sorted(rows, key=lambda one: one.order)
+
+
+def test_a_number_that_cannot_be_measured_again_is_a_failure_and_stays(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found)
+    before = store.cells()
+    scheduler, rows, _ = ran(store, found, "never", bad=("ca+",))
+    assert scheduler.failed == 1
+    assert scheduler.done == scheduler.total - 1
+    assert [one.error for one in rows if not one.ok] == ["boom"]
+    assert store.cells() == before
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:

@@ -126,16 +126,17 @@ def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
     monkeypatch.setattr(
         "dmlbench.evaluation.evaluator.bootstrap_mean", lambda _: Estimate(value, None, None, 40)
     )
-    worker.do(attacked)
+    failure = worker.do(attacked)
     row = session.store.get(attacked.cell.id)
     assert row is not None
+    assert row == failure
     assert not row.ok
     assert row.error.startswith("the result cannot be right: ")
     assert ("CA+ is 250; it is within 0 and 100" in row.error) is (value == 250)
     tidy, _ = export(session.store)
     assert {r["status"] for r in read_tidy(tidy)} == {"ok", "failed"}
     monkeypatch.undo()
-    worker.do(attacked)
+    assert worker.do(attacked) is None
     assert session.store.done(attacked.cell.id) is not None
 
 

@@ -244,8 +244,11 @@ def store_success(
 
 def store_failure(
     session: Session, cell: PlannedCell, title: str, error: BaseException, watch: Stopwatch
-) -> None:
+) -> Cell:
     """Say that a cell has failed, and store it unless a number of it is there already.
+
+    Returns:
+        The failed cell, also where the number of an earlier run is kept in its place.
 
     Args:
         session: settings of the run.
@@ -262,7 +265,9 @@ def store_failure(
     said = one_line(f"{kind}{error}".strip())
     said = said if len(said) <= LONGEST_ERROR else f"{said[:LONGEST_ERROR]}..."
     failed = cell.failed(said, raised, watch.started, watch.seconds, made)
-    session.reporter.warn(f"{title} failed: {failed.error}")
-    if session.store.done(cell.id) is None:
+    kept = session.store.done(cell.id) is not None
+    session.reporter.warn(f"{title} failed: {failed.error}{'; the stored number stays' * kept}")
+    if not kept:
         session.store.put(failed)
+    return failed
 
