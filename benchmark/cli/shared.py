@@ -90,7 +90,10 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
 def warn_of_damage(store: Store) -> None:
     """Print a warning for each cell file that cannot be read."""
     for path in store.read()[1]:
-        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
+        click.echo(
+            f"warning: {path} is damaged and left out; a run that needs it measures it again",
+            err=True,
+        )
 
 
 def export_folder(results: Path) -> None:

@@ -79,6 +79,9 @@ class Store:
     def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
         """Write the outcomes, then the cell: a cell that is there is complete.
 
+        Where a cell is replaced, its new outcomes lie beside the old ones, under a name with their
+        digest, until the new cell is there: whenever the process dies, a cell has its outcomes.
+
         Raises:
             CellError: the cell cannot be right (a recall of 250%); nothing is written.
             UserError: the folder has gone, or cannot be written to.
@@ -92,14 +95,18 @@ class Store:
             pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
             table = buffer.getvalue()
             digest = hashlib.sha256(table).hexdigest()
-        path = self.path(cell.id)
+        path, place = self.path(cell.id), self.path(cell.id, "parquet")
+        beside = _beside(place, digest) if digest and path.exists() else place
         try:
             content = encode(msgspec.structs.replace(cell, outcomes=digest), path)
         except ValueError as error:
             raise CellError(f"the result cannot be right: {error}") from None
         if outcomes is not None:
-            write_atomically(self.path(cell.id, "parquet"), table)
+            write_atomically(beside, table)
         write_atomically(path, content)
+        if beside != place:
+            with contextlib.suppress(FileNotFoundError):  # another run has stored the same
+                beside.replace(place)
 
     def get(self, cell_id: str) -> Cell | None:
         """The cell of that identity; None if there is none, or its file is damaged.
@@ -112,8 +119,9 @@ class Store:
     def done(self, cell_id: str) -> Cell | None:
         """The cell of that identity if it succeeded and its outcomes are there; else None."""
         cell = self.get(cell_id)
-        whole = cell is not None and cell.ok
-        return cell if whole and self.path(cell_id, "parquet").is_file() else None
+        if cell is None or not cell.ok:
+            return None
+        return cell if any(path.is_file() for path in self._places(cell)) else None
 
     def images(self, cell_id: str) -> Path:
         """The file of the adversarial images of a cell, if they were asked for."""
@@ -133,32 +141,44 @@ class Store:
         import pandas as pd
 
         path, cell = self.path(cell_id, "parquet"), self.get(cell_id)
-        content = _content(path)
-        if cell is None or content is None:
+        read = [] if cell is None else [_content(place) for place in self._places(cell)]
+        found = [content for content in read if content is not None]
+        for content in found:
+            if cell and cell.outcomes in (None, hashlib.sha256(content).hexdigest()):
+                with contextlib.suppress(ValueError, OSError):  # a cell of schema 1 has no digest
+                    return pd.read_parquet(io.BytesIO(content))
+        if self.get(cell_id) != cell:
+            return self.outcomes(cell_id)  # another run has replaced it meanwhile
+        if not found:
             raise DamagedError(f"{path} or its cell is missing or damaged", "run again")
-        try:
-            if cell.outcomes not in (None, hashlib.sha256(content).hexdigest()):
-                raise ValueError
-            return pd.read_parquet(io.BytesIO(content))
-        except (ValueError, OSError):  # a cell of schema 1 has no digest
-            self._quarantine(self.path(cell_id))
-            raise DamagedError(
-                f"{path} is damaged and was moved to {self.quarantine}",
-                "run again to measure its cell anew",
-            ) from None
+        self._quarantine(self.path(cell_id))
+        raise DamagedError(
+            f"{path} is damaged and was moved to {self.quarantine}",
+            "run again to measure its cell anew",
+        )
 
     def changed_outcomes(self, cells: Iterable[Cell]) -> list[Path]:
         """The files of those cells whose outcomes are not what they were when it was stored."""
         return [self.path(cell.id) for cell in cells if not self._same_outcomes(cell)]
 
     def _same_outcomes(self, cell: Cell) -> bool:
-        path = self.path(cell.id, "parquet")
-        try:
-            return cell.outcomes in (None, file_sha256(path))
-        except FileNotFoundError:
-            return True  # missing, not damaged
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        there = False
+        for path in self._places(cell):
+            try:
+                if cell.outcomes in (None, file_sha256(path)):
+                    return True
+                there = True
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise _unreadable(path, error) from None
+        # missing ones are not damaged, and another run may have replaced both files meanwhile
+        return not there or self.get(cell.id) != cell
+
+    def _places(self, cell: Cell) -> list[Path]:
+        """The files that may hold the outcomes of a cell; the first one there has them."""
+        place = self.path(cell.id, "parquet")
+        return [place] if cell.outcomes is None else [_beside(place, cell.outcomes), place]
 
     def read(self) -> tuple[list[Cell], list[Path]]:
         """Every cell, and the paths of damaged files.
@@ -180,8 +200,8 @@ class Store:
 
     def whole(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without those whose outcomes are missing: these must be measured again."""
-        outcomes = {path.stem for path in (self.root / "cells").glob("*.parquet")}
-        return [cell for cell in cells if not cell.ok or cell.id in outcomes]
+        there = set((self.root / "cells").glob("*.parquet"))
+        return [cell for cell in cells if not cell.ok or not there.isdisjoint(self._places(cell))]
 
     def repair(self, damaged: Iterable[Path]) -> None:
         """Move damaged cells and their outcomes to ``quarantine/``.
@@ -247,7 +267,7 @@ class Store:
         folder = self.quarantine
         try:
             folder.mkdir(exist_ok=True)
-            for file in (path, path.with_suffix(".parquet")):
+            for file in (path, *path.parent.glob(f"{path.stem}.*parquet")):
                 with contextlib.suppress(FileNotFoundError):  # another run has moved it
                     file.replace(folder / file.name)
         except OSError as error:
@@ -262,6 +282,11 @@ class Store:
             return read_manifest(folder)
         except UserError:
             return None
+
+
+def _beside(place: Path, digest: str) -> Path:
+    """The file of new outcomes until their cell is there; ``place`` is that of the old ones."""
+    return place.with_suffix(f".{digest[:16]}.parquet")
 
 
 def _read(path: Path) -> Cell | None:
