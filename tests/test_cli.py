@@ -293,6 +293,21 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 
+def test_a_shard_without_a_model_has_no_board_and_says_so(dmlbench: Run, tmp_path: Path) -> None:
+    done = dmlbench(*FIRST, "--shard", "3/3")
+    assert done.returncode == 0, done.stderr
+    assert "results has no row of tiny, so there is no board" in done.stdout
+    assert not list((tmp_path / "leaderboards").iterdir())
+    assert dmlbench(*FIRST, "--shard", "3/3", "--json").stdout == "[]\n"
+
+
+def test_two_configs_are_refused(dmlbench: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("defense: hm\nattack: ca+\n")
+    two = ("--config", "a.yaml", "--config", "b.yaml")
+    refused(dmlbench("run", *two, "--dry-run"), "--config is given 2 times (a.yaml, b.yaml)")
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_results(
     dmlbench: Run, zygote: Zygote, tmp_path: Path
@@ -471,8 +486,20 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
         assert (ca["about"]["dataset"], ca["about"]["recipe"]) == ("tiny", "epochs=1")
         assert ca["metrics"]["CA+"]["value"] == trained.set_index("metric").loc["CA+", "value"]
     pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
-    assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]
+    kinds = [p.parent.name.rpartition("-")[0] for p in pictures]
+    assert kinds == ["ca-plus", "ca-plus", "es", "es"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    again = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
+                     "--attack", "ca+", "--attack", "ca+:w=2", "--attack", "broken",
+                     "--label", "Yours", "--save-adversarial", "1", cwd=alone)  # fmt: skip
+    assert again.returncode == 1
+    assert "Traceback" not in again.stderr
+    assert "3 stored cells of these weights were called 'Mine': they are called 'Yours' now" in (
+        again.stderr
+    )
+    assert set(metrics(alone)["label"]) == {"Yours"}  # es too, which was not asked for again
+    drawn = {p.parent.name for p in (alone / "results" / "adversarial").rglob("query-00000.png")}
+    assert [name.rpartition("-")[0] for name in sorted(drawn)] == ["ca-plus", "ca-plus", "es"]
     refused(dmlbench("attack", "--checkpoint", "absent.pt", "--dataset", "tiny",
                      "--attack", "ca+", cwd=alone), "absent.pt does not exist")  # fmt: skip
     refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--model",

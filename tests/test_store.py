@@ -708,6 +708,16 @@ def test_a_checkpoint_round_trips(saved: Path) -> None:
         checkpoint.verified_manifest(saved, {"seed": 1})
 
 
+@pytest.mark.parametrize("training", [{}, {"seed": "x"}, {"seed": -1}, {"seed": 0, "recipe": 3}])
+def test_a_manifest_whose_training_cannot_be_is_damaged(
+    saved: Path, training: dict[str, Any]
+) -> None:
+    made = manifest(training=training, training_id=identity(training))
+    write_json(saved / checkpoint.MANIFEST, made.as_json())
+    with pytest.raises(DamagedError, match=r"manifest\.json is damaged .*(seed|recipe)"):
+        checkpoint.read_manifest(saved)
+
+
 def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:
     path = saved / checkpoint.MANIFEST
     text = json.loads(path.read_text())

@@ -24,12 +24,16 @@ from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import sealed
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.core.spec import refuse_reference
+from dmlbench.datasets.fashion import FashionMini
 from dmlbench.models.small import C2F2
 from dmlbench.report.markdown import escape
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Store
+from dmlbench.sweep.external import row_weights
+from dmlbench.sweep.external_rows import StoredRow
+from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import new_cell
-from tests.test_store import cell, manifest
+from tests.test_store import cell, manifest, with_facts
 
 pytestmark = pytest.mark.usefixtures("registries")
 TELLTALE = "from pathlib import Path\nPath('ran').touch()\n"
@@ -142,6 +146,22 @@ def test_code_that_a_manifest_names_runs_only_if_it_is_allowed() -> None:
     assert Path("ran").exists()
 
 
+def test_verify_attack_runs_the_code_of_a_manifest_only_if_it_is_allowed() -> None:
+    checkpoint.save_weights(Path("model") / checkpoint.WEIGHTS, C2F2(dim=4).build(1, 8))
+    digest = checkpoint.file_sha256(Path("model") / checkpoint.WEIGHTS)
+    made = manifest(sha256=digest, model="evil.py:make", image_shape=(1, 8))
+    (Path("model") / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
+    worst = with_facts(cell("Robust R@1"), kind="worst case", cells=[])
+    row = StoredRow([worst], [], 0.1)
+    with open_session(FashionMini(), Path("results"), progress=False) as session:
+        with pytest.raises(UserError, match="--allow-code"):
+            row_weights(session, row, Path("model"), None)
+        assert not Path("ran").exists()
+        with pytest.raises(UserError, match="no attribute 'make'"):
+            row_weights(session, row, Path("model"), None, allow_code=True)
+    assert "--allow-code" in call("verify-attack", "--help").output
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -153,7 +173,7 @@ def test_code_that_a_manifest_names_runs_only_if_it_is_allowed() -> None:
     ],
 )
 def test_code_is_found_at_any_depth_of_a_spec(text: str) -> None:
-    with pytest.raises(UserError, match="^a file names .* evil.*, which is code"):
+    with pytest.raises(UserError, match=r"^a file names .* evil.*, which is code"):
         refuse_reference(text, ATTACKS, "a file")
     assert not Path("ran").exists()
     for harmless in ("uap:by=pair", "transfer:from=x.py,by=ca+", "nothing:by=evil.py:A", "es:,"):
@@ -335,7 +355,7 @@ def test_a_description_that_cannot_be_stored_is_refused_in_the_plan() -> None:
         with pytest.raises(UserError, match=f"cannot be stored.*{next(iter(change))}"):
             new_cell({}, replace(about, **change), {})
     for text in ("a\rb", "a\nb", "\x1b[2J", "\x9b2J", "a\u202eb", "\udcff"):
-        with pytest.raises(UserError, match="^label .* has a control character") as said:
+        with pytest.raises(UserError, match=r"^label .* has a control character") as said:
             new_cell({}, replace(about, label=text), {})
         assert str(said.value).isprintable()
 

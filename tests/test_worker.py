@@ -166,3 +166,12 @@ def test_pictures_come_from_the_measurement_and_of_a_stored_cell_from_a_few_quer
     later = dataclasses.replace(session, kept={})
     assert {path: path.read_bytes() for path in draw_attacks(later, cells)} == drawn
     assert attacked == [40, 3]
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Attack, "run", broken)
+    said: list[str] = []
+    monkeypatch.setattr(session.reporter, "warn", said.append)
+    assert draw_attacks(dataclasses.replace(session, kept={}), cells) == []
+    assert said[0].startswith("no pictures of ca+:steps=2 on ")

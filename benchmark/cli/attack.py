@@ -106,7 +106,7 @@ def attack(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import open_session
+    from dmlbench.sweep.session import open_session, rename_stored
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -136,12 +136,17 @@ def attack(
             assert network is not None
             weights = initial_weights(chosen, session.data, network, *row)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
+        if label:
+            plan.cells(weights, planned)  # refuses a label that no row can have
+            rename_stored(session, weights)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:
             from dmlbench.sweep.pictures import draw_attacks  # matplotlib takes a second
 
-            drawn = draw_attacks(session, plan.cells(weights, planned, chosen.benign))
+            found = {cell.id for cell in cells if cell.ok}
+            tasks = plan.cells(weights, planned, chosen.benign)
+            drawn = draw_attacks(session, [task for task in tasks if task.cell.id in found])
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

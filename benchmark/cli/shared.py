@@ -45,6 +45,11 @@ def finish(
     board = write_board(results, dataset, leaderboards)
     if as_json:
         click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
+    elif board is None:
+        click.echo(
+            f"{results} has no row of {dataset}, so there is no board: no model was measured here, "
+            "as in a shard that has none"
+        )
     else:
         print_tables(tidy(cells))
         click.echo(

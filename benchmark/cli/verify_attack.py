@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 )
 @options("zoo")
 @click.option("--model", metavar="SPEC", help="Network of --checkpoint.")
-@options("results", "leaderboards", "data_root", "cache", "device", "batch_size", "threads", "json")
+@options("allow_code", "results", "leaderboards", "data_root", "cache")
+@options("device", "batch_size", "threads", "json")
 def verify_attack(
     file: Path,
     row: str,
@@ -58,6 +59,7 @@ def verify_attack(
     checkpoint: Path | None,
     zoo: str | None,
     model: str | None,
+    allow_code: bool,
     results: Path,
     leaderboards: Path,
     as_json: bool,
@@ -82,6 +84,7 @@ def verify_attack(
         dataset=dataset,
         checkpoint=weights_of(checkpoint, zoo),
         model=model,
+        allow_code=allow_code,
         **places,
     )
     board = write_board(results, found.dataset, leaderboards)

@@ -1,4 +1,4 @@
-"""Text from elsewhere (an error of a plugin, a bundle, a CSV) that a terminal and a CSV can show."""
+"""Text from elsewhere (an error, a bundle, a CSV) in a form that a terminal and a CSV can show."""
 
 from __future__ import annotations
 

@@ -251,12 +251,12 @@ def refuse_reference(text: str, registry: Registry[C], source: str) -> None:
         )
     try:
         name, _, rest = text.strip().partition(":")
-        pairs = split_pairs(rest, name)
-        inner = [p for p in parameters(registry.get(name)) if p.spec_of and p.key in pairs]
+        pairs, known = split_pairs(rest, name), parameters(registry.get(name))
     except UserError:
         return
-    for p in inner:
-        refuse_reference(unquoted(pairs[p.key]), p.spec_of, source)
+    for p in known:
+        if p.spec_of is not None and p.key in pairs:
+            refuse_reference(unquoted(pairs[p.key]), p.spec_of, source)
 
 
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:

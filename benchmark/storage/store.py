@@ -26,7 +26,7 @@ import msgspec
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import read_file, remove_abandoned, write_atomically
 from dmlbench.common.hashing import file_sha256
-from dmlbench.storage.cell import Cell, decode, encode
+from dmlbench.storage.cell import About, Cell, decode, encode
 from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -126,6 +126,15 @@ class Store:
     def images(self, cell_id: str) -> Path:
         """The file of the adversarial images of a cell, if they were asked for."""
         return self.root / "adversarial" / f"{cell_id}.npz"
+
+    def describe(self, cell: Cell, about: About) -> None:
+        """Store another description of a cell that is there; its outcomes stay.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        path = self.path(cell.id)
+        write_atomically(path, encode(msgspec.structs.replace(cell, about=about), path))
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""

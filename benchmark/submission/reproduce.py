@@ -13,10 +13,13 @@ from dmlbench.analysis.where import condition
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import at_other_radius
+from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS
 from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import ERS
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.store import Store
 from dmlbench.submission.claims import whole_number
@@ -122,8 +125,11 @@ def reproduce(
     Raises:
         UserError: no row or several answer to the name, or its weights or images cannot be had.
     """
+    if checkpoint is not None and retrain:
+        raise UserError("--checkpoint names weights and --retrain makes new ones: give one of them")
     wanted = _row(name, source, where)
     first = wanted[0]
+    _check_scores(wanted)
     if not allow_code:
         _refuse_references(wanted)
     if not isinstance(dataset, Dataset):
@@ -218,6 +224,25 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
         )
         raise UserError(f"{name!r} is {len(kinds)} models in {place} ({said}): choose with --where")
     return chosen
+
+
+def _check_scores(records: Iterable[Record]) -> None:
+    """UserError if a score is among the records, but an attack that it is drawn from is not."""
+    attacks = {_key(record) for record in records if record["attack_resolved"]}
+    for record in records:
+        score, _, changed = record["attack"].partition(":")
+        if not score or record["attack_resolved"]:
+            continue
+        needed = ERS_ATTACKS if score == ERS else RECALL_ATTACKS[record["suite"]]
+        radius = f":{changed}" if at_other_radius(record["attack"]) else ""
+        names = [name + radius for name in needed]
+        if any((record["suite"], record["queries"], one) not in attacks for one in names):
+            chosen = "|".join((record["attack"], *names))
+            raise UserError(
+                f"{record['attack']} is drawn from {', '.join(names)}, and not all of them are "
+                f"among the rows that are measured again: choose them too, --where "
+                f"'attack={chosen}'"
+            )
 
 
 def _refuse_references(records: Iterable[Record]) -> None:

@@ -92,6 +92,7 @@ def verify_file(
     dataset: str | Dataset | None = None,
     checkpoint: Path | None = None,
     model: str | None = None,
+    allow_code: bool = False,
     **options: Any,
 ) -> Verified:
     """Verify the images in a file against a stored row, and bring its CSVs up to date.
@@ -105,6 +106,7 @@ def verify_file(
         dataset: spec of the data set; None: as the row has it.
         checkpoint: file of the weights; None: those in ``results``.
         model: spec of their network; None: as their manifest has it, or the data set.
+        allow_code: run the code of a network that their manifest names.
         options: others of ``sweep.session.open_session``.
 
     Raises:
@@ -118,14 +120,18 @@ def verify_file(
     if not isinstance(dataset, Dataset):
         dataset = spec.parse(dataset or about.dataset, DATASETS)
     with open_session(dataset, results, precision=about.precision, **options) as session:
-        weights = row_weights(session, chosen, checkpoint, model)
+        weights = row_weights(session, chosen, checkpoint, model, allow_code)
         found = verify(session, chosen, weights, path, by)
         export(session.store)
     return found
 
 
 def row_weights(
-    session: Session, row: StoredRow, checkpoint: Path | None, model: str | None
+    session: Session,
+    row: StoredRow,
+    checkpoint: Path | None,
+    model: str | None,
+    allow_code: bool = False,
 ) -> Weights:
     """The weights of a row, from its results folder or from ``checkpoint``.
 
@@ -142,7 +148,7 @@ def row_weights(
         )
     network = parse_model(model) if model else None
     common = (session.dataset, session.digest, network, path, None, first.about.seed)
-    weights = checkpoint_weights(*common, first.about.precision)
+    weights = checkpoint_weights(*common, first.about.precision, allow_code=allow_code)
     for key, what, flag in (
         ("data", "data set", "--dataset"),
         ("checkpoint", "checkpoint", "--checkpoint"),

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.progress import Reporter
@@ -29,6 +31,7 @@ from dmlbench.training.job import Training
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.measurement import Measurement
+    from dmlbench.sweep.tasks import Weights
 
 LONGEST_ERROR = 2000  # characters of an error in a cell
 
@@ -208,6 +211,26 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
         return None
 
 
+def rename_stored(session: Session, weights: Weights) -> None:
+    """Give every stored cell of these weights their name, so that they are one model in tables."""
+    store, about = session.store, weights.about
+    name = {"label": about.label, "defense": about.defense}
+    others = [
+        cell
+        for cell in store.read()[0]
+        if cell.facts.get("checkpoint") == weights.facts["checkpoint"]
+        and (cell.about.label, cell.about.defense) != (about.label, about.defense)
+    ]
+    for cell in others:
+        store.describe(cell, structs.replace(cell.about, **name))
+    if others:
+        known = ", ".join(sorted({repr(cell.about.label) for cell in others}))
+        session.reporter.say(
+            f"{len(others)} stored cells of these weights were called {known}: they are called "
+            f"{about.label!r} now"
+        )
+
+
 @dataclass(frozen=True)
 class Stopwatch:
     """The start of a task, and the time since then.
@@ -270,4 +293,3 @@ def store_failure(
     if not kept:
         session.store.put(failed)
     return failed
-

@@ -70,7 +70,7 @@ def _recipe(manifest: Manifest, dataset: Dataset) -> str:
     """The changes of the recipe that weights were trained by; empty if on another data set."""
     if manifest.dataset != spec.shown(dataset):
         return ""
-    return recipe_changes(manifest.training["recipe"], dataset.protocol.recipe)
+    return recipe_changes(manifest.training.get("recipe", {}), dataset.protocol.recipe)
 
 
 def _folder(path: Path) -> Path:

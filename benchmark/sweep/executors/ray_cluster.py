@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import duration
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
-from dmlbench.storage.cell import Cell
 from dmlbench.sweep.tasks import Task
 
 if TYPE_CHECKING:
@@ -174,9 +174,7 @@ _workers: dict[
 ] = {}  # kept between the tasks of this process, with data
 
 
-def _do_task(
-    settings: tuple[Any, ...], task: Task
-) -> tuple[str | None, list[str], Cell | None]:
+def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[str], Cell | None]:
     """Do a task in a process of Ray.
 
     Returns:
