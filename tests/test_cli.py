@@ -371,6 +371,41 @@ def test_a_training_that_failed_is_done_once_it_was_trained(dmlbench: Run, tmp_p
     assert dmlbench("run", *near, "--attack", "ca+", "--resume", "never").returncode == 1
 
 
+def test_the_seed_of_attacks_is_that_of_the_training_or_in_the_name_of_columns(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    tiny = ("--dataset", "tiny", "--attack", "ca+", "--attack", "es")
+    assert dmlbench("run", *tiny, "--defense", "none", "--seed", "3").returncode == 0
+    before = metrics(tmp_path)
+    (folder,) = (tmp_path / "results" / "models").iterdir()
+    attack = ("attack", "--checkpoint", str(folder), *tiny)
+    done = dmlbench(*attack)
+    assert "there was nothing to do" in done.stderr, done.stderr  # the cells are those of the run
+    done = dmlbench(*attack, "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    after = metrics(tmp_path)
+    pd.testing.assert_frame_equal(after[after["cell"].isin(before["cell"])].reset_index(drop=True),
+                                  before)  # fmt: skip
+    (wide,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert {"seed", "CA+", "CA+ (attack_seed=5)", "ES:R (attack_seed=5)"} <= wide.keys()
+    packed = dmlbench("submit", "none", "--by", "Jane", "--where", "seed=3", "--out", "x.zip")
+    refused(packed, "'none' was attacked with the seeds 3, 5", "--where attack_seed=3")
+    for seed, differs in (("3", False), ("5", True)):
+        chosen = ("--where", f"attack_seed={seed}", "--out", f"{seed}.zip")
+        packed = dmlbench("submit", "none", "--by", "Jane", *chosen)
+        assert packed.returncode == 0, packed.stderr
+        said = "the attacks have seed 5, the training 3" in packed.stdout + packed.stderr
+        assert said is differs, packed.stdout + packed.stderr
+    verified = dmlbench("verify", "5.zip", "--queries", "2")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "CA+ (attack_seed=5)" in dmlbench("show").stdout
+    again = ("reproduce", "none", "--checkpoint", str(folder), "--where", "attack=ca+*")
+    done = dmlbench(*again)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "CA+ (attack_seed=5)" in done.stdout
+    refused(dmlbench(*again[:2], *again[4:]), "the attacks of the row have seed 5")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_training_ended_at_random_moments_gives_the_same_weights(

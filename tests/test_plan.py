@@ -31,6 +31,7 @@ from dmlbench.common.hashing import file_sha256
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
+from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import ERS_ATTACKS, recipe_changes
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
@@ -300,6 +301,23 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("resume", ["retry-failed", "only-missing"])
+def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -> None:
+    (training,) = trainings(seeds=(3,), defenses=("none",))
+    weights = trained_weights(training, None, Store(Path()), "fp32")
+    tasks = plan.cells(weights, PLANNED)
+    others = plan.cells(dataclasses.replace(weights, seed=5), PLANNED)
+    found = [*map(row, tasks), *map(row, others)]
+    assert len({one.id for one in found}) == 2 * len(tasks) - 1  # clean images are the same
+    (wide_row,) = wide(found)
+    assert {"CA+", "CA+ (attack_seed=5)"} <= wide_row.estimates.keys()
+    for task, other in zip(tasks, others, strict=True):
+        attack = task.cell.about.attack
+        again = other.cell.about.attack
+        assert split_attack_seed(again) == ((attack, 5) if attack else ("", None))
+    # a name alone: the identities are those of before
+    assert [one.cell.facts for one in others[1:2]] == [tasks[1].cell.facts | {"seed": 5}]
+
+
 def test_a_training_that_failed_once_is_no_row_once_its_model_is_there(
     tmp_path: Path, resume: str
 ) -> None:

@@ -47,7 +47,7 @@ def evaluate(
     std: Sequence[float] = (),
     network: str | None = None,
     label: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     allow_code: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -86,7 +86,8 @@ def evaluate(
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
         label: the model's name in tables.
-        seed: decides the targets of attacks.
+        seed: decides the targets of attacks; None: that of the training, where a manifest says it,
+            else 0. Headings say where it is another than that of the training.
         allow_code: run the code of a network that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes no number.
@@ -148,7 +149,7 @@ def _weights(
     normalisation: tuple[Sequence[float], Sequence[float]],
     network: str | None,
     label: str | None,
-    seed: int,
+    seed: int | None,
     allow_code: bool,
 ) -> Weights:
     """The weights that ``model`` stands for."""
@@ -160,7 +161,7 @@ def _weights(
     if isinstance(model, nn.Module):
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
-        return memory_weights(*common, held, held.digest, name, seed, *measured)
+        return memory_weights(*common, held, held.digest, name, seed or 0, *measured)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -176,4 +177,4 @@ def _weights(
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
     parsed = parse_model(model)
-    return initial_weights(session.dataset, session.data, parsed, label, seed, *measured)
+    return initial_weights(session.dataset, session.data, parsed, label, seed or 0, *measured)

@@ -63,9 +63,9 @@ class _Saved(click.ParamType[int | None]):
 @click.option(
     "--seed",
     type=Whole(),
-    default=0,
-    show_default=True,
-    help="Seed that decides the targets of the attacks.",
+    help="Seed that decides the targets of the attacks. Default: that of the training, as in "
+    "'run', or 0 where no manifest says it. With another one, columns are called so: "
+    "CA+ (attack_seed=5).",
 )
 @click.option(
     "--save-adversarial",
@@ -89,7 +89,7 @@ def attack(
     queries: int | None,
     recalls: bool,
     dataset: str | None,
-    seed: int,
+    seed: int | None,
     saved: int | None,
     allow_code: bool,
     results: Path,
@@ -127,14 +127,15 @@ def attack(
         from dmlbench.sweep.run import run
 
         session.check_queries(queries)
-        row = label, seed, places["precision"], places["eot"]
+        measured = places["precision"], places["eot"]
         if checkpoint is not None:
             weights = checkpoint_weights(
-                chosen, session.digest, network, checkpoint, *row, allow_code=allow_code
+                *(chosen, session.digest, network, checkpoint, label, seed, *measured),
+                allow_code=allow_code,
             )
         else:
             assert network is not None
-            weights = initial_weights(chosen, session.data, network, *row)
+            weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         if label:
             plan.cells(weights, planned)  # refuses a label that no row can have
