@@ -300,7 +300,6 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
     assert len(ran(store, found)[1]) == 6
 
 
-@pytest.mark.parametrize("resume", ["retry-failed", "only-missing"])
 def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -> None:
     (training,) = trainings(seeds=(3,), defenses=("none",))
     weights = trained_weights(training, None, Store(Path()), "fp32")
@@ -318,6 +317,7 @@ def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -
     assert [one.cell.facts for one in others[1:2]] == [tasks[1].cell.facts | {"seed": 5}]
 
 
+@pytest.mark.parametrize("resume", ["retry-failed", "only-missing"])
 def test_a_training_that_failed_once_is_no_row_once_its_model_is_there(
     tmp_path: Path, resume: str
 ) -> None:
