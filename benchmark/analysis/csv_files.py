@@ -23,7 +23,7 @@ from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file, write_atomically
 from dmlbench.common.spreadsheet import guarded, plain
-from dmlbench.common.text import one_line, printable
+from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
@@ -257,13 +257,12 @@ READERS: dict[str, Callable[[str], Any]] = {
 """Column -> parser of its text, which raises ValueError (``not a number``). Others are ignored."""
 
 
-def _remembered(name: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _remembered(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """The parser of a column; most columns hold few different texts, which are read once."""
-    shown = printable if name == "error" else one_line
-    return lru_cache(maxsize=1024)(lambda text: read(shown(plain(text))))
+    return lru_cache(maxsize=1024)(lambda text: read(printable(plain(text))))
 
 
-_READ = {name: _remembered(name, read) for name, read in READERS.items()}
+_READ = {name: _remembered(read) for name, read in READERS.items()}
 
 LATER = ("curve", "flags", "eot")
 """Columns that older CSVs lack; they are empty then."""

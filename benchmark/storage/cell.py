@@ -16,7 +16,7 @@ import msgspec
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity, sealed, unsealed
-from dmlbench.common.text import one_line, printable
+from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
 from dmlbench.core.protocol import SUITES
@@ -260,7 +260,7 @@ def _shown(cell: Cell) -> Cell:
     ``tasks.new_cell`` refuses other texts, but older versions stored them, and others may have.
     """
     texts = msgspec.structs.asdict(cell.about)
-    plain = {name: one_line(text) for name, text in texts.items() if isinstance(text, str)}
+    plain = {name: printable(text) for name, text in texts.items() if isinstance(text, str)}
     if plain.items() <= texts.items() and printable(cell.error) == cell.error:
         return cell
     about = msgspec.structs.replace(cell.about, **plain)
