@@ -106,7 +106,7 @@ def verify_file(
         dataset: spec of the data set; None: as the row has it.
         checkpoint: file of the weights; None: those in ``results``.
         model: spec of their network; None: as their manifest has it, or the data set.
-        allow_code: run the code of a network that their manifest names.
+        allow_code: run the code of a data set that the row names, or of a network in a manifest.
         options: others of ``sweep.session.open_session``.
 
     Raises:
@@ -136,7 +136,8 @@ def row_weights(
     """The weights of a row, from its results folder or from ``checkpoint``.
 
     Raises:
-        UserError: they are not there, or weights, network or data are not those of the row.
+        UserError: they are not there, weights, network or data are not those of the row, or a
+            manifest names code that is not allowed.
     """
     first = row.worst[0]
     facts = source_facts(session.store, first)
