@@ -16,7 +16,7 @@ from dmlbench.models.module import module_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import run
-from dmlbench.sweep.session import Session
+from dmlbench.sweep.session import Session, rename_stored
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -125,6 +125,8 @@ def evaluate(
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
+        if label is not None:
+            rename_stored(session, weights)
         return Report.of(run(session, [weights], planned), session.store)
 
 

@@ -138,7 +138,6 @@ def attack(
             weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         if label:
-            plan.cells(weights, planned)  # refuses a label that no row can have
             rename_stored(session, weights)
         cells = run(session, [weights], planned)
         drawn = []

@@ -26,6 +26,7 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
+from dmlbench.sweep.tasks import new_cell
 from dmlbench.training.job import Training
 
 if TYPE_CHECKING:
@@ -212,8 +213,13 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
 
 
 def rename_stored(session: Session, weights: Weights) -> None:
-    """Give every stored cell of these weights their name, so that they are one model in tables."""
+    """Give every stored cell of these weights their name, so that they are one model in tables.
+
+    Raises:
+        UserError: no row can have such a name.
+    """
     store, about = session.store, weights.about
+    new_cell({}, about, {})
     name = {"label": about.label, "defense": about.defense}
     others = [
         cell
