@@ -249,8 +249,6 @@ def _source(path: str, network: str | None) -> Source:
             f"would be run: look at it, and name it yourself with network={spec.quoted(known)}"
         )
     made = parse_model(network or known)
-    if not known and isinstance(made, Pretrained):
-        itself = replace(made, weights=str(weights.path))
-        if itself.comes_trained:
-            return Source(weights, itself, as_published=True)
+    if not known and isinstance(made, Pretrained) and made.head != "fc":
+        return Source(weights, replace(made, weights=str(weights.path)), as_published=True)
     return Source(weights, made)

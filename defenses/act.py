@@ -10,7 +10,7 @@ that are defined on given triplets (``loss``) are taken on the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from dmlbench.attacks.engine.objective import RowWise
@@ -66,13 +66,14 @@ class AntiCollapseTriplet(AdversarialDefense):
         return f"ACT[{losses.notation(self.loss, self.sampler, always_mined=True)}]"
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in what is ``auto``.
+        """Fill in what is ``auto``; the margin only for the triplet loss, which alone reads it.
 
         Raises:
             UserError: a margin is given for a loss that does not read it.
         """
         losses.check(self.card.name, self.loss, self.margin, self.sampler, always_mined=True)
-        return super().resolve(threat, metric)
+        filled = super().resolve(threat, metric)
+        return filled if self.loss == losses.TRIPLET else replace(filled, margin=None)
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
         """The loss module; None for the triplet loss."""

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from dmlbench.attacks.engine.objective import Objective
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.pgd import PGD
+from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
+from dmlbench.core import spec
 from dmlbench.core.registry import Component, Registry
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.samplers import SAMPLERS, Triplets, sample
@@ -150,6 +152,14 @@ class Defense(Component, abc.ABC):
         """The defense with every ``auto`` field filled in."""
         return dataclasses.replace(self, margin=self.margin or MARGIN[metric])
 
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that this defense cannot train; called before the first step.
+
+        Raises:
+            UserError: it is such a network; the message says why.
+        """
+        return None
+
     @property
     def training_cost(self) -> int:
         """Forward-backward passes of a training step: eta + 1, and 1 without an adversary."""
@@ -273,15 +283,31 @@ class AdversarialDefense(Defense):
     )
 
     @property
+    def runs_pgd(self) -> bool:
+        """False if its keys leave nothing to perturb, so that eta, eps and alpha are not read."""
+        return True
+
+    @property
     def training_cost(self) -> int:
         """Passes of a training step: eta that perturb, and one that updates the weights."""
         assert self.eta is not None
         return self.eta + 1
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in eta, eps and alpha from the data set's training threat."""
+        """Fill in eta, eps and alpha from the data set's training threat.
+
+        Raises:
+            UserError: other values are given where nothing reads them: they would make another row
+                with the same numbers.
+        """
         eps, eta = self.eps or threat.eps, self.eta or threat.eta
         alpha = self.alpha or threat.step(eps, eta)
+        usual = {"eta": threat.eta, "eps": threat.eps, "alpha": threat.step(threat.eps, threat.eta)}
+        for key, value in {"eta": eta, "eps": eps, "alpha": alpha}.items():
+            if not self.runs_pgd and value != usual[key]:
+                raise UserError(
+                    f"{spec.shown(self)}: {key} is not read, as nothing is perturbed: leave it out"
+                )
         filled = dataclasses.replace(self, eps=eps, eta=eta, alpha=alpha)
         return super(AdversarialDefense, filled).resolve(threat, metric)
 

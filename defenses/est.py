@@ -19,7 +19,7 @@ Cars and SOP are therefore ``--defense est:variant=robrank --model resnet18:free
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from dmlbench.common.lazy import torch
@@ -54,13 +54,14 @@ class EmbeddingShiftedTriplet(ShiftDefense):
         return self.named("EST", losses.notation(self.loss, self.sampler))
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in what is ``auto``.
+        """Fill in what is ``auto``; the margin only for the triplet loss, which alone reads it.
 
         Raises:
             UserError: a margin or a sampler is given for a loss that does not read it.
         """
         losses.check(self.card.name, self.loss, self.margin, self.sampler)
-        return super().resolve(threat, metric)
+        filled = super().resolve(threat, metric)
+        return filled if self.loss == losses.TRIPLET else replace(filled, margin=None)
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
         """The loss module; None for the triplet loss."""

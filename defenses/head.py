@@ -8,7 +8,8 @@ head collapsed on fashion-mini (mean cosine 1.0). Robustness that the frozen lay
 head can hardly add: the paper finds that a linear probe keeps the robustness of its backbone.
 
 With published weights no clean epoch is needed: ``clean=0``. The head is the last layer that has
-parameters: ``fc`` of a ResNet, the last linear layer of the small networks.
+parameters: ``fc`` of a ResNet, the last linear layer of the small networks. A network without one
+(``head=none``) is refused.
 
 The paper probes classifiers; the triplet loss and the clean epochs are ours.
 """
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dmlbench.common.errors import UserError
 from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
@@ -50,6 +52,16 @@ PROBING = Paper(
 )
 
 
+def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the last layer that has parameters."""
+    every = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    return every[-1]
+
+
 @contextmanager
 def head_alone(model: nn.Module) -> Iterator[None]:
     """Freeze all but the last layer with parameters, within a ``with`` block.
@@ -59,7 +71,7 @@ def head_alone(model: nn.Module) -> Iterator[None]:
     """
     from dmlbench.compute.embedding import held
 
-    *_, head = (m for m in model.modules() if any(True for _ in m.parameters(recurse=False)))
+    _, head = last_layer(model)
     own = {id(p) for p in head.parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     training = [m for m in model.modules() if m.training and m is not head]
@@ -92,6 +104,25 @@ class RobustHead(AdversarialDefense):
         """The defense that the head learns by."""
         shared = ("sampler", "margin", "eta", "eps", "alpha")
         return AntiCollapseTriplet(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def runs_pgd(self) -> bool:
+        """False if every epoch is a clean one."""
+        return self.clean < 1
+
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that ends in a layer which only scales, such as a batch norm.
+
+        Raises:
+            UserError: it is such a network.
+        """
+        name, head = last_layer(network)
+        if self.runs_pgd and all(p.ndim < 2 for p in head.parameters(recurse=False)):
+            raise UserError(
+                f"defense head: the last layer with parameters, {name} ({type(head).__name__}), "
+                "only scales what the frozen layers give, so there is no head to train: take a "
+                "network that ends in a linear layer (head=fc)"
+            )
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Train the whole network on the clean batch, or its head on perturbed triplets."""

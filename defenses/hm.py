@@ -126,14 +126,14 @@ class HardnessManipulation(AdversarialDefense):
         return f"HM[{INITIAL[self.source]},{goal}]{'' if self.ics == 0 else '&ICS'}"
 
     @property
-    def identical(self) -> bool:
-        """True if there is nothing to perturb: HM[X,X] is plain training."""
-        return self.source == self.destination and not self.xi
+    def runs_pgd(self) -> bool:
+        """False for HM[X,X], which is plain training."""
+        return self.source != self.destination or self.xi > 0
 
     @property
     def training_cost(self) -> int:
         """Passes of a training step: eta + 1; HM[X,X] perturbs nothing and takes 1."""
-        return 1 if self.identical else super().training_cost
+        return super().training_cost if self.runs_pgd else 1
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """Fill in u (by default the margin gamma) and the weight of ICS too."""
@@ -152,7 +152,7 @@ class HardnessManipulation(AdversarialDefense):
         if not len(triplets):
             return StepOutput.empty(batch)
         perturbed = None
-        if self.identical:  # what ``none`` computes, to the bit
+        if not self.runs_pgd:  # what ``none`` computes, to the bit
             whole = batch.gather(model(batch.images[batch.share])) if clean is None else clean
             e = whole[triplets.stack()]
         else:

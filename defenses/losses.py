@@ -1,11 +1,11 @@
 """The losses that ``none``, ``est`` and ``act`` can learn by instead of the triplet loss.
 
 ``snr`` is the triplet loss under the signal-to-noise distance (Yuan et al., CVPR 2019), as RobRank
-computes it (losses/snr.py). The others are pytorch-metric-learning's. Each has that library's
-defaults, which are those of its paper. Contrastive and margin loss take the Euclidean distance (of
-unit vectors for the metrics N and C), multi-similarity and proxy-anchor the cosine, n-pair the
-inner product. N-pair uses one pair of each class in the batch, so it learns from few images where a
-batch has few classes.
+computes it (losses/snr.py). The others are pytorch-metric-learning's, with that library's defaults.
+They may differ from those of the papers: multi-similarity has lambda = 0.5 (``base``), its paper 1.
+Contrastive and margin loss take the Euclidean distance (of unit vectors for the metrics N and C),
+multi-similarity and proxy-anchor the cosine, n-pair the inner product. N-pair uses one pair of each
+class in the batch, so it learns from few images where a batch has few classes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Statements of the papers about their defenses, held against the outcomes measured here.
+"""Differences of defenses in the papers' tables, held against the outcomes measured here.
 
-Each statement is that one model is above another one. A table gives the difference under each suite
-with its 95% interval, over seeds and queries: ``python -m scripts.reading`` writes it.
+Each is a statement that one model is above another one. A table gives the difference under each
+suite with its 95% interval, over seeds and queries: ``python -m scripts.reading`` writes it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ ETA = 8  # of the published rows beside which a difference stands
 PLACE = "CVPR 2022"
 RECALL = "R@1"  # on clean images
 RADIUS = "Radius"
-PUBLISHED = (ERS, RECALL)  # what the papers' tables have
 SUITES_OF = {ERS: SUITES, RECALL: ("",), RADIUS: ("auto",)}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a paper: the model ``above`` is better than the model ``below``."""
+    """A statement: the model ``above`` is better than the model ``below``."""
 
     says: str
     above: str
@@ -47,8 +46,6 @@ CLAIMS = (
     Claim("ICS adds to it", "HM[S,g_LGA]&ICS", "HM[S,g_LGA]"),
     Claim("with the gradual adversary HM is above ACT", "HM[S,g_LGA]", "ACT[R]"),
     Claim("with ICS too HM is above ACT", "HM[S,g_LGA]&ICS", "ACT[R]"),
-    Claim("CA-TRIDE is above HM with ICS", "CA-TRIDE", "HM[S,g_LGA]&ICS"),
-    Claim("and above ACT", "CA-TRIDE", "ACT[R]"),
     Claim("without a defense R@1 is higher than with HM", "N/A[R]", "HM[S,g_LGA]", RECALL),
     Claim("HM with the gradual adversary is above ACT", "HM[S,g_LGA]", "ACT[R]", RECALL),
     Claim("and above HM from random triplets", "HM[S,g_LGA]", "HM[R,M]", RECALL),
@@ -59,24 +56,58 @@ CLAIMS = (
     Claim("CA-TRIDE protects it more than ACT", "CA-TRIDE", "ACT[R]", RADIUS),
     Claim("and more than HM with ICS", "CA-TRIDE", "HM[S,g_LGA]&ICS", RADIUS),
 )
+NEWER = (
+    Claim("CA-TRIDE is above HM with ICS", "CA-TRIDE", "HM[S,g_LGA]&ICS"),
+    Claim("and above ACT", "CA-TRIDE", "ACT[R]"),
+)
+"""Comparisons of a later method, whose tables are in no source that could be read here."""
 
 
-def table(outcomes: pd.DataFrame, metric: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+Lines = list[list[str]]
+
+
+def table(outcomes: pd.DataFrame, metric: str) -> tuple[Sequence[str], Lines]:
     """Heads and lines: each claim about ``metric``, the published difference, those measured here.
 
     ``yes`` and ``no`` are said where the interval leaves out zero.
     """
     papers = {(e.label, e.eta): e for e in published() if e.place.startswith(PLACE) and _cub(e)}
-    heads = ["statement", "difference", *(suite or "here" for suite in SUITES_OF[metric])]
-    lines = []
-    for claim in (one for one in CLAIMS if one.metric == metric):
-        found = (_measured(outcomes, claim, suite) for suite in SUITES_OF[metric])
-        lines.append([claim.says, f"{claim.above} − {claim.below}", *found])
-        if metric in PUBLISHED:
-            lines[-1].insert(2, _published(papers, claim))
-    if metric in PUBLISHED:
-        heads.insert(2, "published")
-    return heads, lines
+    claims = [one for one in CLAIMS if one.metric == metric]
+    lines = _lines(outcomes, claims)
+    for line, claim in zip(lines, claims, strict=True):
+        line.insert(2, _published(papers, claim))
+    suites = (suite or "here" for suite in SUITES_OF[metric])
+    return ("statement", "difference", "published", *suites), lines
+
+
+def newer(outcomes: pd.DataFrame) -> tuple[Sequence[str], Lines]:
+    """Heads and lines of the comparisons of later methods."""
+    return ("statement", "difference", *SUITES), _lines(outcomes, NEWER)
+
+
+def radii(outcomes: pd.DataFrame) -> tuple[Sequence[str], Lines]:
+    """Heads and lines of the claims about the radius, in 1/255.
+
+    The first difference counts 0 where the clean top-1 is wrong; the second is over the queries
+    whose clean top-1 is right with both models.
+    """
+    claims = [one for one in CLAIMS if one.metric == RADIUS]
+    lines = _lines(outcomes, claims)
+    for line, claim in zip(lines, claims, strict=True):
+        line.append(difference_of(outcomes, claim, "auto", right=True))
+    return ("statement", "difference", "all queries", "right with both"), lines
+
+
+def _lines(outcomes: pd.DataFrame, claims: Sequence[Claim]) -> Lines:
+    """A line for each claim: its words, its models, and the difference under each suite."""
+    return [
+        [
+            one.says,
+            f"{one.above} − {one.below}",
+            *(difference_of(outcomes, one, suite) for suite in SUITES_OF[one.metric]),
+        ]
+        for one in claims
+    ]
 
 
 def _cub(entry: Entry) -> bool:
@@ -94,17 +125,29 @@ def _published(papers: dict[tuple[str, int | None], Entry], claim: Claim) -> str
     return f"{values[0] - values[1]:+.1f}"
 
 
-def _measured(outcomes: pd.DataFrame, claim: Claim, suite: str) -> str:
-    """The difference under a suite, in words; a dash where a model was not measured."""
-    part = outcomes[(outcomes["metric"] == claim.metric) & (outcomes["suite"] == suite)]
-    wide = part.pivot(index=["label", "seed"], columns="query", values="value")
-    both = [wide[wide.index.get_level_values("label") == x] for x in (claim.above, claim.below)]
-    above, below = (one.droplevel("label") for one in both)
+def difference_of(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool = False) -> str:
+    """The difference under a suite, in words; a dash where a model was not measured.
+
+    ``right``: of the queries whose clean top-1 is right with both models.
+    """
+    above, below = (_values(outcomes, claim.metric, suite, x) for x in (claim.above, claim.below))
     seeds = above.index.intersection(below.index)
     if seeds.empty:
         return "–"
-    left, right = (np.asarray(one.loc[seeds], dtype=np.float64) for one in (above, below))
-    return said(difference(left, right), len(seeds))
+    found = above.loc[seeds] - below.loc[seeds]
+    if right:
+        clean = [_values(outcomes, RECALL, "", x) for x in (claim.above, claim.below)]
+        above_right, below_right = (one.loc[seeds, found.columns] == 100 for one in clean)
+        found = found.where(above_right & below_right)
+    values = np.asarray(found, dtype=np.float64)
+    return said(difference(values, np.zeros_like(values)), len(seeds))
+
+
+def _values(outcomes: pd.DataFrame, metric: str, suite: str, label: str) -> pd.DataFrame:
+    """The outcomes of a model: a row a seed, a column a query."""
+    part = outcomes[(outcomes["metric"] == metric) & (outcomes["suite"] == suite)]
+    part = part[part["label"] == label]
+    return part.pivot(index="seed", columns="query", values="value")
 
 
 def said(found: Difference, seeds: int) -> str:

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.core.naming import parameters
 from dmlbench.core.protocol import SUITES
-from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import ERS
 from dmlbench.report.board import NOTHING
 from dmlbench.report.entries import Entry, measured
@@ -209,7 +210,8 @@ def three_suites(path: Path) -> str:
     """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
 
     A number is the mean over the seeds and its standard deviation, or has the interval of one seed.
-    ``lost`` is the share of the ERS of strict that is gone under auto.
+    ``unattacked`` is the ERS that an attack leaves which does nothing. ``lost`` is the share of the
+    ERS of strict that is gone under auto.
     """
     entries = measured(read_tidy(path))
     strict, ers, auto = (found(entries, suite) for suite in SUITES)
@@ -231,11 +233,19 @@ def three_suites(path: Path) -> str:
                 one.label + " (collapsed)" * one.collapsed + " ‡" * one.flagged,
                 str(len(one.seeds)),
                 NOTHING if one.eta is None else str(one.eta),
+                f"{unattacked(strict[one.label]):.1f}",
                 *(f"{number.text} {number.range}" if number else NOTHING for number in numbers),
                 f"{1 - after / before:.0%}",
             )
         )
-    return markdown(("defense", "seeds", "η", *(head for head, _, _ in columns), "lost"), lines)
+    heads = ("defense", "seeds", "η", "unattacked", *(head for head, _, _ in columns), "lost")
+    return markdown(heads, lines)
+
+
+def unattacked(entry: Entry) -> float:
+    """ERS of the outcomes before the attack, as a mean over seeds."""
+    clean = {name: fmean(r["clean"] for r in entry.records[name]) for name in ERS_COLUMNS}
+    return ers(clean)
 
 
 def photographs(path: Path) -> str:
@@ -325,7 +335,8 @@ def blocks() -> dict[str, str]:
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*claims.table(outcomes, ERS)),
         "retrieval": markdown(*claims.table(outcomes, claims.RECALL)),
-        "radii": markdown(*claims.table(outcomes, claims.RADIUS)),
+        "radii": markdown(*claims.radii(outcomes)),
+        "newer": markdown(*claims.newer(outcomes)),
         **speeds,
     }
 

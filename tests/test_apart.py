@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -394,13 +395,30 @@ def test_from_arrays_refuses_what_makes_no_sense() -> None:
     for keys, said in (
         ({"gallery": (images[:0], [])}, "must be"),
         ({"gallery": (images[:5], ["z"] * 5)}, "no query has an answer"),
+        ({"gallery": (images[:20], None)}, "20 gallery images need as many labels, got 0"),
+        ({"train": (images, [None, *labels[1:]])}, "1 of 40 train images have the label None"),
+        ({"labels": [None, *labels[1:]]}, "1 of 40 images have the label None, which only a g"),
         ({"gallery": gallery, "positives": [[0]]}, "need as many lists"),
         ({"gallery": gallery, "positives": [[20]] * 40}, "not in the gallery"),
         ({"gallery": gallery, "sources": ([1], [2])}, "as many sources"),
         ({"positives": [[0]]}, "go with a gallery"),
     ):
         with pytest.raises(UserError, match=said):
-            dml.from_arrays(images, labels, **keys)  # type: ignore[arg-type]
+            dml.from_arrays(**{"images": images, "labels": labels} | keys)  # type: ignore[arg-type]
+
+
+def test_labels_may_be_none_where_none_is_read() -> None:
+    """Lists of answers stand in their place; a query of no class has no answer."""
+    images, others = make_split(0).images, make_split(1).images[:20]
+    every = [[n % 20] for n in range(40)]
+    found = [
+        dml.from_arrays(images, one, gallery=(others, other), positives=every).load(None)
+        for one, other in ((None, None), ([None] * 40, [None] * 20), (range(40), range(20)))
+    ]
+    assert len({one.digest for one in found}) == 1
+    with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
+        data = dml.from_arrays(images, [0] + [None] * 39, gallery=(others, [0] + [None] * 19))
+    assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
 
 
 @pytest.fixture
@@ -437,6 +455,50 @@ def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "g/b/same.png").write_bytes((tree / "q/a/1.png").read_bytes())
     with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
         spec.parse(text, DATASETS).load(None)
+
+
+def test_a_name_in_both_folders_says_which_is_meant(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Query and gallery may both have an ``a/1.png``: two images, each with a source of its own."""
+    monkeypatch.chdir(tree)
+    (tree / "g/a/1.png").write_bytes((tree / "q/a/1.png").read_bytes())
+    text = "folder:query=q,gallery=g,size=32,sources=s.txt"
+    rest = "y a/2.png\nz b/3.png\nx a/4.png\nw b/5.png\nw b/6.png\nw gallery/7.png\n"
+    for lines, said in (
+        ("x a/1.png\n", "line 1: a/1.png is the name of two images: write query/a/1.png or gall"),
+        ("x query/a/1.png\n", "no source for 1 images: gallery/a/1.png"),
+        ("x gallery/a/1.png\nx query/a/1.png\nv a/2.png\n", "line 4: a/2.png has the source y, "),
+    ):
+        (tree / "s.txt").write_text(lines + rest)
+        with pytest.raises(UserError, match=said):
+            spec.parse(text, DATASETS).load(None)
+    (tree / "s.txt").write_text("x query/a/1.png\nx gallery/a/1.png\n" + rest)
+    with warnings.catch_warnings(record=True) as said_of:
+        warnings.simplefilter("always")
+        same = spec.parse(text, DATASETS).load(None)
+    assert same.relevance().excluded.lengths.tolist() == [2, 0, 0]
+    assert not any("finds itself" in str(one.message) for one in said_of)  # it is hidden from it
+    (tree / "s.txt").write_text("x query/a/1.png\nv gallery/a/1.png\n" + rest)
+    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
+        assert spec.parse(text, DATASETS).load(None).relevance().excluded.lengths[0] == 1
+
+
+def test_no_query_and_no_gallery_image_trains(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they lie below the root, and however their folders are spelt."""
+    monkeypatch.chdir(tree)
+    for name in ("t/1", "t/2", "u/test/q/a/1", "u/test/g/a/2", "u/3"):
+        path = tree / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tree / "g" / "7.png").read_bytes())
+    (tree / "link").symlink_to(tree / "set" / "u")
+    for query, gallery in (
+        ("set/u/test/q", "set/u/test/g"),
+        ("q/../set/u/test/q", "link/test/g"),
+    ):
+        chosen = spec.parse(f"folder:root=set,query={query},gallery={gallery}", DATASETS)
+        listing = chosen.found(None)  # type: ignore[attr-defined]
+        assert [Path(name).name for name, _ in listing.train] == ["1.png", "2.png", "3.png"]
 
 
 def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

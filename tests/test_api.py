@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -17,8 +18,14 @@ import torch
 from torch import nn
 
 import dmlbench as dml
+from dmlbench.api import runs
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.hashing import identity
 from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.models.attributes import Attributes
+from dmlbench.models.base import parse_model
+from dmlbench.models.module import module_model
+from dmlbench.sweep.weights import initial_weights
 from tests.faults import PATIENCE
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -193,6 +200,100 @@ def test_a_label_is_that_of_stored_cells_too(
     assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
 
 
+class Levels(nn.Module):
+    """Round an image to some levels, as a defense by a transformation of the input does."""
+
+    def __init__(self, inner: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.levels: Any = levels
+        self.register_buffer("mask", torch.ones(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = (x * self.levels).round() / self.levels * self.mask
+        embedded: torch.Tensor = self.inner(rounded)
+        return embedded
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+def quartered(x: torch.Tensor) -> torch.Tensor:
+    return x / 4
+
+
+CHANGES: dict[str, Callable[[Levels], object]] = {
+    "a number": lambda m: setattr(m, "levels", 3),
+    "a number of another type": lambda m: setattr(m, "levels", 2.0),
+    "a tensor": lambda m: setattr(m, "levels", torch.tensor(2)),
+    "a buffer that is not saved": lambda m: m.mask.fill_(0.5),
+    "deep in a dict": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.ones(2)})]}),
+    "deep in another": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.zeros(2)})]}),
+    "a function": lambda m: setattr(m, "act", halved),
+    "another function": lambda m: setattr(m, "act", quartered),
+    "one of PyTorch's": lambda m: setattr(m, "act", nn.functional.relu),
+    "a hook": lambda m: m.inner.register_forward_pre_hook(lambda m, x: None),
+    "a layer's attribute": lambda m: setattr(m.inner[1], "scale", 2),
+    "forward itself": lambda m: setattr(m, "forward", m.inner.forward),
+}
+
+
+def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
+    """Also where weights and printed text are the same."""
+    plain = module_model(net)
+    assert plain.attributes == Attributes()
+    assert plain.digest == plain.weights_digest  # as it was before attributes were looked at
+    digests = [module_model(Levels(net, 2)).digest for _ in range(2)]
+    assert digests[0] == digests[1]
+    for name, change in CHANGES.items():
+        changed = Levels(copy.deepcopy(net), 2)
+        change(changed)
+        held = module_model(changed)
+        assert held.attributes.unknown == (["inner._forward_pre_hooks"] if name == "a hook" else [])
+        digests.append(held.digest)
+    assert len(set(digests)) == len(CHANGES)  # the hook is unknown, so it changes none
+    held = module_model(nn.MultiheadAttention(4, 2))
+    assert held.digest != held.weights_digest  # PyTorch prints no number of heads
+
+
+def test_stored_cells_of_another_module_are_not_taken(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    def measured(module: nn.Module, results: Path | None) -> list[float]:
+        how: dict[str, Any] = {"attacks": "es:steps=2", "progress": False, "results": results}
+        report = dml.evaluate(module, small, **how)
+        return [report[name].value for name in ("mAP", "ES:D (steps=2)")]
+
+    for levels in (1, 3):
+        assert measured(Levels(net, levels), tmp_path) == measured(Levels(net, levels), None)
+    for count in (1, 3):  # what a lambda computes cannot be compared
+        module = Levels(net, 2)
+        module.levels = count
+        module.register_forward_pre_hook(lambda m, x, count=count: (x[0] * count,))
+        fresh = measured(module, None)
+        with pytest.warns(UserWarning, match="cells are not taken.*Levels.*_forward_pre_hooks"):
+            assert measured(module, tmp_path) == fresh
+
+
+def test_a_factory_that_changed_is_another_network(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights and classes may be the same."""
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for levels in (2, 2, 3):
+        Path("nets.py").write_text(
+            OWN.replace("784", "64") + "from tests.test_api import Levels\ndef wrapped():\n"
+            f"    return Levels(make(), {levels})\n"
+        )
+        weights = initial_weights(
+            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32"
+        )
+        ids.append(identity(weights.facts))
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> None:
     how = {"recipe": {"epochs": 1, "pairs": 8}, "results": tmp_path, "progress": False}
     trained = dml.train("none", small, **how)  # type: ignore[arg-type]
@@ -210,9 +311,13 @@ def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> No
         if json.loads(path.read_text())["defense"] == "none"
     ]
     sources = [folder, folder / "manifest.json", "none", "N/A[R]", frame.loc["N/A[R]"]]
+    sources += ["none:margin=0.2", "none:sampler=random"]  # what it was trained with, spelt out
     for source in sources:
         loaded = dml.load_model(source, results=tmp_path)
         assert torch.equal(loaded(x), trained(x))
+    for other in ("none:margin=0.3", "hm", "hm:eta=8", "none:margin"):
+        with pytest.raises(dml.UserError, match=f"no model '{other}' in .*hm:eta=2, none"):
+            dml.load_model(other, results=tmp_path)
     value = frame.loc["N/A[R]", "value"]
     for model in (trained, folder, folder / "checkpoint.safetensors"):
         assert dml.evaluate(model, small, attacks="ca+", progress=False)["CA+"].value == value
@@ -280,6 +385,10 @@ def test_bad_images_are_one_line(
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"queries": 40}, "the test split has 40 images"),
+        ({"queries": 0}, "queries must be at least 1 and a whole number, got 0"),
+        ({"queries": -1}, "queries must be at least 1 and a whole number, got -1"),
+        ({"queries": 1.5}, "queries must be at least 1 and a whole number, got 1.5"),
+        ({"batch_size": 1.5}, "batch_size must be at least 1 and a whole number, got 1.5"),
         ({"mean": [0.5]}, "mean and std go together"),
         ({"device": "cuda:99"}, "cuda:99 cannot be used"),
         ({"model": "absent.pt"}, "absent.pt does not exist"),
@@ -297,13 +406,47 @@ def test_mistakes_are_user_errors_of_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
-    class Breaks(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.requires_grad:
-                raise RuntimeError("no gradients here")
-            return x.flatten(1)
+@pytest.mark.parametrize("validate", [-1, 1.5])
+def test_epochs_between_validations_are_a_whole_number(
+    small: Dataset, tmp_path: Path, validate: Any
+) -> None:
+    with pytest.raises(dml.UserError, match="validate must be at least 0 and a whole number, got"):
+        dml.train("none", small, validate=validate, results=tmp_path, progress=False)
 
+
+def test_training_leaves_the_callers_generator(small: Dataset, tmp_path: Path) -> None:
+    expected = torch.get_rng_state()
+    dml.train("none", small, recipe="epochs=1,pairs=8", results=tmp_path, progress=False)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_run_file_says_where_data_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of the command line does, so that ``run --config`` finds the same data."""
+    places = {"data_root": tmp_path, "cache": tmp_path / "cache", "batch_size": 64}
+    recorded: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "run_sweep", lambda *given: recorded.update(given[-1]) or [])
+    dml.run("none", "es:steps=1", results=tmp_path, progress=False, **places)  # type: ignore[arg-type]
+    assert {key: recorded[key] for key in places} == places
+
+
+class Breaks(nn.Module):
+    """A network without gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            raise RuntimeError("no gradients here")
+        return x.flatten(1)
+
+
+def test_every_failed_cell_is_in_the_report(small: Dataset) -> None:
+    attacks = ["es", "es:steps=2"]
+    report = dml.evaluate(Breaks(), small, ["strict", "ers"], attacks, progress=False)
+    assert report.failed.keys() == {
+        f"{attack} (suite={suite})" for attack in attacks for suite in ("strict", "ers")
+    }
+
+
+def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
     report = dml.evaluate(Breaks(), small, attacks="es", progress=False)
     assert report["R@1"].value > 0
     assert report.failed == {"es": "RuntimeError: no gradients here"}

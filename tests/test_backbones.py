@@ -11,11 +11,13 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import dmlbench as dml
 from dmlbench.common.errors import UserError
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core.protocol import Recipe
@@ -24,6 +26,7 @@ from dmlbench.models import imagenet
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.weights import named, read_state
+from dmlbench.sweep.weights import initial_weights
 from dmlbench.training.job import Training
 
 SIDE = 32  # the heads do not depend on it
@@ -142,6 +145,25 @@ def test_training_starts_from_a_file(prefix: str, classes: int, tmp_path: Path) 
     assert (own["fc.weight"].shape == source["fc.weight"].shape) == (classes == 6)
     if classes == 6:
         assert torch.equal(own["fc.weight"], source["fc.weight"])
+
+
+def test_a_whole_checkpoint_as_initial_weights_is_no_untrained_model(tmp_path: Path) -> None:
+    """Only where the new layer comes from the file: no weight is random then."""
+    trained = parse_model("resnet18:weights=none,dim=6").build(3, 32)
+    checkpoint.save_weights(tmp_path / "w.safetensors", trained)
+    images, labels = np.zeros((4, 3, 32, 32), np.uint8), [0, 0, 1, 1]
+    data = dml.from_arrays(images, labels)
+    labels_of = {}
+    for keys in ("dim=6", "dim=7", "head=none"):
+        model = parse_model(f"resnet18:{keys},weights={tmp_path / 'w.safetensors'}")
+        found = [initial_weights(data, data.load(None), model, None, n, "fp32") for n in (0, 1)]
+        labels_of[keys] = found[0].about.label
+        assert (found[0].id == found[1].id) == (keys != "dim=7")  # the seed decides the random ones
+    assert labels_of == {
+        "dim=6": "none (pretrained)",
+        "dim=7": "none (untrained)",
+        "head=none": "none (pretrained)",
+    }
 
 
 def test_weights_that_are_not_available_or_do_not_fit_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+import dmlbench as dml
+from dmlbench.common.errors import UserError
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe, TrainingThreat
@@ -22,7 +25,11 @@ from dmlbench.defenses.free import DELTA, FreeAdversarialTraining
 from dmlbench.defenses.gaussian import GaussianNoise
 from dmlbench.defenses.head import RobustHead, head_alone
 from dmlbench.defenses.samplers import sample
+from dmlbench.models.base import parse_model
 from dmlbench.models.small import C2F2
+from dmlbench.sweep import plan
+from dmlbench.sweep.feasible import check_feasible
+from dmlbench.sweep.requests import parse_all
 from dmlbench.training import trainer
 from dmlbench.training.batches import Index, pair_batches
 from dmlbench.training.trainer import Training, train
@@ -169,6 +176,28 @@ def test_the_frozen_layers_do_not_move() -> None:
     assert moved == ["2.weight", "2.bias"]
     assert all(m.training for m in layers.modules())
     assert all(p.requires_grad for p in layers.parameters())
+
+
+def test_head_refuses_a_network_without_a_head(tmp_path: Path) -> None:
+    """The last layer of ``head=none`` is a batch norm: it would be all that learns."""
+    data = dml.from_arrays(
+        *(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
+        train=(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
+        recipe=Recipe(epochs=1, pairs=2),
+    )
+    chosen = {"model": "resnet18:weights=none,head=none", "results": tmp_path, "progress": False}
+    said = r"defense head: .* layer4.1.bn2 \(BatchNorm2d\), only scales"
+    with pytest.raises(UserError, match=said):
+        dml.train("head", data, **chosen)  # type: ignore[arg-type]
+    asked = parse_model(str(chosen["model"])), parse_all(["head"], DEFENSES), [0]
+    trainings = plan.plan(data, "digest", *asked, data.protocol.recipe)
+    dry: Any = SimpleNamespace(compute=Compute("cpu"), is_here=True, data=data.load(None))
+    with pytest.raises(UserError, match=said):
+        check_feasible(dry, trainings)
+    whole = parse_model("resnet18:weights=none,dim=4").build(3, 32)
+    RobustHead().check_network(whole.backbone)
+    bare = parse_model("resnet18:weights=none,head=none").build(3, 32)
+    RobustHead(clean=1.0).check_network(bare.backbone)  # the whole network learns
 
 
 def test_a_step_of_gaussian(tiny: RetrievalData) -> None:

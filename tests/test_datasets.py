@@ -85,6 +85,19 @@ def test_a_bad_file_is_named(tmp_path: Path, how: str, message: str) -> None:
         fashion.Fashion().load(broken_root(tmp_path, how))
 
 
+def test_a_folder_with_the_name_of_the_set_comes_before_the_data_root(tmp_path: Path) -> None:
+    """The files in the data root may be those of MNIST, which have the same names."""
+    for folder in ("FashionMNIST/raw", "fashion-mnist", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in fashion.FILES:
+            (tmp_path / folder / name).write_bytes(b"")
+    assert fashion.Fashion().locate(tmp_path) == tmp_path / "fashion-mnist"
+    shutil.rmtree(tmp_path / "fashion-mnist")
+    assert fashion.Fashion().locate(tmp_path) == tmp_path / "FashionMNIST" / "raw"
+    shutil.rmtree(tmp_path / "FashionMNIST")
+    assert fashion.Fashion().locate(tmp_path) == tmp_path
+
+
 def test_no_files_and_no_network_gives_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses import base
 from dmlbench.defenses.act import AntiCollapseTriplet
-from dmlbench.defenses.base import Batch, Defense, State, StepOutput, hardness
+from dmlbench.defenses.base import DEFENSES, Batch, Defense, State, StepOutput, hardness
 from dmlbench.defenses.est import EmbeddingShiftedTriplet
 from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.losses import LOSSES
@@ -507,6 +507,16 @@ def test_a_loss_takes_only_what_it_reads() -> None:
 def test_keys_that_nothing_reads_are_refused(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{key} is not read with"):
         HardnessManipulation(**fields)
+
+
+@pytest.mark.parametrize("text", ["hm:source=random,destination=random,ics=0", "head:clean=1"])
+def test_the_adversary_is_refused_where_nothing_is_perturbed(text: str) -> None:
+    """But for that of the data set, which a written run file names."""
+    resolved = spec.parse(text, DEFENSES).resolve(THREAT, "N")
+    assert spec.parse(spec.canonical(resolved), DEFENSES).resolve(THREAT, "N") == resolved
+    for key, value in (("eta", "9"), ("eps", "1/255"), ("alpha", "1/255")):
+        with pytest.raises(UserError, match=f"{key} is not read, as nothing is perturbed"):
+            spec.parse(f"{text},{key}={value}", DEFENSES).resolve(THREAT, "N")
 
 
 def test_hm_resolves_only_what_it_reads() -> None:

@@ -123,6 +123,13 @@ def test_a_resnet_with_frozen_batch_norm_is_not_flagged() -> None:
         assert names(found.attack(attack, 0, "margin", queries=6).findings) == []
 
 
+def test_noise_is_held_against_what_an_attack_pursues_alone() -> None:
+    """ES moves an embedding as far as it goes; whether R@1 falls with it is not its aim."""
+    pursued = {column.name: column.pursued for column in ATTACKS.get("es").columns}
+    assert pursued == {"ES:R": False, "ES:D": True}
+    assert all(c.pursued for name in ("ltm", "margin", "ca+") for c in ATTACKS.get(name).columns)
+
+
 def test_noise_is_the_worst_of_five_sign_patterns(tiny: RetrievalData) -> None:
     """A network whose gradient points the wrong way, against a slow twin of the check."""
 
@@ -217,6 +224,16 @@ def three() -> list[Any]:
     ca.findings["flags"] = msgspec.to_builtins([BAD])
     low.findings["flags"] = msgspec.to_builtins([Flag("starts", "it differs", "look", note=True)])
     return cells
+
+
+def test_a_flag_of_several_seeds_names_those_that_have_it() -> None:
+    cells = [c for seed in (0, 1, 2) for c in synthetic.model(label="a", seed=seed)]
+    for one in cells:
+        if "CA+" in one.metrics and one.about.seed in (0, 2):
+            one.findings["flags"] = msgspec.to_builtins([BAD])
+    (entry,) = entries(tidy(cells))
+    (said,) = entry.reasons(note=False)
+    assert said.startswith("gradients (CA+; seeds 0, 2): 12.5% of the queries")
 
 
 def test_a_flagged_row_is_shown_and_not_ranked(three: list[Any], tmp_path: Path) -> None:

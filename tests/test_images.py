@@ -101,6 +101,9 @@ def test_grocery_takes_all_lists_and_splits_by_product_or_by_coarse_class(tmp_pa
     coarse = Grocery(split="coarse")
     assert set(labels(coarse.found(tmp_path))[1]) == {44, 80}
     assert coarse.protocol.test == Figures(2_184, 37)
+    files = {one.protocol.files[:8] for one in (Grocery(), coarse)}
+    assert files == {"e3c4df05"}  # of all files; split=official reads none of val.txt
+    assert Grocery(split="official").protocol.files.startswith("fcb7b0c1")
     for place in (root, root.parent):  # the folder itself may be named, or the clone
         assert Grocery().found(place) == listing
     (root / "val.txt").write_text("val/a.jpg, 0\n")
@@ -236,7 +239,8 @@ def test_more_than_8_bits_are_refused_not_clipped(tmp_path: Path) -> None:
 
 def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
     root = trees.folder(tmp_path / "classes", classes=5, each=2)
-    (root / ".hidden").mkdir()
+    trees.write(root / ".hidden" / "image.jpg", b"x")
+    trees.write(root / "class 000" / ".thumbs" / "a" / "image.jpg", b"x")
     trees.write(root / "class 000" / "notes.txt", b"not an image")
     trees.write(root / "class 000" / "deeper" / "image.PNG", b"x")
     first = ["deeper/image.PNG", "image 000.jpg", "image 001.jpg"]
@@ -278,6 +282,9 @@ def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
         ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
         ("root=two,train_list=bad", "train_list and test_list go together"),
+        ("root=two,train_list=bad,test_list=bad,train_classes=1", "train_classes is not read"),
+        ("root=halves,train_classes=1", "halves has train/ and test/, so train_classes is not"),
+        ("root=two,level=hard", "level goes with positives"),
         (
             "root=broken",
             r"a/0.jpg \(not an image that Pillow knows\).*b/0.jpg \(image file is truncated",
@@ -293,6 +300,8 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
     trees.folder(Path("single"), classes=4, each=1)
     trees.folder(Path("imagenet/train"), classes=2, each=2)
     trees.folder(Path("imagenet/val"), classes=2, each=2)
+    trees.folder(Path("halves/train"), classes=2, each=2)
+    trees.folder(Path("halves/test"), classes=2, each=2)
     for name in ("empty/a", "empty/b"):
         Path(name).mkdir(parents=True)
     trees.write(Path("broken/a/0.jpg"), b"\xff\xd8 no picture")

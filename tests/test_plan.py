@@ -545,7 +545,8 @@ def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:
     """All seeds share the queries: three seeds do not make that interval smaller."""
     found = [Estimate(v, v - below, v + 2, 40) for v, below in ((3, 1), (5, 2), (10, 3))]
     plain, one = spread([3.0, 5.0, 10.0]), spread_of("CA+", found)
-    assert plain.low is not None and plain.high is not None
+    assert plain.low is not None
+    assert plain.high is not None
     assert one.low == pytest.approx(6 - math.hypot(6 - plain.low, 2))
     assert one.high == pytest.approx(6 + math.hypot(plain.high - 6, 2))
     (alone, without) = spread_of("CA+", found[:1]), spread_of("CA+", [Estimate(3, None, None, 40)])

@@ -64,7 +64,7 @@ def test_each_plot_is_the_same_bytes_again_and_says_what_was_measured(
     (svg,) = svgs
     text = svg.decode()
     assert "tiny, suite strict" in text
-    assert "eps 77/255, 32 steps of 3/255" in text
+    assert "eps 77/255, 32 steps" in text
     assert "n = 40 queries" in text
     assert str(figure.get_suptitle()) in text
 
@@ -281,6 +281,43 @@ def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
     assert list(line.get_xdata()) == [0, 2, 9, 77]
     assert list(line.get_ydata()) == [80, 30, 0, 0]
     assert figure.axes[0].get_xlim() == (0, 13.5)  # nothing is left from 9 on: the rest is empty
+
+
+def with_curves(cells: list[Cell]) -> Table:
+    """The table of cells, read as from a CSV."""
+    records = [r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")}
+               for r in tidy(cells)]  # fmt: skip
+    return tables(measured(records))[0]
+
+
+def test_of_many_curves_the_best_of_each_family_are_drawn_and_their_attack_is_named() -> None:
+    curve, cells = [(0, 80), (2.0, 30), (9.0, 0)], []
+    for number in range(9):
+        about = {"label": f"HM[{number}]", "defense": f"hm:margin={number}", "training_cost": 1}
+        cells += model(FULL | {"CA+": 10.0 - number}, **about)
+        cells.append(attacked("Radius", 4, changed="steps=50", curve=curve, **about))
+        cells[-1] = replace(cells[-1], about=replace(cells[-1].about, attack="radius"))
+    about = {"label": "N/A[R]", "training_cost": 1}
+    cells += [*model(FULL | {"CA+": 0.5}, **about), attacked("Radius", 4, curve=curve, **about)]
+    every = PLOTS["curves"](with_curves(cells))
+    assert every is not None
+    assert [line.get_label() for line in every.axes[0].lines] == ["N/A[R]", "HM[0]"]
+    assert "the best of each family" in str(every.get_suptitle())
+    assert "radius eps 77/255, 50 steps" in style.save(every, "svg").decode()
+    few = PLOTS["curves"](with_curves([c for c in cells if c.about.label <= "HM[3]"]))
+    assert few is not None
+    assert len(few.axes[0].lines) == 4
+    assert "best" not in str(few.get_suptitle())
+
+
+def test_a_collapsed_model_has_no_place_among_those_that_retrieve() -> None:
+    cells = [*model(label="N/A[R]"), *model(label="ACT[R]"), *model(label="X", collapsed=True)]
+    (table,) = tables(measured(tidy(cells)))
+    figure = PLOTS["tradeoff"](table)
+    assert figure is not None
+    svg = style.save(figure, "svg").decode()
+    assert "ACT[R]" in svg
+    assert ">X" not in svg
 
 
 def test_the_suites_stand_side_by_side_in_the_order_of_the_strongest() -> None:

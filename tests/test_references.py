@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dmlbench.attacks.base import ATTACKS, RESERVED
 from dmlbench.attacks.candidate import CandidateUp
@@ -56,6 +57,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(code)
         (sub / name).write_text(code)
     return tmp_path
+
+
+def test_a_network_that_a_factory_returns_again_is_copied(folder: Path) -> None:
+    """It may be in use elsewhere: training it in place would give the next model its weights."""
+    Path("shared.py").write_text(NETWORK + "\nNET = make()\ndef get():\n    return NET\n")
+    first, second = (parse_model("shared.py:get").build(1, 8) for _ in range(2))
+    before = second.backbone[1].weight.clone()
+    assert torch.equal(first.backbone[1].weight, before)
+    with torch.no_grad():
+        first.backbone[1].weight.zero_()
+    assert torch.equal(second.backbone[1].weight, before)
+    assert torch.equal(parse_model("shared.py:get").build(1, 8).backbone[1].weight, before)
 
 
 def test_the_place_ends_at_the_second_colon() -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dmlbench.analysis.records import tidy
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ers
+from dmlbench.report.entries import measured
 from dmlbench.storage.store import Store
 from scripts import ablations, claims, collect
 from scripts.facts import Findings
-from scripts.reading import pages, photographs, written
+from scripts.reading import pages, photographs, unattacked, written
 from tests.synthetic import FULL, attacked, failed, model, write
 
 
@@ -62,14 +64,40 @@ def test_a_statement_is_the_difference_of_the_seeds_that_both_models_have() -> N
     expected = np.mean(
         [of["auto", "a", s, q] - of["auto", "b", s, q] for s in (1, 2) for q in range(30)]
     )
-    said = claims._measured(outcomes, claims.Claim("", "a", "b"), "auto")
+    said = claims.difference_of(outcomes, claims.Claim("", "a", "b"), "auto")
     assert said.startswith(f"**yes** {expected:+.1f} [")
     assert said.endswith(" (2 seeds)")
-    assert claims._measured(outcomes, claims.Claim("", "b", "a"), "auto").startswith("**no** -")
-    assert (
-        claims._measured(outcomes, claims.Claim("", "a", "a"), "auto") == "**open** +0.0 [0.0, 0.0]"
-    )
-    assert claims._measured(outcomes, claims.Claim("", "a", "c"), "auto") == "–"
+    assert claims.difference_of(outcomes, claims.Claim("", "b", "a"), "auto").startswith("**no** -")
+    same = claims.difference_of(outcomes, claims.Claim("", "a", "a"), "auto")
+    assert same == "**open** +0.0 [0.0, 0.0]"
+    assert claims.difference_of(outcomes, claims.Claim("", "a", "c"), "auto") == "–"
+
+
+def test_a_radius_is_compared_where_both_are_right() -> None:
+    """Each model is wrong on one query of its own; the radius of that counts as 0."""
+    radius = {"a": [0.0, 5.0, 9.0, 4.0], "b": [3.0, 0.0, 5.0, 2.0]}
+    rows = [
+        (suite, metric, label, seed, query, value)
+        for label, values in radius.items()
+        for seed in (0, 1)
+        for query, one in enumerate(values)
+        for suite, metric, value in (("auto", "Radius", one), ("", "R@1", 100.0 * (one > 0)))
+    ]
+    rows += [("", "R@1", label, seed, 4, 100.0) for label in "ab" for seed in (0, 1)]  # no radius
+    columns = ["suite", "metric", "label", "seed", "query", "value"]
+    outcomes = pd.DataFrame(rows, columns=columns)
+    claim = claims.Claim("", "a", "b", "Radius")
+    assert "+2.0" in claims.difference_of(outcomes, claim, "auto")
+    assert "+3.0" in claims.difference_of(outcomes, claim, "auto", right=True)
+
+
+def test_the_score_without_an_attack_is_of_the_outcomes_before_it() -> None:
+    cells = model(label="a", suite="strict")
+    for one in cells:
+        for name in one.metrics:
+            one.findings["clean"] = {name: FULL.get(name, 0.0) / 2}
+    (entry,) = measured(tidy(cells))
+    assert unattacked(entry) == pytest.approx(ers({k: v / 2 for k, v in FULL.items()}))
 
 
 def test_a_model_is_finished_with_a_score_under_each_suite_and_a_radius() -> None:

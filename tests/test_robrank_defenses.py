@@ -230,6 +230,15 @@ def test_losses_refuse_what_they_do_not_read() -> None:
         spec.parse("act:loss=n-pair", DEFENSES)
 
 
+@pytest.mark.parametrize("text", ["est:loss=contrastive", "act:loss=snr", "none:loss=margin"])
+def test_what_a_run_file_says_of_another_loss_can_be_read_back(text: str) -> None:
+    """It has no margin, which such a loss refuses."""
+    resolved = spec.parse(text, DEFENSES).resolve(THREAT, "N")
+    again = spec.parse(spec.canonical(resolved), DEFENSES).resolve(THREAT, "N")
+    assert again == resolved
+    assert resolved.margin is None
+
+
 def with_loss(batch: Batch, defense: Defense) -> Batch:
     companion = defense.companion(5, 8, "N")
     return Batch(batch.images, batch.labels, batch.embed, batch.generator, batch.world, companion)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlbench.analysis.csv_files import export, read_folder
+from dmlbench.api.evaluate import evaluate
 from dmlbench.api.load import load_model
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.main import main
@@ -29,6 +31,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.report.markdown import escape
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Store
+from dmlbench.sweep import external
 from dmlbench.sweep.external import row_weights
 from dmlbench.sweep.external_rows import StoredRow
 from dmlbench.sweep.session import open_session
@@ -129,21 +132,48 @@ def test_code_that_a_config_names_runs_only_if_it_is_allowed(line: str) -> None:
     assert Path("ran").exists()
 
 
-def test_code_that_a_manifest_names_runs_only_if_it_is_allowed() -> None:
-    folder = Path("model")
-    checkpoint.save_weights(folder / checkpoint.WEIGHTS, C2F2(dim=4).build(1, 8))
-    digest = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
-    made = manifest(sha256=digest, model="evil.py:make", image_shape=(1, 8))
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
+def test_code_that_a_manifest_or_a_row_names_runs_only_if_it_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = stored_model(model="evil.py:make", image_shape=(1, 8))
     attack = ("attack", "--checkpoint", "model", "--dataset", "fashion-mini", "--attack", "ca+")
     attack += ("--queries", "2")
     refused(call(*attack), "the manifest of model names", "--allow-code")
     with pytest.raises(UserError, match="allow_code=True"):
         load_model(folder)
+    stored_model(model="c2f2:dim=4", dataset="evil.py:S")
+    refused(call("attack", "--checkpoint", "model", "--attack", "ca+"), "data set evil.py:S")
+    with pytest.raises(UserError, match=r"data set evil\.py:S.*allow_code=True"):
+        evaluate(folder, attacks="ca+", progress=False)
+    stored = cell("R@1", 50, dataset="evil.py:S", attack="worst case", suite="strict")
+    row = (SimpleNamespace(about=stored.about),)
+    monkeypatch.setattr(external, "find_row", lambda *_: SimpleNamespace(worst=row))
+    verify = ("verify-attack", "x.npz", "--row", "hm", "--by", "me")
+    refused(call(*verify), "the row of", "data set evil.py:S", "--allow-code")
     assert not Path("ran").exists()
+    assert "has no attribute 'S'" in call(*verify, "--allow-code").output
+    assert Path("ran").exists()
+
+
+def test_code_that_a_manifest_names_runs_if_it_is_allowed() -> None:
+    folder = stored_model(model="evil.py:make", image_shape=(1, 8))
     with pytest.raises(UserError, match="no attribute 'make'"):
         load_model(folder, allow_code=True)
     assert Path("ran").exists()
+    Path("ran").unlink()
+    folder = stored_model(model="c2f2:dim=4", dataset="./evil.py:S")
+    with pytest.raises(UserError, match="no attribute 'S'"):
+        evaluate(folder, attacks="ca+", allow_code=True, progress=False)
+
+
+def stored_model(**keys: Any) -> Path:
+    """A folder with the weights of a small network and a manifest of these keys."""
+    folder = Path("model")
+    checkpoint.save_weights(folder / checkpoint.WEIGHTS, C2F2(dim=4).build(1, 8))
+    digest = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
+    made = manifest(sha256=digest, **keys)
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
+    return folder
 
 
 def test_verify_attack_runs_the_code_of_a_manifest_only_if_it_is_allowed() -> None:

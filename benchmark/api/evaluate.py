@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,12 @@ from dmlbench.api.session import dataset_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import MODELS, parse_model
-from dmlbench.models.module import module_model
+from dmlbench.models.base import MODELS, Model, parse_model
+from dmlbench.models.module import ModuleModel, module_model
+from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
-from dmlbench.sweep.run import run
+from dmlbench.sweep.run import RunOptions, run
 from dmlbench.sweep.session import Session, rename_stored
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
@@ -64,7 +66,8 @@ def evaluate(
     Args:
         model: one of
             - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
-              is copied, and measured in eval mode;
+              is copied, and measured in eval mode. Stored cells are of the same module if weights,
+              attributes and code are the same;
             - the name of a model of the zoo, such as ``"fashion-mini/hm"``;
             - a checkpoint: a file of weights, or the folder or manifest of a trained model;
             - the spec of a network with the weights it begins with, such as
@@ -88,14 +91,16 @@ def evaluate(
         label: the model's name in tables.
         seed: decides the targets of attacks; None: that of the training, where a manifest says it,
             else 0. Headings say where it is another than that of the training.
-        allow_code: run the code of a network that the manifest of a checkpoint names.
+        allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes no number.
         threads: CPU threads.
         precision: ``"fp32"``, ``"tf32"`` or ``"bf16"``, of the network.
         eot: of a randomised network, gradients and outcomes are means over so many draws.
         results: a results folder to store cells in, and to take stored ones from; None: nothing is
-            stored.
+            stored. A module with an attribute that cannot be compared (an object of any class, a
+            lambda), or with code that is in no file, is measured again each time; a warning names
+            it.
         data_root: folder of data sets, searched first.
         cache: folder for decoded images.
         progress: show progress on standard error.
@@ -108,7 +113,7 @@ def evaluate(
     """
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
-    chosen = dataset_of(dataset or _known_dataset(model) or "fashion-mini")
+    chosen = dataset_of(dataset or _known_dataset(model, allow_code) or "fashion-mini")
     asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
     with opened(
         chosen,
@@ -127,14 +132,30 @@ def evaluate(
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         if label is not None:
             rename_stored(session, weights)
-        return Report.of(run(session, [weights], planned), session.store)
+        options = RunOptions() if results is None else _reuse(weights.model, model)
+        return Report.of(run(session, [weights], planned, options), session.store)
 
 
-def _known_dataset(model: nn.Module | str | Path) -> str:
+def _reuse(model: Model, given: nn.Module | str | Path) -> RunOptions:
+    """Take stored cells, unless the module was given and they may be those of another one."""
+    if isinstance(given, str | Path) or not isinstance(model, ModuleModel):
+        return RunOptions()
+    unknown = model.attributes.unknown
+    if not unknown:
+        return RunOptions()
+    warnings.warn(
+        f"stored cells are not taken, and are replaced: whether this {type(given).__name__} is the "
+        f"one that they were measured with cannot be told from {named(unknown)}",
+        stacklevel=3,
+    )
+    return RunOptions(resume="never")
+
+
+def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:
     """The data set in the manifest of a checkpoint; empty if there is none."""
     if not isinstance(model, str | Path) or not Path(model).exists():
         return ""
-    return trained_on(Path(model))
+    return trained_on(Path(model), allow_code)
 
 
 def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:

@@ -12,8 +12,10 @@ from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import torch
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
+from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.checkpoint import (
     MANIFEST,
@@ -44,8 +46,8 @@ def load_model(
         source: one of
             - the name of a model of the zoo (``"fashion-mini/hm"``), which is fetched if need be;
             - the folder of a model, with its ``manifest.json``, or that manifest;
-            - the name of a model in ``results``: its defense as it was given (``"hm:eta=8"``), its
-              label in tables, its training identity;
+            - the name of a model in ``results``: its defense (``"hm"``, or ``"hm:eta=8"`` also
+              where 8 is what the data set says), its label in tables, its training identity;
             - a row of ``results.csv`` or of ``Report.to_frame()``: found by its
               ``checkpoint_sha256``.
         results: where a name or a row is looked for: the folder and those below it.
@@ -69,7 +71,8 @@ def load_model(
         spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")
         spec.refuse_reference(manifest.dataset, DATASETS, f"{folder / MANIFEST}")
     channels, size = image_shape or _image_shape(manifest)
-    model = parse_model(manifest.model).build(channels, size)
+    with torch.random.fork_rng(devices=[]):  # the first weights are random
+        model = parse_model(manifest.model).build(channels, size)
     load_weights(folder / manifest.checkpoint, model)
     return model.eval()
 
@@ -113,6 +116,7 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
         manifest.sha256: folder
         for folder, manifest in _manifests(results)
         if names & {str(getattr(manifest, name)) for name in NAMES}
+        or any(_is_defense(name, manifest) for name in names)
     }
     if len(found) != 1:
         (name,) = names
@@ -124,6 +128,25 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
             else f"no model {name!r} in {results}; there are {', '.join(known) or 'none'}"
         )
     return found.popitem()[1]
+
+
+def _is_defense(text: str, manifest: Manifest) -> bool:
+    """True if ``text`` is a spec of the defense that a model was trained with.
+
+    A key that it names has the value of the training, and one that it leaves out was left to the
+    data set then too.
+    """
+    texts = (text, manifest.defense, manifest.resolved)
+    if any(one.partition(":")[0] not in DEFENSES.names() for one in texts):  # no code is run
+        return False
+    try:
+        asked, given, resolved = (spec.parse(one, DEFENSES) for one in texts)
+    except UserError:
+        return False
+    return type(asked) is type(given) is type(resolved) and all(
+        getattr(asked, p.name) in (getattr(given, p.name), getattr(resolved, p.name))
+        for p in spec.parameters(type(asked))
+    )
 
 
 def _manifests(results: Path) -> Iterator[tuple[Path, Manifest]]:

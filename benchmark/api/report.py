@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dmlbench.analysis.records import TIDY_COLUMNS, Record, rows, tidy
+from dmlbench.analysis.records import ROW, TIDY_COLUMNS, Record, rows, tidy
 from dmlbench.common.errors import UserError
 from dmlbench.core.flags import Flag
 from dmlbench.metrics.bootstrap import Estimate
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
+ORIGIN = ("data", "checkpoint_sha256")  # tell rows apart that agree in all else
 WIDTH = 100  # of a summary in characters; wider tables are turned on their side
 
 
@@ -67,9 +68,22 @@ class Report:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Attack -> error, of the cells that failed; empty if every one succeeded."""
-        wrong = (record for record in self.records if record["status"] != "ok")
-        return {one["attack"] or one["metric"] or "training": one["error"] for one in wrong}
+        """Attack -> error, of the cells that failed; empty if every one succeeded.
+
+        Where an attack failed more than once, what tells the cells apart stands behind its name:
+        ``es (label=HM[R], seed=1)``.
+        """
+        cells = {one["cell"]: one for one in self.records if one["status"] != "ok"}
+        named: dict[str, list[Record]] = {}
+        for one in cells.values():
+            named.setdefault(one["attack"] or one["metric"] or "training", []).append(one)
+        found = {}
+        for name, alike in named.items():
+            keys = [k for k in (*ROW, *ORIGIN) if len({str(one[k]) for one in alike}) > 1]
+            for one in alike:
+                behind = ", ".join(f"{key}={one[key]}" for key in keys)
+                found[f"{name} ({behind})" if behind else name] = one["error"]
+        return found
 
     @property
     def flags(self) -> dict[str, tuple[Flag, ...]]:

@@ -68,6 +68,7 @@ def train(
     wanted = parse_all([defense], DEFENSES)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
+    monitoring = Monitoring(validate)
     with opened(
         chosen, results, data_root, cache, device=device, threads=threads, progress=progress
     ) as session:
@@ -76,7 +77,6 @@ def train(
         )
         folder = session.store.model_folder(training.id)
         sound_manifest(session, training)  # a damaged model is set aside
-        monitoring = Monitoring(validate)
         train_model(training, session.data, folder, session.compute, session.reporter, monitoring)
         shape = session.data.channels, session.data.size
     return load_model(folder, image_shape=shape, allow_code=True)
@@ -157,8 +157,16 @@ def run(
             "resume": resume,
             "workers": workers,
             "results": results,
+            "data_root": data_root,
+            "cache": cache,
         }
-        again = asked | {"device": device, "threads": threads, "precision": precision, "eot": eot}
+        again = asked | {
+            "device": device,
+            "batch_size": batch_size,
+            "threads": threads,
+            "precision": precision,
+            "eot": eot,
+        }
         recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
         cells = run_sweep(session, trainings, planned, options, recorded)
         return Report.of(cells, session.store)

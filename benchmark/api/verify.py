@@ -21,6 +21,7 @@ def verify_attack(
     dataset: str | Dataset | None = None,
     checkpoint: str | Path | None = None,
     network: str | None = None,
+    allow_code: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -44,6 +45,7 @@ def verify_attack(
         dataset: the data set of the row; None: its spec, as the row has it.
         checkpoint: file of the row's weights; None: those in ``results``.
         network: spec of the network of ``checkpoint``.
+        allow_code: run the code of a data set that the row names, or of a network in a manifest.
 
     Returns:
         How many queries they break, and the row's Robust R@1 ``before`` and ``after``.
@@ -60,6 +62,7 @@ def verify_attack(
         dataset=dataset,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         model=network,
+        allow_code=allow_code,
         device=device,
         batch_size=batch_size,
         threads=threads,

@@ -110,7 +110,7 @@ def attack(
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
-    known = trained_on(checkpoint) if checkpoint else ""
+    known = trained_on(checkpoint, allow_code) if checkpoint and not dataset else ""
     chosen = spec.parse(dataset or known or DATASET, DATASETS)
     asked = parse_attacks(attacks, suites or (() if attacks else ("strict",)))
     network = parse_model(model) if model else None

@@ -119,8 +119,8 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "allow_code": click.option(
         "--allow-code",
         is_flag=True,
-        help="Run the MODULE:CLASS and FILE.py:CLASS that files name (--config, or the manifest of "
-        "a model). What the command line itself names is always run.",
+        help="Run the MODULE:CLASS and FILE.py:CLASS that files name (--config, the manifest of a "
+        "model, a stored row). What the command line itself names is always run.",
     ),
     "results": click.option(
         "--results", type=PATH, default="results", show_default=True, help="Folder of results."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
+from dmlbench.common.numbers import check_whole
 from dmlbench.core.protocol import PRECISIONS
 
 CPU_BATCH, GPU_BATCH = 128, 1024
@@ -51,8 +52,8 @@ class Compute:
             ("threads", self.threads),
             ("eot", self.eot),
         ):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_whole(name, value, 1)
 
     def torch_device(self) -> torch.device:
         """Return the device; UserError if this machine does not have it."""

@@ -10,18 +10,23 @@ path has one). Grades are those of revisited Oxford and Paris (Radenovic et al.,
     junk        junk        junk          junk
 
 Junk is left out of the ranking; everything that is not listed is wrong.
+
+A list of sources has a line an image, ``SOURCE IMAGE``. The image is named by its path in the query
+or the gallery folder. A path that both folders have is written with the folder before it, as
+``query/PATH`` and ``gallery/PATH``; any other may be.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
-from dmlbench.common.lazy import np
+from dmlbench.common.lazy import np, torch
 from dmlbench.datasets.base import Answers, RetrievalData, Split
 from dmlbench.datasets.files.cache import listed
 
@@ -46,8 +51,8 @@ def check_apart(name: str, data: RetrievalData) -> None:
     for what, split in (("query", queries), ("gallery", gallery)):
         if not len(split):
             raise UserError(f"{name}: there is no {what} image, so there is nothing to search")
-    answers = data.relevance().answers
-    without = int((answers == 0).sum())
+    relevance = data.relevance()
+    without = int((relevance.answers == 0).sum())
     if without == len(queries):
         raise UserError(
             f"{name}: no query has an answer in the gallery: the classes of both must have the "
@@ -59,19 +64,28 @@ def check_apart(name: str, data: RetrievalData) -> None:
             "attacked, and left out of R@K, mAP and what follows from them",
             stacklevel=4,
         )
-    shared = len(_hashes(queries) & _hashes(gallery))
+    places: dict[bytes, set[int]] = {pixels: set() for pixels in _hashes(queries)}
+    for place, pixels in enumerate(_hashes(gallery)):
+        if pixels in places:
+            places[pixels].add(place)
+    shared = {
+        pixels
+        for query, pixels in enumerate(_hashes(queries))
+        if places[pixels]
+        and places[pixels] - set(relevance.excluded.of(torch.tensor([query]))[0].tolist())
+    }
     if shared:
         warnings.warn(
-            f"{name}: {shared} images are both query and gallery image, and a query that sees "
+            f"{name}: {len(shared)} images are both query and gallery image, and a query that sees "
             "itself finds itself: leave them out, or give them a source",
             stacklevel=4,
         )
 
 
-def _hashes(split: Split) -> set[bytes]:
-    if split.hashes is not None:
-        return {row.tobytes() for row in split.hashes}
-    return {np.ascontiguousarray(image).tobytes() for image in split.images}
+def _hashes(split: Split) -> Iterator[bytes]:
+    """What tells one image from another: the hash of its pixels, or the pixels."""
+    images = split.images if split.hashes is None else split.hashes
+    return (np.ascontiguousarray(image).tobytes() for image in images)
 
 
 def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level: str) -> Answers:
@@ -113,16 +127,42 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
     return Answers(positives, junk_of)
 
 
-def read_sources(path: Path, names: Sequence[str]) -> list[str]:
-    """The source of each image of ``names``, from a file whose lines are ``SOURCE IMAGE``.
+def read_sources(
+    path: Path, queries: Sequence[str], items: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The sources of the queries and of the gallery images, from a file of ``SOURCE IMAGE`` lines.
+
+    Args:
+        path: the file.
+        queries: name of each query, by its number.
+        items: name of each gallery image, by its position.
 
     Raises:
-        UserError: the file cannot be read, a line is malformed, or an image is in no line.
+        UserError: the file cannot be read, a line is malformed, a name is that of two images, or an
+            image has two sources or none.
     """
-    source: Mapping[str, str] = {image: one for _, (one, image) in _rows(path, 2, "SOURCE IMAGE")}
-    if missing := [name for name in names if name not in source]:
+    names = [*(f"query/{name}" for name in queries), *(f"gallery/{name}" for name in items)]
+    whole = {name: [number] for number, name in enumerate(names)}
+    short: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(names):
+        short[name.partition("/")[2]].append(number)
+    meant = short | whole
+    found: dict[int, str] = {}
+    for line, (source, image) in _rows(path, 2, "SOURCE IMAGE"):
+        numbers = meant.get(image, [])  # none: of an image that is not measured
+        if len(numbers) > 1:
+            both = " or ".join(names[number] for number in numbers)
+            raise UserError(f"{path}, line {line}: {image} is the name of two images: write {both}")
+        for number in numbers:
+            if found.setdefault(number, source) != source:
+                raise UserError(
+                    f"{path}, line {line}: {image} has the source {source}, and {found[number]} in "
+                    "a line before: leave one out"
+                )
+    if missing := [name for number, name in enumerate(names) if number not in found]:
         raise UserError(f"{path} has no source for {len(missing)} images: {listed(missing)}")
-    return [source[name] for name in names]
+    sources = [found[number] for number in range(len(names))]
+    return sources[: len(queries)], sources[len(queries) :]
 
 
 def numbered(*parts: Sequence[str]) -> list[npt.NDArray[np.int64]]:

@@ -50,10 +50,10 @@ class ArrayDataset(Dataset):
 
 def from_arrays(
     images: Images,
-    labels: Labels,
+    labels: Labels | None,
     *,
     train: tuple[Images, Labels] | None = None,
-    gallery: tuple[Images, Labels] | None = None,
+    gallery: tuple[Images, Labels | None] | None = None,
     sources: tuple[Sequence[Any], Sequence[Any]] | None = None,
     positives: Sequence[Sequence[int]] | None = None,
     junk: Sequence[Sequence[int]] | None = None,
@@ -75,11 +75,12 @@ def from_arrays(
             are whole multiples of 1/255, as ``torchvision.transforms.ToTensor`` gives them.
         labels: N classes, numbers or text. Retrieval needs two classes of two images or more.
         gallery: images and labels that the queries search; the label None is that of a distractor,
-            which has no class.
+            which has no class. With a gallery the label None of a query means that it has no
+            answer. Nowhere else may a label be None.
         sources: the source of each of ``images`` and of each gallery image (a camera, an object): a
             query does not see the gallery images of its own.
         positives: of each query the positions of its answers in the gallery, in place of classes:
-            labels do not count then, and may be None.
+            the labels of both do not count then, and may be None (also ``None`` for all of them).
         junk: of each query positions that are left out of its ranking, as they are neither right
             nor wrong; with ``positives``.
         train: images and labels to train on, for ``run`` and ``train``; ``evaluate`` needs none.
@@ -97,8 +98,14 @@ def from_arrays(
     if not re.fullmatch(r"[\w.-]*\w", name):
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
     classes: dict[Any, int] = {}
-    test = _split(images, labels, "images", classes)
-    searched = None if gallery is None else _split(*gallery, "gallery images", classes)
+    apart = gallery is not None
+    listed = apart and positives is not None
+    test = _split(images, labels, "images", classes, bare=apart, unlabelled=listed)
+    searched = (
+        None
+        if gallery is None
+        else _split(*gallery, "gallery images", classes, bare=True, unlabelled=listed)
+    )
     if searched is None and (len(classes) < 2 or np.bincount(test.labels).max() < 2):
         raise UserError("retrieval needs two or more classes, and one of two or more images")
     if train is None:
@@ -165,12 +172,35 @@ def _apart(
     return found
 
 
-def _split(images: Images, labels: Labels, what: str, classes: dict[Any, int]) -> Split:
-    """The arrays as a split; ``classes`` gives each label its number and learns new ones."""
+def _split(
+    images: Images,
+    labels: Labels | None,
+    what: str,
+    classes: dict[Any, int],
+    *,
+    bare: bool = False,
+    unlabelled: bool = False,
+) -> Split:
+    """The arrays as a split.
+
+    Args:
+        images, labels: the arrays.
+        what: name of the images, for errors.
+        classes: gives each label its number and learns new ones.
+        bare: some labels may be None, as of images without a class.
+        unlabelled: there may be no labels at all.
+    """
     pixels = _pixels(images, what)
+    if labels is None:
+        labels = [None] * len(pixels) if unlabelled else []
     named = np.asarray(_on_cpu(labels)).reshape(-1).tolist()
     if len(named) != len(pixels):
         raise UserError(f"{len(pixels)} {what} need as many labels, got {len(named)}")
+    if None in named and not bare:
+        raise UserError(
+            f"{named.count(None)} of {len(named)} {what} have the label None, which only a gallery "
+            "and its queries may have: leave these images out"
+        )
     numbers = [-1 if one is None else classes.setdefault(one, len(classes)) for one in named]
     return Split(pixels, np.array(numbers, np.int64))
 

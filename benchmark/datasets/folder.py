@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class Folder(ImageDataset):
 
     ``query`` and ``gallery`` are folders of class folders that are measured in place of a test
     split: the images of one search those of the other. Images in ``gallery`` itself have no class
-    (distractors). ``root`` holds ``train/`` or class folders then, all of which train; without it
-    nothing does. With ``positives`` there are no classes: all images count, in folders or not.
+    (distractors). ``root`` holds ``train/`` or class folders then, all of which train, except what
+    lies in ``query`` or ``gallery``; without it nothing does. With ``positives`` there are no
+    classes: all images count, in folders or not. Hidden files and folders are left out.
     """
 
     card = DatasetCard(
@@ -71,21 +73,25 @@ class Folder(ImageDataset):
     )
     sources: str = parameter(
         "",
-        "file whose lines are 'SOURCE IMAGE', paths below query or gallery: a query does not see "
-        "the gallery images of its source (an object; in person re-identification write identity "
-        "and camera as one word)",
+        "file whose lines are 'SOURCE IMAGE', paths below query or gallery (query/PATH and "
+        "gallery/PATH where both have one): a query does not see the gallery images of its source "
+        "(an object; in person re-identification write identity and camera as one word)",
         late=True,
     )
 
     def __post_init__(self) -> None:
         if bool(self.query) != bool(self.gallery):
             raise ValueError("query and gallery go together")
+        if self.level != "medium" and not self.positives:
+            raise ValueError("level goes with positives: leave it out")
         if not self.query and (self.positives or self.sources):
             raise ValueError("positives and sources go with query and gallery")
         if self.query and (self.train_list or self.train_classes):
             raise ValueError("with query and gallery all images in root train: leave the key out")
         if bool(self.train_list) != bool(self.test_list):
             raise ValueError("train_list and test_list go together")
+        if self.train_list and self.train_classes:
+            raise ValueError("with lists train_classes is not read: leave it out")
 
     def locate(self, data_root: Path | None) -> Path | None:
         """The folder that holds all others; ``data_root`` does not matter."""
@@ -118,6 +124,11 @@ class Folder(ImageDataset):
             if self.train_list:
                 parts = [_listed(Path(path)) for path in (self.train_list, self.test_list)]
             elif (root / "train").is_dir() and (root / "test").is_dir():
+                if self.train_classes:
+                    raise UserError(
+                        f"data set folder: {root} has train/ and test/, so train_classes is not "
+                        "read: leave it out"
+                    )
                 parts = [
                     [entry for name in _classes(root / part) for entry in _files(root, part, name)]
                     for part in ("train", "test")
@@ -143,13 +154,20 @@ class Folder(ImageDataset):
         train: list[tuple[str, str]] = []
         if self.root:
             own = Path(self.root).absolute()
-            named = {Path(path).absolute() for path in (self.query, self.gallery)}
             inside = own / "train" if (own / "train").is_dir() else own
+            below = inside.relative_to(root).as_posix()
+            apart = [Path(path).resolve() for path in (self.query, self.gallery)]
+
+            @functools.cache
+            def trains(folder: Path) -> bool:
+                place = folder.resolve()
+                return not any(place.is_relative_to(one) for one in apart)
+
             train = [
-                entry
-                for name in _classes(inside)
-                if inside / name not in named
-                for entry in _files(root, inside.relative_to(root).as_posix(), name)
+                (name, path)
+                for one in _classes(inside)
+                for name, path in _files(root, below, one)
+                if trains((root / path).parent)
             ]
         found = {}
         for key, path in (("query", self.query), ("gallery", self.gallery)):
@@ -175,8 +193,7 @@ class Folder(ImageDataset):
         if self.positives:
             answers = read_answers(Path(self.positives), query, gallery, self.level)
         if self.sources:
-            words = read_sources(Path(self.sources), [*query, *gallery])
-            own_ids, their_ids = numbered(words[: len(query)], words[len(query) :])
+            own_ids, their_ids = numbered(*read_sources(Path(self.sources), query, gallery))
             sources = own_ids, their_ids
         return Listing(root, learnt, test, searched, answers, sources)
 
@@ -202,17 +219,21 @@ def _classes(folder: Path) -> list[str]:
 def _files(root: Path, part: str, name: str, deep: bool = True) -> list[tuple[str, str]]:
     """(class, path below the root) of each image file of a class, in folders at any depth.
 
+    Hidden folders are left out: they hold what programs keep for themselves, such as thumbnails.
+
     Args:
         root, part, name: the images are below ``root / part / name``; ``name`` is the class.
         deep: in folders of that one too.
     """
     walk = os.walk(root / part / name, onerror=_raise)
-    found = [
-        Path(base, file).relative_to(root).as_posix()
-        for base, _, files in (walk if deep else itertools.islice(walk, 1))
-        for file in files
-        if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-    ]
+    found = []
+    for base, folders, files in walk if deep else itertools.islice(walk, 1):
+        folders[:] = [one for one in folders if not one.startswith(".")]  # os.walk enters these
+        found += [
+            Path(base, file).relative_to(root).as_posix()
+            for file in files
+            if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+        ]
     return [(name, path) for path in sorted(found)]
 
 

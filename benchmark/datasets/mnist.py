@@ -84,9 +84,13 @@ class IdxDataset(Dataset, abc.ABC):
         return self._fetch(data_root)
 
     def locate(self, data_root: Path | None) -> Path | None:
-        """The folder with the files, or with some: reading it then names the missing ones."""
+        """The folder with the files, or with some: reading it then names the missing ones.
+
+        Of the data root, folders with the name of the set come before the files in it: those may be
+        of another set, as MNIST and Fashion-MNIST give theirs the same names.
+        """
         root = existing(data_root)
-        places = [root / part for part in (".", self.folder, f"{self.torchvision}/raw")]
+        places = [root / self.folder, root / self.torchvision / "raw", root]
         places += [self.debian] if self.debian else []
         return next((place for place in places if self._is_in(place)), None)
 

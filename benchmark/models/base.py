@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Model(Component, abc.ABC):
 
     @property
     def comes_trained(self) -> bool:
-        """True if it can be measured without any training: all its weights are published ones."""
+        """True if it can be measured without any training: no weight of it is random."""
         return False
 
     def named(self) -> Self:
@@ -181,13 +182,17 @@ class FactoryModel(Model):
         return super().facts | {"arguments": dict(self.arguments), "source": source}
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """Call the factory; UserError if it is not found, cannot be called or returns no Module."""
+        """A copy of what the factory returns, which may be a network that others use too.
+
+        Raises:
+            UserError: it is not found, cannot be called or returns no Module.
+        """
         from torch import nn
 
         network = self._factory()(**dict(self.arguments))
         if not isinstance(network, nn.Module):
             raise UserError(f"model {self.path}: must return a torch.nn.Module, got {network!r}")
-        return network
+        return copied(network, self.path)
 
     def _factory(self) -> Callable[..., object]:
         try:
@@ -205,6 +210,14 @@ class FactoryModel(Model):
             raise UserError(f"model {self.path}: {error}") from None
         made: Callable[..., object] = factory
         return made
+
+
+def copied(network: nn.Module, name: str) -> nn.Module:
+    """A copy of the network called ``name``; UserError if it cannot be copied."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise UserError(f"model {name} cannot be copied: {error}") from None
 
 
 def parse_model(text: str) -> Model:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.hashing import content_sha256
 from dmlbench.common.lazy import torch
 from dmlbench.core import sources
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import Metric
-from dmlbench.models.base import Model
+from dmlbench.models.attributes import Attributes, attributes_of, tensor_bytes
+from dmlbench.models.base import Model, copied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,12 +29,19 @@ class ModuleModel(Model):
         mean, std: of each channel, to normalise the images before ``module``; empty: it does so
             itself, or needs no normalisation.
         name: of the network in tables; empty: the module's class.
+        made_by: digest of the source of the function that built it, where that is the user's.
     """
 
     module: Any  # nn.Module; its type would import torch where hints are resolved
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     name: str = ""
+    made_by: str | None = None
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        """What the module holds beside its state dict."""
+        return attributes_of(self.module)
 
     @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every module
@@ -41,36 +50,41 @@ class ModuleModel(Model):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The architecture as PyTorch prints it, and a digest of the source of its classes."""
+        """The architecture as PyTorch prints it, and a digest of the source of its code."""
         own = type(self.module)
-        parts = sorted(
-            {type(m) for m in self.module.modules()} - {own}, key=lambda c: c.__qualname__
-        )
+        classes = {type(m) for m in self.module.modules()} - {own}
+        parts = sorted({*classes, *self.attributes.code}, key=lambda one: one.__qualname__)
+        made_by = {} if self.made_by is None else {"made_by": self.made_by}
         return super().facts | {
             "architecture": hashlib.sha256(repr(self.module).encode()).hexdigest(),
             "source": sources.digest(own, *parts),
             "mean": list(self.mean),
             "std": list(self.std),
+            **made_by,
         }
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of names, shapes and values of the module's parameters and buffers."""
+    def weights_digest(self) -> str:
+        """SHA-256 of names, shapes and values of the module's state dict."""
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
             if isinstance(value, torch.Tensor):
-                dense = value.detach().cpu().contiguous()
-                digest.update(f"{name} {dense.dtype} {tuple(dense.shape)};".encode())
-                digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
+                form, content = tensor_bytes(value)
+                digest.update(f"{name} {form};".encode())
+                digest.update(content)
         return digest.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """``weights_digest``, and a hash of the attributes with it where the module has any."""
+        known = self.attributes.known
+        if not known:
+            return self.weights_digest
+        return content_sha256({"weights": self.weights_digest, "attributes": known})
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of the module; UserError if it cannot be copied."""
-        try:
-            copied: nn.Module = copy.deepcopy(self.module)
-        except Exception as error:  # whatever a module of the user's own raises
-            raise UserError(f"model {self.card.name} cannot be copied: {error}") from None
-        return copied
+        return copied(self.module, self.card.name)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """As it was given."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PRETRAINED, NONE = "imagenet", "none"
 DIM = 512
+SIZE = 224  # of the images that all of them take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,30 @@ class Pretrained(Model, abc.ABC):
 
     @property
     def comes_trained(self) -> bool:
-        """True if all weights that it starts from are published ones."""
-        return self.weights != NONE and self.head != "fc"
+        """True if no weight that it starts from is random.
+
+        Without a new layer all are published ones; with one, a file must have it too.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if self.weights == NONE or self.head != "fc":
+            return self.weights != NONE
+        return self.weights != PRETRAINED and self._has_new_layer()
+
+    def _has_new_layer(self) -> bool:
+        """True if the file of weights has the layer that replaces the classifier, as it is here."""
+        from dmlbench.storage.weights import BACKBONE, fitted, read_state
+
+        with torch.random.fork_rng(devices=[]):  # the weights of this network are not used
+            own = self.backbone(3, SIZE).state_dict()
+        try:
+            state, prefix = fitted(read_state(self._file()), own)
+        except ValueError:
+            return False
+        return prefix == BACKBONE and not any(
+            self._is_random(key, state, own) for key in filter(self._in_classifier, own)
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -159,7 +182,7 @@ class Pretrained(Model, abc.ABC):
         else:
             wanted = {key: value for key, value in state.items() if not self._in_classifier(key)}
             for key in filter(self._in_classifier, own):
-                there = own_head and key in state and state[key].shape == own[key].shape
+                there = own_head and not self._is_random(key, state, own)
                 wanted[key] = state[key] if there else own[key]
         try:
             load_state(backbone, wanted)
@@ -168,6 +191,13 @@ class Pretrained(Model, abc.ABC):
             raise UserError(
                 f"model {self.card.name}: {self.weights} does not fit: {reason}"
             ) from None
+
+    @staticmethod
+    def _is_random(
+        key: str, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+    ) -> bool:
+        """True if a tensor of the new layer stays random: a file lacks it, or has another size."""
+        return key not in state or state[key].shape != own[key].shape
 
     def _downloaded(self) -> Mapping[str, torch.Tensor]:
         try:

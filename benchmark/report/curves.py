@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = 4  # at most, side by side
+LINES = 8  # that can be told apart
 SPARE = 1.5  # the axis ends at so many times the x at which no model has anything left
 NARROW, WIDE = 16, 256  # the axis is linear where the largest x lies between them
 Points = Sequence[tuple[float, float]]
@@ -33,9 +34,15 @@ def shares_above(table: Table) -> Figure | None:
 
     A panel for each column with a curve; columns of one attack over the same x share a panel. The
     band is the 95% interval at each x, over queries; of several seeds, their mean is drawn and the
-    band goes from the lowest to the highest.
+    band goes from the lowest to the highest. Of more models than ``LINES`` the best of each family
+    is drawn.
     """
     entries = [line.entry for line in table.lines if not line.entry.paper]
+    curved = [e for e in entries if any(r["curve"] for made in e.records.values() for r in made)]
+    says = "Right top-1 against the strength of the attack"
+    if len(curved) > LINES:
+        entries = style.best_of_families([e for e in curved if not e.flagged])
+        says += ", the best of each family"
     panels = _panels(entries)
     if not panels:
         return None
@@ -56,9 +63,21 @@ def shares_above(table: Table) -> Figure | None:
             last = SPARE * max(map(_nothing_left, every))
             _scale(axis, points, min(last, max(map(_most, every))))
         axes[0].set_ylabel("R@1 in % (higher is better)")
-        words = f"{protocol(table, drawn)}; bands: 95% over queries, or range over seeds"
-        style.say(fig, "Right top-1 against the strength of the attack", words, axes)
+        threats = dict.fromkeys(
+            _threat(e, name) for panel in panels for name in panel for e in panel[name]
+        )
+        words = protocol(table, drawn, list(threats))
+        style.say(fig, says, f"{words}; bands: 95% over queries, or range over seeds", axes)
     return fig
+
+
+def _threat(entry: Entry, name: str) -> str:
+    """The attack of a column in words: ``radius within eps 77/255, 50 steps``."""
+    given = entry.records[name][0]["attack_resolved"]
+    known = parameters(given)
+    words = [f"{key} {known[key]}" for key in ("eps", "budget") if key in known]
+    words += [f"{known['steps']} steps"] * ("steps" in known)
+    return " ".join(filter(None, (given.partition(":")[0], ", ".join(words))))
 
 
 def _meaning(heading: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread_of
-from dmlbench.core.flags import Flag
+from dmlbench.core.flags import Flag, read_flags
 from dmlbench.core.naming import parameters
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
@@ -166,7 +166,10 @@ class Entry:
         return any(not flag.note for flags in self.flags.values() for flag in flags)
 
     def reasons(self, note: bool) -> list[str]:
-        """Its flags (or its notes) in sentences, each with the columns that it is about."""
+        """Its flags (or its notes) in sentences, each with the columns that it is about.
+
+        Of several seeds those are named that have it.
+        """
         about: dict[str, dict[str, Flag]] = {}
         for heading, flags in self.flags.items():
             for flag in flags:
@@ -175,9 +178,17 @@ class Entry:
         found = []
         for name, by_heading in about.items():
             first = next(iter(by_heading.values()))
-            columns = ", ".join(by_heading)
-            found.append(f"{name} ({columns}): {first.says}. Remedy: {first.remedy}.")
+            where = [", ".join(by_heading), *self._seeds_with(next(iter(by_heading)), name)]
+            found.append(f"{name} ({'; '.join(where)}): {first.says}. Remedy: {first.remedy}.")
         return found
+
+    def _seeds_with(self, heading: str, flag: str) -> list[str]:
+        """``seed 1`` or ``seeds 0, 2``: those of several with such a flag on a number."""
+        if len(self.seeds) < 2:
+            return []
+        records = self.records.get(heading, ())
+        found = [r["seed"] for r in records if flag in {f.name for f in read_flags(r["flags"])}]
+        return [f"seed{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}"]
 
     @property
     def standing(self) -> float | None:

@@ -16,6 +16,7 @@ from dmlbench.report.entries import Entry
 from dmlbench.report.plotted import (
     PANELS,
     apart,
+    flagged,
     grid,
     heading,
     names_of,
@@ -23,7 +24,6 @@ from dmlbench.report.plotted import (
     protocol,
     ranked,
     series,
-    unranked,
 )
 from dmlbench.report.suites import ers_by_suite
 from dmlbench.report.sweeps import against_eps, against_steps
@@ -40,7 +40,7 @@ ROWS = 24  # at most, of a forest plot
 
 
 def tradeoff(table: Table) -> Figure | None:
-    """ERS against R@1 on clean images, with the Pareto front."""
+    """ERS against R@1 on clean images, with the Pareto front; without collapsed models."""
     found = [e for e in ranked(table) if "R@1" in e.numbers]
     if len(found) < 2:
         return None
@@ -52,11 +52,11 @@ def tradeoff(table: Table) -> Figure | None:
             *zip(*front, strict=True), where="pre", color=style.INK, lw=0.8, ls="--", zorder=1
         )
         _scatter(axis, found, [points[id(e)] for e in found])
-        out = [e for e in unranked(table) if "R@1" in e.numbers]
+        out = [e for e in flagged(table) if "R@1" in e.numbers]
         points |= {id(e): (e.numbers["R@1"].value, e.numbers["ERS"].value) for e in out}
         xs, ys = [points[id(e)][0] for e in out], [points[id(e)][1] for e in out]
         if out:
-            axis.plot(xs, ys, ls="", marker="x", color=style.INK, label="collapsed or flagged")
+            axis.plot(xs, ys, ls="", marker="x", color=style.INK, label="flagged")
         axis.set(xlabel="benign R@1 in % (higher is better)", ylabel="ERS (higher is better)")
         axis.margins(0.1)
         shown = sorted([*found, *out], key=lambda e: points[id(e)] not in front)  # these first
@@ -188,8 +188,9 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(heading(name, found), fontsize=6.5 if "(" in name else None)
+            axis.set_title(heading(name, found), fontsize=6.5 if "(" in name else 8)
             axis.margins(x=0.15, y=0.5 / len(found))
+            axis.locator_params(axis="x", nbins=2)
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% interval, over queries and seeds; of NMI the range over starts"

@@ -17,10 +17,10 @@ def ranked(table: Table) -> list[Entry]:
     return [line.entry for line in table.lines if line.entry.score is not None]
 
 
-def unranked(table: Table) -> list[Entry]:
-    """The entries that have an ERS and yet no rank: collapsed or flagged models."""
+def flagged(table: Table) -> list[Entry]:
+    """The entries that have an ERS and no rank because they are flagged."""
     entries = [line.entry for line in table.lines]
-    return [e for e in entries if e.score is None and "ERS" in e.numbers]
+    return [e for e in entries if e.flagged and not e.collapsed and "ERS" in e.numbers]
 
 
 def series(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -45,6 +45,8 @@ def passes(entry: Entry) -> int:
 def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
     """Identity of each entry -> ``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those that
     plots draw have several, and with what else tells the entries apart.
+
+    A model that was not trained here has a name of its own, which stands alone.
     """
     drawn = [
         line.entry for line in table.lines if line.entry.score is not None or not line.entry.paper
@@ -55,7 +57,7 @@ def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
     for entry in entries:
         parts = [entry.label]
         parts += [f"η={entry.eta}"] * (entry.eta is not None)
-        parts += [entry.model] * several
+        parts += [entry.model] * (several and bool(entry.resolved or entry.paper))
         parts += [entry.recipe] * (len(recipes) > 1 and bool(entry.recipe))
         marks = " †" * entry.collapsed + " ‡" * entry.flagged
         names.append(", ".join(parts) + marks)
@@ -85,11 +87,13 @@ def heading(name: str, entries: Sequence[Entry]) -> str:
     return BoardColumn(name, better, "").label
 
 
-def protocol(table: Table, entries: Sequence[Entry]) -> str:
-    """The caption: data set, suite, adversary, number of queries and training recipe."""
-    parts = [table.title, *(f"{by} L∞ {words}" for by, words in table.threats)]
-    parts += marks(entries)
-    return "; ".join(parts)
+def protocol(table: Table, entries: Sequence[Entry], threats: Sequence[str] = ()) -> str:
+    """The caption: data set, suite, adversary, number of queries and training recipe.
+
+    ``threats``: the adversary in words, where it is not the one of most of the table's columns.
+    """
+    usual = [f"{by} L∞ {words}" for by, words in table.threats]
+    return "; ".join([table.title, *(threats or usual), *marks(entries)])
 
 
 def marks(entries: Sequence[Entry]) -> list[str]:

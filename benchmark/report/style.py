@@ -29,6 +29,8 @@ SIDES = tuple(
     for dy in dys
 )
 """Places of a name beside its point, in order of preference: alignment, and points aside and up."""
+BESIDE = 9  # a name that is further up or down than so many points has a line to its point
+LEADER = {"arrowstyle": "-", "lw": 0.4, "color": INK, "shrinkA": 0, "shrinkB": 3}
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LETTERS = 19  # of a caption in one inch
 RC = {
@@ -200,9 +202,9 @@ def _named(axis: Axes, x: float, y: float, name: str, avoided: Sequence[Any]) ->
     """The name beside (x, y), in the first place that overlaps no box; None if there is none."""
     inside = axis.get_window_extent()
     for ha, dx, dy in SIDES:
-        text = axis.annotate(
-            name, (x, y), (dx, dy), textcoords="offset points", ha=ha, fontsize=6.5
-        )
+        looks: dict[str, Any] = {"ha": ha, "fontsize": 6.5}
+        looks["arrowprops"] = LEADER if abs(dy) > BESIDE else None
+        text = axis.annotate(name, (x, y), (dx, dy), textcoords="offset points", **looks)
         box = text.get_window_extent()
         within = inside.x0 <= box.x0 and box.x1 <= inside.x1
         if within and not any(box.overlaps(other) for other in avoided):

@@ -117,6 +117,8 @@ def verify_file(
     store = Store(results)
     chosen = find_row(store, row, where)
     about = chosen.worst[0].about
+    if dataset is None and not allow_code:
+        spec.refuse_reference(about.dataset, DATASETS, f"the row of {about.label}")
     if not isinstance(dataset, Dataset):
         dataset = spec.parse(dataset or about.dataset, DATASETS)
     with open_session(dataset, results, precision=about.precision, **options) as session:

@@ -1,7 +1,7 @@
 """Find, for a dry run, the reasons for which a run would be refused.
 
-It imports torch only for a network of the user's own, a loss of another library, or a device that
-is named.
+It imports torch only for a network of the user's own, a loss of another library, a defense that
+looks at the network, or a device that is named.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dmlbench.common.lazy import np
+from dmlbench.defenses.base import Defense
 from dmlbench.sweep.session import Session
 from dmlbench.training.job import Training, check_pairs
 
@@ -39,3 +40,6 @@ def check_feasible(session: Session, trainings: Sequence[Training], here: bool =
     for one in trainings:
         check_pairs(one.recipe.pairs, anchors)
         one.defense.companion(len(sizes), 2, one.model.metric)  # its library may be missing
+        if type(one.defense).check_network is not Defense.check_network:
+            built = one.model.build(data.channels, data.size)
+            one.defense.check_network(built.backbone)

@@ -15,6 +15,7 @@ from msgspec import structs
 
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
+from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Reporter
 from dmlbench.common.text import one_line, printable
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
@@ -137,7 +138,10 @@ class Session:
 
     def check_queries(self, queries: int | None) -> None:
         """UserError unless that many queries are a part of the test split (None: all of it)."""
-        if queries is not None and queries >= (images := len(self.data.test)):
+        if queries is None:
+            return
+        check_whole("queries", queries, 1)
+        if queries >= (images := len(self.data.test)):
             raise UserError(
                 f"--queries {queries}: the test split has {images} images; leave it out to "
                 "attack each"

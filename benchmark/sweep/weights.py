@@ -6,15 +6,16 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
+from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
 from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
-from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
 from dmlbench.models.module import module_model
 from dmlbench.storage.cell import About
@@ -55,15 +56,23 @@ def trained_weights(
     return Weights(training.model, path, facts, about, training.seed, training.shown)
 
 
-def trained_on(path: Path) -> str:
+def trained_on(path: Path, allow_code: bool = False) -> str:
     """Spec of the data set that a checkpoint was trained on, by its manifest; empty without one.
 
     Args:
         path: a model's folder, its manifest or its file of weights.
+        allow_code: the code of a data set that the manifest names may be run.
+
+    Raises:
+        UserError: the manifest names code that is not allowed.
     """
     known = read_manifest(_folder(path))
     named = known and (_folder(path) == path or path.name in (MANIFEST, known.checkpoint))
-    return known.dataset if known and named else ""
+    if not known or not named:
+        return ""
+    if not allow_code:
+        refuse_reference(known.dataset, DATASETS, f"the manifest of {path}")
+    return known.dataset
 
 
 def _recipe(manifest: Manifest, dataset: Dataset) -> str:
@@ -180,8 +189,10 @@ def initial_weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
     held = module_model(built, name=canonical_model(model.named()))
+    held = replace(held, made_by=model.facts.get("source"))
     name = label or f"none ({'pretrained' if model.comes_trained else 'untrained'})"
-    return memory_weights(dataset, data.digest, held, held.digest, name, seed, precision, eot)
+    digest = held.weights_digest  # the spec and the code behind it say all else
+    return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
 
 
 def _about(
@@ -220,5 +231,4 @@ def _about(
 def check_seeds(seeds: Iterable[int]) -> None:
     """UserError unless every seed is a whole number from 0 up."""
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UserError(f"seed must be at least 0 and a whole number, got {seed!r}")
+        check_whole("seed", seed, 0)

@@ -13,7 +13,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import nn
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.hashing import derived_seed
+from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Bar, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
@@ -103,6 +104,9 @@ class Monitoring:
     validate: int = 0
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        check_whole("validate", self.validate, 0)
+
 
 def train(
     training: Training,
@@ -123,7 +127,7 @@ def train(
     """
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
-    with compute.applied() as device:
+    with compute.applied() as device, _generators_restored(device):
         started, start, world = time.time(), time.monotonic(), connect(device)
         known = checkpoint.verified_manifest(folder, training.facts) if world.is_main else None
         known = world.broadcast(known)
@@ -173,6 +177,11 @@ def train(
         return manifest
 
 
+def _generators_restored(device: torch.device) -> AbstractContextManager[None]:
+    """After the ``with`` block PyTorch's own generators, which a training seeds, are as before."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @dataclass
 class _TrainingRun:
     """The state of a training run: model, optimiser, data.
@@ -198,6 +207,7 @@ class _TrainingRun:
         torch.manual_seed(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.use_bfloat16 = recipe.precision == "bf16"
+        self.training.defense.check_network(network.backbone)
         self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
         classes, labels = np.unique(train.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels)
