@@ -28,7 +28,7 @@ from dmlbench.core.protocol import OPTIMIZER_OF, Threat
 from dmlbench.core.reference import source_facts
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
-from dmlbench.models.base import Model, parse_model
+from dmlbench.models.base import MODELS, Model, parse_model
 from dmlbench.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -100,9 +100,15 @@ class Transfer(TopOneAttack):
         "the model that the images are made on: its folder, a file of weights, or its zoo name",
         required=True,
     )
-    by: str = parameter("margin", "spec of the attack on it, by APGD unless optimizer= says else")
+    by: str = parameter(
+        "margin",
+        "spec of the attack on it, by APGD unless optimizer= says else",
+        spec_of=ATTACKS,
+    )
     network: str | None = parameter(
-        None, "spec of its network; auto: what its manifest says, which lies beside the weights"
+        None,
+        "spec of its network; auto: what its manifest says, which lies beside the weights",
+        spec_of=MODELS,
     )
     source: Source | None = dataclasses.field(default=None, repr=False)
     attack: Attack | None = dataclasses.field(default=None, repr=False)
@@ -240,7 +246,8 @@ def _source(path: str, network: str | None) -> Source:
     """The model at ``path``.
 
     Raises:
-        UserError: there is none, it was altered, or nothing says what its network is.
+        UserError: there is none, it was altered, nothing says what its network is, or the manifest
+            beside it names code, which the user has not asked to run.
     """
     from dmlbench.storage.checkpoint import stored_weights
     from dmlbench.zoo.fetch import local_or_zoo
@@ -252,6 +259,11 @@ def _source(path: str, network: str | None) -> Source:
     known = weights.manifest.model if weights.manifest else ""
     if not (network or known):
         raise UserError(f"transfer: no manifest says what network {path} is of: add network=SPEC")
+    if not network and (named := spec.read_reference(known, MODELS)):
+        raise UserError(
+            f"transfer: the manifest of {path} names the network {named[0]}, which is code that "
+            f"would be run: look at it, and name it yourself with network={spec.quoted(known)}"
+        )
     made = parse_model(network or known)
     if not known and isinstance(made, Pretrained) and made.head != "fc":
         return Source(weights, replace(made, weights=str(weights.path)), as_published=True)

@@ -123,7 +123,9 @@ class UniversalPerturbation(Attack):
     held_against_noise = False  # one for all need not be stronger than the worst noise of each
 
     by: str = parameter(
-        "ltm", "spec of the attack on queries whose loss is minimised; pair: that of the paper"
+        "ltm",
+        "spec of the attack on queries whose loss is minimised; pair: that of the paper",
+        spec_of=ATTACKS,
     )
     batch: int = parameter(32, "train images in a step", at_least=1)
     attack: Attack | None = dataclasses.field(default=None, repr=False)

@@ -82,12 +82,12 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     ("benchmark/training/trainer.py", '"epoch", number)', '"epoch")'),
     (
         "benchmark/storage/store.py",
-        "whole = cell is not None and cell.ok",
-        "whole = cell is not None",
+        "if cell is None or not cell.ok:",
+        "if cell is None:",
     ),
     (
         "benchmark/storage/store.py",
-        '            write_atomically(self.path(cell.id, "parquet"), table)\n',
+        "            write_atomically(beside, table)\n",
         "",
     ),
     (

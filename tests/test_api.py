@@ -189,6 +189,17 @@ def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
 
 
+def test_a_label_is_that_of_stored_cells_too(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    for label in ("A", "B"):
+        dml.evaluate(net, small, attacks=FEW[0], label=label, results=tmp_path, progress=False)
+    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+    with pytest.raises(dml.UserError, match="has a control character"):
+        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", results=tmp_path, progress=False)
+    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+
+
 class Levels(nn.Module):
     """Round an image to some levels, as a defense by a transformation of the input does."""
 

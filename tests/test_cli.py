@@ -21,6 +21,7 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 from tests.faults import PATIENCE
+from tests.outside import DEFENSE
 from tests.zygote import Zygote, environment
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -292,6 +293,21 @@ def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 
+def test_a_shard_without_a_model_has_no_board_and_says_so(dmlbench: Run, tmp_path: Path) -> None:
+    done = dmlbench(*FIRST, "--shard", "3/3")
+    assert done.returncode == 0, done.stderr
+    assert "results has no row of tiny, so there is no board" in done.stdout
+    assert not list((tmp_path / "leaderboards").iterdir())
+    assert dmlbench(*FIRST, "--shard", "3/3", "--json").stdout == "[]\n"
+
+
+def test_two_configs_are_refused(dmlbench: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("defense: hm\nattack: ca+\n")
+    two = ("--config", "a.yaml", "--config", "b.yaml")
+    refused(dmlbench("run", *two, "--dry-run"), "--config is given 2 times (a.yaml, b.yaml)")
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_results(
     dmlbench: Run, zygote: Zygote, tmp_path: Path
@@ -330,6 +346,64 @@ def test_train_is_found_by_run_and_told_apart_by_compare(dmlbench: Run, tmp_path
     assert ca["difference"]["value"] == pytest.approx(row["hm"] - row["none"])
     table = dmlbench("compare", "none", "hm")
     assert table.stdout.startswith("A = N/A[R]\nB = HM[S,g_LGA]&ICS\n")
+
+
+FAILS = DEFENSE.replace(
+    "        triplets =",
+    "        from pathlib import Path\n\n"
+    "        if Path('bad').exists():\n            raise RuntimeError('bad')\n        triplets =",
+)
+
+
+def test_a_training_that_failed_is_done_once_it_was_trained(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "near.py").write_text(FAILS)
+    near = ("--dataset", "tiny", "--defense", "near.py:NearNegatives", "--recipe", "epochs=1")
+    (tmp_path / "bad").touch()
+    assert dmlbench("run", *near, "--attack", "ca+").returncode == 1
+    (tmp_path / "bad").unlink()
+    assert dmlbench("train", *near).returncode == 0
+    assert set(metrics(tmp_path)["status"]) == {"ok"}
+    done = dmlbench("run", *near, "--attack", "ca+")
+    assert done.returncode == 0, done.stderr
+    again = dmlbench("run", *near, "--attack", "ca+", "--resume", "only-missing")
+    assert again.returncode == 0, again.stderr
+    (tmp_path / "bad").touch()  # it cannot be trained a second time
+    assert dmlbench("run", *near, "--attack", "ca+", "--resume", "never").returncode == 1
+
+
+def test_the_seed_of_attacks_is_that_of_the_training_or_in_the_name_of_columns(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    tiny = ("--dataset", "tiny", "--attack", "ca+", "--attack", "es")
+    assert dmlbench("run", *tiny, "--defense", "none", "--seed", "3").returncode == 0
+    before = metrics(tmp_path)
+    (folder,) = (tmp_path / "results" / "models").iterdir()
+    attack = ("attack", "--checkpoint", str(folder), *tiny)
+    done = dmlbench(*attack)
+    assert "there was nothing to do" in done.stderr, done.stderr  # the cells are those of the run
+    done = dmlbench(*attack, "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    after = metrics(tmp_path)
+    pd.testing.assert_frame_equal(after[after["cell"].isin(before["cell"])].reset_index(drop=True),
+                                  before)  # fmt: skip
+    (wide,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert {"seed", "CA+", "CA+ (attack_seed=5)", "ES:R (attack_seed=5)"} <= wide.keys()
+    packed = dmlbench("submit", "none", "--by", "Jane", "--where", "seed=3", "--out", "x.zip")
+    refused(packed, "'none' was attacked with the seeds 3, 5", "--where attack_seed=3")
+    for seed, differs in (("3", False), ("5", True)):
+        chosen = ("--where", f"attack_seed={seed}", "--out", f"{seed}.zip")
+        packed = dmlbench("submit", "none", "--by", "Jane", *chosen)
+        assert packed.returncode == 0, packed.stderr
+        said = "the attacks have seed 5, the training 3" in packed.stdout + packed.stderr
+        assert said is differs, packed.stdout + packed.stderr
+    verified = dmlbench("verify", "5.zip", "--queries", "2")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "CA+ (attack_seed=5)" in dmlbench("show").stdout
+    again = ("reproduce", "none", "--checkpoint", str(folder), "--where", "attack=ca+*")
+    done = dmlbench(*again)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "CA+ (attack_seed=5)" in done.stdout
+    refused(dmlbench(*again[:2], *again[4:]), "the attacks of the row have seed 5")
 
 
 @pytest.mark.slow
@@ -447,8 +521,20 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
         assert (ca["about"]["dataset"], ca["about"]["recipe"]) == ("tiny", "epochs=1")
         assert ca["metrics"]["CA+"]["value"] == trained.set_index("metric").loc["CA+", "value"]
     pictures = sorted((alone / "results" / "adversarial").rglob("*.png"))
-    assert [p.parent.name for p in pictures] == ["ca-plus", "ca-plus", "es", "es"]
+    kinds = [p.parent.name.rpartition("-")[0] for p in pictures]
+    assert kinds == ["ca-plus", "ca-plus", "es", "es"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    again = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
+                     "--attack", "ca+", "--attack", "ca+:w=2", "--attack", "broken",
+                     "--label", "Yours", "--save-adversarial", "1", cwd=alone)  # fmt: skip
+    assert again.returncode == 1
+    assert "Traceback" not in again.stderr
+    assert "3 stored cells of these weights were called 'Mine': they are called 'Yours' now" in (
+        again.stderr
+    )
+    assert set(metrics(alone)["label"]) == {"Yours"}  # es too, which was not asked for again
+    drawn = {p.parent.name for p in (alone / "results" / "adversarial").rglob("query-00000.png")}
+    assert [name.rpartition("-")[0] for name in sorted(drawn)] == ["ca-plus", "ca-plus", "es"]
     refused(dmlbench("attack", "--checkpoint", "absent.pt", "--dataset", "tiny",
                      "--attack", "ca+", cwd=alone), "absent.pt does not exist")  # fmt: skip
     refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--model",

@@ -36,6 +36,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.core import flags, spec
 from dmlbench.core.flags import Flag, read_flags, write_flags
+from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
@@ -331,7 +332,9 @@ def test_columns_that_older_files_lack_are_empty(tmp_path: Path) -> None:
 
 
 def record(value: float, attack: str, metric: str = "ES:R", clean: float = 80.0) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "clean": clean, "attack_resolved": attack}
+    short = split_attack_seed(attack)
+    row = {"metric": metric, "value": value, "clean": clean}
+    return row | {"attack": attack if short[1] else "es", "attack_resolved": short[0]}
 
 
 def test_variants_of_one_attack_are_held_against_each_other() -> None:
@@ -345,6 +348,7 @@ def test_variants_of_one_attack_are_held_against_each_other() -> None:
     assert found(a=record(50, plain), b=record(52, wide)) == {}
     assert found(a=record(50, plain), b=record(52.5, wide)) == {"b": ["eps"]}
     assert found(a=record(50, plain), b=record(70, wide.replace("steps=8", "steps=9"))) == {}
+    assert found(a=record(50, plain), b=record(60, f"{plain},attack_seed=5")) == {}
     assert found(a=record(82.5, plain)) == {"a": ["eps"]}  # above the clean image
     assert found(a=record(82.5, plain, metric="CA+")) == {}
     drawn = record(47, plain.replace("steps=8", "steps=8,restarts=1"))

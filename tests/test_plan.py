@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ from dmlbench.common.hashing import file_sha256
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
-from dmlbench.core.protocol import ERS_ATTACKS
+from dmlbench.core.naming import split_attack_seed
+from dmlbench.core.protocol import ERS_ATTACKS, recipe_changes
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
@@ -39,16 +41,17 @@ from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell, ExceptionInfo
-from dmlbench.storage.merge import merge
+from dmlbench.storage.merge import Merged, merge
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.executors.base import FinishedTask
+from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, store_failure
 from dmlbench.sweep.status import PlannedModel, StoredCells
-from dmlbench.sweep.tasks import Task, Train, new_cell
+from dmlbench.sweep.tasks import Measure, Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 from tests.test_store import MADE, cell, failing, manifest, with_facts
@@ -100,14 +103,17 @@ class Fake:
             return [FinishedTask(task, 3.0, "its worker died")]
         if isinstance(task, Train) and name not in self.bad:
             folder = self.store.model_folder(task.model)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
             sha = file_sha256(folder / checkpoint.WEIGHTS)
             facts = {"training": task.training.facts, "training_id": task.training.id}
             made = manifest(sha256=sha, label="N/A", **facts)
             write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
-            self.store.put(row(task, ok=False))
+            failed = row(task, ok=False)
+            if self.store.done(task.cell.id) is None:
+                self.store.put(failed)
+            return [FinishedTask(task, 1.0, failure=failed)]
         else:
             self.store.put(row(task), {"x": np.zeros(4)})
         return [FinishedTask(task, 1.0)]
@@ -294,6 +300,41 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
     assert len(ran(store, found)[1]) == 6
 
 
+def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -> None:
+    (training,) = trainings(seeds=(3,), defenses=("none",))
+    weights = trained_weights(training, None, Store(Path()), "fp32")
+    tasks = plan.cells(weights, PLANNED)
+    others = plan.cells(dataclasses.replace(weights, seed=5), PLANNED)
+    found = [*map(row, tasks), *map(row, others)]
+    assert len({one.id for one in found}) == 2 * len(tasks) - 1  # clean images are the same
+    (wide_row,) = wide(found)
+    assert {"CA+", "CA+ (attack_seed=5)"} <= wide_row.estimates.keys()
+    for task, other in zip(tasks, others, strict=True):
+        attack = task.cell.about.attack
+        again = other.cell.about.attack
+        assert split_attack_seed(again) == ((attack, 5) if attack else ("", None))
+    # a name alone: the identities are those of before
+    assert [one.cell.facts for one in others[1:2]] == [tasks[1].cell.facts | {"seed": 5}]
+
+
+@pytest.mark.parametrize("resume", ["retry-failed", "only-missing"])
+def test_a_training_that_failed_once_is_no_row_once_its_model_is_there(
+    tmp_path: Path, resume: str
+) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found, bad=("training",))
+    assert [one.ok for one in store.cells()] == [False]
+    entries, _ = assessed(store, found)
+    executor = Fake(store)  # as 'dmlbench train' does
+    assert entries[0].train is not None
+    executor.start(entries[0].train)
+    executor.wait()
+    assert store.cells() == []
+    scheduler, rows, _ = ran(store, found, resume)
+    assert (scheduler.done, scheduler.failed) == (6, 0)
+    assert all(one.ok for one in rows)
+
+
 def test_a_task_whose_worker_is_gone_is_a_failed_row(tmp_path: Path) -> None:
     _, rows, _ = ran(Store(tmp_path), trainings(defenses=("none",)), lost=("ca+",))
     (failed,) = [r for r in rows if not r.ok]
@@ -308,6 +349,17 @@ def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     # as a slower run would
     store_failure(scheduler.session, rows[1], "ca+", CellError("late"), Stopwatch())
     assert store.cells() == sorted(rows, key=lambda one: one.order)
+
+
+def test_a_number_that_cannot_be_measured_again_is_a_failure_and_stays(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found)
+    before = store.cells()
+    scheduler, rows, _ = ran(store, found, "never", bad=("ca+",))
+    assert scheduler.failed == 1
+    assert scheduler.done == scheduler.total - 1
+    assert [one.error for one in rows if not one.ok] == ["boom"]
+    assert store.cells() == before
 
 
 def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
@@ -361,6 +413,29 @@ def test_a_duration_is_estimated_from_the_passes_of_other_defenses(tmp_path: Pat
     assert times.kind(none) != times.kind(est)
 
 
+def test_the_duration_of_a_radius_is_estimated_by_all_its_passes(tmp_path: Path) -> None:
+    weights = planned(Store(tmp_path), *trainings(defenses=("none",)), StoredCells([])).cells
+    measure = weights[0][0]
+    assert isinstance(measure, Measure)
+    threat = FashionMini().protocol.threat
+    attacks = plan.planned_attacks(parse_attacks(["es", "radius"], ["auto"]), threat)
+    _, es, radius = plan.measures(measure.weights, attacks)
+    assert es.attack is not None
+    assert radius.attack is not None
+    times = Durations("cpu: x", [], Store(tmp_path))
+    times.add(times.kind(es), 1.0)
+    ratio = radius.attack.most_passes / es.attack.most_passes
+    assert ratio > 2
+    assert times.seconds(times.kind(radius)) == pytest.approx(ratio)
+
+
+def test_texts_of_a_recipe_are_exact() -> None:
+    usual = CARD.recipe
+    texts = {1e-4: "0.0001", 1e-5: "1e-05", 1.0: "1", 0.00123456789: "0.00123456789"}
+    for value, text in texts.items():
+        assert recipe_changes({"epochs": usual.epochs, "lr": value}, usual) == f"lr={text}"
+
+
 def test_the_time_left_is_not_guessed_from_other_work(tmp_path: Path) -> None:
     told: list[Tally] = []
     ran(Store(tmp_path), trainings(defenses=("none", "est:eta=8")), tell=told.append)
@@ -410,11 +485,31 @@ def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) ->
         merge(Store(tmp_path / "nowhere"), target, pytest.fail)
 
 
+def test_merging_says_which_outcomes_are_missing_and_mends_those_of_the_target(
+    tmp_path: Path,
+) -> None:
+    source, target = (filled(tmp_path / name, cell("CA+"), cell("CA-")) for name in "ab")
+    lost = source.path(cell("CA-").id, "parquet")
+    said: list[str] = []
+    lost.unlink()
+    assert merge(source, target, said.append).cells == 0  # the target has them
+    assert said == []
+    target.path(cell("CA+").id, "parquet").unlink()
+    assert merge(source, target, said.append).cells == 1
+    assert target.done(cell("CA+").id) is not None
+    empty = Store(tmp_path / "c")
+    assert merge(source, empty, said.append).cells == 1
+    assert [text.endswith("are missing, so it is left behind") for text in said] == [True]
+
+
 def test_merging_models(tmp_path: Path) -> None:
     found, said = trainings(defenses=("none",)), []
     one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
     ran(one, found)
     assert merge(one, two, pytest.fail).models == 1
+    bare = Store(tmp_path / "models alone")
+    shutil.copytree(one.root / "models", bare.root / "models")
+    assert merge(bare, Store(tmp_path / "d"), pytest.fail) == Merged(0, 1)
     assert len(ran(two, found)[1]) == 6
     assert ran(two, found)[2] == []
     other = Store(tmp_path / "c")

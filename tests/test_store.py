@@ -411,6 +411,73 @@ def test_damaged_outcomes_are_said_and_put_aside(tmp_path: Path) -> None:
     assert len(list(store.quarantine.iterdir())) == 2
 
 
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+@pytest.mark.parametrize("known", ["ok", "failed", "none"])
+def test_a_cell_whose_replacement_is_killed_is_the_old_or_the_new_one(
+    writes: int, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``put`` ends after a number of its steps; a reader between any two finds a whole cell."""
+    store, old, new = Store(tmp_path), cell(), cell(value=20.0)
+    new = replace(new, id=old.id, facts=old.facts)
+    if known == "ok":
+        store.put(old, {"CA+": np.arange(40.0)})
+    elif known == "failed":
+        store.put(failing(old))
+    before, after = store.get(old.id), {"CA+": np.ones(40)}
+    left, real = [writes], Path.replace
+
+    class KilledError(Exception):
+        pass
+
+    def counted(self: Path, target: Path) -> Path:  # each file appears by a rename
+        if not left[0]:
+            raise KilledError
+        left[0] -= 1
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", counted)
+    try:
+        store.put(new, after)
+        killed = False
+    except KilledError:
+        killed = True
+    monkeypatch.undo()
+    assert killed == (writes < (2 if known == "none" else 3))
+    (found, damaged) = store.read()
+    assert not damaged
+    assert store.changed_outcomes(found) == []
+    assert store.whole(found) == found
+    replaced = writes >= 2
+    for one in found:
+        if replaced:
+            assert one.metrics == new.metrics
+            assert store.done(one.id) == one
+            assert store.outcomes(one.id)["CA+"].tolist() == [1] * 40
+        else:
+            assert one == before
+            if known == "ok":
+                assert store.outcomes(one.id)["CA+"].tolist() == list(range(40))
+    assert len(found) == (replaced or known != "none")
+    store.put(new, after)  # again, and to the end: the files are those of a cell stored once
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [
+        f"{old.id}.json", f"{old.id}.parquet"
+    ]  # fmt: skip
+    assert store.outcomes(old.id)["CA+"].tolist() == [1] * 40
+
+
+def test_a_cell_that_is_replaced_while_it_is_read_is_not_damaged(tmp_path: Path) -> None:
+    store, old = Store(tmp_path), cell()
+    store.put(old, {"CA+": np.arange(40.0)})
+    seen = store.get(old.id)
+    assert seen is not None
+    store.put(old, {"CA+": np.ones(40)})
+    assert store.changed_outcomes([seen]) == []
+    found, real = [seen], Store.get
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Store, "get", lambda self, one: found.pop() if found else real(self, one))
+        assert store.outcomes(old.id)["CA+"].tolist() == [1] * 40
+
+
 def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path) -> None:
     cells = [cell(m, 10 + i, seed=s) for i, m in enumerate(["CA+", "CA-"]) for s in (0, 1)]
     texts = []
@@ -435,6 +502,23 @@ def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
     assert row["status"] == "failed"
     assert row["error"] == 'a "quoted", odd\nerror'
     assert row["value"] == ""
+
+
+def test_a_folder_with_a_failed_cell_or_a_label_of_any_text_stays_usable(tmp_path: Path) -> None:
+    """Older versions stored errors and labels as they came."""
+    store = Store(tmp_path)
+    store.put(failing(cell(), "x\r" + "y" * 200_000 + "\x1b[2J\n"))
+    store.put(cell("CA-", label="a\r\x1b[2J\tb"))
+    for path in export(store):
+        assert b"\r" not in path.read_bytes()
+        assert b"\x1b" not in path.read_bytes()
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a  [2J b"}
+    assert {len(row["error"]) for row in rows} == {0, 200_007}
+    text = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(text.replace("a  [2J b", "a\x1bb"))
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a b"}
 
 
 def test_ers_appears_when_its_ten_columns_do() -> None:
@@ -622,6 +706,16 @@ def test_a_checkpoint_round_trips(saved: Path) -> None:
     assert checkpoint.verified_manifest(saved, {"seed": 0}) == found_manifest
     with pytest.raises(UserError, match="another training run"):
         checkpoint.verified_manifest(saved, {"seed": 1})
+
+
+@pytest.mark.parametrize("training", [{}, {"seed": "x"}, {"seed": -1}, {"seed": 0, "recipe": 3}])
+def test_a_manifest_whose_training_cannot_be_is_damaged(
+    saved: Path, training: dict[str, Any]
+) -> None:
+    made = manifest(training=training, training_id=identity(training))
+    write_json(saved / checkpoint.MANIFEST, made.as_json())
+    with pytest.raises(DamagedError, match=r"manifest\.json is damaged .*(seed|recipe)"):
+        checkpoint.read_manifest(saved)
 
 
 def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:

@@ -32,7 +32,7 @@ from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
 from dmlbench.submission.claims import training_of
-from dmlbench.submission.reproduce import Compared
+from dmlbench.submission.reproduce import Compared, reproduce
 from dmlbench.submission.submit import submit
 from dmlbench.submission.verify import Verdict, verify
 from dmlbench.sweep.session import open_session
@@ -395,11 +395,28 @@ def test_no_bundle_runs_code(place: Place, tmp_path: Path) -> None:
         cell = forgery.cell("es")
         forgery.rename(cell, cell.facts, attack_resolved="evil.py:Attack:steps=3")
 
-    for name, edit in (("network", network), ("attack", attack)):
+    def inner(forgery: Forgery) -> None:
+        cell = forgery.cell("es")
+        forgery.rename(cell, cell.facts, attack_resolved='uap:by="evil.py:Attack:steps=3"')
+
+    for name, edit in (("network", network), ("attack", attack), ("inner", inner)):
         (tmp_path / name).mkdir()
         path = place.forged(edit, tmp_path / name)
         refused(place.zygote.run(["verify", str(path)], tmp_path, 300), "--allow-code")
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_text_of_a_bundle_moves_the_cursor(place: Place, tmp_path: Path) -> None:
+    def label(forgery: Forgery) -> None:
+        for cell in forgery.store.read()[0]:
+            about = structs.replace(cell.about, label="HM\x1b[2J\raccepted")
+            forgery.store.put(structs.replace(cell, about=about), forgery.store.outcomes(cell.id))
+
+    path = place.forged(label, tmp_path)
+    done = place.zygote.run(["verify", str(path), "--queries", "2"], tmp_path, 300)
+    assert "HM [2J accepted" in done.stdout, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -445,6 +462,19 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     assert "differs in CA-\n" in done.stdout
     unknown = place.zygote.run(["reproduce", "nobody", "--from", str(rows)], tmp_path, 300)
     refused(unknown, "no measured row is 'nobody'")
+
+
+def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weights(
+    place: Place, tmp_path: Path
+) -> None:
+    rows = place.root / "results" / "results.csv"
+    with pytest.raises(UserError, match=r"drawn from es, ltm, gtm.*'attack=worst case\|es\|ltm\|"):
+        reproduce("hm", tmp_path, source=rows, where=["attack=worst case"])
+    with pytest.raises(UserError, match=r"ERS is drawn from .*es, "):
+        reproduce("hm", tmp_path, source=rows, where=["attack=ers|es"])
+    with pytest.raises(UserError, match="--checkpoint names weights and --retrain makes new ones"):
+        reproduce("hm", tmp_path, source=rows, checkpoint=tmp_path, retrain=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_its_scores_are_drawn_where_all_that_they_need_is_there() -> None:
 
 def test_more_passes_take_longer() -> None:
     def passes(text: str) -> int:
-        values = spec.values(spec.parse(text, ATTACKS).resolve(THREAT))
-        facts = {"kind": "attack", "attack_values": values}
+        attack = spec.parse(text, ATTACKS).resolve(THREAT)
+        facts = {"kind": "attack", "attack": attack.card.name, "attack_values": attack.facts}
         return _cell_kind(facts).passes
 
     assert passes("es") == THREAT.steps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,10 @@ class TestDefenses:
     def test_a_bad_step(self, check: str, words: str, step: Any) -> None:
         cls = changed(NoDefense, step=lambda _, model, batch, __: step(self, model, batch))
         refused(cls, check, words)
+
+    def test_a_component_that_ends_the_process(self) -> None:
+        ends = property(lambda _: sys.exit(0))
+        refused(changed(NoDefense, label=ends), "label", "it raised SystemExit: 0")
 
     def test_a_label_that_is_missing(self) -> None:
         refused(changed(NoDefense, label=property(lambda _: "")), "label", "its label is ''")

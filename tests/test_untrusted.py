@@ -19,18 +19,24 @@ from hypothesis import strategies as st
 from dmlbench.analysis.csv_files import export, read_folder
 from dmlbench.api.evaluate import evaluate
 from dmlbench.api.load import load_model
+from dmlbench.attacks.base import ATTACKS
 from dmlbench.cli.main import main
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import sealed
 from dmlbench.common.spreadsheet import guarded, plain
+from dmlbench.core.spec import refuse_reference
+from dmlbench.datasets.fashion import FashionMini
 from dmlbench.models.small import C2F2
 from dmlbench.report.markdown import escape
 from dmlbench.storage import checkpoint
 from dmlbench.storage.store import Store
 from dmlbench.sweep import external
+from dmlbench.sweep.external import row_weights
+from dmlbench.sweep.external_rows import StoredRow
+from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import new_cell
-from tests.test_store import cell, manifest
+from tests.test_store import cell, manifest, with_facts
 
 pytestmark = pytest.mark.usefixtures("registries")
 TELLTALE = "from pathlib import Path\nPath('ran').touch()\n"
@@ -103,6 +109,7 @@ def test_values_of_a_config_are_the_text_that_stands_there() -> None:
 
 
 @pytest.mark.parametrize("line", ["defense: evil.py:D", "attack: [ca+, 'evil:A:x=1']",
+                                  "attack: 'uap:by=\"evil.py:A:x=1\"'",
                                   "dataset: evil.py:S", "model: ./evil.py:make:w=1"])  # fmt: skip
 def test_code_that_a_config_names_runs_only_if_it_is_allowed(line: str) -> None:
     Path("x.yaml").write_text(f"{line}\n")
@@ -167,6 +174,54 @@ def stored_model(**keys: Any) -> Path:
     made = manifest(sha256=digest, **keys)
     (folder / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
     return folder
+
+
+def test_verify_attack_runs_the_code_of_a_manifest_only_if_it_is_allowed() -> None:
+    checkpoint.save_weights(Path("model") / checkpoint.WEIGHTS, C2F2(dim=4).build(1, 8))
+    digest = checkpoint.file_sha256(Path("model") / checkpoint.WEIGHTS)
+    made = manifest(sha256=digest, model="evil.py:make", image_shape=(1, 8))
+    (Path("model") / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
+    worst = with_facts(cell("Robust R@1"), kind="worst case", cells=[])
+    row = StoredRow([worst], [], 0.1)
+    with open_session(FashionMini(), Path("results"), progress=False) as session:
+        with pytest.raises(UserError, match="--allow-code"):
+            row_weights(session, row, Path("model"), None)
+        assert not Path("ran").exists()
+        with pytest.raises(UserError, match="no attribute 'make'"):
+            row_weights(session, row, Path("model"), None, allow_code=True)
+    assert "--allow-code" in call("verify-attack", "--help").output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "evil.py:A",
+        "transfer:from=x,by=evil.py:A",
+        "transfer:from=x,network=evil.py:make",
+        'transfer:from=x,network="evil:make:a=1,b=2"',
+        r'transfer:from=x,by="uap:by=\"evil.py:A:x=1\""',
+    ],
+)
+def test_code_is_found_at_any_depth_of_a_spec(text: str) -> None:
+    with pytest.raises(UserError, match=r"^a file names .* evil.*, which is code"):
+        refuse_reference(text, ATTACKS, "a file")
+    assert not Path("ran").exists()
+    for harmless in ("uap:by=pair", "transfer:from=x.py,by=ca+", "nothing:by=evil.py:A", "es:,"):
+        refuse_reference(harmless, ATTACKS, "a file")
+
+
+def test_the_model_that_images_are_made_on_brings_no_code() -> None:
+    """Its manifest may name a factory: what runs is named by the user alone."""
+    folder = Path("other")
+    checkpoint.save_weights(folder / checkpoint.WEIGHTS, C2F2(dim=4).build(1, 8))
+    digest = checkpoint.file_sha256(folder / checkpoint.WEIGHTS)
+    made = manifest(sha256=digest, model="evil.py:make:dim=4", image_shape=(1, 8))
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(made.as_json()))
+    run = ("run", "--defense", "none", "--dry-run", "--attack")
+    refused(call(*run, "transfer:from=other"), "evil.py:make", 'network="evil.py:make:dim=4"')
+    asked = call(*run, 'transfer:from=other,network="evil.py:make:dim=4"')
+    assert "has no attribute 'make'" in asked.output
+    assert Path("ran").exists()
 
 
 @pytest.mark.parametrize("where", ["config", "checkpoint", "csv", "cell", "manifest"])
@@ -329,6 +384,10 @@ def test_a_description_that_cannot_be_stored_is_refused_in_the_plan() -> None:
 
         with pytest.raises(UserError, match=f"cannot be stored.*{next(iter(change))}"):
             new_cell({}, replace(about, **change), {})
+    for text in ("a\rb", "a\tb", "\x1b[2J", "\x9b2J", "a\u202eb", "\udcff"):
+        with pytest.raises(UserError, match=r"^label .* has a control character") as said:
+            new_cell({}, replace(about, label=text), {})
+        assert str(said.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def entry(session: Session) -> PlannedModel:
         (MemoryError(), ["out of memory"]),
         (KeyError("x"), ["KeyError: 'x'"]),
         (SystemExit(3), ["SystemExit: 3"]),
+        (ValueError("\x1b[2Jgone\rx\ud800" + "y" * 200_000), ["[2Jgone x yyy", "y..."]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -85,7 +86,8 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     assert row is not None
     for word in words:
         assert word in row.error
-    assert "\n" not in row.error
+    assert row.error.isprintable()
+    assert len(row.error) < 2100
     assert row.exception is not None
     assert "broken" in str(row.exception.traceback)
     assert entry(session).trained == "failed"
@@ -124,16 +126,17 @@ def test_an_outcome_out_of_bounds_fails_its_cell_and_no_later_run(
     monkeypatch.setattr(
         "dmlbench.evaluation.evaluator.bootstrap_mean", lambda _: Estimate(value, None, None, 40)
     )
-    worker.do(attacked)
+    failure = worker.do(attacked)
     row = session.store.get(attacked.cell.id)
     assert row is not None
+    assert row == failure
     assert not row.ok
     assert row.error.startswith("the result cannot be right: ")
     assert ("CA+ is 250; it is within 0 and 100" in row.error) is (value == 250)
     tidy, _ = export(session.store)
     assert {r["status"] for r in read_tidy(tidy)} == {"ok", "failed"}
     monkeypatch.undo()
-    worker.do(attacked)
+    assert worker.do(attacked) is None
     assert session.store.done(attacked.cell.id) is not None
 
 
@@ -163,3 +166,12 @@ def test_pictures_come_from_the_measurement_and_of_a_stored_cell_from_a_few_quer
     later = dataclasses.replace(session, kept={})
     assert {path: path.read_bytes() for path in draw_attacks(later, cells)} == drawn
     assert attacked == [40, 3]
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Attack, "run", broken)
+    said: list[str] = []
+    monkeypatch.setattr(session.reporter, "warn", said.append)
+    assert draw_attacks(dataclasses.replace(session, kept={}), cells) == []
+    assert said[0].startswith("no pictures of ca+:steps=2 on ")

@@ -23,6 +23,7 @@ from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file, write_atomically
 from dmlbench.common.spreadsheet import guarded, plain
+from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
@@ -31,6 +32,7 @@ from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
+LONGEST = 1 << 26  # characters of a text in a CSV: cells of older versions have long errors
 
 
 def export(store: Store) -> tuple[Path, Path]:
@@ -55,9 +57,13 @@ def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]])
     text = io.StringIO()
     names = list(columns)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(guarded, names))
-    writer.writerows([guarded(row.get(name, "")) for name in names] for row in rows)
+    writer.writerow(map(_written, names))
+    writer.writerows([_written(row.get(name, "")) for name in names] for row in rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def _written(value: Any) -> Any:
+    return guarded(printable(value)) if isinstance(value, str) else value
 
 
 def read_folder(folder: Path) -> list[Record]:
@@ -85,6 +91,7 @@ def read_tidy(path: Path) -> list[Record]:
     Raises:
         UserError: it cannot be read, lacks a column, or has an impossible row.
     """
+    csv.field_size_limit(LONGEST)
     try:
         with io.TextIOWrapper(open_file(path), "utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -251,8 +258,8 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def _remembered(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The parser of a cell; most columns hold few different texts, which are read once."""
-    return lru_cache(maxsize=1024)(lambda text: read(plain(text)))
+    """The parser of a column; most columns hold few different texts, which are read once."""
+    return lru_cache(maxsize=1024)(lambda text: read(printable(plain(text))))
 
 
 _READ = {name: _remembered(read) for name, read in READERS.items()}

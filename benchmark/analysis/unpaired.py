@@ -23,7 +23,7 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.zoo.registry import models
 
-KEY = ("suite", "queries", "attack_resolved", "metric", "precision", "eot", "data")
+KEY = ("suite", "queries", "attack", "attack_resolved", "metric", "precision", "eot", "data")
 DIGITS = 8  # of a SHA-256 that are enough to name it
 NAMES = ("defense", "label", "resolved", "checkpoint_sha256")
 

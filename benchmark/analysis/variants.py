@@ -9,7 +9,7 @@ from typing import Any
 
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag
-from dmlbench.core.naming import parameters
+from dmlbench.core.naming import ATTACK_SEED, parameters, split_attack_seed
 from dmlbench.metrics.names import RECALLS
 
 Variant = tuple[str, Mapping[str, Any], dict[str, str]]  # heading, its tidy record, its keys
@@ -26,7 +26,7 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
         suite: of the records.
     """
     variants: list[Variant] = [
-        (heading, record, parameters(record["attack_resolved"]))
+        (heading, record, parameters(record["attack_resolved"]) | _seed(record["attack"]))
         for heading, record in records.items()
         if record["metric"] in RECALLS and record["attack_resolved"]
     ]
@@ -49,6 +49,11 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
             both = (other, usual) if suite == "auto" else (usual, other)  # PGD, APGD
             found.setdefault(heading, []).extend(flags.optimizers(name, *both))
     return {heading: some for heading, some in found.items() if some}
+
+
+def _seed(attack: str) -> dict[str, str]:
+    seed = split_attack_seed(attack)[1]
+    return {} if seed is None else {ATTACK_SEED: str(seed)}
 
 
 def _alike(variants: Iterable[Variant], but_for: tuple[str, ...]) -> list[list[Variant]]:

@@ -18,7 +18,7 @@ from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import RunOptions, run
-from dmlbench.sweep.session import Session
+from dmlbench.sweep.session import Session, rename_stored
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -49,7 +49,7 @@ def evaluate(
     std: Sequence[float] = (),
     network: str | None = None,
     label: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     allow_code: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -89,7 +89,8 @@ def evaluate(
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
         label: the model's name in tables.
-        seed: decides the targets of attacks.
+        seed: decides the targets of attacks; None: that of the training, where a manifest says it,
+            else 0. Headings say where it is another than that of the training.
         allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes no number.
@@ -129,6 +130,8 @@ def evaluate(
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
+        if label is not None:
+            rename_stored(session, weights)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 
@@ -169,7 +172,7 @@ def _weights(
     normalisation: tuple[Sequence[float], Sequence[float]],
     network: str | None,
     label: str | None,
-    seed: int,
+    seed: int | None,
     allow_code: bool,
 ) -> Weights:
     """The weights that ``model`` stands for."""
@@ -181,7 +184,7 @@ def _weights(
     if isinstance(model, nn.Module):
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
-        return memory_weights(*common, held, held.digest, name, seed, *measured)
+        return memory_weights(*common, held, held.digest, name, seed or 0, *measured)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -197,4 +200,4 @@ def _weights(
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
     parsed = parse_model(model)
-    return initial_weights(session.dataset, session.data, parsed, label, seed, *measured)
+    return initial_weights(session.dataset, session.data, parsed, label, seed or 0, *measured)

@@ -63,9 +63,9 @@ class _Saved(click.ParamType[int | None]):
 @click.option(
     "--seed",
     type=Whole(),
-    default=0,
-    show_default=True,
-    help="Seed that decides the targets of the attacks.",
+    help="Seed that decides the targets of the attacks. Default: that of the training, as in "
+    "'run', or 0 where no manifest says it. With another one, columns are called so: "
+    "CA+ (attack_seed=5).",
 )
 @click.option(
     "--save-adversarial",
@@ -89,7 +89,7 @@ def attack(
     queries: int | None,
     recalls: bool,
     dataset: str | None,
-    seed: int,
+    seed: int | None,
     saved: int | None,
     allow_code: bool,
     results: Path,
@@ -106,7 +106,7 @@ def attack(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import open_session
+    from dmlbench.sweep.session import open_session, rename_stored
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -127,21 +127,26 @@ def attack(
         from dmlbench.sweep.run import run
 
         session.check_queries(queries)
-        row = label, seed, places["precision"], places["eot"]
+        measured = places["precision"], places["eot"]
         if checkpoint is not None:
             weights = checkpoint_weights(
-                chosen, session.digest, network, checkpoint, *row, allow_code=allow_code
+                *(chosen, session.digest, network, checkpoint, label, seed, *measured),
+                allow_code=allow_code,
             )
         else:
             assert network is not None
-            weights = initial_weights(chosen, session.data, network, *row)
+            weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
+        if label:
+            rename_stored(session, weights)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:
             from dmlbench.sweep.pictures import draw_attacks  # matplotlib takes a second
 
-            drawn = draw_attacks(session, plan.cells(weights, planned, chosen.benign))
+            found = {cell.id for cell in cells if cell.ok}
+            tasks = plan.cells(weights, planned, chosen.benign)
+            drawn = draw_attacks(session, [task for task in tasks if task.cell.id in found])
     finish(cells, chosen.card.name, results, leaderboards, as_json)
     if drawn and not as_json:
         click.echo(f"Drawn: {len(drawn)} pictures in {drawn[0].parent.parent}")

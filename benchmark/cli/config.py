@@ -26,15 +26,23 @@ LARGEST, LONGEST, DEEPEST, MOST_ALIASES = 1 << 20, 4096, 3, 100
 _NOTHING = ("", "~", "null", "Null", "NULL")
 
 
-def use_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+def use_config(
+    context: click.Context, _: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[Path, ...]:
     """Callback of ``--config``: make the values in the file the defaults of the flags.
 
     Raises:
-        UserError: the file is missing, is no YAML mapping, or has a key that is no flag.
+        UserError: there are two files, or the file is missing, is no YAML mapping, or has a key
+            that is no flag.
     """
-    if path is not None:
+    if len(paths) > 1:
+        raise UserError(
+            f"--config is given {len(paths)} times ({', '.join(map(str, paths))}): a run takes one "
+            "file, so put all keys into it"
+        )
+    for path in paths:
         context.default_map = {**(context.default_map or {}), **_read(path, context.command)}
-    return path
+    return paths
 
 
 def refuse_code(**registries: Registry[Any]) -> None:

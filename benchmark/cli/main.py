@@ -38,6 +38,7 @@ from dmlbench.common.errors import (
     Terminated,
     UserError,
 )
+from dmlbench.common.text import one_line
 
 
 class _Group(click.Group):
@@ -66,7 +67,7 @@ class _Group(click.Group):
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {_shortened(message)}", err=True)
+    click.echo(f"error: {_shortened(one_line(message))}", err=True)
     sys.exit(code)
 
 
@@ -80,7 +81,7 @@ def _terminate(*_: object) -> None:
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 @click.group(

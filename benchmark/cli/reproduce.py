@@ -12,6 +12,7 @@ import click
 
 from dmlbench.cli.options import PATH, options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
+from dmlbench.common.text import one_line
 
 if TYPE_CHECKING:
     from dmlbench.metrics.bootstrap import Estimate
@@ -118,10 +119,11 @@ def _print(found: Reproduction) -> None:
     bits = "those of the row" if found.same_weights else "other last bits than the row's"
     click.echo(f"weights: {found.source}; {bits}")
     different = [one.heading for one in found.numbers if not one.equal]
+    label = one_line(found.label)
     click.echo(
-        f"{found.label} differs in {', '.join(different)}"
+        f"{label} differs in {', '.join(different)}"
         if different
-        else f"{found.label} is reproduced: {len(found.numbers)} numbers lie in their intervals"
+        else f"{label} is reproduced: {len(found.numbers)} numbers lie in their intervals"
     )
 
 

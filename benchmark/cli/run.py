@@ -55,6 +55,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
 @click.option(
     "--config",
     type=PATH,
+    multiple=True,
     is_eager=True,
     expose_value=False,
     callback=use_config,

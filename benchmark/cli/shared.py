@@ -45,6 +45,11 @@ def finish(
     board = write_board(results, dataset, leaderboards)
     if as_json:
         click.echo(json.dumps([cell.as_json() for cell in cells], indent=1))
+    elif board is None:
+        click.echo(
+            f"{results} has no row of {dataset}, so there is no board: no model was measured here, "
+            "as in a shard that has none"
+        )
     else:
         print_tables(tidy(cells))
         click.echo(
@@ -90,7 +95,10 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
 def warn_of_damage(store: Store) -> None:
     """Print a warning for each cell file that cannot be read."""
     for path in store.read()[1]:
-        click.echo(f"warning: {path} is damaged and left out; the next run redoes it", err=True)
+        click.echo(
+            f"warning: {path} is damaged and left out; a run that needs it measures it again",
+            err=True,
+        )
 
 
 def export_folder(results: Path) -> None:

@@ -62,6 +62,7 @@ def train(
     network = parse_model(model or chosen.protocol.model)
     trained = parse_recipe(chosen, recipe)
     with open_session(chosen, **places, torchrun=True) as s:
+        from dmlbench.analysis.csv_files import export
         from dmlbench.sweep.plan import plan
         from dmlbench.sweep.session import sound_manifest
         from dmlbench.sweep.worker import with_advice
@@ -87,6 +88,9 @@ def train(
                 s.reporter.warn(f"training {training.shown} failed: {problem}")
                 continue
             manifests.append(manifest.as_json() | {"path": str(folder / manifest.checkpoint)})
+            if is_main_process() and s.store.get(training.id) is not None:
+                s.store.remove(training.id)  # the row of an earlier failure
+                export(s.store)
     if is_main_process():
         _print(manifests, as_json)
     if failed:

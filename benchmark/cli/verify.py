@@ -13,6 +13,7 @@ import click
 from dmlbench.cli.numbers import Whole
 from dmlbench.cli.options import PATH, options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
+from dmlbench.common.text import one_line
 
 if TYPE_CHECKING:
     from dmlbench.submission.verify import Verdict
@@ -90,7 +91,7 @@ def _print(path: Path, verdict: Verdict) -> None:
             *(f"{number:.3f}" for number in (one.stated, one.claimed, one.measured)),
             *(str(one.n), str(one.differing), "refused" if one.refused else "agrees"),
         )
-        table.add_row(*map(Text, texts))
+        table.add_row(*(Text(one_line(text)) for text in texts))
     if verdict.numbers:
         console = Console()
         if not console.is_terminal:
@@ -100,10 +101,11 @@ def _print(path: Path, verdict: Verdict) -> None:
             "row: over all its queries; claimed, measured: over the n that were measured again "
             f"(seed {verdict.seed})"
         )
-    click.echo(f"{made.by}: {verdict.label} on {made.dataset}, {made.protocol} protocol")
+    who = f"{made.by}: {verdict.label} on {made.dataset}, {made.protocol} protocol"
+    click.echo(one_line(who))
     for change in made.changes:
-        click.echo(f"  {change}")
+        click.echo(f"  {one_line(change)}")
     if verdict.accepted:
         click.echo(f"accepted: {path}")
     for reason in verdict.reasons:
-        click.echo(f"refused: {reason}")
+        click.echo(f"refused: {one_line(reason)}")

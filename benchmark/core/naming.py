@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+ATTACK_SEED = "attack_seed"
+"""Key in the spec of an attack whose targets have another seed than the training of the model."""
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
 
@@ -19,6 +21,21 @@ def parameters(spec: str) -> dict[str, str]:
 def at_other_radius(spec: str) -> bool:
     """True if the spec of an attack, or of a score drawn from attacks, changes ``eps``."""
     return "eps" in parameters(spec)
+
+
+def with_attack_seed(attack: str, seed: int) -> str:
+    """The spec of an attack, or of a score, in a row whose attacks have another seed.
+
+    >>> with_attack_seed("ca+:w=5", 3)
+    'ca+:w=5,attack_seed=3'
+    """
+    return f"{attack}{',' if ':' in attack else ':'}{ATTACK_SEED}={seed}"
+
+
+def split_attack_seed(attack: str) -> tuple[str, int | None]:
+    """The spec without the seed, and the seed, that ``with_attack_seed`` put together."""
+    found = re.fullmatch(rf"(.*)[:,]{ATTACK_SEED}=([0-9]{{1,18}})", attack)
+    return (found[1], int(found[2])) if found else (attack, None)
 
 
 def told_apart(names: Sequence[str], details: Sequence[Mapping[str, str]]) -> list[str]:

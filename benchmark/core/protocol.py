@@ -29,10 +29,16 @@ class Recipe(Component):
 def recipe_changes(values: Mapping[str, Any], usual: Recipe) -> str:
     """List the values of a recipe that differ from ``usual``, e.g. ``epochs=2,lr=0.01``."""
     return ",".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={_exact(value) if isinstance(value, float) else value}"
         for name, value in values.items()
-        if value != getattr(usual, name)
+        if value != getattr(usual, name, None)
     )
+
+
+def _exact(value: float) -> str:
+    """A number in few digits, in all of them where few are another number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 OPTIMIZER_OF = {"strict": "pgd", "ers": "pgd", "auto": "apgd"}

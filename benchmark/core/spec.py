@@ -50,6 +50,7 @@ def parameter(
     unless: str = "",
     late: bool = False,
     required: bool = False,
+    spec_of: Registry[Any] | None = None,
 ) -> Any:
     """A dataclass field that users may set in a spec.
 
@@ -65,6 +66,7 @@ def parameter(
         late: True if results were stored before the parameter existed: ``values`` leaves it out
             at its default, so that their identities stay.
         required: True if a spec must name it; ``all`` leaves such a component out.
+        spec_of: the registry whose spec the value is; None: the value is no spec.
     """
     bounds = {"above": above, "at_least": at_least, "at_most": at_most}
     return dataclasses.field(
@@ -77,6 +79,7 @@ def parameter(
             "unless": unless,
             "late": late,
             "required": required,
+            "spec_of": spec_of,
         },
     )
 
@@ -99,6 +102,7 @@ class Parameter:
     unless: str = ""
     late: bool = False
     required: bool = False
+    spec_of: Registry[Any] | None = None
 
     @property
     def key(self) -> str:
@@ -186,7 +190,7 @@ class Parameter:
         return value
 
 
-_FACTS = ("help", "bounds", "pixels", "unless", "late", "required")  # of a parameter
+_FACTS = ("help", "bounds", "pixels", "unless", "late", "required", "spec_of")  # of a parameter
 
 
 def parameters(cls: type[Component]) -> list[Parameter]:
@@ -235,13 +239,24 @@ def read_reference(text: str, registry: Registry[C]) -> tuple[reference.Referenc
 
 
 def refuse_reference(text: str, registry: Registry[C], source: str) -> None:
-    """UserError if ``text``, which ``source`` holds, names code; it would be run."""
+    """UserError if ``text``, a spec from ``source``, or a spec in its values names code to run.
+
+    A text that is no spec passes: ``parse`` refuses it, and runs nothing.
+    """
     pointed = read_reference(text, registry)
     if pointed is not None:
         raise UserError(
             f"{source} names {registry.kind} {pointed[0]}, which is code that would be run: look "
             "at it, and allow it with --allow-code (in Python allow_code=True)"
         )
+    try:
+        name, _, rest = text.strip().partition(":")
+        pairs, known = split_pairs(rest, name), parameters(registry.get(name))
+    except UserError:
+        return
+    for p in known:
+        if p.spec_of is not None and p.key in pairs:
+            refuse_reference(unquoted(pairs[p.key]), p.spec_of, source)
 
 
 def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object) -> C:

@@ -21,19 +21,19 @@ RIGHT, WRONG = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by the colour-b
 def draw(
     name: str, queries: Iterable[AttackedQuery], data: RetrievalData, folder: Path
 ) -> list[Path]:
-    """Write a PNG for each query below ``folder``; returns their paths.
+    """Write a PNG for each query, ``query-<index>.png`` in ``folder``; returns their paths.
 
     Args:
         name: of the attack.
         queries: what it did to each.
         data: the data set they are of.
-        folder: they lie in ``<attack>/query-<index>.png`` in it.
+        folder: of the pictures of this attack alone.
     """
     paths = []
     for query in queries:
         values = (f"{key} {query.before[key]:.3g} to {x:.3g}" for key, x in query.after.items())
         title = f"{name} on test image {query.index}: {', '.join(values)}"
-        path = folder / _safe(name) / f"query-{query.index:05d}.png"
+        path = folder / f"query-{query.index:05d}.png"
         write_atomically(path, _picture(title, query, data))
         paths.append(path)
     return paths
@@ -100,7 +100,3 @@ def _show(axis: Any, image: npt.NDArray[Any], title: str) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def _safe(name: str) -> str:
-    return {"+": f"{name[:-1]}-plus", "-": f"{name[:-1]}-minus"}.get(name[-1], name)

@@ -9,7 +9,7 @@ from typing import Any
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.naming import parameters
+from dmlbench.core.naming import parameters, split_attack_seed
 from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -76,6 +76,7 @@ def command(entry: Entry) -> str:
     attacks = dict.fromkeys(r["attack"] for found in entry.records.values() for r in found)
     known = ATTACKS.names()
     run = [one for one in attacks if one.partition(":")[0] in known]
+    run = [one for one in run if split_attack_seed(one)[1] is None]  # 'run' has no such seed
     if set(run) != set(SUITE_ATTACKS[entry.suite]):
         words += [word for one in run for word in ("--attack", one)]
     for flag, value in (("--queries", entry.queries), ("--eot", entry.eot)):

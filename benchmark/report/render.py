@@ -78,10 +78,13 @@ def boards(
     return found
 
 
-def write_board(results: Path, dataset: str, folder: Path) -> Path:
-    """Write the tables of a data set from the CSVs in ``results``; returns the Markdown file."""
-    (board,) = [board for board in boards(read_folder(results)) if board.name == dataset]
-    return write_tables(board, folder)[0]
+def write_board(results: Path, dataset: str, folder: Path) -> Path | None:
+    """Write the tables of a data set from the CSVs in ``results``; returns the Markdown file.
+
+    None, and nothing is written, if the CSVs have no row of it.
+    """
+    found = [board for board in boards(read_folder(results)) if board.name == dataset]
+    return write_tables(found[0], folder)[0] if found else None
 
 
 def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS) -> list[Path]:

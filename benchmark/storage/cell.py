@@ -16,6 +16,7 @@ import msgspec
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity, sealed, unsealed
+from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
 from dmlbench.core.protocol import SUITES
@@ -250,7 +251,20 @@ def decode(content: bytes, place: Path) -> Cell:
         raise ValueError("its name or its facts are not those of its id")
     if problem := _problem(cell):
         raise ValueError(problem)
-    return cell
+    return _shown(cell)
+
+
+def _shown(cell: Cell) -> Cell:
+    """The cell with the texts of its row as a terminal and a CSV can show them.
+
+    ``tasks.new_cell`` refuses other texts, but older versions stored them, and others may have.
+    """
+    texts = msgspec.structs.asdict(cell.about)
+    plain = {name: printable(text) for name, text in texts.items() if isinstance(text, str)}
+    if plain.items() <= texts.items() and printable(cell.error) == cell.error:
+        return cell
+    about = msgspec.structs.replace(cell.about, **plain)
+    return msgspec.structs.replace(cell, about=about, error=printable(cell.error))
 
 
 def _problem(cell: Cell) -> str:

@@ -31,6 +31,13 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
+class _Training(msgspec.Struct):
+    """What is read of the facts of a training."""
+
+    seed: Count
+    recipe: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a trained model. Early versions left out the fields with a default.
 
@@ -126,6 +133,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = msgspec.convert(raw, Manifest)
         if identity(manifest.training) != manifest.training_id:
             raise ValueError("its training is not that of its training_id")
+        msgspec.convert(manifest.training, _Training)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -31,13 +31,14 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
         UserError: the source holds no results, or a model of it is damaged.
     """
     cells, damaged = source.read()
-    if not cells:
+    folders = sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}"))
+    if not cells and not folders:
         raise UserError(f"{source.root} holds no results")
     changed = source.changed_outcomes(cells)
     for path in [*damaged, *changed]:
         warn(f"{path} is damaged and left behind")
     merged, other = Merged(), set()
-    for folder in sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}")):
+    for folder in folders:
         theirs = verified_manifest(folder)
         ours = verified_manifest(target.model_folder(folder.name))
         if ours is None:
@@ -49,12 +50,14 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
                 f"model {folder.name} ({ours.label}) has other weights in {source.root}: those "
                 f"of {target.root} stand, and the cells of the others are left behind"
             )
-    for cell in source.whole(cells):
-        if source.path(cell.id) in changed:
+    for cell in cells:
+        known = target.done(cell.id) if cell.ok else target.get(cell.id)
+        left = source.path(cell.id) in changed or cell.facts.get("checkpoint") in other
+        if known is not None or left or (not cell.ok and target.is_trained(cell.id)):
             continue
-        known = target.get(cell.id)
-        better = known is None or (cell.ok and not known.ok)
-        if better and cell.facts.get("checkpoint") not in other:
+        if cell.ok and source.done(cell.id) is None:
+            warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")
+        else:
             target.put(cell, source.outcomes(cell.id) if cell.ok else None)
             merged.cells += 1
     return merged

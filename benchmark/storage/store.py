@@ -26,7 +26,7 @@ import msgspec
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import read_file, remove_abandoned, write_atomically
 from dmlbench.common.hashing import file_sha256
-from dmlbench.storage.cell import Cell, decode, encode
+from dmlbench.storage.cell import About, Cell, decode, encode
 from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class Store:
         """The folder of the model of a training run."""
         return self.root / "models" / training_id
 
+    def is_trained(self, training_id: str) -> bool:
+        """True if the model of a training run is there."""
+        return (self.model_folder(training_id) / MANIFEST).is_file()
+
     def manifests(self) -> list[Manifest]:
         """The manifests of all trained models; one that cannot be read is left out."""
         folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
@@ -74,6 +78,9 @@ class Store:
 
     def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
         """Write the outcomes, then the cell: a cell that is there is complete.
+
+        Where a cell is replaced, its new outcomes lie beside the old ones, under a name with their
+        digest, until the new cell is there: whenever the process dies, a cell has its outcomes.
 
         Raises:
             CellError: the cell cannot be right (a recall of 250%); nothing is written.
@@ -88,14 +95,18 @@ class Store:
             pd.DataFrame(outcomes).rename_axis("query").to_parquet(buffer)
             table = buffer.getvalue()
             digest = hashlib.sha256(table).hexdigest()
-        path = self.path(cell.id)
+        path, place = self.path(cell.id), self.path(cell.id, "parquet")
+        beside = _beside(place, digest) if digest and path.exists() else place
         try:
             content = encode(msgspec.structs.replace(cell, outcomes=digest), path)
         except ValueError as error:
             raise CellError(f"the result cannot be right: {error}") from None
         if outcomes is not None:
-            write_atomically(self.path(cell.id, "parquet"), table)
+            write_atomically(beside, table)
         write_atomically(path, content)
+        if beside != place:
+            with contextlib.suppress(FileNotFoundError):  # another run has stored the same
+                beside.replace(place)
 
     def get(self, cell_id: str) -> Cell | None:
         """The cell of that identity; None if there is none, or its file is damaged.
@@ -108,12 +119,22 @@ class Store:
     def done(self, cell_id: str) -> Cell | None:
         """The cell of that identity if it succeeded and its outcomes are there; else None."""
         cell = self.get(cell_id)
-        whole = cell is not None and cell.ok
-        return cell if whole and self.path(cell_id, "parquet").is_file() else None
+        if cell is None or not cell.ok:
+            return None
+        return cell if any(path.is_file() for path in self._places(cell)) else None
 
     def images(self, cell_id: str) -> Path:
         """The file of the adversarial images of a cell, if they were asked for."""
         return self.root / "adversarial" / f"{cell_id}.npz"
+
+    def describe(self, cell: Cell, about: About) -> None:
+        """Store another description of a cell that is there; its outcomes stay.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        path = self.path(cell.id)
+        write_atomically(path, encode(msgspec.structs.replace(cell, about=about), path))
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""
@@ -129,35 +150,49 @@ class Store:
         import pandas as pd
 
         path, cell = self.path(cell_id, "parquet"), self.get(cell_id)
-        content = _content(path)
-        if cell is None or content is None:
+        read = [] if cell is None else [_content(place) for place in self._places(cell)]
+        found = [content for content in read if content is not None]
+        for content in found:
+            if cell and cell.outcomes in (None, hashlib.sha256(content).hexdigest()):
+                with contextlib.suppress(ValueError, OSError):  # a cell of schema 1 has no digest
+                    return pd.read_parquet(io.BytesIO(content))
+        if self.get(cell_id) != cell:
+            return self.outcomes(cell_id)  # another run has replaced it meanwhile
+        if not found:
             raise DamagedError(f"{path} or its cell is missing or damaged", "run again")
-        try:
-            if cell.outcomes not in (None, hashlib.sha256(content).hexdigest()):
-                raise ValueError
-            return pd.read_parquet(io.BytesIO(content))
-        except (ValueError, OSError):  # a cell of schema 1 has no digest
-            self._quarantine(self.path(cell_id))
-            raise DamagedError(
-                f"{path} is damaged and was moved to {self.quarantine}",
-                "run again to measure its cell anew",
-            ) from None
+        self._quarantine(self.path(cell_id))
+        raise DamagedError(
+            f"{path} is damaged and was moved to {self.quarantine}",
+            "run again to measure its cell anew",
+        )
 
     def changed_outcomes(self, cells: Iterable[Cell]) -> list[Path]:
         """The files of those cells whose outcomes are not what they were when it was stored."""
         return [self.path(cell.id) for cell in cells if not self._same_outcomes(cell)]
 
     def _same_outcomes(self, cell: Cell) -> bool:
-        path = self.path(cell.id, "parquet")
-        try:
-            return cell.outcomes in (None, file_sha256(path))
-        except FileNotFoundError:
-            return True  # missing, not damaged
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        there = False
+        for path in self._places(cell):
+            try:
+                if cell.outcomes in (None, file_sha256(path)):
+                    return True
+                there = True
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise _unreadable(path, error) from None
+        # missing ones are not damaged, and another run may have replaced both files meanwhile
+        return not there or self.get(cell.id) != cell
+
+    def _places(self, cell: Cell) -> list[Path]:
+        """The files that may hold the outcomes of a cell; the first one there has them."""
+        place = self.path(cell.id, "parquet")
+        return [place] if cell.outcomes is None else [_beside(place, cell.outcomes), place]
 
     def read(self) -> tuple[list[Cell], list[Path]]:
         """Every cell, and the paths of damaged files.
+
+        The row of a training that failed is left out if the model is there: it was trained since.
 
         Raises:
             UserError: a file cannot be read, or a newer version wrote it.
@@ -166,15 +201,16 @@ class Store:
         for path in self._paths():
             cell = _read(path)
             if cell is not None:
-                found.append(cell)
+                if cell.ok or not self.is_trained(cell.id):
+                    found.append(cell)
             elif path.exists():  # another run may have removed it
                 damaged.append(path)
         return found, damaged
 
     def whole(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without those whose outcomes are missing: these must be measured again."""
-        outcomes = {path.stem for path in (self.root / "cells").glob("*.parquet")}
-        return [cell for cell in cells if not cell.ok or cell.id in outcomes]
+        there = set((self.root / "cells").glob("*.parquet"))
+        return [cell for cell in cells if not cell.ok or not there.isdisjoint(self._places(cell))]
 
     def repair(self, damaged: Iterable[Path]) -> None:
         """Move damaged cells and their outcomes to ``quarantine/``.
@@ -240,7 +276,7 @@ class Store:
         folder = self.quarantine
         try:
             folder.mkdir(exist_ok=True)
-            for file in (path, path.with_suffix(".parquet")):
+            for file in (path, *path.parent.glob(f"{path.stem}.*parquet")):
                 with contextlib.suppress(FileNotFoundError):  # another run has moved it
                     file.replace(folder / file.name)
         except OSError as error:
@@ -255,6 +291,11 @@ class Store:
             return read_manifest(folder)
         except UserError:
             return None
+
+
+def _beside(place: Path, digest: str) -> Path:
+    """The file of new outcomes until their cell is there; ``place`` is that of the old ones."""
+    return place.with_suffix(f".{digest[:16]}.parquet")
 
 
 def _read(path: Path) -> Cell | None:

@@ -44,7 +44,7 @@ PACKED = (".json", ".csv")  # these are compressed; all else is stored, so a bun
 MOST_MEMBERS, MOST_PACKED = 2000, 1 << 28  # files; bytes of the compressed ones, unpacked
 PIECE = 1 << 20
 
-Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f]*$")]
+Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Address = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^(|https://\S+)$")]
 
 

@@ -18,6 +18,7 @@ from msgspec import structs
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import SUITE_ATTACKS, SUITES, Recipe
 from dmlbench.core.reference import source_facts
 from dmlbench.core.spec import refuse_reference
@@ -167,7 +168,7 @@ def _in_suite(cell: Cell) -> tuple[int, int, str]:
 
     Scores are drawn from cells in the order of a run, and their identity has that order.
     """
-    suite, name = cell.about.suite, cell.about.attack
+    suite, (name, _) = cell.about.suite, split_attack_seed(cell.about.attack)
     known = SUITE_ATTACKS.get(suite, ())
     number = SUITES.index(suite) if suite in SUITES else len(SUITES)
     return number, known.index(name) if name in known else len(known), name
@@ -235,10 +236,12 @@ def changes(claimed: Claim, cells: Sequence[PlannedCell]) -> tuple[str, ...]:
             found.append(f"the row is called {about.label}")
     if about.precision != "fp32" or about.eot:
         found.append(f"it is measured in {about.precision}, with {about.eot or 1} draws")
+    if claimed.weights.seed != about.seed:
+        found.append(f"the attacks have seed {claimed.weights.seed}, the training {about.seed}")
     rows = {(cell.about.suite, cell.about.queries) for cell in cells if cell.about.suite}
     for suite, queries in sorted(rows):
         names = {
-            cell.about.attack
+            split_attack_seed(cell.about.attack)[0]
             for cell in cells
             if (cell.about.suite, cell.about.queries) == (suite, queries)
         }

@@ -13,10 +13,13 @@ from dmlbench.analysis.where import condition
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import at_other_radius, split_attack_seed, with_attack_seed
+from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS
 from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import ERS
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.store import Store
 from dmlbench.submission.claims import whole_number
@@ -122,8 +125,11 @@ def reproduce(
     Raises:
         UserError: no row or several answer to the name, or its weights or images cannot be had.
     """
+    if checkpoint is not None and retrain:
+        raise UserError("--checkpoint names weights and --retrain makes new ones: give one of them")
     wanted = _row(name, source, where)
     first = wanted[0]
+    _check_scores(wanted)
     if not allow_code:
         _refuse_references(wanted)
     if not isinstance(dataset, Dataset):
@@ -136,16 +142,19 @@ def reproduce(
                 f"{first['data'][:12]}): name the data set with --dataset"
             )
         one, how = _weights(session, first, checkpoint, retrain, allow_code)
-        planned = [
-            attack
-            for queries in dict.fromkeys(r["queries"] for r in wanted if r["suite"])
-            for attack in plan.planned_attacks(
-                _attacks(wanted, queries),
-                dataset.protocol.threat,
-                whole_number(queries),
-            )
-        ]
-        cells = run(session, [one], planned)
+        cells = []
+        parts = [(_of_seed(one, seed), some) for seed, some in _by_attack_seed(wanted).items()]
+        for weights, records in parts:
+            planned = [
+                attack
+                for queries in dict.fromkeys(r["queries"] for r in records if r["suite"])
+                for attack in plan.planned_attacks(
+                    _attacks(records, queries),
+                    dataset.protocol.threat,
+                    whole_number(queries),
+                )
+            ]
+            cells += run(session, [weights], planned)
     measured = list(tidy(cells))
     found = {(_key(record), record["metric"]): record for record in measured}
     numbers = []
@@ -220,6 +229,28 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
     return chosen
 
 
+def _check_scores(records: Iterable[Record]) -> None:
+    """UserError if a score is among the records, but an attack that it is drawn from is not."""
+    attacks = {_key(record) for record in records if record["attack_resolved"]}
+    for record in records:
+        attack, seed = split_attack_seed(record["attack"])
+        score, _, changed = attack.partition(":")
+        if not score or record["attack_resolved"]:
+            continue
+        needed = ERS_ATTACKS if score == ERS else RECALL_ATTACKS[record["suite"]]
+        radius = f":{changed}" if at_other_radius(attack) else ""
+        names = [name + radius for name in needed]
+        if seed is not None:
+            names = [with_attack_seed(name, seed) for name in names]
+        if any((record["suite"], record["queries"], one) not in attacks for one in names):
+            chosen = "|".join((record["attack"], *names))
+            raise UserError(
+                f"{record['attack']} is drawn from {', '.join(names)}, and not all of them are "
+                f"among the rows that are measured again: choose them too, --where "
+                f"'attack={chosen}'"
+            )
+
+
 def _refuse_references(records: Iterable[Record]) -> None:
     """UserError if a spec of a row names code, which would be run."""
     for record in records:
@@ -273,6 +304,26 @@ def _weights(
     )
     trained = store.model_folder(training.id)
     return training, f"trained by the row's recipe, in {trained}"
+
+
+def _by_attack_seed(records: Iterable[Record]) -> dict[int | None, list[Record]]:
+    """The records by the seed of their attacks; None: that of the training, and clean images."""
+    found: dict[int | None, list[Record]] = {}
+    for record in records:
+        found.setdefault(split_attack_seed(record["attack"])[1], []).append(record)
+    return found
+
+
+def _of_seed(one: Weights | Training, seed: int | None) -> Weights | Training:
+    """The weights, attacked with another seed than that of their training; None: with that one."""
+    if seed is None:
+        return one
+    if isinstance(one, Training):
+        raise UserError(
+            f"the attacks of the row have seed {seed}, the training has {one.seed}: train it first "
+            "('dmlbench train'), and name its weights with --checkpoint"
+        )
+    return replace(one, seed=seed)
 
 
 def _attacks(records: Iterable[Record], queries: str) -> list[Attack]:

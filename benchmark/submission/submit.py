@@ -17,6 +17,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file, write_atomically
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
+from dmlbench.core.naming import ATTACK_SEED, split_attack_seed
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
@@ -115,7 +116,7 @@ def submit(
 def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     """The cells of one model, whole and measured; images from outside are not among them."""
     name = as_stored(name)
-    conditions = [condition(text, ROW) for text in where]
+    conditions = [condition(text, (*ROW, ATTACK_SEED)) for text in where]
     place = local_or_zoo(name)
     digest = weights_digest(place) if place.exists() else None
     stored = [cell for cell in store.cells() if store.done(cell.id) is not None]
@@ -126,8 +127,8 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
         and "external_files" not in cell.facts
         and cell.facts["kind"] != "external"
         and all(
-            one.meets(str(getattr(cell.about, one.key)))
-            or (one.key in ("suite", "queries") and not cell.about.suite)
+            one.meets(_attack_seed(cell) if one.key == ATTACK_SEED else _value(cell, one.key))
+            or (one.key in ("suite", "queries", ATTACK_SEED) and not cell.about.suite)
             for one in conditions
         )
     ]
@@ -138,12 +139,27 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
         (c.facts["checkpoint"], c.facts["data"], c.about.precision, c.about.eot) for c in found
     }
     seeds = {cell.facts["seed"] for cell in found if "seed" in cell.facts}
-    if len(kinds) > 1 or len(seeds) > 1:
+    if len(kinds) > 1:
         raise UserError(
             f"{name!r} is several models, data sets, precisions or seeds in {store.root}: a bundle "
             "has one of each; choose with --where, e.g. --where seed=0"
         )
+    if len(seeds) > 1:
+        raise UserError(
+            f"{name!r} was attacked with the seeds {', '.join(map(str, sorted(seeds)))} in "
+            f"{store.root}: a bundle has one; choose with --where {ATTACK_SEED}={min(seeds)}"
+        )
     return found
+
+
+def _value(cell: Cell, key: str) -> str:
+    return str(getattr(cell.about, key))
+
+
+def _attack_seed(cell: Cell) -> str:
+    """The seed of an attack, or of those that a score is drawn from."""
+    named = split_attack_seed(cell.about.attack)[1]
+    return str(cell.facts.get("seed", cell.about.seed if named is None else named))
 
 
 def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:

@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import identity
 from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name, processor_name
+from dmlbench.core import spec
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
@@ -104,8 +106,19 @@ def _training_kind(facts: dict[str, Any], passes: int) -> TaskKind:
 def _cell_kind(facts: dict[str, Any]) -> TaskKind:
     exact = {k: facts.get(k) for k in _CELL_FACTS}
     family = {k: v for k, v in exact.items() if not k.startswith("attack")}
-    steps = facts.get("attack_values", {"steps": 1})  # benign cells are like each other
+    passes = _passes(facts) * facts.get("eot", 1) if facts["kind"] in _MEASURED else 0
+    return TaskKind(identity(exact), identity(family), passes)
+
+
+def _passes(facts: dict[str, Any]) -> int:
+    """The passes of an attack for each query, by the facts of its cell; 1 for a benign cell."""
+    values = facts.get("attack_values")
+    if values is None:
+        return 1  # benign cells are like each other
     # a pass of a black box is forward alone, and counted as a whole one: it takes less
-    passes = (steps["steps"] or steps["budget"]) * max(1, steps.get("restarts", 0))
-    passes *= facts.get("eot", 1)
-    return TaskKind(identity(exact), identity(family), passes if facts["kind"] in _MEASURED else 0)
+    least: int = (values["steps"] or values["budget"]) * max(1, values.get("restarts", 0))
+    if facts["attack"] not in ATTACKS.names():
+        return least
+    cls = ATTACKS.get(facts["attack"])
+    given = {p.name: values[p.key] for p in spec.parameters(cls) if p.key in values}
+    return max(least, cls(**given).most_passes)

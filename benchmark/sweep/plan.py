@@ -16,7 +16,7 @@ from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
-from dmlbench.core.naming import at_other_radius, parameters, told_apart
+from dmlbench.core.naming import at_other_radius, parameters, told_apart, with_attack_seed
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat, recipe_changes
 from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
@@ -143,9 +143,22 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
 def cells(
     weights: Weights, attacks: Sequence[PlannedAttack], benign: Sequence[str] = BENIGN
 ) -> list[CellTask]:
-    """List the cells of the weights: benign, one for each attack, and the combined scores."""
+    """List the cells of the weights: benign, one for each attack, and the combined scores.
+
+    Where attacks have another seed than the training, their names in tables say so.
+    """
     measured = measures(weights, attacks, benign)
-    return [*measured, *combines(weights, measured)]
+    tasks: list[CellTask] = [*measured, *combines(weights, measured)]
+    if weights.seed == weights.about.seed:
+        return tasks
+    return [_of_seed(task, weights.seed) for task in tasks]
+
+
+def _of_seed(task: CellTask, seed: int) -> CellTask:
+    about = task.cell.about
+    if about.attack:
+        about = structs.replace(about, attack=with_attack_seed(about.attack, seed))
+    return replace(task, cell=structs.replace(task.cell, about=about))
 
 
 def measures(

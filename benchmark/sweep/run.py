@@ -120,7 +120,9 @@ def read_store(session: Session, repair: bool = True) -> StoredCells:
     changed = store.changed_outcomes(cells)
     for path in (damaged := [*damaged, *changed]):
         fate = f"moved to {store.quarantine}" if repair else "left out"
-        session.reporter.warn(f"{path} is damaged and {fate}; its cell is done again")
+        session.reporter.warn(
+            f"{path} is damaged and {fate}; a run that needs its cell measures it again"
+        )
     if repair:
         store.repair(damaged)
     sound = [cell for cell in store.whole(cells) if store.path(cell.id) not in changed]

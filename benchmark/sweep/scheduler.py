@@ -157,23 +157,23 @@ class Scheduler:
 
     def _record_end(self, finished: FinishedTask) -> None:
         """Record a task that has ended; if it left no cell, store a failed one."""
+        task, failure = finished.task, finished.failure
         if finished.problem is None:
-            self.times.add(self.times.kind(finished.task), finished.seconds)
+            self.times.add(self.times.kind(task), finished.seconds)
         else:
-            task, error = finished.task, CellError(finished.problem)
-            store_failure(
-                self.session, task.cell, task.title, error, Stopwatch.ended(finished.seconds)
-            )
-        self._finish(finished.task)
+            error, watch = CellError(finished.problem), Stopwatch.ended(finished.seconds)
+            failure = store_failure(self.session, task.cell, task.title, error, watch)
+        self._finish(task, failure)
 
-    def _finish(self, task: Task) -> None:
+    def _finish(self, task: Task, failure: Cell | None = None) -> None:
+        """Count a task. A failure counts also where the store keeps an earlier number."""
         self.session.store.check_in_place()
         model = self.models[task.model]
         model.unfinished -= 1
         del self.running[task.cell.id]
         self.ended += 1
         self.left[self.times.kind(task)] -= 1
-        row = self.session.store.get(task.cell.id)
+        row = failure or self.session.store.get(task.cell.id)
         if row is not None:
             self.known.cells[row.id] = row
         if isinstance(task, Train):

@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Reporter
+from dmlbench.common.text import one_line, printable
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
 from dmlbench.compute.provenance import provenance
 from dmlbench.core.protocol import Recipe
@@ -24,11 +27,15 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
+from dmlbench.sweep.tasks import new_cell
 from dmlbench.training.job import Training
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.measurement import Measurement
+    from dmlbench.sweep.tasks import Weights
+
+LONGEST_ERROR = 2000  # characters of an error in a cell
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,31 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
         return None
 
 
+def rename_stored(session: Session, weights: Weights) -> None:
+    """Give every stored cell of these weights their name, so that they are one model in tables.
+
+    Raises:
+        UserError: no row can have such a name.
+    """
+    store, about = session.store, weights.about
+    new_cell({}, about, {})
+    name = {"label": about.label, "defense": about.defense}
+    others = [
+        cell
+        for cell in store.read()[0]
+        if cell.facts.get("checkpoint") == weights.facts["checkpoint"]
+        and (cell.about.label, cell.about.defense) != (about.label, about.defense)
+    ]
+    for cell in others:
+        store.describe(cell, structs.replace(cell.about, **name))
+    if others:
+        known = ", ".join(sorted({repr(cell.about.label) for cell in others}))
+        session.reporter.say(
+            f"{len(others)} stored cells of these weights were called {known}: they are called "
+            f"{about.label!r} now"
+        )
+
+
 @dataclass(frozen=True)
 class Stopwatch:
     """The start of a task, and the time since then.
@@ -245,8 +277,11 @@ def store_success(
 
 def store_failure(
     session: Session, cell: PlannedCell, title: str, error: BaseException, watch: Stopwatch
-) -> None:
+) -> Cell:
     """Say that a cell has failed, and store it unless a number of it is there already.
+
+    Returns:
+        The failed cell, also where the number of an earlier run is kept in its place.
 
     Args:
         session: settings of the run.
@@ -257,15 +292,14 @@ def store_failure(
     """
     kind = "" if isinstance(error, UserError | CellError) else f"{type(error).__name__}: "
     gone = error.__traceback__ is None
-    trace = None if gone else _storable("".join(traceback.format_exception(error)))
+    trace = None if gone else printable("".join(traceback.format_exception(error)))
     made = provenance(None if gone else session.compute.torch_device())
     raised = ExceptionInfo(type(error).__name__, trace)
-    failed = cell.failed(_storable(f"{kind}{error}"), raised, watch.started, watch.seconds, made)
-    session.reporter.warn(f"{title} failed: {failed.error}")
-    if session.store.done(cell.id) is None:
+    said = one_line(f"{kind}{error}".strip())
+    said = said if len(said) <= LONGEST_ERROR else f"{said[:LONGEST_ERROR]}..."
+    failed = cell.failed(said, raised, watch.started, watch.seconds, made)
+    kept = session.store.done(cell.id) is not None
+    session.reporter.warn(f"{title} failed: {failed.error}{'; the stored number stays' * kept}")
+    if not kept:
         session.store.put(failed)
-
-
-def _storable(text: str) -> str:
-    """Text that UTF-8 can hold: what a plugin says may have half of a character."""
-    return text.encode(errors="replace").decode()
+    return failed

@@ -11,6 +11,7 @@ import msgspec
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
+from dmlbench.common.text import printable
 from dmlbench.models.base import Model
 from dmlbench.storage.cell import About, Columns, PlannedCell
 from dmlbench.training.job import Training
@@ -158,8 +159,14 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
         columns: name of each number -> its unit and the better direction.
 
     Raises:
-        UserError: a cell cannot be described so (a label that is empty); a plugin gives it.
+        UserError: a cell cannot be described so: a text is empty, or has a control character.
     """
+    for name, text in (*msgspec.structs.asdict(about).items(), *(("column", c) for c in columns)):
+        if isinstance(text, str) and printable(text) != text:
+            raise UserError(
+                f"{name} {text!r} has a control character, such as a tab or an escape: tables have "
+                "plain text"
+            )
     try:
         msgspec.convert(msgspec.to_builtins((about, columns)), tuple[About, Columns])
     except msgspec.ValidationError as error:

@@ -79,7 +79,7 @@ def _recipe(manifest: Manifest, dataset: Dataset) -> str:
     """The changes of the recipe that weights were trained by; empty if on another data set."""
     if manifest.dataset != spec.shown(dataset):
         return ""
-    return recipe_changes(manifest.training["recipe"], dataset.protocol.recipe)
+    return recipe_changes(manifest.training.get("recipe", {}), dataset.protocol.recipe)
 
 
 def _folder(path: Path) -> Path:
@@ -92,7 +92,7 @@ def checkpoint_weights(
     model: Model | None,
     path: Path,
     label: str | None,
-    seed: int,
+    seed: int | None,
     precision: str,
     eot: int = 1,
     allow_code: bool = False,
@@ -105,7 +105,8 @@ def checkpoint_weights(
         model: the network; None: the manifest's, or else the data set's.
         path: the file of weights, the folder or the manifest.
         label: name of the model in tables; None: the manifest's, or else the file's.
-        seed: decides the targets of attacks.
+        seed: decides the targets of attacks; None: that of the training, as a run has it, or 0 if
+            the training is unknown.
         precision: of the network in evaluation.
         eot: draws of a randomised network that every number is the mean of.
         allow_code: run the code of a network that the manifest names (``module:factory``).
@@ -113,9 +114,11 @@ def checkpoint_weights(
     Raises:
         UserError: they are not there, or the manifest names code that is not allowed.
     """
-    check_seeds([seed])
     stored = stored_weights(path)
     known = stored.manifest
+    trained = known.training["seed"] if known else None
+    seed = (trained or 0) if seed is None else seed
+    check_seeds([seed])
     if known is not None and model is None and not allow_code:
         refuse_reference(known.model, MODELS, f"the manifest of {path}")
     network = model or parse_model((known.model if known else "") or dataset.protocol.model)
@@ -129,7 +132,7 @@ def checkpoint_weights(
         label or (known.defense if known else name),
         name,
         precision,
-        known.training["seed"] if known else seed,
+        seed if trained is None else trained,
         recipe=_recipe(known, dataset) if known else "",
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,

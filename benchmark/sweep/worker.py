@@ -18,6 +18,7 @@ from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.metrics.names import ERS
 from dmlbench.storage import checkpoint
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.job import Training
@@ -37,8 +38,11 @@ class Worker:
         self._open = ExitStack()
         self._measured: tuple[str, Evaluation] | None = None
 
-    def do(self, task: Task) -> None:
+    def do(self, task: Task) -> Cell | None:
         """Do a task and store its result. If it fails, its cell is stored as failed.
+
+        Returns:
+            The failed cell; None if the task has succeeded.
 
         Raises:
             UserError: other tasks would fail too (a full disk, a corrupt checkpoint).
@@ -56,7 +60,9 @@ class Worker:
             raise
         except BaseException as error:  # whatever a plugin raises fails its cell only
             training = task.training if isinstance(task, Train) else None
-            store_failure(self.session, task.cell, task.title, with_advice(error, training), watch)
+            cause = with_advice(error, training)
+            return store_failure(self.session, task.cell, task.title, cause, watch)
+        return None
 
     def close(self) -> None:
         """Remove the model from memory."""

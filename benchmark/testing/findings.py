@@ -80,7 +80,9 @@ def findings(
             found.append(Finding(name, None, str(reason)))
         except (FlawError, UserError, CellError) as flaw:  # they say what is wrong
             found.append(Finding(name, False, str(flaw)))
-        except Exception as error:  # whatever the component raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the component raises, SystemExit too
             found.append(Finding(name, False, _raised(error)))
         else:
             found.append(Finding(name, True))
@@ -95,7 +97,7 @@ def settled(name: str, found: Iterable[Finding]) -> list[Finding]:
     return listed
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """The error in one line, with the deepest line of code that is the component's own."""
     said = " ".join(str(error).split()) or "no message"
     frames = traceback.extract_tb(error.__traceback__)

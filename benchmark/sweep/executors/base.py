@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep.tasks import Task
 
 
@@ -17,11 +18,13 @@ class FinishedTask:
         seconds: its duration.
         problem: the reason why the task has stored nothing (its process died, or it took too long);
             None if it has stored its result or its failure.
+        failure: the failed cell of a task that says itself that it has failed; else None.
     """
 
     task: Task
     seconds: float
     problem: str | None = None
+    failure: Cell | None = None
 
 
 class Executor(Protocol):

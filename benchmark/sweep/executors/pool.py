@@ -151,7 +151,7 @@ class Pool:
             task, worker.task = worker.task, None
             worker.remove_bar()
             assert task is not None
-            return [FinishedTask(task, worker.watch.seconds)]
+            return [FinishedTask(task, worker.watch.seconds, failure=content)]
         return []
 
     def _handle_death(self, worker: _WorkerProcess) -> list[FinishedTask]:
@@ -264,8 +264,7 @@ def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -
         worker = Worker(Session(dataset, data_root, cache, store, own, reporter))
         connection.send(("ready", None))
         while True:
-            worker.do(connection.recv())
-            connection.send(("done", None))
+            connection.send(("done", worker.do(connection.recv())))
     except UserError as error:
         connection.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):

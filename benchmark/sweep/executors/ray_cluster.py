@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import duration
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
@@ -115,8 +116,8 @@ class RayCluster:
         done, _ = self._ray.wait(list(self._running), timeout=POLL_SECONDS)
         for reference in done:
             task, watch = self._running.pop(reference)
-            problem = self._problem(reference)
-            finished.append(FinishedTask(task, watch.seconds, problem))
+            problem, failure = self._ended(reference)
+            finished.append(FinishedTask(task, watch.seconds, problem, failure))
             self._session.reporter.say(f"{task.title}: ended after {duration(watch.seconds)}")
         for reference, (task, watch) in list(self._running.items()):
             if self._limit and watch.seconds > self._limit:
@@ -126,22 +127,23 @@ class RayCluster:
                 finished.append(FinishedTask(task, watch.seconds, problem))
         return finished
 
-    def _problem(self, reference: Any) -> str | None:
-        """Print the warnings of a task; return the reason if it has stored nothing, else None.
+    def _ended(self, reference: Any) -> tuple[str | None, Cell | None]:
+        """Print the warnings of a task; return ``problem`` and ``failure`` of its end.
 
         Raises:
             UserError: the task has found that the others would fail too.
         """
         try:
-            refused, warnings = self._ray.get(reference)
+            refused, warnings, failure = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            return f"Ray gave it up after {RETRIES + 1} tries ({type(error).__name__}: {reason})"
+            tries = f"Ray gave it up after {RETRIES + 1} tries"
+            return f"{tries} ({type(error).__name__}: {reason})", None
         for line in warnings:
             self._session.reporter.warn(line)
         if refused is not None:
             raise UserError(refused)
-        return None
+        return None, failure
 
 
 class _WarningCollector(progress.Reporter):
@@ -172,11 +174,11 @@ _workers: dict[
 ] = {}  # kept between the tasks of this process, with data
 
 
-def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[str]]:
+def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[str], Cell | None]:
     """Do a task in a process of Ray.
 
     Returns:
-        The reason why the run cannot continue, or None; and the warnings.
+        The reason why the run cannot continue, or None; the warnings; and the failed cell, or None.
     """
     from dmlbench.sweep.worker import Worker
 
@@ -189,7 +191,7 @@ def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[st
             _workers[settings] = Worker(session), reporter
         worker, reporter = _workers[settings]
         reporter.warnings.clear()
-        worker.do(task)
+        failure = worker.do(task)
     except UserError as error:
-        return str(error), []
-    return None, reporter.warnings
+        return str(error), [], None
+    return None, reporter.warnings, failure

@@ -46,5 +46,5 @@ class Serial:
         if task is None:
             return []
         watch = Stopwatch()
-        self._worker.do(task)
-        return [FinishedTask(task, watch.seconds)]
+        failure = self._worker.do(task)
+        return [FinishedTask(task, watch.seconds, failure=failure)]
