@@ -386,7 +386,7 @@ def test_a_description_that_cannot_be_stored_is_refused_in_the_plan() -> None:
             new_cell({}, replace(about, **change), {})
     for text in ("a\rb", "a\tb", "\x1b[2J", "\x9b2J", "a\u202eb", "\udcff"):
         with pytest.raises(UserError, match=r"^label .* has a control character") as said:
-            new_cell({}, replace(about, label=text), {})
+            new_cell({}, replace(about, label=text, defense=text), {})
         assert str(said.value).isprintable()
 
 

@@ -161,7 +161,8 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
     Raises:
         UserError: a cell cannot be described so: a text is empty, or has a control character.
     """
-    for name, text in (*msgspec.structs.asdict(about).items(), *(("column", c) for c in columns)):
+    texts = {"label": about.label, **msgspec.structs.asdict(about)}  # the one that users give first
+    for name, text in (*texts.items(), *(("column", name) for name in columns)):
         if isinstance(text, str) and printable(text) != text:
             raise UserError(
                 f"{name} {text!r} has a control character, such as a tab or an escape: tables have "
