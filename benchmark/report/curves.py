@@ -26,6 +26,7 @@ PANELS = 4  # at most, side by side
 LINES = 8  # that can be told apart
 SPARE = 1.5  # the axis ends at so many times the x at which no model has anything left
 NARROW, WIDE = 16, 256  # the axis is linear where the largest x lies between them
+THREAT = {"eps": "eps {}", "steps": "{} steps", "budget": "at most {} passes"}
 Points = Sequence[tuple[float, float]]
 
 
@@ -72,11 +73,10 @@ def shares_above(table: Table) -> Figure | None:
 
 
 def _threat(entry: Entry, name: str) -> str:
-    """The attack of a column in words: ``radius within eps 77/255, 50 steps``."""
+    """The attack of a column in words: ``radius eps 77/255, 50 steps``."""
     given = entry.records[name][0]["attack_resolved"]
     known = parameters(given)
-    words = [f"{key} {known[key]}" for key in ("eps", "budget") if key in known]
-    words += [f"{known['steps']} steps"] * ("steps" in known)
+    words = [form.format(known[key]) for key, form in THREAT.items() if key in known]
     return " ".join(filter(None, (given.partition(":")[0], ", ".join(words))))
 
 
