@@ -189,14 +189,16 @@ def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
 
 
-def test_a_label_is_that_of_stored_cells_too(
+def test_another_label_than_that_of_stored_cells_is_refused(
     net: nn.Module, small: Dataset, tmp_path: Path
 ) -> None:
-    for label in ("A", "B"):
-        dml.evaluate(net, small, attacks=FEW[0], label=label, results=tmp_path, progress=False)
-    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+    """Cells under two names would be two models in tables, each with half of the columns."""
+    for _ in range(2):
+        dml.evaluate(net, small, attacks=FEW[0], label="B", results=tmp_path, progress=False)
+    with pytest.raises(dml.UserError, match=r"label 'A': cells .* are called 'B'"):
+        dml.evaluate(net, small, attacks=FEW[0], label="A", results=tmp_path, progress=False)
     with pytest.raises(dml.UserError, match="has a control character"):
-        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", results=tmp_path, progress=False)
+        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
     assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
 
 
@@ -253,6 +255,8 @@ def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
         assert held.attributes.unknown == (["inner._forward_pre_hooks"] if name == "a hook" else [])
         digests.append(held.digest)
     assert len(set(digests)) == len(CHANGES)  # the hook is unknown, so it changes none
+    compiled = [module_model(torch.compile(Levels(net, 2))) for _ in range(2)]
+    assert compiled[0].digest == compiled[1].digest  # PyTorch gives each a number of its own
     held = module_model(nn.MultiheadAttention(4, 2))
     assert held.digest != held.weights_digest  # PyTorch prints no number of heads
 

@@ -251,6 +251,17 @@ def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
     assert record["ERS sd"] == "0.7"
 
 
+def test_a_row_of_another_seed_of_attacks_has_its_adversary_and_no_command_of_run() -> None:
+    changed = [
+        replace(c, about=replace(c.about, attack=f"{c.about.attack}:attack_seed=5"))
+        if c.about.attack else c
+        for c in model()
+    ]  # fmt: skip
+    (entry,) = measured(tidy(changed))
+    assert entry.threat == "eps 77/255, 32 steps of 3/255"
+    assert command(entry) == ""
+
+
 def test_a_measured_number_carries_interval_n_and_seed_in_every_format() -> None:
     board = one_board(*model())
     assert "| 10.0 <sub>[9.0, 11.0]</sub> |" in markdown.render(board)

@@ -111,6 +111,19 @@ def test_seeds_are_averaged_over_those_that_both_have(tmp_path: Path, noise: np.
     assert found.difference.high == pytest.approx(13.5 + reach)
 
 
+def test_attacks_of_another_seed_are_no_further_training(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    for name, shift in (("none", 0.0), ("hm", 1.0)):
+        put(store, name, noise + shift)
+        put(store, name, noise + 2 * shift, attack="ca+:attack_seed=5")
+    found = compare(find("none", store, None), find("hm", store, None))
+    assert [(one.attack, one.seeds) for one in found] == [
+        ("ca+", ((0, 0),)),
+        ("ca+:attack_seed=5", ((0, 0),)),
+    ]
+    assert [one.difference.value for one in found] == [pytest.approx(1), pytest.approx(2)]
+
+
 def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) -> None:
     sides = []
     for name, values in (("one", noise), ("two", noise - 1)):

@@ -300,7 +300,9 @@ def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) ->
     assert len(ran(store, found)[1]) == 6
 
 
-def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -> None:
+def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own(
+    tmp_path: Path,
+) -> None:
     (training,) = trainings(seeds=(3,), defenses=("none",))
     weights = trained_weights(training, None, Store(Path()), "fp32")
     tasks = plan.cells(weights, PLANNED)
@@ -313,6 +315,14 @@ def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own() -
         attack = task.cell.about.attack
         again = other.cell.about.attack
         assert split_attack_seed(again) == ((attack, 5) if attack else ("", None))
+    # a cell that an older version stored, without the key, gets it where it is read
+    store = Store(tmp_path)
+    for task, other in zip(tasks, others, strict=True):
+        plain = row(other)
+        about = replace(plain.about, attack=task.cell.about.attack)
+        store.put(replace(plain, about=about), dict.fromkeys(plain.metrics, np.ones(2)))
+    stored = {one.id: one.about.attack for one in store.cells()}
+    assert stored == {row(other).id: other.cell.about.attack for other in others}
     # a name alone: the identities are those of before
     assert [one.cell.facts for one in others[1:2]] == [tasks[1].cell.facts | {"seed": 5}]
 

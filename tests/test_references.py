@@ -71,6 +71,18 @@ def test_a_network_that_a_factory_returns_again_is_copied(folder: Path) -> None:
     assert torch.equal(parse_model("shared.py:get").build(1, 8).backbone[1].weight, before)
 
 
+def test_a_network_that_cannot_be_copied_is_taken_if_it_is_a_new_one(folder: Path) -> None:
+    bad = (
+        NETWORK
+        + "\ndef hard(net):\n    net.lock = __import__('threading').Lock()\n    return net\n"
+    )
+    Path("hard.py").write_text(f"{bad}\nNET = hard(make())\ndef get():\n    return NET\n"
+                               "def new():\n    return hard(make())\n")  # fmt: skip
+    assert parse_model("hard.py:new").build(1, 8).backbone[1].weight.numel()
+    with pytest.raises(UserError, match="cannot be copied"):
+        parse_model("hard.py:get").build(1, 8)
+
+
 def test_the_place_ends_at_the_second_colon() -> None:
     Reference = reference.Reference  # noqa: N806
     assert reference.read("a.b:C") == (Reference("a.b", "C"), None)

@@ -18,6 +18,7 @@ from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
+from dmlbench.core.naming import split_attack_seed, with_attack_seed
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
@@ -175,21 +176,23 @@ class _Measured:
 def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
     """Metric -> seed -> values; a metric without a value for each query (NMI) is left out.
 
-    The seed is that of the attack's targets. In ``dmlbench run`` it equals that of the training.
+    Outcomes under attacks with another seed than the training are of metrics of their own.
     """
     data = next((c.facts["data"] for c in side.cells if "data" in c.facts), "")
     found: dict[_Key, dict[int, _Measured]] = {}
     for cell in side.cells:
         about, outcomes = cell.about, side.store.outcomes(cell.id)
-        seed = cell.facts.get("seed", about.seed)
         for name, column in cell.columns.items():
             if name in outcomes:
+                _, other = split_attack_seed(about.attack)
                 attack = about.attack_resolved or about.attack
+                if other is not None and about.attack_resolved:
+                    attack = with_attack_seed(attack, other)
                 subset, how = about.queries, (about.precision, about.eot)
                 key = _Key(about.suite, subset, attack, name, *how, data)
                 values = outcomes[name].to_numpy(dtype=np.float64)
                 measured = _Measured(about.attack, column.better, values)
-                found.setdefault(key, {})[seed] = measured
+                found.setdefault(key, {})[about.seed] = measured
     return found
 
 

@@ -18,7 +18,7 @@ from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import RunOptions, run
-from dmlbench.sweep.session import Session, rename_stored
+from dmlbench.sweep.session import Session, check_label
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -131,7 +131,7 @@ def evaluate(
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         if label is not None:
-            rename_stored(session, weights)
+            check_label(session, weights)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 

@@ -106,7 +106,7 @@ def attack(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import open_session, rename_stored
+    from dmlbench.sweep.session import check_label, open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -138,7 +138,7 @@ def attack(
             weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         if label:
-            rename_stored(session, weights)
+            check_label(session, weights)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:

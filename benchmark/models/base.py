@@ -184,15 +184,25 @@ class FactoryModel(Model):
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of what the factory returns, which may be a network that others use too.
 
+        What cannot be copied is taken itself if the factory makes another one each time.
+
         Raises:
             UserError: it is not found, cannot be called or returns no Module.
         """
+        import torch
         from torch import nn
 
-        network = self._factory()(**dict(self.arguments))
+        factory = self._factory()
+        network = factory(**dict(self.arguments))
         if not isinstance(network, nn.Module):
             raise UserError(f"model {self.path}: must return a torch.nn.Module, got {network!r}")
-        return copied(network, self.path)
+        try:
+            return copied(network, self.path)
+        except UserError:
+            with torch.random.fork_rng(devices=[]):  # what is drawn next stays the same
+                if factory(**dict(self.arguments)) is not network:
+                    return network
+            raise
 
     def _factory(self) -> Callable[..., object]:
         try:

@@ -40,8 +40,8 @@ class ModuleModel(Model):
 
     @cached_property
     def attributes(self) -> Attributes:
-        """What the module holds beside its state dict."""
-        return attributes_of(self.module)
+        """What the module holds beside its state dict; of one that is compiled, the original."""
+        return attributes_of(getattr(self.module, "_orig_mod", self.module))
 
     @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every module

@@ -68,7 +68,8 @@ _BENIGN_HELP = {
 }
 _SCORES = {
     "ERS": "Empirical Robustness Score: the mean of ten terms, one an attack column, each from 0 "
-    "(broken) to 100. An attack that does nothing leaves 80 to 94: the model's own mistakes count.",
+    "(broken) to 100. An attack that does nothing leaves less than 100: the model's own mistakes "
+    "count.",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
     "GTM, in percent.",
 }

@@ -64,7 +64,8 @@ def in_words(defense: str) -> str:
 def command(entry: Entry) -> str:
     """The command line that trains and measures the row again; empty if it cannot be told.
 
-    It cannot for published rows and for weights from elsewhere.
+    It cannot for published rows, for weights from elsewhere, and where attacks have another seed
+    than the training.
     """
     if entry.paper or not entry.defense or not entry.suite:
         return ""
@@ -76,7 +77,8 @@ def command(entry: Entry) -> str:
     attacks = dict.fromkeys(r["attack"] for found in entry.records.values() for r in found)
     known = ATTACKS.names()
     run = [one for one in attacks if one.partition(":")[0] in known]
-    run = [one for one in run if split_attack_seed(one)[1] is None]  # 'run' has no such seed
+    if any(split_attack_seed(one)[1] is not None for one in run):  # 'run' has no such seed
+        return ""
     if set(run) != set(SUITE_ATTACKS[entry.suite]):
         words += [word for one in run for word in ("--attack", one)]
     for flag, value in (("--queries", entry.queries), ("--eot", entry.eot)):

@@ -10,7 +10,7 @@ from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, spread_of
 from dmlbench.core.flags import Flag, read_flags
-from dmlbench.core.naming import parameters
+from dmlbench.core.naming import parameters, split_attack_seed
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, WORST
@@ -290,7 +290,7 @@ def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str
     found: dict[str, str] = {}
     for record in (record for made in records.values() for record in made):
         known = parameters(record["attack_resolved"])
-        plain = record["attack"] and ":" not in record["attack"]
+        plain = record["attack"] and ":" not in split_attack_seed(record["attack"])[0]
         if plain and {"eps", "alpha", "steps"} <= known.keys():
             size = (
                 "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"

@@ -19,6 +19,7 @@ from dmlbench.common.hashing import identity, sealed, unsealed
 from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
+from dmlbench.core.naming import split_attack_seed, with_attack_seed
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
@@ -251,7 +252,20 @@ def decode(content: bytes, place: Path) -> Cell:
         raise ValueError("its name or its facts are not those of its id")
     if problem := _problem(cell):
         raise ValueError(problem)
-    return _shown(cell)
+    return named_by_seed(_shown(cell), cell.facts.get("seed"))
+
+
+def named_by_seed(cell: Cell, seed: int | None) -> Cell:
+    """The cell of an attack or a score with the seed of the attacks in its name, where that is due.
+
+    ``plan.cells`` names new ones so; older versions did not. ``seed``: None if it is not known.
+    """
+    about = cell.about
+    due = about.attack and seed not in (None, about.seed)
+    if seed is None or not due or split_attack_seed(about.attack)[1] is not None:
+        return cell
+    named = msgspec.structs.replace(about, attack=with_attack_seed(about.attack, seed))
+    return msgspec.structs.replace(cell, about=named)
 
 
 def _shown(cell: Cell) -> Cell:

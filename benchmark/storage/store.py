@@ -26,7 +26,7 @@ import msgspec
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import read_file, remove_abandoned, write_atomically
 from dmlbench.common.hashing import file_sha256
-from dmlbench.storage.cell import About, Cell, decode, encode
+from dmlbench.storage.cell import Cell, decode, encode, named_by_seed
 from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -127,15 +127,6 @@ class Store:
         """The file of the adversarial images of a cell, if they were asked for."""
         return self.root / "adversarial" / f"{cell_id}.npz"
 
-    def describe(self, cell: Cell, about: About) -> None:
-        """Store another description of a cell that is there; its outcomes stay.
-
-        Raises:
-            UserError: the folder cannot be written to.
-        """
-        path = self.path(cell.id)
-        write_atomically(path, encode(msgspec.structs.replace(cell, about=about), path))
-
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""
         self.path(cell_id).unlink(missing_ok=True)
@@ -205,7 +196,8 @@ class Store:
                     found.append(cell)
             elif path.exists():  # another run may have removed it
                 damaged.append(path)
-        return found, damaged
+        seeds = {cell.id: cell.facts.get("seed") for cell in found}
+        return [named_by_seed(cell, _seed_of_score(cell, seeds)) for cell in found], damaged
 
     def whole(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without those whose outcomes are missing: these must be measured again."""
@@ -291,6 +283,12 @@ class Store:
             return read_manifest(folder)
         except UserError:
             return None
+
+
+def _seed_of_score(score: Cell, seeds: Mapping[str, int | None]) -> int | None:
+    """The seed of the attacks that a score is drawn from; None if it is unknown, or no score."""
+    found = (seeds.get(source) for source in score.facts.get("cells", ()))
+    return next((seed for seed in found if seed is not None), None)
 
 
 def _beside(place: Path, digest: str) -> Path:

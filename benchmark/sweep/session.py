@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.numbers import check_whole
@@ -27,7 +25,6 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
-from dmlbench.sweep.tasks import new_cell
 from dmlbench.training.job import Training
 
 if TYPE_CHECKING:
@@ -216,28 +213,18 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
         return None
 
 
-def rename_stored(session: Session, weights: Weights) -> None:
-    """Give every stored cell of these weights their name, so that they are one model in tables.
+def check_label(session: Session, weights: Weights) -> None:
+    """See to it that stored cells of these weights have the same label: tables have one for all.
 
     Raises:
-        UserError: no row can have such a name.
+        UserError: they have another one.
     """
-    store, about = session.store, weights.about
-    new_cell({}, about, {})
-    name = {"label": about.label, "defense": about.defense}
-    others = [
-        cell
-        for cell in store.read()[0]
-        if cell.facts.get("checkpoint") == weights.facts["checkpoint"]
-        and (cell.about.label, cell.about.defense) != (about.label, about.defense)
-    ]
-    for cell in others:
-        store.describe(cell, structs.replace(cell.about, **name))
-    if others:
-        known = ", ".join(sorted({repr(cell.about.label) for cell in others}))
-        session.reporter.say(
-            f"{len(others)} stored cells of these weights were called {known}: they are called "
-            f"{about.label!r} now"
+    about, digest = weights.about, weights.facts["checkpoint"]
+    alike = [cell for cell in session.store.cells() if cell.facts.get("checkpoint") == digest]
+    if others := sorted({cell.about.label for cell in alike} - {about.label}):
+        raise UserError(
+            f"label {about.label!r}: cells of these weights in {session.store.root} are called "
+            f"{others[0]!r}; leave the label out, or choose another results folder"
         )
 
 
