@@ -141,6 +141,7 @@ class Transfer(TopOneAttack):
         return replace(
             whole,
             alpha=inner.alpha,
+            optimizer="pgd" if same["optimizer"] == "pgd" else whole.optimizer,  # None: APGD
             by=spec.canonical(by),
             source=_source(self.from_, self.network),
             attack=inner,
@@ -155,7 +156,9 @@ class Transfer(TopOneAttack):
         """With the digest of the weights, the network and the whole attack on it."""
         assert self.source is not None
         assert self.attack is not None
-        return super().facts | {
+        assert self.suite is not None
+        own = None if self.optimizer == OPTIMIZER_OF[self.suite] else self.optimizer
+        return super(Transfer, replace(self, optimizer=own)).facts | {
             "from": self.source.weights.sha256,
             "network": self.source.network.facts,
             "by": facts_of(self.attack, self.source.network.metric),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -213,6 +214,17 @@ def test_it_conforms(weights: Path) -> None:
     torch.manual_seed(1)
     save_weights(weights, parse_model("c2f2").build(1, 8))
     testing.check(transfer(weights, "").__class__(from_=str(weights), network="c2f2"))
+
+
+@pytest.mark.parametrize("suite", ["strict", "ers", "auto"])
+@pytest.mark.parametrize("more", ["", ",optimizer=pgd", ",optimizer=apgd", ",by=es,optimizer=pgd"])
+def test_a_written_spec_is_the_same_attack(weights: Path, suite: str, more: str) -> None:
+    """A run file holds complete specs: read again, they must not follow another optimizer."""
+    threat = replace(THREAT, suite=suite)
+    once = transfer(weights, more).resolve(threat)
+    again = once.resolve(threat)
+    assert again == once
+    assert again.facts == once.facts
 
 
 def test_the_command_line(dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
