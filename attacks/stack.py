@@ -162,12 +162,17 @@ class TopOneStack(TopOneAttack):
 def _better(
     found: Perturbed, held: torch.Tensor, rows: torch.Tensor, other: Perturbed, after: torch.Tensor
 ) -> tuple[Perturbed, torch.Tensor]:
-    """What is known of all queries and their mean R@1 ``held`` (B,), after a search of a part.
+    """Keep, for each query that was searched again, the image with the lower R@1.
 
     Args:
-        rows: (b,) the queries that were searched.
-        other: what was found for them.
-        after: (b,) their mean R@1 with it. It counts where it is not above ``held``.
+        found: the images of all queries so far.
+        held: (B,) R@1 of each with its image in percent, as a mean over draws.
+        rows: (b,) the queries that were searched again.
+        other: the images that this search found.
+        after: (b,) R@1 with them. They are kept where it is not above ``held``.
+
+    Returns:
+        ``found`` and ``held`` with what is better.
     """
     before, known = held[rows], found.images[rows]
     lower = after <= before

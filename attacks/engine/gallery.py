@@ -180,7 +180,7 @@ class Gallery:
         return self.shared("least seen", lambda: int(self.seen.min()))
 
     def check_ranks(self) -> None:
-        """See to it that an item has others to be ranked among.
+        """Check that every query sees two items or more, so that one can be ranked among others.
 
         Raises:
             CellError: a query sees a single item, or none.

@@ -125,7 +125,7 @@ def _together(outcomes: Sequence[Values]) -> Values:
 
 
 def _means(every: Values, shares: Values) -> Values:
-    """(D, S, R) means of (D, S, Q) values; (R, Q) shares say how much a query counts in each."""
+    """(D, S, R) means of (D, S, Q) values; (R, Q) shares are the weights of queries."""
     known = ~np.isnan(every[0])  # of all models: see _together
     weights = np.maximum(known @ shares.T, np.finfo(np.float64).tiny)
     means: Values = np.where(known, every, 0) @ shares.T / weights
@@ -144,10 +144,11 @@ def _drawn(every: Values, draws: int) -> tuple[Values, Values]:
 
 @lru_cache(maxsize=2)
 def _shares(seeds: int, queries: int, draws: int) -> tuple[Values, Values]:
-    """How much each query counts in a draw, (draws, Q), and how far each seed moves it, (S, draws).
+    """Random weights of the queries, (draws, Q), and of the seeds, (S, draws).
 
-    The sum over seeds of their distances from the mean, times the second, has the variance of a
-    mean over S seeds, as it is estimated from S: Student's t.
+    Those of the queries are shares: times drawn over Q. Those of the seeds multiply the distances
+    of the S means from their mean. Their sum is what other seeds would add to the mean: a draw of
+    Student's t with S - 1 degrees of freedom, times the standard error of the mean.
     """
     generator = np.random.default_rng(SEED)
     of_queries = generator.multinomial(queries, np.full(queries, 1 / queries), draws) / queries

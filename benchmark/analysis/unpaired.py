@@ -95,7 +95,7 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
 
 
 def _reach(pair: tuple[Record, Record]) -> tuple[float, float]:
-    """How far the interval over queries of B - A reaches down and up."""
+    """The distances of the lower and the upper end of the interval over queries from B - A."""
     a, b = pair
     below = math.hypot(b["value"] - b["low"], a["high"] - a["value"])
     above = math.hypot(b["high"] - b["value"], a["value"] - a["low"])

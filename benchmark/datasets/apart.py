@@ -83,7 +83,7 @@ def check_apart(name: str, data: RetrievalData) -> None:
 
 
 def _hashes(split: Split) -> Iterator[bytes]:
-    """What tells one image from another: the hash of its pixels, or the pixels."""
+    """A key of each image: the hash of its pixels, or the pixels. Equal images have equal keys."""
     images = split.images if split.hashes is None else split.hashes
     return (np.ascontiguousarray(image).tobytes() for image in images)
 

@@ -1,7 +1,7 @@
-"""What a network in memory holds beside its state dict, and what may change what it computes.
+"""The values in a network that its state dict does not have, and that may change its output.
 
 These are buffers that are not saved, attributes (a number of levels, a function), and hooks. The
-layers of ``torch.nn`` say theirs in the text that PyTorch prints of a network.
+text that PyTorch prints of a network has those of the layers of ``torch.nn``.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ModuleModel(Model):
 
     @cached_property
     def attributes(self) -> Attributes:
-        """What the module holds beside its state dict; of one that is compiled, the original."""
+        """The values that its state dict does not have; of a compiled module, the original's."""
         return attributes_of(getattr(self.module, "_orig_mod", self.module))
 
     @property

@@ -32,7 +32,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Training(msgspec.Struct):
-    """What is read of the facts of a training."""
+    """The facts of a training that are read from a manifest."""
 
     seed: Count
     recipe: dict[str, Any] = msgspec.field(default_factory=dict)

@@ -214,7 +214,7 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
 
 
 def check_label(session: Session, weights: Weights) -> None:
-    """See to it that stored cells of these weights have the same label: tables have one for all.
+    """Check that stored cells of these weights have the same label, as tables show one for all.
 
     Raises:
         UserError: they have another one.
