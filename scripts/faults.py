@@ -49,7 +49,7 @@ def _hangs(*_: object) -> None:
 
 
 def outcome(arguments: list[str]) -> tuple[str, str]:
-    """What became of a command, and what it said: fine, one line, usage, traceback, hangs, mute."""
+    """Name how a command ended by what it said: fine, one line, usage, traceback, hangs, mute."""
     signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(SECONDS)
     try:
@@ -170,7 +170,7 @@ def command(kind: str, folder: Path, ending: str, content: bytes) -> list[str]:
 
 
 def unpacked(folder: Path, ending: str, content: bytes) -> tuple[str, str]:
-    """What becomes of a hostile archive."""
+    """Open a hostile archive, and say what became of it."""
     folder.mkdir()
     (folder / f"x.{ending}").write_bytes(content)
     try:

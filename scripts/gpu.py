@@ -66,7 +66,7 @@ class SkippedError(Exception):
 
 @dataclass
 class Bench:
-    """What the parts share.
+    """The device, the size, the time and the results that all parts share.
 
     Attributes:
         device: that is measured.
@@ -121,7 +121,7 @@ Found = Iterator[tuple[str, str, float, str]]
 
 
 def tests(bench: Bench) -> Found:
-    """How many tests passed, failed, and were skipped."""
+    """The counts of tests that passed, failed, and were skipped."""
     bench.needs_cuda()
     printed = bench.command("pytest", "-q", "-n0", "-m", "gpu", codes=(0, 1))
     for number, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", printed):

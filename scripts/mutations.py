@@ -237,7 +237,7 @@ def drawn(count: int, seed: int, only: str) -> list[Mutant]:
 
 
 class Coverage:
-    """Which tests run a line, from a data file of coverage.py whose contexts are tests."""
+    """The tests that run a line, from a data file of coverage.py whose contexts are tests."""
 
     def __init__(self, path: Path) -> None:
         data = coverage.CoverageData(str(path))

@@ -62,7 +62,7 @@ LOSSES = {"triplet": "ptripletN", "snr": "psnrN", "contrastive": "pcontrastN"}
 
 @dataclass
 class Drawn:
-    """What our step drew at random, in the order in which RobRank asks for it.
+    """The random draws of our step, in the order in which RobRank asks for it.
 
     Attributes:
         triplets: of each call of a sampler: anchors, positives, negatives.

@@ -131,7 +131,7 @@ def theirs(
 def negatives_that_may_be_drawn(
     miner: Any, workbench: Workbench, triplets: tuple[torch.Tensor, ...], progress: float
 ) -> int:
-    """How many of our negatives the authors' miner may draw for the same anchor."""
+    """The count of our negatives that the authors' miner may draw for the same anchor."""
     e = embedded(workbench.model, workbench.images)
     offered: list[set[int]] = []
 

@@ -1,4 +1,4 @@
-"""How strong the suite auto is: ``python -m scripts.strong CHECKPOINT... --results FOLDER``.
+"""The strength of the suite auto: ``python -m scripts.strong CHECKPOINT... --results FOLDER``.
 
 Each checkpoint is attacked on the same queries at each eps
 
@@ -119,7 +119,7 @@ class Measured:
         return spec.shown(spec.parse(spec_text, ATTACKS).resolve(self.threat))
 
     def outcomes(self, spec_text: str) -> pd.DataFrame:
-        """What became of each query under the attack."""
+        """The outcome of the attack for each query."""
         full, name = self.resolved(spec_text), spec_text.partition(":")[0]
         cell = self.records[full, RECALL[name]]["cell"]
         return self.report.outcomes[cell].dropna(how="all")

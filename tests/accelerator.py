@@ -107,7 +107,7 @@ class SameGenerator(TorchFunctionMode):
 
 
 class Backend(backend_registration._DummyBackendModule):
-    """What ``torch.sim`` is."""
+    """The module ``torch.sim``."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         """The precisions of ``torch.autocast``."""

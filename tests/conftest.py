@@ -78,7 +78,7 @@ torch.set_num_threads(1)  # the tests run in two processes, and so do the comman
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported lives to the end: no collection need look at it again."""
+    """Leave what is imported out of later garbage collections: it lives to the end."""
     gc.collect()
     gc.freeze()
 
@@ -90,7 +90,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a test loads or registers is forgotten after it."""
+    """Forget, after a test, what it loaded or registered."""
     every = (ATTACKS, DEFENSES, DATASETS, MODELS)
     known = [(registry.names() and dict(registry._classes), registry) for registry in every]
     paths = list(sys.path)
@@ -130,6 +130,40 @@ def dmlbench(zygote: Zygote, tmp_path: Path) -> Callable[..., subprocess.Complet
         *arguments: str, cwd: Path = tmp_path, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         return zygote.run(arguments, cwd, timeout)
+
+    return call
+
+
+NETS = """
+import torch
+from torch import nn
+class Rounded(nn.Module):
+    def forward(self, x):
+        return (x * 8).round() / 8
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + 0.05 * torch.randn_like(x)
+def net(first):
+    return nn.Sequential(first, nn.Flatten(), nn.Linear(64, 16))
+def rounded():
+    return net(Rounded())
+def noisy():
+    return net(Noisy())
+"""
+
+
+@pytest.fixture
+def attacked(
+    dmlbench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that attacks a network of ``NETS`` on the data set tiny."""
+    (tmp_path / "nets.py").write_text(NETS)
+    linear = torch.nn.Linear(64, 16).state_dict()
+    torch.save({f"backbone.2.{name}": value for name, value in linear.items()}, tmp_path / "w.pt")
+
+    def call(net: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        weights = ("--checkpoint", "w.pt", "--model", f"nets.py:{net}", "--dataset", "tiny")
+        return dmlbench("attack", *weights, "--attack", "tma", *arguments)
 
     return call
 

@@ -7,6 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from dmlbench.models.small import C2F2
+
+
+def backbone() -> nn.Module:
+    """The network that the others wrap."""
+    torch.manual_seed(0)
+    return C2F2(dim=64).build(1, 8).backbone
+
 
 class Wrapped(nn.Module):
     """A backbone with something before it and behind it."""

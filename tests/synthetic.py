@@ -11,7 +11,7 @@ from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.storage.cell import Cell, ColumnInfo
-from tests.test_store import cell, failing
+from tests.cells import cell, failing
 
 LOWER = ("CA-", "QA-", "TMA", "ES:D")
 FULL = dict(zip(ERS_COLUMNS, (10, 40, 12, 38, 0.5, 1.0, 20, 18, 22, 5), strict=True))

@@ -1,17 +1,10 @@
-"""Queries and gallery apart: every number against an explicit loop over the queries.
-
-A tiny made set in three forms: classes with distractors and sources that hide gallery items, lists
-of answers with junk, and one set of images whose sources hide more than the query itself.
-"""
+"""Queries and gallery apart: every number against an explicit loop over the queries."""
 
 from __future__ import annotations
 
 import itertools
-import subprocess
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,114 +12,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 import dmlbench as dml
-from dmlbench.attacks.base import ATTACKS, Gallery
-from dmlbench.common.errors import UserError
+from dmlbench.attacks.base import ATTACKS
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.arrays import ArrayDataset
-from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.evaluation import pictures
 from dmlbench.evaluation.attacked_queries import AttackedQuery
 from dmlbench.metrics.collapse import chance_recall
 from dmlbench.metrics.relevance import Lists
 from dmlbench.metrics.retrieval import retrieval
-from dmlbench.testing import make_split
+from tests.apart import FORMS, D, N, Q, World, goal_of, made, moved
 from tests.test_retrieval import slow_metrics
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-N, Q, D = 23, 9, 5
-VIT = "timm:name=vit_tiny_patch16_224,weights=none"
-
-
-def made(form: str) -> RetrievalData:
-    """The tiny set; pixels do not matter here."""
-    draw = np.random.default_rng(3)
-    pixels = [draw.integers(0, 256, (n, 1, 8, 8)).astype(np.uint8) for n in (Q, N)]
-    labels = [np.arange(n) % 3 for n in (Q, N)]
-    if form == "one set":
-        whole = dml.from_arrays(pixels[1], labels[1]).load(None)
-        object.__setattr__(whole.test, "sources", np.arange(N) // 2 - (np.arange(N) < 2))
-        return whole
-    if form == "listed":
-        positives = [sorted({i, (3 * i) % N, 20 - i}) for i in range(Q - 1)] + [[]]
-        junk = [[(i + 11) % N, (3 * i) % N] for i in range(Q)]
-        none = [[None] * n for n in (Q, N)]
-        with pytest.warns(UserWarning, match="1 of 9 queries have no answer"):
-            found = dml.from_arrays(
-                pixels[0], none[0], gallery=(pixels[1], none[1]), positives=positives, junk=junk
-            )
-        return found.load(None)
-    named = [labels[0].tolist(), [None if i % 5 == 4 else int(x) for i, x in enumerate(labels[1])]]
-    sources = [[i % 4 for i in range(Q)], [i % 7 for i in range(N)]]  # 0 to 3 hide three or four
-    return dml.from_arrays(
-        pixels[0], named[0], gallery=(pixels[1], named[1]), sources=(sources[0], sources[1])
-    ).load(None)
-
-
-class World:
-    """The set as plain lists: what each query sees, and what answers it."""
-
-    def __init__(self, form: str, metric: str = "E") -> None:
-        self.data = data = made(form)
-        generator = torch.Generator().manual_seed(1)
-        raw = torch.randn(N + Q, D, generator=generator, dtype=torch.float64)
-        raw = torch.nn.functional.normalize(raw, dim=1) if metric != "E" else raw
-        self.x, self.q = raw[:N], raw[:N] if data.gallery is None else raw[N:]
-        items, queries = data.searched, data.test
-        self.sees, self.right = [], []
-        for i in range(len(queries)):
-            hidden = set() if data.gallery is not None else {i}
-            if data.answers is not None:
-                hidden |= set(data.answers.junk[i])
-            if queries.sources is not None and items.sources is not None:
-                own = queries.sources[i]
-                hidden |= {n for n in range(N) if own >= 0 and items.sources[n] == own}
-            self.sees.append([n for n in range(N) if n not in hidden])
-            if data.answers is not None:
-                wanted = set(data.answers.positives[i])
-            else:
-                wanted = {n for n in range(N) if 0 <= items.labels[n] == queries.labels[i]}
-            self.right.append([n for n in self.sees[i] if n in wanted])
-        self.gallery = Gallery(
-            self.x,
-            torch.from_numpy(items.labels),
-            metric,  # type: ignore[arg-type]
-            queries=self.q if data.gallery is not None else None,  # type: ignore[arg-type]
-            relevance=data.relevance(),
-            apart=data.gallery is not None,
-        )
-        self.index = torch.arange(len(queries))
-
-    def d(self, e: torch.Tensor, n: int) -> float:
-        """Distance of an embedding to a gallery item."""
-        x = self.x[n]
-        return float(1 - e @ x if self.gallery.metric == "C" else (e - x).norm())
-
-    def wrong(self, i: int) -> list[int]:
-        """What a query sees and is no answer."""
-        return [n for n in self.sees[i] if n not in self.right[i]]
-
-
-FORMS = ("classes", "listed", "one set")
 
 
 @pytest.fixture(params=list(itertools.product(FORMS, ("N", "E", "C"))), ids=str)
 def world(request: pytest.FixtureRequest) -> World:
     return World(*request.param)
-
-
-def moved(world: World) -> torch.Tensor:
-    noise = torch.randn(world.q.shape, generator=torch.Generator().manual_seed(2)).double()
-    e = world.q + 0.3 * noise
-    return e if world.gallery.metric == "E" else torch.nn.functional.normalize(e, dim=1)
-
-
-def goal_of(world: World, name: str, suite: str = "strict") -> Any:
-    attack = spec.parse(name, ATTACKS).resolve(Threat(0.1, 0.02, 2, suite, 2))
-    return attack.goal(world.gallery, world.index, seed=0)
 
 
 def test_metrics_and_neighbours(world: World) -> None:
@@ -366,210 +269,3 @@ def test_another_network_embeds_both_parts() -> None:
     for i in range(Q):
         nearest = min(world.sees[i], key=lambda n: float(d[i, n]))
         assert found.nearest(torch.tensor([i]), 1) == nearest
-
-
-def test_only_a_set_that_gives_them_has_another_digest() -> None:
-    images = make_split(0)
-    plain = dml.from_arrays(images.images, images.labels).load(None)
-    split = (images.images[:20], images.labels[:20])
-
-    def base(**keys: Any) -> str:
-        queries = (images.images[20:], images.labels[20:] % 3)
-        return dml.from_arrays(*queries, gallery=split, **keys).load(None).digest
-
-    every = [[0]] * 20
-    digests = {
-        plain.digest,
-        base(),
-        base(sources=(range(20), range(20))),
-        base(positives=every),
-        base(positives=every, junk=[[1]] * 20),
-    }
-    assert len(digests) == 5
-    assert "query" not in str(spec.values(spec.parse("folder:root=x", DATASETS)))
-
-
-def test_from_arrays_refuses_what_makes_no_sense() -> None:
-    images, labels = make_split(0).images, make_split(0).labels
-    gallery = (images[:20], labels[:20])
-    for keys, said in (
-        ({"gallery": (images[:0], [])}, "must be"),
-        ({"gallery": (images[:5], ["z"] * 5)}, "no query has an answer"),
-        ({"gallery": (images[:20], None)}, "20 gallery images need as many labels, got 0"),
-        ({"train": (images, [None, *labels[1:]])}, "1 of 40 train images have the label None"),
-        ({"labels": [None, *labels[1:]]}, "1 of 40 images have the label None, which only a g"),
-        ({"gallery": gallery, "positives": [[0]]}, "need as many lists"),
-        ({"gallery": gallery, "positives": [[20]] * 40}, "not in the gallery"),
-        ({"gallery": gallery, "sources": ([1], [2])}, "as many sources"),
-        ({"positives": [[0]]}, "go with a gallery"),
-    ):
-        with pytest.raises(UserError, match=said):
-            dml.from_arrays(**{"images": images, "labels": labels} | keys)  # type: ignore[arg-type]
-
-
-def test_labels_may_be_none_where_none_is_read() -> None:
-    """Lists of answers stand in their place; a query of no class has no answer."""
-    images, others = make_split(0).images, make_split(1).images[:20]
-    every = [[n % 20] for n in range(40)]
-    found = [
-        dml.from_arrays(images, one, gallery=(others, other), positives=every).load(None)
-        for one, other in ((None, None), ([None] * 40, [None] * 20), (range(40), range(20)))
-    ]
-    assert len({one.digest for one in found}) == 1
-    with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
-        data = dml.from_arrays(images, [0] + [None] * 39, gallery=(others, [0] + [None] * 19))
-    assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Class folders ``q/a``, ``q/b``, ``g/a``, ``g/b``, and a distractor in ``g``."""
-    draw = np.random.default_rng(0)
-    for name in ("q/a/1", "q/a/2", "q/b/3", "g/a/4", "g/b/5", "g/b/6", "g/7"):
-        path = tmp_path / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (36, 36, 3), np.uint8)).save(path)
-    return tmp_path
-
-
-def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tree)
-    text = "folder:query=q,gallery=g,size=32"
-    data = spec.parse(text, DATASETS).load(None)
-    assert data.test.labels.tolist() == [0, 0, 1]
-    assert data.searched.labels.tolist() == [0, 1, 1, -1]
-    (tree / "p.txt").write_text(
-        "easy a/1.png a/4.png\nhard a/1.png 7.png\njunk a/2.png a/4.png\n"
-        "positive a/2.png b/5.png\npositive b/3.png b/6.png\n"
-    )
-    listed = spec.parse(f"{text},positives=p.txt,level=hard", DATASETS).load(None)
-    assert listed.answers is not None
-    assert [len(one) for one in listed.answers.positives] == [1, 1, 1]
-    assert [len(one) for one in listed.answers.junk] == [1, 1, 0]
-    (tree / "s.txt").write_text(
-        "x a/1.png\nx a/4.png\ny a/2.png\nz b/3.png\nw b/5.png\nw b/6.png\nw 7.png\n"
-    )
-    with pytest.warns(UserWarning, match="1 of 3 queries have no answer"):
-        sourced = spec.parse(f"{text},sources=s.txt", DATASETS).load(None)
-    assert sourced.relevance().excluded.lengths.tolist() == [1, 0, 0]
-    (tree / "g/b/same.png").write_bytes((tree / "q/a/1.png").read_bytes())
-    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
-        spec.parse(text, DATASETS).load(None)
-
-
-def test_a_name_in_both_folders_says_which_is_meant(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Query and gallery may both have an ``a/1.png``: two images, each with a source of its own."""
-    monkeypatch.chdir(tree)
-    (tree / "g/a/1.png").write_bytes((tree / "q/a/1.png").read_bytes())
-    text = "folder:query=q,gallery=g,size=32,sources=s.txt"
-    rest = "y a/2.png\nz b/3.png\nx a/4.png\nw b/5.png\nw b/6.png\nw gallery/7.png\n"
-    for lines, said in (
-        ("x a/1.png\n", "line 1: a/1.png is the name of two images: write query/a/1.png or gall"),
-        ("x query/a/1.png\n", "no source for 1 images: gallery/a/1.png"),
-        ("x gallery/a/1.png\nx query/a/1.png\nv a/2.png\n", "line 4: a/2.png has the source y, "),
-    ):
-        (tree / "s.txt").write_text(lines + rest)
-        with pytest.raises(UserError, match=said):
-            spec.parse(text, DATASETS).load(None)
-    (tree / "s.txt").write_text("x query/a/1.png\nx gallery/a/1.png\n" + rest)
-    with warnings.catch_warnings(record=True) as said_of:
-        warnings.simplefilter("always")
-        same = spec.parse(text, DATASETS).load(None)
-    assert same.relevance().excluded.lengths.tolist() == [2, 0, 0]
-    assert not any("finds itself" in str(one.message) for one in said_of)  # it is hidden from it
-    (tree / "s.txt").write_text("x query/a/1.png\nv gallery/a/1.png\n" + rest)
-    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
-        assert spec.parse(text, DATASETS).load(None).relevance().excluded.lengths[0] == 1
-
-
-def test_no_query_and_no_gallery_image_trains(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever they lie below the root, and however their folders are spelt."""
-    monkeypatch.chdir(tree)
-    for name in ("t/1", "t/2", "u/test/q/a/1", "u/test/g/a/2", "u/3"):
-        path = tree / "set" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((tree / "g" / "7.png").read_bytes())
-    (tree / "link").symlink_to(tree / "set" / "u")
-    for query, gallery in (
-        ("set/u/test/q", "set/u/test/g"),
-        ("q/../set/u/test/q", "link/test/g"),
-    ):
-        chosen = spec.parse(f"folder:root=set,query={query},gallery={gallery}", DATASETS)
-        listing = chosen.found(None)  # type: ignore[attr-defined]
-        assert [Path(name).name for name, _ in listing.train] == ["1.png", "2.png", "3.png"]
-
-
-def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tree)
-    (tree / "empty").mkdir()
-    for number, line in enumerate(
-        ["easy a/1.png no.png", "easy no.png a/4.png", "odd a/1.png a/4.png", "easy a/1.png"]
-    ):
-        (tree / f"p{number}.txt").write_text(line + "\n")
-    (tree / "p4.txt").write_text("easy a/1.png a/4.png\n")
-    (tree / "s.txt").write_text("x a/1.png\n")
-    for keys, said in (
-        ("gallery=empty", "has no image file in it"),
-        ("gallery=none", "is not a folder"),
-        ("gallery=g,positives=p0.txt", "no.png is not among the gallery images"),
-        ("gallery=g,positives=p1.txt", "no.png is not among the query images"),
-        ("gallery=g,positives=p2.txt", "the grade 'odd' is none of"),
-        ("gallery=g,positives=p3.txt", "expected 'GRADE QUERY ITEM'"),
-        ("gallery=g,positives=p4.txt", "has no line for 2 queries"),
-        ("gallery=g,positives=none.txt", "none.txt cannot be read"),
-        ("gallery=g,sources=s.txt", "has no source for 6 images"),
-    ):
-        with pytest.raises(UserError, match=said) as raised:
-            spec.parse(f"folder:query=q,{keys},size=32", DATASETS).load(None)
-        assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="go together"):
-        spec.parse("folder:query=q", DATASETS)
-
-
-@pytest.mark.parametrize(
-    ("keys", "model", "said"),
-    [
-        ("query=q,gallery=empty", "c2f2", "gallery empty has no image file in it"),
-        ("query=empty,gallery=empty", "c2f2", "query empty has no image file in it"),
-        ("query=q", "c2f2", "query and gallery go together"),
-        ("query=q,gallery=g,positives=gone.txt", "c2f2", "p/gone.png is not among the gallery"),
-        ("query=q,gallery=g,positives=odd.txt", "c2f2", "odd.txt, line 3: the grade 'odd' is none"),
-        ("query=q,gallery=g,positives=short.txt", "c2f2", "line 2: expected 'GRADE QUERY ITEM'"),
-        ("query=q,gallery=g,positives=few.txt", "c2f2", "no line for 2 queries: a/2.png, b/3.png"),
-        ("query=q,gallery=other", "c2f2", "no query has an answer in the gallery"),
-        ("query=q,gallery=g", VIT, "takes 224x224 images and the data set gives 32x32"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    dmlbench: Run, tree: Path, keys: str, model: str, said: str
-) -> None:
-    """One line that says what is wrong, exit code 2, and nothing is stored."""
-    (tree / "empty").mkdir()
-    (tree / "other" / "c").mkdir(parents=True)
-    (tree / "other" / "c" / "7.png").write_bytes((tree / "g" / "7.png").read_bytes())
-    for name, lines in (
-        ("gone", "easy a/1.png p/gone.png"),
-        ("odd", "easy a/1.png a/4.png\n\nodd a/1.png a/4.png"),
-        ("short", "easy a/1.png a/4.png\neasy a/2.png"),
-        ("few", "easy a/1.png a/4.png"),
-    ):
-        (tree / f"{name}.txt").write_text(lines + "\n")
-    asked = ("attack", "--attack", "es", "--cache", "cache", "--model", model)
-    done = dmlbench(*asked, "--dataset", f"folder:size=32,{keys}")
-    *before, last = done.stderr.strip().splitlines()
-    assert done.returncode == 2, done.stderr
-    assert last.startswith("error: ")
-    assert said in last
-    assert all(line.startswith("decode folder") or "plugin" in line for line in before)
-    assert not list(tree.rglob("*.json"))
-
-
-def test_an_image_in_both_parts_is_warned_of_on_the_command_line(dmlbench: Run, tree: Path) -> None:
-    (tree / "g" / "b" / "same.png").write_bytes((tree / "q" / "a" / "1.png").read_bytes())
-    asked = ("attack", "--attack", "es:steps=1", "--cache", "cache", "--model", "c2f2")
-    done = dmlbench(*asked, "--threads", "1", "--dataset", "folder:size=32,query=q,gallery=g")
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "both query and gallery" in line]
-    assert line.startswith("warning: folder: 1 images are both")

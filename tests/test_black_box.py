@@ -289,7 +289,7 @@ def test_a_network_that_masks_its_gradient_is_broken_all_the_same(
 def test_the_stack_names_what_only_square_broke(
     model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    """Where the gradient is honest Square finds next to nothing, and never counts a white query."""
+    """With an honest gradient Square finds next to nothing, and no query of the white box."""
     attack = spec.parse("top1:steps=20,suite=auto,eps=0.02", ATTACKS).resolve(THREAT)
     found = attack.run(model, images, torch.arange(40), gallery, seed=0)
     by_square = found.outcomes["Top1:Square"] == 100

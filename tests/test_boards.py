@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 import subprocess
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import stdev
 
@@ -35,10 +34,9 @@ from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_tables
-from dmlbench.storage.cell import ColumnInfo
 from dmlbench.zoo.registry import models as zoo_models
+from tests.cells import cell, with_facts
 from tests.synthetic import FULL, attacked, failed, many, model, write
-from tests.test_store import cell, with_facts
 
 PAPER = {  # HM, Table 6: the rows by their printed ERS, best first
     "cub": [
@@ -363,94 +361,6 @@ def test_the_same_results_give_the_same_bytes_whatever_their_order(tmp_path: Pat
         html = page.render([board])
         texts.add((markdown.render(board), latex.render(board), spreadsheet.render(board), html))
     assert len(texts) == 1
-
-
-@pytest.mark.parametrize(
-    ("column", "text", "words"),
-    [
-        ("value", "12,5", "line 3: value is '12,5', which is not a number"),
-        ("value", "nan", "not a finite number"),
-        ("value", "", "needs metric, value, n and better"),
-        ("value", "250", "line 3: value 250 is not within its interval"),
-        ("low", "95", "not within its interval"),
-        ("high", "", "not within its interval"),
-        ("n", "4.5", "n is '4.5', which is not a whole number"),
-        ("seed", "first", "seed is 'first'"),
-        ("better", "up", "not one of higher, lower, nothing"),
-        ("distance", "L2", "not one of N, E, C"),
-        ("suite", "strictly", "not one of strict, ers, auto, nothing"),
-        ("status", "fine", "not one of ok, failed"),
-        ("collapsed", "maybe", "not one of True, False"),
-        ("dataset", "", "dataset is '', which is not the name of a data set"),
-        ("dataset", "../tiny", "which is not the name of a data set"),
-        ("label", " ", "label is ' ', which is empty"),
-        ("deciles", "1 2 3", "not eleven rising numbers"),
-        ("versions", "one", "versions is 'one'"),
-    ],
-)
-def test_nonsense_in_a_csv_is_named_with_file_and_line(
-    tmp_path: Path, column: str, text: str, words: str
-) -> None:
-    path = write(tmp_path / "results.csv", model())
-    rows = list(csv.reader(io.StringIO(path.read_text(), newline="")))
-    rows[2][rows[0].index(column)] = text
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    path.write_text(out.getvalue())
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
-        read_folder(tmp_path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "unit", "distance", "value", "words"),
-    [
-        ("ES:D", "", "N", 2.00005, ""),
-        ("TMA", "", "C", -1.1, "TMA is -1.1; it is within -1 and 1"),
-        ("ES:D", "", "N", 2.5, "ES:D is 2.5; it is within 0 and 2"),
-        ("ES:D", "", "E", 2.5, ""),
-        ("TMA", "", "E", 1.5, "TMA is 1.5; it is within -1 and 1"),
-        ("LTM", "%", "E", 150, "LTM is 150; it is within 0 and 100"),
-        ("UNHEARD", "%", "N", 150, "UNHEARD is 150; it is within 0 and 100"),
-        ("UNHEARD", "", "N", 150, ""),
-    ],
-)
-def test_a_value_outside_the_attacks_bounds_is_refused(
-    tmp_path: Path, name: str, unit: str, distance: str, value: float, words: str
-) -> None:
-    one = attacked(name, value, distance=distance)
-    estimate = Estimate(value, value - 1, value + 1, 40)
-    one = replace(one, metrics={name: estimate}, columns={name: ColumnInfo(unit, "higher")})
-    write(tmp_path / "results.csv", [one])
-    with pytest.raises(UserError, match=words) if words else nullcontext():
-        assert read_folder(tmp_path)[0]["value"] == value
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "lacks the columns dataset"),
-        (b"a,b\n1,2\n", "lacks the columns dataset"),
-        (b"\xff\xfe\x00", "cannot be read as a CSV"),
-        (None, "fewer cells than the header"),
-    ],
-)
-def test_a_file_that_is_no_tidy_csv_is_refused(
-    tmp_path: Path, content: bytes | None, words: str
-) -> None:
-    path = write(tmp_path / "results.csv", model())
-    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
-    with pytest.raises(UserError, match=words):
-        read_folder(tmp_path)
-
-
-def test_a_folder_without_results_is_empty_and_a_file_is_refused(tmp_path: Path) -> None:
-    assert read_folder(tmp_path / "absent") == []
-    (tmp_path / "wide.csv").write_text("not looked at")
-    assert read_folder(tmp_path) == []
-    with pytest.raises(UserError, match="is not a folder"):
-        read_folder(tmp_path / "wide.csv")
 
 
 def test_a_csv_says_what_the_cells_say(tmp_path: Path) -> None:

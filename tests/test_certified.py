@@ -87,7 +87,7 @@ def test_the_margin_is_the_slow_one(of: str, listed: bool) -> None:
 @given(seed=st.integers(0, 999))
 @settings(max_examples=30, deadline=None)
 def test_the_bisector_is_never_nearer_than_half_the_difference_of_distances(seed: int) -> None:
-    """What RetrievalGuard takes: (d_2 - d_1) / 2."""
+    """The bound of RetrievalGuard: (d_2 - d_1) / 2."""
     x = unit(12, 4, seed=seed).double()
     gallery, index = Gallery(x, torch.arange(12) % 4, "N"), torch.arange(12)
     e = 0.7 * unit(12, 4, seed=seed + 1).double()

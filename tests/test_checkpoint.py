@@ -18,7 +18,7 @@ from dmlbench.common.hashing import identity, sealed
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
-from tests.test_store import MADE, manifest
+from tests.cells import MADE, manifest
 
 
 @pytest.fixture

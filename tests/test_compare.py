@@ -17,7 +17,7 @@ from dmlbench.common.hashing import identity
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
-from tests.test_store import MADE, manifest
+from tests.cells import MADE, manifest
 
 N = 300
 

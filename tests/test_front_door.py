@@ -1,4 +1,4 @@
-"""What a fresh clone answers: show and compare of CSVs, completion, doctor; and sweeps in order."""
+"""Answers of a fresh clone: show and compare of CSVs, completion, doctor; and sweeps in order."""
 
 from __future__ import annotations
 

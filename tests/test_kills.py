@@ -52,7 +52,7 @@ def test_sixty_kills_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
 
 
 def written(folder: Path) -> int:
-    """When an epoch, a model or a cell was last stored."""
+    """The time at which an epoch, a model or a cell was last stored."""
     results, times = folder / "results", []
     for pattern in ("models/*/state.pt", "models/*/manifest.json", "cells/*.json"):
         for path in results.glob(pattern):

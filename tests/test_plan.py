@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,18 +14,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scipy.stats import t as students_t
 
-from dmlbench.analysis.pivot import chosen, column, pivot
-from dmlbench.analysis.records import TIDY_COLUMNS, tidy, wide
-from dmlbench.analysis.seeds import over, over_seeds, spread, spread_of
-from dmlbench.analysis.where import Condition, condition
+from dmlbench.analysis.records import wide
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.dry_run import lines, preview, summary
 from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.files import write_json
-from dmlbench.common.hashing import file_sha256
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
@@ -35,111 +27,21 @@ from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import ERS_ATTACKS, recipe_changes
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
-from dmlbench.defenses.base import DEFENSES
-from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.models.base import parse_model
-from dmlbench.storage import checkpoint
-from dmlbench.storage.cell import Cell, ExceptionInfo
-from dmlbench.storage.merge import Merged, merge
+from dmlbench.storage.cell import ExceptionInfo
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
-from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, store_failure
-from dmlbench.sweep.status import PlannedModel, StoredCells
-from dmlbench.sweep.tasks import Measure, Task, Train, new_cell
+from dmlbench.sweep.status import StoredCells
+from dmlbench.sweep.tasks import Measure, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
-from dmlbench.training.job import Training
-from tests.test_store import MADE, cell, failing, manifest, with_facts
+from tests.cells import cell, with_facts
+from tests.plans import CARD, PLANNED, Fake, assessed, planned, ran, row, trainings
 from tests.test_training import Silent
-
-CARD = FashionMini().protocol
-SUITE = [ATTACKS.get(name)() for name in ("ca+", "es", "ltm", "gtm")]
-PLANNED = plan.planned_attacks(SUITE, CARD.threat)
-
-
-def trainings(seeds: Any = (0,), defenses: Any = ("none", "est", "hm")) -> list[Training]:
-    chosen = [spec.parse(name, DEFENSES) for name in defenses]
-    network = parse_model(CARD.model)
-    return plan.plan(FashionMini(), "d" * 64, network, chosen, list(seeds), CARD.recipe)
-
-
-def row(task: Any, ok: bool = True, seconds: float = 2.0) -> Cell:
-    """A stored row of a planned cell."""
-    if not ok:
-        return failing(task.cell)
-    made = replace(MADE, device="cpu: x")
-    metrics = dict.fromkeys(task.cell.columns, Estimate(1.0, 0.0, 2.0, 4))
-    return task.cell.measured(metrics, {}, 0.0, seconds, made)
-
-
-class Fake:
-    """An executor that invents rows: those of ``bad`` fail, those of ``lost`` leave none."""
-
-    workers = 1
-
-    def __init__(self, store: Store, bad: Any = (), lost: Any = ()) -> None:
-        self.store, self.bad, self.lost = store, bad, lost
-        self.queue: list[Task] = []
-        self.model = ""
-        self.did: list[str] = []
-
-    def idle(self) -> str | None:
-        return self.model if not self.queue else None
-
-    def start(self, task: Task) -> None:
-        self.queue.append(task)
-        self.model = task.model
-
-    def wait(self) -> list[FinishedTask]:
-        task = self.queue.pop()
-        name = task.cell.about.attack or task.cell.facts["kind"]
-        self.did.append(name)
-        if name in self.lost:
-            return [FinishedTask(task, 3.0, "its worker died")]
-        if isinstance(task, Train) and name not in self.bad:
-            folder = self.store.model_folder(task.model)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
-            sha = file_sha256(folder / checkpoint.WEIGHTS)
-            facts = {"training": task.training.facts, "training_id": task.training.id}
-            made = manifest(sha256=sha, label="N/A", **facts)
-            write_json(folder / checkpoint.MANIFEST, made.as_json())
-        elif name in self.bad:
-            failed = row(task, ok=False)
-            if self.store.done(task.cell.id) is None:
-                self.store.put(failed)
-            return [FinishedTask(task, 1.0, failure=failed)]
-        else:
-            self.store.put(row(task), {"x": np.zeros(4)})
-        return [FinishedTask(task, 1.0)]
-
-
-def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], StoredCells]:
-    known = StoredCells(store.whole(store.read()[0]))
-    return [planned(store, job, known) for job in found], known
-
-
-def planned(store: Store, job: Training, known: StoredCells) -> PlannedModel:
-    manifest = checkpoint.verified_manifest(store.model_folder(job.id), job.facts)
-    return status.plan_training(job, manifest, PLANNED, store, known, "fp32")
-
-
-def ran(
-    store: Store, found: list[Training], resume: str = "retry-failed", tell: Any = id, **how: Any
-) -> Any:
-    entries, known = assessed(store, found)
-    executor = Fake(store, **how)
-    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
-    scheduler = Scheduler(
-        entries, PLANNED, session, executor, known, Durations("", [], store), resume
-    )
-    scheduler.session.reporter.tally = tell  # type: ignore[method-assign]
-    return scheduler, scheduler.run(), executor.did
 
 
 def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
@@ -469,150 +371,6 @@ def test_a_resolved_config_is_named_by_its_content(tmp_path: Path) -> None:
     )
     assert write_config(tmp_path, {"defense": ["hm"], "seed": [1]}) != first
     assert yaml.safe_load(first.read_text())["recipe"] == {"epochs": 2}
-
-
-def filled(root: Path, *cells: Cell) -> Store:
-    store = Store(root)
-    for one in cells:
-        store.put(one, {name: np.arange(4.0) for name in one.metrics})
-    return store
-
-
-def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) -> None:
-    same, more = cell("CA+"), cell("CA-")
-    failed = failing(more)
-    target = filled(tmp_path / "a", same, failed)
-    source = filled(tmp_path / "b", replace(same, seconds=9.0), more, cell("TMA"))
-    merged = merge(source, target, pytest.fail)
-    assert merged.cells == 2
-    assert [c.status for c in target.cells()] == ["ok"] * 3
-    found = target.get(same.id)
-    assert found is not None
-    assert found.seconds == 1.0
-    assert target.outcomes(more.id)["CA-"].tolist() == [0, 1, 2, 3]
-    assert merge(source, target, pytest.fail).cells == 0
-    with pytest.raises(UserError, match="holds no results"):
-        merge(Store(tmp_path / "nowhere"), target, pytest.fail)
-
-
-def test_merging_says_which_outcomes_are_missing_and_mends_those_of_the_target(
-    tmp_path: Path,
-) -> None:
-    source, target = (filled(tmp_path / name, cell("CA+"), cell("CA-")) for name in "ab")
-    lost = source.path(cell("CA-").id, "parquet")
-    said: list[str] = []
-    lost.unlink()
-    assert merge(source, target, said.append).cells == 0  # the target has them
-    assert said == []
-    target.path(cell("CA+").id, "parquet").unlink()
-    assert merge(source, target, said.append).cells == 1
-    assert target.done(cell("CA+").id) is not None
-    empty = Store(tmp_path / "c")
-    assert merge(source, empty, said.append).cells == 1
-    assert [text.endswith("are missing, so it is left behind") for text in said] == [True]
-
-
-def test_merging_models(tmp_path: Path) -> None:
-    found, said = trainings(defenses=("none",)), []
-    one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
-    ran(one, found)
-    assert merge(one, two, pytest.fail).models == 1
-    bare = Store(tmp_path / "models alone")
-    shutil.copytree(one.root / "models", bare.root / "models")
-    assert merge(bare, Store(tmp_path / "d"), pytest.fail) == Merged(0, 1)
-    assert len(ran(two, found)[1]) == 6
-    assert ran(two, found)[2] == []
-    other = Store(tmp_path / "c")
-    ran(other, found)
-    folder = other.model_folder(found[0].id)
-    (folder / checkpoint.WEIGHTS).write_bytes(b"other")
-    made = checkpoint.read_manifest(folder)
-    assert made is not None
-    made = replace(made, sha256=file_sha256(folder / checkpoint.WEIGHTS))
-    write_json(folder / checkpoint.MANIFEST, made.as_json())
-    ran(other, found)  # measured again, of the other weights
-    before = {c.id for c in two.cells()}
-    merge(other, two, said.append)
-    assert len(said) == 1
-    assert "other weights" in said[0]
-    assert {c.id for c in two.cells()} == before
-
-
-def test_mean_deviation_and_interval_over_seeds() -> None:
-    values = [3.0, 5.0, 10.0]
-    found = spread(values)
-    low, high = students_t.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / np.sqrt(3))
-    assert (found.mean, found.sd) == (6, pytest.approx(np.std(values, ddof=1)))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert spread([4.0]).sd is None
-    rows = wide([cell("CA+", v, seed=s) for s, v in enumerate(values)] + [cell("TMA", 1, seed=2)])
-    (record,) = over_seeds(rows)
-    assert record["seeds"] == "0 1 2"
-    assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
-
-
-def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:
-    """All seeds share the queries: three seeds do not make that interval smaller."""
-    found = [Estimate(v, v - below, v + 2, 40) for v, below in ((3, 1), (5, 2), (10, 3))]
-    plain, one = spread([3.0, 5.0, 10.0]), spread_of("CA+", found)
-    assert plain.low is not None
-    assert plain.high is not None
-    assert one.low == pytest.approx(6 - math.hypot(6 - plain.low, 2))
-    assert one.high == pytest.approx(6 + math.hypot(plain.high - 6, 2))
-    (alone, without) = spread_of("CA+", found[:1]), spread_of("CA+", [Estimate(3, None, None, 40)])
-    assert (alone.low, alone.high) == (2, 5)
-    assert (without.low, without.high) == (None, None)
-    assert spread_of("NMI", found).low == plain.low  # its range over starts is no interval
-    both = over([3, 5, 10], Estimate(0, -2, 2, 40))
-    assert (both.value, both.low, both.high, both.n) == (6, one.low, one.high, 40)
-
-
-def where(*texts: str) -> list[Condition]:
-    return [condition(text, TIDY_COLUMNS) for text in texts]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text", "met"),
-    [
-        ("hm*", "HM[S,g_LGA]", True),
-        ("HM[S,*]", "hm[s,0]", True),
-        ("HM[S]", "HMS", False),
-        ("ca?", "ca+", False),
-        ("ca", "ca+", False),
-        ("*", "", True),
-        ("", "x", False),
-        ("*a*b*", "xaybz\nw", True),
-        ("act[r]|hm[s,*]", "HM[S,0]", True),
-        ("act[r]|hm[s,*]", "ACT[R]", True),
-        ("act[r]|hm[s,*]", "ACT[S]", False),
-    ],
-)
-def test_a_condition_is_of_any_case_and_a_star_is_any_text(
-    pattern: str, text: str, met: bool
-) -> None:
-    assert condition(f"k={pattern}", ["k"]).meets("no such text", text) is met
-
-
-def test_filters_and_pivots() -> None:
-    cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
-    assert len(chosen(cells, where("metric=ca*", "seed=1"))) == 2
-    (one,) = chosen(cells, where("metric=CA-", "seed=0"))
-    assert list(one.metrics) == list(one.columns) == ["CA-"]
-    assert chosen(cells, where("label=HM[S,G_lga]*")) == cells
-    table = pivot(tidy(cells), ["label"], ["metric"])
-    (line,) = table.values()
-    assert {name: value.mean for (name,), value in line.items()} == {"CA+": 5, "CA-": 6}
-    assert line["CA+",].n == 2
-    with pytest.raises(UserError, match=r"2 values.*differ in.*metric"):
-        pivot(tidy(cells), ["label"], ["seed"])
-    newer = cell("CA+", 99, seed=0, versions={"attack_version": 9})
-    assert pivot(tidy([*cells[:1], newer]), ["seed"], ["metric"])["0",]["CA+",].mean == 99
-    with pytest.raises(UserError, match="did you mean 'metric'"):
-        column("metrics")
-    with pytest.raises(UserError, match="key=value"):
-        where("CA+")
-    with pytest.raises(UserError, match="unknown key of --where 'metrics': did you mean 'metric'"):
-        where("metrics=CA+")
 
 
 def test_a_column_that_no_board_can_rank_is_refused_before_any_work() -> None:

@@ -18,7 +18,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.durations import _cell_kind
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.weights import trained_weights
-from tests.test_plan import trainings
+from tests.plans import trainings
 
 THREAT = FashionMini().protocol.threat
 THREAT_STEPS = 4  # of the data set tiny

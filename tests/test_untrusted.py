@@ -36,7 +36,7 @@ from dmlbench.sweep.external import row_weights
 from dmlbench.sweep.external_rows import StoredRow
 from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import new_cell
-from tests.test_store import cell, manifest, with_facts
+from tests.cells import cell, manifest, with_facts
 
 pytestmark = pytest.mark.usefixtures("registries")
 TELLTALE = "from pathlib import Path\nPath('ran').touch()\n"

@@ -49,7 +49,7 @@ class Component:
 
     @classmethod
     def conflict(cls, others: Iterable[type[Component]]) -> str | None:
-        """Why the class cannot be used beside ``others``; None if it can."""
+        """The reason for which the class cannot be used beside ``others``; None if it can."""
         return None
 
     def in_tables(self) -> Self:

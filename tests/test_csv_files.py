@@ -1,0 +1,178 @@
+"""CSVs of results: what an export writes, and what is read again or refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from msgspec.structs import replace
+
+from dmlbench.analysis import csv_files
+from dmlbench.analysis.csv_files import export, read_folder
+from dmlbench.common.errors import UserError
+from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.storage.cell import Cell, ColumnInfo
+from dmlbench.storage.store import Store
+from tests.cells import cell, failing
+from tests.synthetic import attacked, model, write
+
+
+def test_exports_are_the_same_bytes_whatever_the_order_of_writing(tmp_path: Path) -> None:
+    cells = [cell(m, 10 + i, seed=s) for i, m in enumerate(["CA+", "CA-"]) for s in (0, 1)]
+    texts = []
+    for name, order in (("a", cells), ("b", cells[::-1])):
+        store = Store(tmp_path / name)
+        for one in order:
+            store.put(one)
+        texts.append([path.read_bytes() for path in export(store)])
+    assert texts[0] == texts[1]
+    tidy = pd.read_csv(tmp_path / "a" / "results.csv")
+    assert list(tidy["metric"]) == ["CA+", "CA-", "CA+", "CA-"]
+    table = pd.read_csv(tmp_path / "a" / "wide.csv")
+    assert table[["seed", "CA+", "CA- low"]].to_numpy().tolist() == [[0, 10, 10], [1, 10, 10]]
+
+
+def test_a_failed_cell_is_a_row_with_its_error(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(failing(cell(), 'a "quoted", odd\nerror'))
+    tidy, _ = export(store)
+    with tidy.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["status"] == "failed"
+    assert row["error"] == 'a "quoted", odd\nerror'
+    assert row["value"] == ""
+
+
+def test_a_folder_with_a_failed_cell_or_a_label_of_any_text_stays_usable(tmp_path: Path) -> None:
+    """Older versions stored errors and labels as they came."""
+    store = Store(tmp_path)
+    store.put(failing(cell(), "x\r" + "y" * 200_000 + "\x1b[2J\n"))
+    store.put(cell("CA-", label="a\r\x1b[2J\tb"))
+    for path in export(store):
+        assert b"\r" not in path.read_bytes()
+        assert b"\x1b" not in path.read_bytes()
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a  [2J b"}
+    assert {len(row["error"]) for row in rows} == {0, 200_007}
+    text = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(text.replace("a  [2J b", "a\x1bb"))
+    rows = csv_files.read_folder(tmp_path)
+    assert {row["label"] for row in rows} == {cell().about.label, "a b"}
+
+
+def test_a_cell_that_another_run_stores_during_an_export_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = Store(tmp_path), Store.cells
+    store.put(cell("CA+", 1.0), {"CA+": np.ones(3)})
+
+    def cells(self: Store) -> list[Cell]:
+        found = real(self)
+        if len(found) == 1:
+            self.put(cell("CA-", 2.0), {"CA-": np.ones(3)})
+        return found
+
+    monkeypatch.setattr(Store, "cells", cells)
+    tidy, _ = export(store)
+    assert set(pd.read_csv(tidy)["metric"]) == {"CA+", "CA-"}
+
+
+@pytest.mark.parametrize("text", ["1" * 19, "9" * 5000, "-1", "1.0", "\u0663", ""])
+def test_a_count_in_a_csv_is_a_whole_number_of_at_most_18_digits(text: str) -> None:
+    assert csv_files._count("9" * 18) == 10**18 - 1
+    with pytest.raises(ValueError, match="whole number"):
+        csv_files._count(text)
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "words"),
+    [
+        ("value", "12,5", "line 3: value is '12,5', which is not a number"),
+        ("value", "nan", "not a finite number"),
+        ("value", "", "needs metric, value, n and better"),
+        ("value", "250", "line 3: value 250 is not within its interval"),
+        ("low", "95", "not within its interval"),
+        ("high", "", "not within its interval"),
+        ("n", "4.5", "n is '4.5', which is not a whole number"),
+        ("seed", "first", "seed is 'first'"),
+        ("better", "up", "not one of higher, lower, nothing"),
+        ("distance", "L2", "not one of N, E, C"),
+        ("suite", "strictly", "not one of strict, ers, auto, nothing"),
+        ("status", "fine", "not one of ok, failed"),
+        ("collapsed", "maybe", "not one of True, False"),
+        ("dataset", "", "dataset is '', which is not the name of a data set"),
+        ("dataset", "../tiny", "which is not the name of a data set"),
+        ("label", " ", "label is ' ', which is empty"),
+        ("deciles", "1 2 3", "not eleven rising numbers"),
+        ("versions", "one", "versions is 'one'"),
+    ],
+)
+def test_nonsense_in_a_csv_is_named_with_file_and_line(
+    tmp_path: Path, column: str, text: str, words: str
+) -> None:
+    path = write(tmp_path / "results.csv", model())
+    rows = list(csv.reader(io.StringIO(path.read_text(), newline="")))
+    rows[2][rows[0].index(column)] = text
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    path.write_text(out.getvalue())
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        read_folder(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "distance", "value", "words"),
+    [
+        ("ES:D", "", "N", 2.00005, ""),
+        ("TMA", "", "C", -1.1, "TMA is -1.1; it is within -1 and 1"),
+        ("ES:D", "", "N", 2.5, "ES:D is 2.5; it is within 0 and 2"),
+        ("ES:D", "", "E", 2.5, ""),
+        ("TMA", "", "E", 1.5, "TMA is 1.5; it is within -1 and 1"),
+        ("LTM", "%", "E", 150, "LTM is 150; it is within 0 and 100"),
+        ("UNHEARD", "%", "N", 150, "UNHEARD is 150; it is within 0 and 100"),
+        ("UNHEARD", "", "N", 150, ""),
+    ],
+)
+def test_a_value_outside_the_attacks_bounds_is_refused(
+    tmp_path: Path, name: str, unit: str, distance: str, value: float, words: str
+) -> None:
+    one = attacked(name, value, distance=distance)
+    estimate = Estimate(value, value - 1, value + 1, 40)
+    one = replace(one, metrics={name: estimate}, columns={name: ColumnInfo(unit, "higher")})
+    write(tmp_path / "results.csv", [one])
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        assert read_folder(tmp_path)[0]["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "lacks the columns dataset"),
+        (b"a,b\n1,2\n", "lacks the columns dataset"),
+        (b"\xff\xfe\x00", "cannot be read as a CSV"),
+        (None, "fewer cells than the header"),
+    ],
+)
+def test_a_file_that_is_no_tidy_csv_is_refused(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path = write(tmp_path / "results.csv", model())
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(UserError, match=words):
+        read_folder(tmp_path)
+
+
+def test_a_folder_without_results_is_empty_and_a_file_is_refused(tmp_path: Path) -> None:
+    assert read_folder(tmp_path / "absent") == []
+    (tmp_path / "wide.csv").write_text("not looked at")
+    assert read_folder(tmp_path) == []
+    with pytest.raises(UserError, match="is not a folder"):
+        read_folder(tmp_path / "wide.csv")

@@ -1,0 +1,87 @@
+"""``merge``: cells and models of several folders of results become one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from dmlbench.common.errors import UserError
+from dmlbench.common.files import write_json
+from dmlbench.common.hashing import file_sha256
+from dmlbench.storage import checkpoint
+from dmlbench.storage.cell import Cell
+from dmlbench.storage.merge import Merged, merge
+from dmlbench.storage.store import Store
+from tests.cells import cell, failing
+from tests.plans import ran, trainings
+
+
+def filled(root: Path, *cells: Cell) -> Store:
+    store = Store(root)
+    for one in cells:
+        store.put(one, {name: np.arange(4.0) for name in one.metrics})
+    return store
+
+
+def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) -> None:
+    same, more = cell("CA+"), cell("CA-")
+    failed = failing(more)
+    target = filled(tmp_path / "a", same, failed)
+    source = filled(tmp_path / "b", replace(same, seconds=9.0), more, cell("TMA"))
+    merged = merge(source, target, pytest.fail)
+    assert merged.cells == 2
+    assert [c.status for c in target.cells()] == ["ok"] * 3
+    found = target.get(same.id)
+    assert found is not None
+    assert found.seconds == 1.0
+    assert target.outcomes(more.id)["CA-"].tolist() == [0, 1, 2, 3]
+    assert merge(source, target, pytest.fail).cells == 0
+    with pytest.raises(UserError, match="holds no results"):
+        merge(Store(tmp_path / "nowhere"), target, pytest.fail)
+
+
+def test_merging_says_which_outcomes_are_missing_and_mends_those_of_the_target(
+    tmp_path: Path,
+) -> None:
+    source, target = (filled(tmp_path / name, cell("CA+"), cell("CA-")) for name in "ab")
+    lost = source.path(cell("CA-").id, "parquet")
+    said: list[str] = []
+    lost.unlink()
+    assert merge(source, target, said.append).cells == 0  # the target has them
+    assert said == []
+    target.path(cell("CA+").id, "parquet").unlink()
+    assert merge(source, target, said.append).cells == 1
+    assert target.done(cell("CA+").id) is not None
+    empty = Store(tmp_path / "c")
+    assert merge(source, empty, said.append).cells == 1
+    assert [text.endswith("are missing, so it is left behind") for text in said] == [True]
+
+
+def test_merging_models(tmp_path: Path) -> None:
+    found, said = trainings(defenses=("none",)), []
+    one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
+    ran(one, found)
+    assert merge(one, two, pytest.fail).models == 1
+    bare = Store(tmp_path / "models alone")
+    shutil.copytree(one.root / "models", bare.root / "models")
+    assert merge(bare, Store(tmp_path / "d"), pytest.fail) == Merged(0, 1)
+    assert len(ran(two, found)[1]) == 6
+    assert ran(two, found)[2] == []
+    other = Store(tmp_path / "c")
+    ran(other, found)
+    folder = other.model_folder(found[0].id)
+    (folder / checkpoint.WEIGHTS).write_bytes(b"other")
+    made = checkpoint.read_manifest(folder)
+    assert made is not None
+    made = replace(made, sha256=file_sha256(folder / checkpoint.WEIGHTS))
+    write_json(folder / checkpoint.MANIFEST, made.as_json())
+    ran(other, found)  # measured again, of the other weights
+    before = {c.id for c in two.cells()}
+    merge(other, two, said.append)
+    assert len(said) == 1
+    assert "other weights" in said[0]
+    assert {c.id for c in two.cells()} == before
