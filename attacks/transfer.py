@@ -79,7 +79,13 @@ class Source:
         with torch.random.fork_rng(devices=[]):  # the first weights are random
             model = self.network.build(images.shape[1], images.shape[2], initial=self.as_published)
         if not self.as_published:
-            load_weights(self.weights.path, model)
+            try:
+                load_weights(self.weights.path, model)
+            except UserError as error:
+                if not isinstance(self.network, Pretrained) or self.network.head != "fc":
+                    raise
+                hint = "of a network as it is published, add head=none to network="
+                raise UserError(f"transfer: {error}; {hint}") from None
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")
         return folded(on_device(model.eval().requires_grad_(False), images.device), images)

@@ -26,6 +26,7 @@ from dmlbench.models import imagenet
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.weights import named, read_state
+from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import initial_weights
 from dmlbench.training.job import Training
 
@@ -147,23 +148,26 @@ def test_training_starts_from_a_file(prefix: str, classes: int, tmp_path: Path) 
         assert torch.equal(own["fc.weight"], source["fc.weight"])
 
 
-def test_a_whole_checkpoint_as_initial_weights_is_no_untrained_model(tmp_path: Path) -> None:
-    """Only where the new layer comes from the file: no weight is random then."""
+def test_published_weights_behind_a_random_layer_are_not_measured(tmp_path: Path) -> None:
+    """Only where the new layer comes from the file, or there is none, no weight is random."""
     trained = parse_model("resnet18:weights=none,dim=6").build(3, 32)
     checkpoint.save_weights(tmp_path / "w.safetensors", trained)
     images, labels = np.zeros((4, 3, 32, 32), np.uint8), [0, 0, 1, 1]
     data = dml.from_arrays(images, labels)
-    labels_of = {}
-    for keys in ("dim=6", "dim=7", "head=none"):
-        model = parse_model(f"resnet18:{keys},weights={tmp_path / 'w.safetensors'}")
-        found = [initial_weights(data, data.load(None), model, None, n, "fp32") for n in (0, 1)]
-        labels_of[keys] = found[0].about.label
-        assert (found[0].id == found[1].id) == (keys != "dim=7")  # the seed decides the random ones
-    assert labels_of == {
-        "dim=6": "none (pretrained)",
-        "dim=7": "none (untrained)",
-        "head=none": "none (pretrained)",
-    }
+
+    def found(spec: str, seed: int) -> Weights:
+        return initial_weights(data, data.load(None), parse_model(spec), None, seed, "fp32")
+
+    for keys in ("dim=6", "head=none"):
+        spec = f"resnet18:{keys},weights={tmp_path / 'w.safetensors'}"
+        assert found(spec, 0).about.label == "none (pretrained)"
+        assert found(spec, 0).id == found(spec, 1).id
+    with pytest.raises(UserError, match=r"new layer with random weights.*head=none.*dmlbench run"):
+        found(f"resnet18:dim=7,weights={tmp_path / 'w.safetensors'}", 0)
+    with pytest.raises(UserError, match="head=none"):
+        found("resnet18", 0)  # before anything is downloaded
+    assert found("resnet18:weights=none", 0).about.label == "none (untrained)"
+    assert found("resnet18:weights=none", 0).id != found("resnet18:weights=none", 1).id
 
 
 def test_weights_that_are_not_available_or_do_not_fit_are_refused(

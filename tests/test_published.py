@@ -192,6 +192,10 @@ def test_attack_and_evaluate_need_no_checkpoint(
         )
     stored = [json.loads(p.read_text()) for p in (tmp_path / "results/cells").glob("*.json")]
     assert {cell["id"] for cell in stored} == {record["cell"] for record in report.records}
+    behind_a_random_layer = dmlbench("attack", "--model", model.replace("head=none,", ""), *places)
+    assert behind_a_random_layer.returncode == 2
+    said = r"error: model mobilenet_v2:weights=mobile.pt: a new layer with random weights follows "
+    assert re.search(said, behind_a_random_layer.stderr)
     nothing = dmlbench("attack", *places)
     assert nothing.returncode == 2
     said = r"error: name the weights \(--checkpoint FILE, --zoo NAME\), or a network"

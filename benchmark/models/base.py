@@ -80,6 +80,14 @@ class Model(Component, abc.ABC):
         """True if it can be measured without any training: no weight of it is random."""
         return False
 
+    @property
+    def needs_training(self) -> bool:
+        """True if a random layer follows weights that were trained before.
+
+        What such a network embeds says nothing of those weights until the layer is trained too.
+        """
+        return False
+
     def named(self) -> Self:
         """The model as tables show it: a file in its spec has no folder."""
         return self

@@ -70,6 +70,11 @@ class Pretrained(Model, abc.ABC):
             return self.weights != NONE
         return self.weights != PRETRAINED and self._has_new_layer()
 
+    @property
+    def needs_training(self) -> bool:
+        """True if the layer to the embedding is random, and the weights before it are not."""
+        return self.weights != NONE and not self.comes_trained
+
     def _has_new_layer(self) -> bool:
         """True if the file of weights has the layer that replaces the classifier, as it is here."""
         from dmlbench.storage.weights import BACKBONE, fitted, read_state

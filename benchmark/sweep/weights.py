@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
@@ -180,11 +181,17 @@ def initial_weights(
         eot: draws of a randomised network that every number is the mean of.
 
     Raises:
-        UserError: the published weights are not available, or do not fit the network.
+        UserError: the published weights are not available, or do not fit the network, or a random
+            layer follows them.
     """
     import torch
 
     check_seeds([seed])
+    if model.needs_training:
+        raise UserError(
+            f"model {shown_model(model)}: a new layer with random weights follows the published "
+            "ones: measure these as they are (head=none in the spec), or train both (dmlbench run)"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
