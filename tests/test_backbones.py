@@ -166,8 +166,10 @@ def test_published_weights_behind_a_random_layer_are_not_measured(tmp_path: Path
         found(f"resnet18:dim=7,weights={tmp_path / 'w.safetensors'}", 0)
     with pytest.raises(UserError, match="head=none"):
         found("resnet18", 0)  # before anything is downloaded
-    assert found("resnet18:weights=none", 0).about.label == "none (untrained)"
-    assert found("resnet18:weights=none", 0).id != found("resnet18:weights=none", 1).id
+    with pytest.warns(UserWarning, match="weights=none: its weights are random"):
+        random = [found("resnet18:weights=none", seed) for seed in (0, 1)]
+    assert random[0].about.label == "none (untrained)"
+    assert random[0].id != random[1].id
 
 
 def test_weights_that_are_not_available_or_do_not_fit_are_refused(

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,8 @@ def initial_weights(
 ) -> Weights:
     """The weights that training would start from: a network as it is published, or a random one.
 
+    A warning says that weights are random, unless the network is code of the user's own.
+
     Args:
         dataset: what they are measured on.
         data: its images.
@@ -195,8 +198,14 @@ def initial_weights(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
+    source = model.facts.get("source")  # of the user's own code, which may load weights itself
+    if not model.comes_trained and source is None:
+        warnings.warn(
+            f"model {shown_model(model)}: its weights are random, because no checkpoint is named",
+            stacklevel=2,
+        )
     held = module_model(built, name=canonical_model(model.named()))
-    held = replace(held, made_by=model.facts.get("source"))
+    held = replace(held, made_by=source)
     name = label or f"none ({'pretrained' if model.comes_trained else 'untrained'})"
     digest = held.weights_digest  # the spec and the code behind it say all else
     return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
