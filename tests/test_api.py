@@ -295,6 +295,7 @@ def test_a_factory_that_changed_is_another_network(
             small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32"
         )
         ids.append(identity(weights.facts))
+        assert weights.about.label == "none (as built)"
     assert ids[0] == ids[1] != ids[2]
 
 

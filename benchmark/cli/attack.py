@@ -51,7 +51,8 @@ class _Saved(click.ParamType[int | None]):
 @click.option(
     "--label",
     help="Name of the model in tables. Default: the one in its manifest, else the file name; "
-    "without a checkpoint 'none (pretrained)', or 'none (untrained)' if some weights are random.",
+    "without a checkpoint 'none (pretrained)', 'none (untrained)' if its weights are random, or "
+    "'none (as built)' of your own code.",
 )
 @options("attacks", "suites", "queries", "recalls", "eot")
 @click.option(

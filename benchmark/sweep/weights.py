@@ -177,8 +177,8 @@ def initial_weights(
         dataset: what they are measured on.
         data: its images.
         model: the network; it is built here.
-        label: name of the model in tables; None: ``none (pretrained)``, or ``none (untrained)``
-            where some of its weights are random.
+        label: name of the model in tables; None: ``none (pretrained)``, ``none (untrained)`` if its
+            weights are random, or ``none (as built)`` of a network that is the user's own code.
         seed: decides random weights and the targets of attacks.
         precision: of the network in evaluation.
         eot: draws of a randomised network that every number is the mean of.
@@ -199,14 +199,15 @@ def initial_weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
     source = model.facts.get("source")  # of the user's own code, which may load weights itself
-    if not model.comes_trained and source is None:
+    state = "pretrained" if model.comes_trained else "untrained" if source is None else "as built"
+    if state == "untrained":
         warnings.warn(
             f"model {shown_model(model)}: its weights are random, because no checkpoint is named",
             stacklevel=2,
         )
     held = module_model(built, name=canonical_model(model.named()))
     held = replace(held, made_by=source)
-    name = label or f"none ({'pretrained' if model.comes_trained else 'untrained'})"
+    name = label or f"none ({state})"
     digest = held.weights_digest  # the spec and the code behind it say all else
     return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
 
