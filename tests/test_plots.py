@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from msgspec.structs import replace
 from scipy.stats import binomtest
 
@@ -241,6 +242,30 @@ def test_a_line_joins_models_that_differ_in_eta_alone() -> None:
     assert {text.get_text() for text in figure.axes[0].texts} == set(expected)
     alone = tables(measured(tidy(model(label="HM[S,M]", training_cost=9))))[0]
     assert PLOTS["eta"](alone) is None
+
+
+def test_points_that_lie_close_all_have_a_name_that_covers_nothing() -> None:
+    """Seven points of fashion-mini under auto, and the line of the front."""
+    points = [
+        (74.7, 21.0, "CA-TRIDE, η=16"), (77.7, 20.5, "HM[S,M], η=8"),
+        (78.8, 19.3, "HM[S,g_LGA]&ICS, η=8"), (74.9, 18.6, "ACT[S], η=8"),
+        (78.1, 17.9, "HM[S,g_LGA], η=8"), (62.6, 18.4, "GOAT[R], η=8"), (75.5, 5.7, "N/A[R]"),
+    ]  # fmt: skip
+    with style.figure(5.6, 4.4) as fig:
+        axis = fig.add_subplot()
+        axis.margins(0.1)
+        axis.step(*zip(*[point[:2] for point in points[:3]], strict=True), where="pre", ls="--")
+        for x, y, _ in points:
+            axis.plot([x], [y], ls="", marker="o")
+        style.name_points(axis, points)
+        fig.draw_without_rendering()
+        assert [text.get_text() for text in axis.texts] == [name for *_, name in points]
+        boxes = [Text.get_window_extent(text) for text in axis.texts]
+        others = [*style._markers(axis), *boxes]
+        assert len(others) == 14
+        for box in boxes:
+            assert [other for other in others if box.overlaps(other)] == [box]
+            assert not any(line.intersects_bbox(box, filled=False) for line in style._lines(axis))
 
 
 def test_names_in_legends_tell_apart_what_shares_a_label() -> None:

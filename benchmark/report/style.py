@@ -24,12 +24,13 @@ INK, FAINT = "#1f2328", "#c9ced4"  # page.py replaces both by colours of the pag
 FORMATS = ("svg", "pdf", "png")  # in this order: saving settles the layout, and moves the next
 SIDES = tuple(
     (ha, sign * dx, dy)
-    for dx, dys in ((5, (4, -9)), (7, (-2, 12, -17)))
+    for dx, dys in ((5, (4, -9)), (7, (-2, 12, -17)), (14, (20, -25, 28, -33)), (30, (20, -25)))
     for ha, sign in (("left", 1), ("right", -1))
     for dy in dys
 )
 """Places of a name beside its point, in order of preference: alignment, and points aside and up."""
 BESIDE = 9  # a name that is further up or down than so many points has a line to its point
+NAME_SIZE = 6.5  # of the letters of a name
 LEADER = {"arrowstyle": "-", "lw": 0.4, "color": INK, "shrinkA": 0, "shrinkB": 3}
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LETTERS = 19  # of a caption in one inch
@@ -180,37 +181,71 @@ def _wrapped(text: str, width: int) -> str:
 def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name beside its point, where it lies within the axes and overlaps no other name.
 
-    Where that can be, it covers no marker either. A name that fits nowhere is left out: those that
-    matter most come first.
+    Of these places it gets the one that covers the fewest markers and lines. A name that fits
+    nowhere is left out: those that matter most come first.
     """
     texts: list[Any] = []
     for _ in range(2):  # names move the axes, so their places are final only the second time
         axis.figure.draw_without_rendering()  # type: ignore[union-attr]
         for text in texts:
             text.remove()
-        texts, names = [], list[Any]()
-        markers = _markers(axis)
-        for point in points:
-            for avoided in ([*names, *markers], names):
-                if (text := _named(axis, *point, avoided)) is not None:
-                    names.append(text.get_window_extent())
-                    texts.append(text)
-                    break
+        texts, seen = [], Seen([], _markers(axis), _lines(axis))
+        for x, y, name in points:
+            found = _best_place(axis, (x, y), name, seen)
+            if found is not None:
+                ha, dx, dy = found
+                looks: dict[str, Any] = {"ha": ha, "fontsize": NAME_SIZE}
+                looks["arrowprops"] = LEADER if abs(dy) > BESIDE else None
+                text = axis.annotate(name, (x, y), (dx, dy), textcoords="offset points", **looks)
+                texts.append(text)
 
 
-def _named(axis: Axes, x: float, y: float, name: str, avoided: Sequence[Any]) -> Any:
-    """The name beside (x, y), in the first place that overlaps no box; None if there is none."""
-    inside = axis.get_window_extent()
-    for ha, dx, dy in SIDES:
-        looks: dict[str, Any] = {"ha": ha, "fontsize": 6.5}
-        looks["arrowprops"] = LEADER if abs(dy) > BESIDE else None
-        text = axis.annotate(name, (x, y), (dx, dy), textcoords="offset points", **looks)
-        box = text.get_window_extent()
-        within = inside.x0 <= box.x0 and box.x1 <= inside.x1
-        if within and not any(box.overlaps(other) for other in avoided):
-            return text
-        text.remove()
-    return None
+@dataclass
+class Seen:
+    """What names must not cover, or should not, in pixels.
+
+    Attributes:
+        names: boxes of the names that have their place.
+        markers: boxes of markers.
+        lines: paths of lines, also of those from names to their points.
+    """
+
+    names: list[Any]
+    markers: list[Any]
+    lines: list[Any]
+
+
+def _best_place(axis: Axes, point: tuple[float, float], name: str, seen: Seen) -> Any:
+    """The best of ``SIDES`` for a name, which is added to ``seen``; None if it fits nowhere."""
+    import numpy as np
+    from matplotlib.path import Path
+
+    inside, scale = axis.get_window_extent(), axis.figure.dpi / 72
+    text = axis.annotate(name, point, (0, 0), textcoords="offset points", fontsize=NAME_SIZE)
+    there, box = axis.transData.transform(point), text.get_window_extent()
+    text.remove()
+    found: list[Any] = []
+    for side in SIDES:
+        ha, dx, dy = side
+        left = dx * scale - (box.width if ha == "right" else 0)
+        moved = box.translated(left, dy * scale)
+        if not (inside.x0 <= moved.x0 and moved.x1 <= inside.x1):
+            continue
+        if any(moved.overlaps(other) for other in seen.names):
+            continue
+        middle = (moved.x0 + moved.width / 2, moved.y0 + moved.height / 2)
+        leader = [Path(np.array([there, middle]))] if abs(dy) > BESIDE else []
+        covered = 4 * sum(moved.overlaps(other) for other in seen.markers)
+        covered += sum(line.intersects_bbox(moved, filled=False) for line in seen.lines)
+        for line in leader:
+            covered += 2 * sum(line.intersects_bbox(other) for other in seen.names)
+        found.append((covered, len(found), side, moved, leader))
+    if not found:
+        return None
+    *_, side, moved, leader = min(found, key=lambda place: place[:2])
+    seen.names.append(moved)
+    seen.lines += leader
+    return side
 
 
 def _markers(axis: Axes) -> list[Any]:
@@ -223,6 +258,20 @@ def _markers(axis: Axes) -> list[Any]:
             half = line.get_markersize() / 2 * axis.figure.dpi / 72
             for x, y in axis.transData.transform(line.get_xydata()):
                 found.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    return found
+
+
+def _lines(axis: Axes) -> list[Any]:
+    """The paths of the lines of ``axis``, in pixels."""
+    import numpy as np
+    from matplotlib.cbook import STEP_LOOKUP_MAP
+    from matplotlib.path import Path
+
+    found = []
+    for line in axis.lines:
+        if line.get_linestyle() != "None":
+            corners = STEP_LOOKUP_MAP[line.get_drawstyle()](*np.asarray(line.get_xydata()).T)
+            found.append(Path(axis.transData.transform(np.column_stack(corners))))
     return found
 
 
