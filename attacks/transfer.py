@@ -84,7 +84,7 @@ class Source:
             except UserError as error:
                 if not isinstance(self.network, Pretrained) or self.network.head != "fc":
                     raise
-                hint = "of a network as it is published, add head=none to network="
+                hint = "if it is of a network as it is published, add head=none to network="
                 raise UserError(f"transfer: {error}; {hint}") from None
         if stored_weights(self.weights.path).sha256 != self.weights.sha256:
             raise UserError(f"{self.weights.path} was replaced during the run: run again")

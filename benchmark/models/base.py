@@ -81,11 +81,8 @@ class Model(Component, abc.ABC):
         return False
 
     @property
-    def needs_training(self) -> bool:
-        """True if a random layer follows weights that were trained before.
-
-        What such a network embeds says nothing of those weights until the layer is trained too.
-        """
+    def starts_trained(self) -> bool:
+        """True if weights that were trained before are loaded into it; some may be random still."""
         return False
 
     def named(self) -> Self:

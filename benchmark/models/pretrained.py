@@ -71,9 +71,9 @@ class Pretrained(Model, abc.ABC):
         return self.weights != PRETRAINED and self._has_new_layer()
 
     @property
-    def needs_training(self) -> bool:
-        """True if the layer to the embedding is random, and the weights before it are not."""
-        return self.weights != NONE and not self.comes_trained
+    def starts_trained(self) -> bool:
+        """True unless ``weights`` is none."""
+        return self.weights != NONE
 
     def _has_new_layer(self) -> bool:
         """True if the file of weights has the layer that replaces the classifier, as it is here."""

@@ -189,9 +189,9 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axis.figure.draw_without_rendering()  # type: ignore[union-attr]
         for text in texts:
             text.remove()
-        texts, seen = [], Seen([], _markers(axis), _lines(axis))
+        texts, taken = [], Occupied([], _markers(axis), _lines(axis))
         for x, y, name in points:
-            found = _best_place(axis, (x, y), name, seen)
+            found = _best_place(axis, (x, y), name, taken)
             if found is not None:
                 ha, dx, dy = found
                 looks: dict[str, Any] = {"ha": ha, "fontsize": NAME_SIZE}
@@ -201,8 +201,8 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 @dataclass
-class Seen:
-    """What names must not cover, or should not, in pixels.
+class Occupied:
+    """The places in pixels that are taken: by names, which no other may cover, and by marks.
 
     Attributes:
         names: boxes of the names that have their place.
@@ -215,8 +215,8 @@ class Seen:
     lines: list[Any]
 
 
-def _best_place(axis: Axes, point: tuple[float, float], name: str, seen: Seen) -> Any:
-    """The best of ``SIDES`` for a name, which is added to ``seen``; None if it fits nowhere."""
+def _best_place(axis: Axes, point: tuple[float, float], name: str, taken: Occupied) -> Any:
+    """The best of ``SIDES`` for a name, which is added to ``taken``; None if it fits nowhere."""
     import numpy as np
     from matplotlib.path import Path
 
@@ -231,20 +231,20 @@ def _best_place(axis: Axes, point: tuple[float, float], name: str, seen: Seen) -
         moved = box.translated(left, dy * scale)
         if not (inside.x0 <= moved.x0 and moved.x1 <= inside.x1):
             continue
-        if any(moved.overlaps(other) for other in seen.names):
+        if any(moved.overlaps(other) for other in taken.names):
             continue
         middle = (moved.x0 + moved.width / 2, moved.y0 + moved.height / 2)
         leader = [Path(np.array([there, middle]))] if abs(dy) > BESIDE else []
-        covered = 4 * sum(moved.overlaps(other) for other in seen.markers)
-        covered += sum(line.intersects_bbox(moved, filled=False) for line in seen.lines)
+        covered = 4 * sum(moved.overlaps(other) for other in taken.markers)
+        covered += sum(line.intersects_bbox(moved, filled=False) for line in taken.lines)
         for line in leader:
-            covered += 2 * sum(line.intersects_bbox(other) for other in seen.names)
-        found.append((covered, len(found), side, moved, leader))
+            covered += 2 * sum(line.intersects_bbox(other) for other in taken.names)
+        found.append((covered, side, moved, leader))
     if not found:
         return None
-    *_, side, moved, leader = min(found, key=lambda place: place[:2])
-    seen.names.append(moved)
-    seen.lines += leader
+    _, side, moved, leader = min(found, key=lambda place: place[0])  # the first of equals
+    taken.names.append(moved)
+    taken.lines += leader
     return side
 
 

@@ -190,7 +190,8 @@ def initial_weights(
     import torch
 
     check_seeds([seed])
-    if model.needs_training:
+    trained = model.comes_trained
+    if model.starts_trained and not trained:
         raise UserError(
             f"model {shown_model(model)}: a new layer with random weights follows the published "
             "ones: measure these as they are (head=none in the spec), or train both (dmlbench run)"
@@ -199,7 +200,7 @@ def initial_weights(
         torch.manual_seed(derived_seed(seed, "init"))
         built = model.build(data.channels, data.size, initial=True)
     source = model.facts.get("source")  # of the user's own code, which may load weights itself
-    state = "pretrained" if model.comes_trained else "untrained" if source is None else "as built"
+    state = "pretrained" if trained else "untrained" if source is None else "as built"
     if state == "untrained":
         warnings.warn(
             f"model {shown_model(model)}: its weights are random, because no checkpoint is named",
