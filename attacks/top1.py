@@ -55,7 +55,7 @@ HALF_A_TIE = 0.5  # items ahead of the top-1 item, from which on it is not the f
 
 
 class Slope(NamedTuple):
-    """A value a query, (B,), and its gradient in the embedding, (B, D)."""
+    """One value per query, (B,), and its gradient in the embedding, (B, D)."""
 
     value: torch.Tensor
     gradient: torch.Tensor

@@ -89,7 +89,7 @@ def key(training: Training) -> Key:
 
 
 def lines(table: str, path: Path) -> Iterator[Sequence[str]]:
-    """A line a row of the paper's table, in its order."""
+    """One line per row of the paper's table, in its order."""
     for training in trainings(table):
         label, eta = key(training)
         ours, theirs = here(path).get(training.spelling), there().get((label, eta))
@@ -101,7 +101,7 @@ HEADS = ("defense", "η", "R@1", "R@1, paper", "ERS", "ERS, paper")
 
 
 def square(path: Path) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """Table 2: a line a source hardness, a column a destination; ERS here / in the paper."""
+    """Table 2: a line for each source hardness, a column for each destination; ERS here / there."""
     cells = {}
     for training in trainings("2"):
         label, eta = key(training)

@@ -144,7 +144,7 @@ def difference_of(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool 
 
 
 def _values(outcomes: pd.DataFrame, metric: str, suite: str, label: str) -> pd.DataFrame:
-    """The outcomes of a model: a row a seed, a column a query."""
+    """The outcomes of a model: one row per seed, one column per query."""
     part = outcomes[(outcomes["metric"] == metric) & (outcomes["suite"] == suite)]
     part = part[part["label"] == label]
     return part.pivot(index="seed", columns="query", values="value")

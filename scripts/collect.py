@@ -44,7 +44,7 @@ def finished(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def outcomes(store: Store, cells: Iterable[Cell]) -> pd.DataFrame:
-    """The outcomes of ``cells``, a row a query, as the protocol defines the scores."""
+    """The outcomes of ``cells``, one row per query, as the protocol defines the scores."""
     cells = list(cells)
     collapsed = {cell.facts.get("checkpoint") for cell in cells if cell.findings.get("collapsed")}
     parts = []

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parent.parent
 BUILT = ROOT / "build" / "docs"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)]*)?\)")
 MARK = re.compile(r"<!-- generated: (\w+) -->")
-FILES = {  # place in the site -> file of the repository
-    "board/index.html": "leaderboards/index.html",
-    "assets/fashion-strict-terms.png": "leaderboards/plots/fashion-strict-terms.png",
+FILES = {  # file of the repository that pages of docs/ link to -> place in the site
+    "leaderboards/index.html": "board/index.html",
+    "leaderboards/plots/fashion-strict-terms.png": "assets/fashion-strict-terms.png",
 }
 KINDS = {
     "attacks": "Attacks",
@@ -45,14 +45,17 @@ def main() -> None:
         place = BUILT / place_in_site(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(relinked(source), encoding="utf-8")
-    for name, of in FILES.items():
+    for file, name in FILES.items():
         (BUILT / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / of, BUILT / name)
+        shutil.copyfile(ROOT / file, BUILT / name)
 
 
 def completed(markdown: str) -> str:
-    """A page with its generated parts."""
-    return MARK.sub(lambda match: PAGES[match[1]](), markdown)
+    """A page of docs/ with its generated parts; its links lead to the copies of ``FILES``."""
+    page = MARK.sub(lambda match: PAGES[match[1]](), markdown)
+    for source, place in FILES.items():
+        page = page.replace(f"](../{source})", f"]({place})")
+    return page
 
 
 def relinked(source: Path) -> str:
@@ -136,6 +139,8 @@ def methods() -> str:
 
 
 def _method(entry: dict[str, Any]) -> str:
+    from dmlbench.cli.list import protocol
+
     summary = _escaped(entry["summary"])
     lines = [f"### {_escaped(entry['name'])}", f"{summary[:1].upper()}{summary[1:]}."]
     if paper := entry["paper"]:
@@ -143,6 +148,8 @@ def _method(entry: dict[str, Any]) -> str:
     if columns := entry.get("columns"):
         named = ", ".join(f"`{c['name']}` ({c['better']} is better)" for c in columns)
         lines.append(f"It reports {named}.")
+    if "recipe" in entry:
+        lines.append("\n".join(f"- {_escaped(line)}" for line in protocol(entry)))
     rows = [
         f"| `{p['name']}={p['default']}` | {_escaped(p['help'])} | {_escaped(p['domain'])} |"
         for p in entry["parameters"]
@@ -165,7 +172,8 @@ def _escaped(text: str) -> str:
 
 def contributing() -> str:
     """CONTRIBUTING.md, without its title."""
-    return (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")[2]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")[2]
+    return text.replace("](docs/", "](")
 
 
 def changelog() -> str:

@@ -14,7 +14,7 @@ named), but ERS and passes:
 - margin, dlr, knn, shift: broken by that stage of top1 alone, as an attack of its own;
 - only dlr, only knn, only shift: broken by it and by no other stage;
 - ERS strict, ERS auto; ERS equal: of the nine attacks by APGD in as many steps as strict takes;
-- passes strict, passes auto: forward-backward passes a query, measured.
+- passes strict, passes auto: forward-backward passes per query, measured.
 
 Cells are stored in FOLDER, so that a measurement that was stopped goes on. With ``--cost`` the
 two suites are timed instead, in turn, on few queries that are measured anew each time.
@@ -144,7 +144,7 @@ class Measured:
         return ers({name: values[name] for name in ERS_COLUMNS})
 
     def passes(self, suite: str, eps: str, store: Store) -> float:
-        """Forward-backward passes a query that the attacks of a suite took in all."""
+        """Forward-backward passes per query that the attacks of a suite took in all."""
         full = {self.resolved(at(one, eps)) for one in of_suite(suite)}
         cells = {r["cell"] for (a, _), r in self.records.items() if a in full}
         stored = [store.get(cell) for cell in cells]

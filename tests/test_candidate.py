@@ -160,7 +160,7 @@ def test_ca_minus_draws_from_the_nearest_percent() -> None:
 def test_a_gallery_too_small_is_refused() -> None:
     gallery = make_gallery("N", torch.float64, n=4)
     for attack in (CandidateUp(w=5), CandidateDown(w=5)):
-        with pytest.raises(CellError, match="draws 5 targets a query, but the gallery of 4 leaves"):
+        with pytest.raises(CellError, match="draws 5 targets per query, but the gallery of 4"):
             attack.goal(gallery, torch.tensor([0]), seed=0)
 
 

@@ -34,7 +34,7 @@ def peak():
 before = peak()
 """
 RETRIEVAL = """
-some = index[::32]  # 15 blocks; a query more adds a number a metric
+some = index[::32]  # 15 blocks; one more query adds a number per metric
 found = retrieval(x[some], some, x, Relevance.leave_one_out(labels), "N")
 means = {name: bootstrap_mean(values.numpy()).value for name, values in found.scores.items()}
 means |= {"cosine": float(mean_cosine(x, torch.float64)), "effective rank": effective_rank(x)}

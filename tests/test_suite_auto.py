@@ -76,8 +76,8 @@ def test_more_passes_take_longer() -> None:
 def test_a_run(dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     run = ("run", "--defense", "none", "--dataset", "tiny", "--suite", "strict", "--suite", "auto")
     priced = dmlbench(*run, "--dry-run")
-    text = "passes a query at most: strict 36, auto 1550 and 200 forward only (the nine attacks of"
-    assert f"{text} strict: 36)" in priced.stdout
+    text = "passes per query at most: strict 36, auto 1550 and 200 forward only (the nine attacks"
+    assert f"{text} of strict: 36)" in priced.stdout
     named = [word for name in ("es", "ltm", "gtm", "top1") for word in ("--attack", name)]
     done = dmlbench(*run, *named, "--recipe", "epochs=1", "--queries", "16")
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from dmlbench.report import style
 ROOT = Path(__file__).parent.parent
 TUTORIALS = {path.stem: path for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))}
 BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-EACH = 8  # images a class
+EACH = 8  # images per class
 
 
 @pytest.fixture

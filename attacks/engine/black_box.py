@@ -61,7 +61,7 @@ KnownT = TypeVar("KnownT", bound=Known)
 
 @dataclass(frozen=True)
 class BlackBox(abc.ABC, Generic[KnownT]):
-    """A search in a ball of radius ``eps`` that takes at most ``budget`` forward passes a query.
+    """A search in a ball of radius ``eps`` that takes at most ``budget`` forward passes per query.
 
     The ball is one in L-infinity. ``bits`` is 8 where images are rounded before they are shown
     (``Ball.rounded``), 32 where not.

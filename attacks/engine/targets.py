@@ -53,7 +53,7 @@ def draw(
     available = size - most if pool is None else pool.shape[1]
     if count > available:
         raise CellError(
-            f"{purpose} draws {count} targets a query, but the gallery of {size} leaves "
+            f"{purpose} draws {count} targets per query, but the gallery of {size} leaves "
             f"{available} to draw from"
         )
     hidden = left_out.cpu().numpy()

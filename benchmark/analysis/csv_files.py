@@ -100,8 +100,8 @@ def read_tidy(path: Path) -> list[Record]:
             if missing:
                 few = ", ".join(missing[:4]) + ", ..." * (len(missing) > 4)
                 raise UserError(
-                    f"{path} lacks the columns {few}: a CSV in a results folder has a row a "
-                    "metric, as 'dmlbench run' writes results.csv; move others elsewhere"
+                    f"{path} lacks the columns {few}: a CSV in a results folder has one row "
+                    "per metric, as 'dmlbench run' writes results.csv; move others elsewhere"
                 )
             return [_record(raw, f"{path} line {reader.line_num}") for raw in reader]
     except OSError as error:

@@ -81,8 +81,8 @@ def load_results(source: str | Path = "results") -> Report:
     """Stored results.
 
     Args:
-        source: a results folder (its cells, and the CSVs beside them), or one CSV with a row a
-            metric.
+        source: a results folder (its cells, and the CSVs beside them), or one CSV with one row
+            per metric.
 
     Raises:
         UserError: there is nothing, or a file is damaged.

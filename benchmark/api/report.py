@@ -29,9 +29,9 @@ class Report:
 
     Attributes:
         records: a dictionary for each number, with the columns of ``results.csv``.
-        outcomes: identity of a cell -> what became of each query: a row an image of the test
-            split, a column a metric; NaN where a query was not attacked. Of stored results it is
-            empty: ``dmlbench.run`` and ``dmlbench.evaluate`` fill it.
+        outcomes: identity of a cell -> what became of each query: one row per image of the test
+            split, one column per metric; NaN where a query was not attacked. Of stored results it
+            is empty: ``dmlbench.run`` and ``dmlbench.evaluate`` fill it.
     """
 
     records: tuple[Record, ...]

@@ -88,7 +88,7 @@ def price(records: Sequence[dict[str, Any]], threat: Threat) -> str:
     nine = (ATTACKS.get(name)().resolve(plain) for name in SUITE_ATTACKS["strict"])
     strict = sum(attack.most_passes for attack in nine)
     text = ", ".join(texts) or "none"
-    return f"passes a query at most: {text} (the nine attacks of strict: {strict})"
+    return f"passes per query at most: {text} (the nine attacks of strict: {strict})"
 
 
 def _counts(records: Sequence[dict[str, Any]]) -> str:

@@ -108,7 +108,8 @@ def _print_kind(entries: list[dict[str, Any]], help: Mapping[str, str]) -> None:
         if entry["paper"]:
             click.echo(f"      {entry['paper']['short']}  {entry['paper']['url']}")
         if "recipe" in entry:
-            _print_protocol(entry)
+            for line in protocol(entry):
+                click.echo(f"      {line}")
         for p in entry["parameters"]:
             if p not in shared:
                 _print_parameter(p)
@@ -123,17 +124,19 @@ def _column(column: dict[str, str]) -> str:
     return f"{column['name']}{unit} ({column['better']} is better)"
 
 
-def _print_protocol(entry: dict[str, Any]) -> None:
+def protocol(entry: dict[str, Any]) -> list[str]:
+    """What a data set's card decides, of what ``describe`` gave: one sentence per line."""
     recipe = ", ".join(
         f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
         for key, value in entry["recipe"].items()
     )
-    threat = entry["threat"]
-    click.echo(f"      trains {entry['model']}: {recipe}")
-    click.echo(
-        f"      attacked with eps {threat['eps'] * 255:g}/255, {threat['steps']} steps of "
-        f"{threat['alpha'] * 255:g}/255, suite {threat['suite']}"
-    )
+    threat, training = entry["threat"], entry["training_threat"]
+    return [
+        f"trains {entry['model']}: {recipe}",
+        f"adversarial training with eps {training['eps'] * 255:g}/255, eta {training['eta']}",
+        f"attacked with eps {threat['eps'] * 255:g}/255, {threat['steps']} steps of "
+        f"{threat['alpha'] * 255:g}/255, suite {threat['suite']}",
+    ]
 
 
 def _print_parameter(p: dict[str, Any]) -> None:

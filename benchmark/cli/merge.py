@@ -34,4 +34,4 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
     join(target)
     tidy, wide = export(target)
-    click.echo(f"CSV:   {tidy} (a row a metric), {wide} (a row a model)")
+    click.echo(f"CSV:   {tidy} (one row per metric), {wide} (one row per model)")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "source",
     type=PATH,
     metavar="PATH",
-    help="CSV with a row a metric, or a folder of such, as boards are rendered from. Default: "
+    help="CSV with one row per metric, or a folder of such, as boards are rendered from. Default: "
     "results, or the card of a model of the zoo.",
 )
 @click.option(

@@ -53,8 +53,8 @@ def finish(
     else:
         print_tables(tidy(cells))
         click.echo(
-            f"CSV:   {results / 'results.csv'} (a row a metric), {results / 'wide.csv'} (a row a "
-            f"model)\nBoard: {board}"
+            f"CSV:   {results / 'results.csv'} (one row per metric), {results / 'wide.csv'} "
+            f"(one row per model)\nBoard: {board}"
             "\n       ('dmlbench leaderboard' adds plots, and a page of all boards)"
         )
     if not all(cell.ok for cell in cells):

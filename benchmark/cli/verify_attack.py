@@ -97,7 +97,7 @@ def verify_attack(
 
 
 def _lines(found: Verified) -> list[str]:
-    """The result in words, a sentence a line."""
+    """The result in words, one sentence per line."""
     lines = [
         f"verified: {found.images:,} images within {255 * found.eps:.4g}/255 of their queries; the "
         f"top-1 is right for {found.right:.1f}%"

@@ -82,7 +82,7 @@ def _print(one: ZooModel) -> None:
     for title, text in (
         ("model", f"{entry.summary}; {made.model}, {made.parameters:,} parameters"),
         ("data", entry.data),
-        ("defense", f"{made.label} ({made.resolved}), {made.training_cost} passes a step"),
+        ("defense", f"{made.label} ({made.resolved}), {made.training_cost} passes per step"),
         ("recipe", f"{recipe}, seed {made.training['seed']}"),
         ("trained by", entry.command),
         ("licence", entry.licence),

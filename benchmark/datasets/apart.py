@@ -1,7 +1,8 @@
 """Checks of data sets whose queries and gallery are apart, and the files that list answers.
 
-A list of answers has a line a pair, ``GRADE QUERY ITEM``, separated by tabs (or by blanks, where no
-path has one). Grades are those of revisited Oxford and Paris (Radenovic et al., CVPR 2018):
+A list of answers has one line per pair, ``GRADE QUERY ITEM``, separated by tabs (or by blanks,
+where no path has one). Grades are those of revisited Oxford and Paris (Radenovic et al., CVPR
+2018):
 
     grade       level=easy  level=medium  level=hard
     positive    answer      answer        answer
@@ -11,8 +12,8 @@ path has one). Grades are those of revisited Oxford and Paris (Radenovic et al.,
 
 Junk is left out of the ranking; everything that is not listed is wrong.
 
-A list of sources has a line an image, ``SOURCE IMAGE``. The image is named by its path in the query
-or the gallery folder. A path that both folders have is written with the folder before it, as
+A list of sources has one line per image, ``SOURCE IMAGE``. The image is named by its path in the
+query or the gallery folder. A path that both folders have is written with the folder before it, as
 ``query/PATH`` and ``gallery/PATH``; any other may be.
 """
 

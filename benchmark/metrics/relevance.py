@@ -11,7 +11,7 @@ The conventions of others, in these terms:
 - DeepFashion in-shop: queries and gallery are apart, and nothing is excluded.
 - Person re-identification: a source is an identity on a camera, as items with both of the query
   are left out ("junk"); items of no identity are distractors.
-- Revisited Oxford and Paris: a list of answers a query, and one of junk, which is excluded.
+- Revisited Oxford and Paris: a list of answers per query, and one of junk, which is excluded.
 - mteb names the relevant items of each query (qrels) and excludes the item with the query's own
   id, where a task says so.
 """
@@ -24,7 +24,7 @@ from functools import cached_property
 
 from dmlbench.common.lazy import torch
 
-MASK_FROM = 64  # positions a query, from which on groups are compared item by item
+MASK_FROM = 64  # positions per query, from which on groups are compared item by item
 BLOCK_CELLS = 8_000_000  # comparisons in memory at a time
 
 

@@ -113,7 +113,7 @@ def reproduce(
         name: the model of the row: its defense, label, the beginning of its checkpoint's digest, or
             a model of the zoo.
         results: where models and cells are kept, so that what was interrupted goes on.
-        source: a CSV with a row a metric, or a folder of such; None: ``results`` of the working
+        source: a CSV with one row per metric, or a folder of such; None: ``results`` of the working
             folder, or the card of a model of the zoo.
         where: conditions ``column=text`` on columns of a row and ``attack``.
         dataset: the data set; None: as the row has it.

@@ -158,7 +158,7 @@ def robust(store: Store, worst: Cell, files: Iterable[Cell]) -> Values:
 
 
 def lower(values: Values, others: Values) -> Values:
-    """The smaller of two outcomes a query; NaN in ``others`` changes nothing."""
+    """The smaller of two outcomes per query; NaN in ``others`` changes nothing."""
     lower: Values = np.where(np.isnan(values), np.nan, np.fmin(values, others))
     return lower
 

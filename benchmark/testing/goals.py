@@ -53,7 +53,7 @@ def _gradient(goal: Goal, e: torch.Tensor, step: int, where: str) -> torch.Tenso
     require(
         loss.shape == e.shape[:1] and slope.shape == e.shape,
         f"{where} value_and_grad returns a loss of shape {tuple(loss.shape)} and a gradient of "
-        f"{tuple(slope.shape)}: it must be one loss a query, {tuple(e.shape[:1])}, and "
+        f"{tuple(slope.shape)}: it must be one loss per query, {tuple(e.shape[:1])}, and "
         f"{tuple(e.shape)}",
     )
     require(

@@ -11,14 +11,14 @@ from dmlbench.datasets.base import RetrievalData, Split
 
 
 def make_split(seed: int, classes: int = 5, each: int = 8, size: int = 8) -> Split:
-    """Grey images: noisy copies of a picture a class.
+    """Grey images: noisy copies of one picture per class.
 
     They can be learned, and are not told apart without learning.
 
     Args:
         seed: of the noise; the pictures of the classes are always the same.
         classes: how many classes.
-        each: images a class.
+        each: images per class.
         size: height and width of an image.
     """
     prototypes = np.random.default_rng(7).integers(0, 256, (classes, 1, size, size))

@@ -14,7 +14,7 @@ from dmlbench.storage.checkpoint import WEIGHTS, Manifest, read_manifest
 
 PACKAGE = Path(__file__).parent
 CACHE = HOME / "zoo"
-"""The folder that fetched weights are kept in, a folder a model."""
+"""The folder that fetched weights are kept in, one folder per model."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +59,7 @@ class ZooModel(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> Path:
-        """The CSV of what was measured of it, a row a metric."""
+        """The CSV of what was measured of it, one row per metric."""
         return self.folder / "results.csv"
 
     @property
