@@ -11,11 +11,16 @@ The distances d(q, x) are constant over the steps. They are sorted once and summ
 loss and its slope in d(q, c~) are a search: if k of the n distances are within a = d(q, c~), then
 CA+ is (k a - sum of the k smallest) / n with slope k / n.
 
+Where the candidate and a query have the same embedding, as duplicates of an image have, the
+Euclidean distance d(q, c~) has no gradient. So in the first step of CA- 1e-7 is added to such a
+query, as ES does (``beside``). Under the metric C rounding decides the first step there.
+
 Where queries and gallery are apart, there are as many candidates as queries, drawn from the gallery
 (``Gallery.candidates``), and the queries of each are those that see it.
 
 ``strict`` ranks c~ among the items that the query sees, without the candidate's own entry, ties
-half. ``ers``, as the published code, keeps all entries and counts strictly closer ones.
+half. ``ers``, as the published code, keeps all entries and counts strictly closer ones; its CA-
+leaves a candidate with the embedding of its query where it is.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
+from dmlbench.attacks.embedding_shift import FIRST_OFFSET, beside
 from dmlbench.attacks.engine.gallery import BLOCK_CELLS, Gallery
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK
@@ -46,6 +52,7 @@ class CandidateGoal(RowWise):
     Attributes:
         column: heading of the outcome.
         up: true for CA+ (towards the top), false for CA- (towards the bottom).
+        parted: true if a candidate is moved away from a query that has the same embedding.
         tie: distances that differ by at most this are tied; 0 counts strictly closer ones only.
         metric: N, E or C.
         most: the largest number of items that any list ranks a candidate among.
@@ -57,6 +64,7 @@ class CandidateGoal(RowWise):
 
     column: str
     up: bool
+    parted: bool
     tie: float
     metric: Metric
     most: int
@@ -77,7 +85,11 @@ class CandidateGoal(RowWise):
             beyond, whole = self.others - k, self.sums.gather(2, self.others[..., None])[..., 0]
             loss, slope = whole - within - beyond * far, -beyond
         longer = self.most / self.others.double()  # exactly 1 where all lists are as long
-        direction = rowwise_gradient(e[:, None], self.queries, self.metric)
+        queries = self.queries
+        if self.parted and step == 0:
+            same = (a == 0)[..., None]
+            queries = torch.where(same, beside(queries, FIRST_OFFSET, self.metric), queries)
+        direction = rowwise_gradient(e[:, None], queries, self.metric)
         de = ((slope * longer)[..., None].to(e.dtype) * direction).mean(1) / self.most
         return (loss * longer).mean(1) / self.most, de
 
@@ -132,7 +144,10 @@ class CandidateAttack(Attack):
         tie = gallery.tie if self.strict else 0.0
         most, ranked = int(others.max()), others[chosen]
         name, metric = self.columns[0].name, gallery.metric
-        return CandidateGoal(name, self.up, tie, metric, most, ranked, queries, distances, sums)
+        parted = self.strict and not self.up and gallery.metric != "C"
+        return CandidateGoal(
+            name, self.up, parted, tie, metric, most, ranked, queries, distances, sums
+        )
 
 
 @ATTACKS.register
@@ -157,6 +172,10 @@ class CandidateDown(CandidateAttack):
     card = Card("ca-", "lower a candidate in the rankings of w queries near it", ADVRANK)
     columns = (Column("CA-", "%", "lower", LOWERED, rank=True),)
     up = False
+
+    def version_under(self, metric: Metric) -> int:
+        """One more but in ``ers`` and under C: a candidate like its query was not moved once."""
+        return self.version + (self.strict and metric != "C")
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
         """The candidate's nearest 1%, or its nearest w where 1% is fewer."""

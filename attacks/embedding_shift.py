@@ -8,8 +8,9 @@ added to f(q). Under the metric E it is 1e-7 times the length of f(q), where tha
 in float32 loses what is much smaller than its terms.
 
 ``ers``, as the published code: ES:D is measured on the embedding before the last step, and the
-first step goes the other way, because torch's pairwise_distance adds 1e-6 to the difference. With
-``optimizer=apgd``, which returns its best image, ES:D is that of this image.
+first step goes the other way under the metrics N and E, because torch's pairwise_distance adds
+1e-6 to the difference. With ``optimizer=apgd``, which returns its best image, ES:D is that of this
+image.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ REACHED = "Cosine similarity with the target that is reached: 1 is a full succes
 
 
 def beside(origin: torch.Tensor, offset: float, metric: Metric) -> torch.Tensor:
-    """``origin`` (B, D) plus ``offset``, under E times the length of the row if that is above 1.
+    """``origin`` (..., D) plus ``offset``, under E times the length of the row if that is above 1.
 
     No number of a row is so large that ``offset`` is lost in it.
     """
     if metric != "E":
         return origin + offset
-    length: torch.Tensor = torch.linalg.vector_norm(origin, dim=1, keepdim=True)
+    length: torch.Tensor = torch.linalg.vector_norm(origin, dim=-1, keepdim=True)
     return origin + offset * length.clamp(min=1)
 
 
@@ -85,8 +86,11 @@ class EmbeddingShift(Attack):
     )
 
     def version_under(self, metric: Metric) -> int:
-        """One more under E, where the first step of a long embedding was lost to rounding once."""
-        return self.version + (metric == "E")
+        """One more under E, and in ``ers`` under C, where the first step was another one once.
+
+        Under E it was lost to rounding for a long embedding; under C it was that of N.
+        """
+        return self.version + (metric == "E" or (metric == "C" and not self.strict))
 
     @property
     def version(self) -> int:
@@ -95,7 +99,8 @@ class EmbeddingShift(Attack):
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:
         """No target but the query itself."""
-        offset = FIRST_OFFSET if self.strict else PUBLISHED_FIRST_OFFSET
+        published = not self.strict and gallery.metric != "C"
+        offset = PUBLISHED_FIRST_OFFSET if published else FIRST_OFFSET
         return ShiftGoal(offset, gallery, index, gallery.queries[index])
 
     def read(

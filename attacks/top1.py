@@ -11,7 +11,8 @@ and t the nearest other class, all losses are minimised:
     shift:   -d(f(q~), f(q)), the loss of ES
 
 A query is broken as soon as M < 0. It then leaves the search with the image that broke it: its
-loss counts as the lowest there is, its gradient as zero.
+loss counts as the lowest there is, its gradient as zero. Only an image that is meant for another
+model (``dmlbench.attacks.transfer``) is searched on, for the lowest loss.
 
 ``of=item`` needs no labels: the item that is the query's top-1 on the clean image has to stay it.
 It is a class of its own then, and so is every other item. A distractor is always one, and where the
@@ -21,7 +22,7 @@ answers to a query are listed, every item is, and y the nearest answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, NamedTuple
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
@@ -83,6 +84,7 @@ class TopOneGoal(RowWise):
         index: (B,) the numbers of the queries.
         own: (B, p) the places of their classes in ``classes``.
         item: (B,) the items that have to stay the top-1; None: any of the query's class will do.
+        beyond: true if a query that is broken is searched on.
     """
 
     name: str
@@ -94,6 +96,7 @@ class TopOneGoal(RowWise):
     index: torch.Tensor
     own: torch.Tensor
     item: torch.Tensor | None
+    beyond: bool
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) and gradients (B, D); zero for a query without another item to compare."""
@@ -103,7 +106,7 @@ class TopOneGoal(RowWise):
         margin = other - own
         impossible = (near.own[:, 0] < 0) | (near.closest < 0)
         loss = LOSSES[self.name](self, e, near, margin, step)
-        broken = (margin.value < 0) & ~impossible
+        broken = (margin.value < 0) & ~impossible & (not self.beyond)
         value = loss.value.masked_fill(broken, torch.finfo(e.dtype).min)
         return (
             value.masked_fill(impossible, 0),
@@ -209,13 +212,14 @@ class TopOneAttack(Attack):
     of: Literal["class", "item"] = parameter(
         "class", "what has to stay the top-1: an item of the query's class, or its top-1 item"
     )
+    beyond: bool = field(default=False, repr=False)  # TopOneGoal's: set by transfer
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
         """The loss on the queries' classes, or on their top-1 items."""
         if self.of == "class":
             item, labels = None, gallery.classes
         else:
-            item = gallery.nearest(index, 1)[:, 0]
+            item = (gallery.under_test or gallery).nearest(index, 1)[:, 0]
             labels = torch.arange(len(gallery), device=index.device)
         classes = gallery.shared(f"classes by {self.of}", lambda: Classes(gallery, labels))
         lists = gallery.shared("ranked lists", lambda: RankedLists.of(gallery))
@@ -226,7 +230,9 @@ class TopOneAttack(Attack):
         else:
             own = classes.place_of_item[item][:, None]
         column = self.columns[0].name
-        return TopOneGoal(self.loss, column, gallery, classes, lists, seed, index, own, item)
+        return TopOneGoal(
+            self.loss, column, gallery, classes, lists, seed, index, own, item, self.beyond
+        )
 
 
 @ATTACKS.register

@@ -2,7 +2,11 @@
 
 The other model (``from``) is attacked in full sight of its gradient, with its own embeddings of
 the same gallery. The model under test sees the result once, so it is a black box of one pass.
-A query whose clean top-1 is wrong keeps its clean image.
+A query whose clean top-1 is wrong under that model keeps its clean image.
+
+An attack on the top-1 (``by=margin``, the default) goes on after the other model is broken, for all
+its steps: a farther image breaks more models. With ``of=item`` it goes for the item that is the
+top-1 under the model that is tested.
 
 The identity of a number has the digest of the other model's weights, not the place of their file.
 """
@@ -138,8 +142,10 @@ class Transfer(TopOneAttack):
         same: dict[str, Any] = {key: getattr(whole, key) for key in (*THREAT_KEYS, "bits", "norm")}
         same["alpha"] = self.alpha  # None: as the attack on it has it
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
-        if isinstance(by, TopOneAttack) and self.of == "item":
-            same["of"] = self.of
+        if isinstance(by, TopOneAttack):
+            same["beyond"] = True
+            if self.of == "item":
+                same["of"] = self.of
         try:
             inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
         except ValueError as error:
@@ -156,6 +162,11 @@ class Transfer(TopOneAttack):
     def in_tables(self) -> Self:
         """With the name of the other model, and not its place."""
         return self if self.source is None else replace(self, from_=self.source.weights.name)
+
+    @property
+    def version(self) -> int:
+        """One more by an attack on the top-1, which stopped once at a broken query."""
+        return super().version + isinstance(self.attack, TopOneAttack)
 
     @property
     def facts(self) -> dict[str, Any]:

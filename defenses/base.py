@@ -149,7 +149,17 @@ class Defense(Component, abc.ABC):
         """
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """The defense with every ``auto`` field filled in."""
+        """The defense with every ``auto`` field filled in.
+
+        Raises:
+            UserError: a sampler is not defined for the metric.
+        """
+        samplers = {getattr(self, key, None) for key in ("sampler", "source", "destination")}
+        if metric == "E" and "distance" in samplers:
+            raise UserError(
+                "the sampler 'distance' is defined for embeddings of length 1, metrics N and C: "
+                "with the metric E take another one, such as semihard"
+            )
         return dataclasses.replace(self, margin=self.margin or MARGIN[metric])
 
     def check_network(self, network: nn.Module) -> None:

@@ -134,6 +134,9 @@ def _distance(batch: Distances) -> Weights:
     """Negatives by the inverse density of distances on the sphere (Wu et al., ICCV 2017):
 
     q(d) ~ d^(D-2) (1 - d^2 / 4)^((D-3)/2), so that all distances are about as likely to be drawn.
+
+    Under the metric C, d is 1 - cos as in RobRank's code, and not the Euclidean distance that the
+    density is of: closer negatives are drawn then.
     """
     d = batch.distance.double()
     log = -(batch.dim - 2) * d.log() - (batch.dim - 3) / 2 * (1 - d.square() / 4).log()

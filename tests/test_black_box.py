@@ -297,6 +297,7 @@ def test_the_stack_names_what_only_square_broke(
     assert (found.outcomes["Top1"][by_square] == 0).all()
     assert 0 < found.perturbed.forward_passes <= 40 * attack.most_forward_passes
     assert (found.clean["Top1:Square"] == 0).all()
+    assert found.last.keys() == {"Top1"}  # Square has no last iterate to hold against its best
 
 
 def test_a_goal_says_what_a_query_withstands_untried(gallery: Gallery) -> None:

@@ -241,13 +241,46 @@ def test_fields_out_of_range_are_refused_in_python_too(model: EmbeddingModel) ->
         CandidateUp(w=0).resolve(THREAT).run(model, images, index, gallery, seed=0)
 
 
+@pytest.mark.parametrize(("suite", "moves"), [("strict", True), ("auto", True), ("ers", False)])
+@pytest.mark.parametrize("metric", ["N", "E"])
+def test_a_candidate_with_the_embedding_of_its_query_is_moved(
+    metric: str, suite: str, moves: bool
+) -> None:
+    """Every image twice: the nearest 1% of a candidate is its double."""
+    model = EmbeddingModel(tiny_network().backbone, metric).eval()  # type: ignore[arg-type]
+    images = torch.rand(20, 1, 8, 8).repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        gallery = Gallery(embed(model, images), torch.arange(40) % 20, metric)  # type: ignore[arg-type]
+    attack = CandidateDown(suite=suite).resolve(THREAT)  # type: ignore[arg-type]
+    index = torch.arange(20)
+    with frozen(model):
+        found = attack.run(model, images[:20], index, gallery, seed=0)
+    moved = (found.perturbed.images - images[:20]).abs().amax((1, 2, 3))
+    assert (moved > 0).tolist() == [moves] * 20
+    lowered = (found.outcomes["CA-"] > found.clean["CA-"]).sum()
+    assert lowered >= 15 if moves else lowered == 0
+    assert attack.version_under(metric) == attack.version + moves  # type: ignore[arg-type]
+    assert attack.version_under("C") == attack.version
+
+
+def test_only_an_embedding_that_is_the_querys_is_set_apart() -> None:
+    """One bit beside it, the gradient is that of the definition to the last bit."""
+    gallery, index = make_gallery("N", torch.float32), torch.tensor([4, 7])
+    goal = CandidateDown().goal(gallery, index, seed=0)
+    e = goal.queries[:, 0].clone()
+    e[1, 0] = torch.nextafter(e[1, 0], torch.tensor(2.0))
+    first, later = (goal.value_and_grad(e, step)[1] for step in (0, 1))
+    assert later[0].abs().max() == 0 < first[0].abs().max()
+    assert torch.equal(first[1], later[1])
+
+
 @pytest.mark.parametrize(("up", "slope"), [(True, 2), (False, -2)])
 def test_at_a_tie_the_hinge_is_active(up: bool, slope: int) -> None:
     """Of the distances 0.5, 1 and 2 to the only query, the second is the candidate's own."""
     query = torch.tensor([[[0.0, 0.0]]])
     distances = torch.tensor([[[0.5, 1.0, 2.0]]])
     sums = torch.tensor([[[0.0, 0.5, 1.5, 3.5]]], dtype=torch.float64)
-    goal = CandidateGoal("CA", up, 0.0, "E", 3, torch.tensor([[3]]), query, distances, sums)
+    goal = CandidateGoal("CA", up, False, 0.0, "E", 3, torch.tensor([[3]]), query, distances, sums)
     loss, gradient = goal.value_and_grad(torch.tensor([[1.0, 0.0]]), 0)
     assert loss.item() == pytest.approx((0.5 if up else 1.0) / 3)  # 1 - 0.5, or 2 - 1
     torch.testing.assert_close(gradient, torch.tensor([[slope / 3, 0.0]]))

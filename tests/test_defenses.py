@@ -376,6 +376,23 @@ def test_margins_follow_the_metric() -> None:
     assert NoDefense(margin=0.3).resolve(THREAT, "E").margin == 0.3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none:sampler=distance",
+        "act:sampler=distance",
+        "hm:source=distance",
+        "hm:destination=distance",
+    ],
+)
+def test_a_sampler_for_embeddings_of_length_1_is_refused_for_others(text: str) -> None:
+    defense = spec.parse(text, DEFENSES)
+    for metric in ("N", "C"):
+        defense.resolve(THREAT, metric)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="length 1, metrics N and C: with the metric E take"):
+        defense.resolve(THREAT, "E")
+
+
 def test_the_step_crosses_the_ball_at_any_eta() -> None:
     threat = TrainingThreat(eps=77 / 255, eta=32)
     steps = {eta: round(255 * threat.step(77 / 255, eta)) for eta in (1, 2, 4, 8, 16, 32)}

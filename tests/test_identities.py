@@ -29,9 +29,9 @@ from dmlbench.sweep.weights import trained_weights
 RESULTS = Path(__file__).parent.parent / "results"
 MANIFESTS = sorted((RESULTS / "fashion" / "manifests").glob("*.json"))
 FIXED = """
-de33e4c3daa6410b 1b9982266cc5520a 1db05f9583bf7ce5 ba7f37390cc9e3f4 aa85849f36b159a2
+de33e4c3daa6410b 1b9982266cc5520a e20c9d394b90ae81 ba7f37390cc9e3f4 aa85849f36b159a2
 8bfa445dca3e7215 783329c78b215c65 d91e10dfd812aa12 f7625224066ead26 e42db666e4d08d19
-a81f7f7830da25fb e302d5a4b56d100b 338c1cf8d08d5870 a716401b31f33826
+a81f7f7830da25fb e302d5a4b56d100b 338c1cf8d08d5870 8199caff8f51811f
 """
 
 
@@ -47,13 +47,13 @@ def test_planned_cells_have_the_ids_they_always_had() -> None:
 
 
 def test_a_version_may_be_that_of_one_metric_alone() -> None:
-    """ES and what takes its loss have another version for models of the metric E."""
+    """ES and what takes its loss have another version under E, CA- has one under N and E."""
     card, network = FashionMini().protocol, "c2f2:metric={}"
     attacks = plan.planned_attacks(
-        [spec.parse(n, ATTACKS) for n in ("es", "ltm", "uap", "uap:by=es")], card.threat
+        [spec.parse(n, ATTACKS) for n in ("es", "ltm", "uap", "uap:by=es", "ca-")], card.threat
     )
     found = {}
-    for metric in ("N", "E"):
+    for metric in ("C", "N", "E"):
         (training,) = plan.plan(
             *(FashionMini(), "d" * 64, parse_model(network.format(metric))),
             *([spec.parse("none", DEFENSES)], [3], card.recipe),
@@ -61,8 +61,9 @@ def test_a_version_may_be_that_of_one_metric_alone() -> None:
         weights = trained_weights(training, None, Store(Path("nowhere")), "fp32")
         tasks = plan.measures(weights, attacks)[1:]
         found[metric] = [task.cell.facts["attack_version"] for task in tasks]
-    assert found["N"] == [task.attack.card.version for task in tasks if task.attack]
-    assert [e - n for e, n in zip(found["E"], found["N"], strict=True)] == [1, 0, 0, 1]
+    assert found["C"] == [task.attack.card.version for task in tasks if task.attack]
+    assert [n - c for n, c in zip(found["N"], found["C"], strict=True)] == [0, 0, 0, 0, 1]
+    assert [e - n for e, n in zip(found["E"], found["N"], strict=True)] == [1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)

@@ -15,6 +15,7 @@ import torch
 
 from dmlbench import testing
 from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.attacks.top1 import Margin, TopOneAttack
 from dmlbench.attacks.transfer import Source
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import identity
@@ -79,6 +80,9 @@ def test_it_is_the_attack_on_the_other_model_shown_to_this_one(
     attack = transfer(weights, more).resolve(THREAT)
     found = attack.run(target, images, index, gallery, seed=4)
     source = spec.parse(by, ATTACKS).resolve(THREAT)
+    if isinstance(source, TopOneAttack):
+        source = replace(source, beyond=True)  # it stops nowhere
+        seen = replace(seen, under_test=gallery)  # of=item: this model's top-1
     made = source.run(other, images, index, seen, seed=4).perturbed
     right = attack.goal(gallery, index, 4).first(gallery.embeddings) > 0
     by_hand = torch.where(right.view(-1, 1, 1, 1), made.images, images)
@@ -88,6 +92,37 @@ def test_it_is_the_attack_on_the_other_model_shown_to_this_one(
     assert (found.outcomes["Transfer"] < found.clean["Transfer"]).any()
     assert found.perturbed.passes == made.passes
     assert attack.most_passes == source.most_passes
+
+
+@pytest.mark.parametrize("more", ["", ",by=knn", ",by=top1", ",of=item"])
+def test_a_query_that_the_other_model_gets_wrong_is_perturbed_too(
+    more: str, weights: Path, images: torch.Tensor, tiny: RetrievalData
+) -> None:
+    """The same images of other classes are all wrong for the other model, and it goes on."""
+    target, index = network(0), torch.arange(40)
+    gallery = gallery_of(target, images, tiny)
+    attack = transfer(weights, more).resolve(THREAT)
+    seen = gallery_of(network(1), images, tiny)
+    wrong = ~seen.recall_at_1(seen.embeddings, index).bool()
+    right = attack.goal(gallery, index, 4).first(gallery.embeddings) > 0
+    assert (wrong & right).any()
+    shown = attack.run(target, images, index, gallery, seed=4).perturbed.images
+    moved = (shown - images).abs().amax((1, 2, 3))
+    assert (moved[right] > 0.5 * THREAT.eps).all()
+    assert (moved[~right] == 0).all()
+
+
+def test_of_item_goes_for_the_top1_of_the_model_under_test(
+    weights: Path, images: torch.Tensor, tiny: RetrievalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery, index, goals = gallery_of(network(0), images, tiny), torch.arange(40), []
+    make = Margin.goal
+    monkeypatch.setattr(Margin, "goal", lambda *a, **k: goals.append(make(*a, **k)) or goals[-1])
+    attack = transfer(weights, ",of=item").resolve(THREAT)
+    attack.run(network(0), images, index, gallery, seed=4)
+    top = gallery.nearest(index, 1)[:, 0]
+    assert torch.equal(goals[-1].item, top)
+    assert not torch.equal(gallery_of(network(1), images, tiny).nearest(index, 1)[:, 0], top)
 
 
 @pytest.mark.parametrize(("more", "alpha"), [("", 0.01), (",alpha=0.05", 0.05)])

@@ -85,6 +85,8 @@ class Gallery:
         query_images: as ``images``, of the queries.
         apart: true if the queries are not the items.
         train: makes ``train_split``; None where that is not at hand.
+        under_test: the same items as the model under test embeds them; None: these are its
+            embeddings.
     """
 
     embeddings: torch.Tensor
@@ -97,6 +99,7 @@ class Gallery:
     query_images: Images | None = field(default=None, repr=False, compare=False)
     apart: bool = False
     train: Callable[[], Gallery] | None = field(default=None, repr=False, compare=False)
+    under_test: Gallery | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -148,6 +151,7 @@ class Gallery:
             queries=look(self.query_images, len(self.queries)) if self.apart else e,
             train=self.train and (lambda: self.train_split.as_embedded_by(metric, look)),
             _shared={},
+            under_test=self,
         )
 
     @property
@@ -233,23 +237,24 @@ class Gallery:
     def nearest(self, index: torch.Tensor, count: int) -> torch.Tensor:
         """(B, count) positions of the items nearest to the queries ``index`` (B,), closest first.
 
-        Kept, so that each query is searched for once, until more of them are asked for.
+        Kept, so that each query is searched for once, until more of them are asked for. Which of
+        equally near items come first depends on the index and on how many of the nearest are
+        searched for, so there is a table for each such number.
 
         Raises:
             CellError: a query sees fewer than ``count`` items.
         """
         if count > self.least_seen:
             raise CellError(f"the nearest {count} others do not exist in a gallery of {len(self)}")
-        known = self._shared.get("nearest")
+        size = min(max(count, len(self) // TOP_SHARE), self.least_seen)
+        known = self._shared.get(f"nearest {size}")
         if known is None or known.width < count:
-            # as many whatever is asked for: which of equally near ones come first depends on it
-            size = min(max(count, len(self) // TOP_SHARE), self.least_seen)
 
             def block(rows: torch.Tensor) -> torch.Tensor:
                 found = self._others(rows).topk(size, dim=1, largest=False).indices
                 return found[:, :count]
 
-            known = self._shared["nearest"] = self._rows(block, count)
+            known = self._shared[f"nearest {size}"] = self._rows(block, count)
         return known.of(index)[:, :count].long()
 
     def neighbourhood(self, index: torch.Tensor, least: int) -> torch.Tensor:
