@@ -2,18 +2,23 @@
 
 Each is a statement that one model is above another one. A table gives the difference under each
 suite with its 95% interval, over seeds and queries: ``python -m scripts.reading`` writes it.
+
+``yes`` and ``no`` are said where the interval leaves out zero, and are printed bold where the
+difference also holds beside all the other ones: by Holm's correction, the probability that one of
+the bold verdicts is wrong is at most 5%.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from dmlbench.analysis.order import Difference, difference
 from dmlbench.core.protocol import SUITES
+from dmlbench.metrics.bootstrap import LEVEL
 from dmlbench.metrics.names import ERS
 from dmlbench.report.entries import Entry
 from dmlbench.report.literature import published
@@ -44,15 +49,27 @@ CLAIMS = (
     Claim("HM protects more than ACT where both use softhard triplets", "HM[S,M]", "ACT[S]"),
     Claim("the gradual adversary protects more than a fixed one", "HM[S,g_LGA]", "HM[S,M]"),
     Claim("ICS adds to it", "HM[S,g_LGA]&ICS", "HM[S,g_LGA]"),
-    Claim("with the gradual adversary HM is above ACT", "HM[S,g_LGA]", "ACT[R]"),
-    Claim("with ICS too HM is above ACT", "HM[S,g_LGA]&ICS", "ACT[R]"),
+    Claim(
+        "with the gradual adversary HM from softhard triplets is above ACT from random ones",
+        "HM[S,g_LGA]",
+        "ACT[R]",
+    ),
+    Claim("with ICS too", "HM[S,g_LGA]&ICS", "ACT[R]"),
+)
+RECALLS = (
     Claim("without a defense R@1 is higher than with HM", "N/A[R]", "HM[S,g_LGA]", RECALL),
     Claim("HM with the gradual adversary is above ACT", "HM[S,g_LGA]", "ACT[R]", RECALL),
     Claim("and above HM from random triplets", "HM[S,g_LGA]", "HM[R,M]", RECALL),
-    Claim("ACT protects the top-1", "ACT[R]", "N/A[R]", RADIUS),
+)
+RADII = (
+    Claim("EST protects the top-1", "EST[R]", "N/A[R]", RADIUS),
+    Claim("GOAT protects it", "GOAT[R]", "N/A[R]", RADIUS),
+    Claim("ACT protects it", "ACT[R]", "N/A[R]", RADIUS),
     Claim("HM with the gradual adversary protects it more", "HM[S,g_LGA]", "ACT[R]", RADIUS),
     Claim("with ICS too", "HM[S,g_LGA]&ICS", "ACT[R]", RADIUS),
     Claim("and more than HM from random triplets", "HM[S,g_LGA]&ICS", "HM[R,M]", RADIUS),
+    Claim("the gradual adversary more than a fixed one", "HM[S,g_LGA]", "HM[S,M]", RADIUS),
+    Claim("with ICS too", "HM[S,g_LGA]&ICS", "HM[S,M]", RADIUS),
     Claim("CA-TRIDE protects it more than ACT", "CA-TRIDE", "ACT[R]", RADIUS),
     Claim("and more than HM with ICS", "CA-TRIDE", "HM[S,g_LGA]&ICS", RADIUS),
 )
@@ -61,53 +78,113 @@ NEWER = (
     Claim("and above ACT", "CA-TRIDE", "ACT[R]"),
 )
 """Comparisons of a later method, whose tables are in no source that could be read here."""
-
+CHEAP = (
+    Claim("EST (9) is above FAST (2)", "EST[R]", "FAST[R]"),
+    Claim("HM from softhard triplets (9) is above FAST (2)", "HM[S,M]", "FAST[R]"),
+    Claim("HM from random triplets (9) is above FAST (2)", "HM[R,M]", "FAST[R]"),
+    Claim("ACT (9) is above FAST (2)", "ACT[R]", "FAST[R]"),
+    Claim("FAST (2) is above FREE (1)", "FAST[R]", "FREE[R]"),
+)
+"""Comparisons of defenses that cost more passes with cheaper ones; passes in brackets."""
 
 Lines = list[list[str]]
 
 
-def table(outcomes: pd.DataFrame, metric: str) -> tuple[Sequence[str], Lines]:
-    """Heads and lines: each claim about ``metric``, the published difference, those measured here.
+@dataclass(frozen=True)
+class Measured:
+    """The difference of a statement as measured here.
 
-    ``yes`` and ``no`` are said where the interval leaves out zero.
+    Attributes:
+        found: the difference; None where a model was not measured.
+        seeds: that both models have.
+        firm: true if it also holds with Holm's correction for the number of statements.
     """
-    papers = {(e.label, e.eta): e for e in published() if e.place.startswith(PLACE) and _cub(e)}
-    claims = [one for one in CLAIMS if one.metric == metric]
-    lines = _lines(outcomes, claims)
-    for line, claim in zip(lines, claims, strict=True):
-        line.insert(2, _published(papers, claim))
-    suites = (suite or "here" for suite in SUITES_OF[metric])
-    return ("statement", "difference", "published", *suites), lines
+
+    found: Difference | None
+    seeds: int
+    firm: bool = False
+
+    def __str__(self) -> str:
+        """``**yes** +2.1 [1.0, 3.3]``; with one or two seeds it says how many.
+
+        The verdict is that of the interval as it is shown: its ends are drawn, and move by some
+        hundredths with other draws.
+        """
+        if self.found is None:
+            return "–"
+        low, high = (round(end, 1) for end in (self.found.low, self.found.high))
+        verdict = "yes" if low > 0 else "no" if high < 0 else "open"
+        if self.firm and verdict != "open":
+            verdict = f"**{verdict}**"
+        alone = "" if self.seeds > 2 else f" ({self.seeds} seed{'s' * (self.seeds > 1)})"
+        return f"{verdict} {self.found.mean:+.1f} [{low + 0:.1f}, {high + 0:.1f}]{alone}"
 
 
-def newer(outcomes: pd.DataFrame) -> tuple[Sequence[str], Lines]:
-    """Heads and lines of the comparisons of later methods."""
-    return ("statement", "difference", *SUITES), _lines(outcomes, NEWER)
+class Statements:
+    """All statements of the page, with their differences.
 
-
-def radii(outcomes: pd.DataFrame) -> tuple[Sequence[str], Lines]:
-    """Heads and lines of the claims about the radius, in 1/255.
-
-    The first difference counts 0 where the clean top-1 is wrong; the second is over the queries
-    whose clean top-1 is right with both models.
+    Args:
+        outcomes: columns suite, metric, label, seed, query and value, as ``scripts.collect`` writes
+            them.
     """
-    claims = [one for one in CLAIMS if one.metric == RADIUS]
-    lines = _lines(outcomes, claims)
-    for line, claim in zip(lines, claims, strict=True):
-        line.append(difference_of(outcomes, claim, "auto", right=True))
-    return ("statement", "difference", "all queries", "right with both"), lines
 
+    def __init__(self, outcomes: pd.DataFrame) -> None:
+        every = [(one, suite, False) for one in (*CLAIMS, *NEWER, *CHEAP) for suite in SUITES]
+        every += [(one, "", False) for one in RECALLS]
+        every += [(one, "auto", right) for one in RADII for right in (False, True)]
+        found = {key: measured(outcomes, *key) for key in every}
+        firm = holm({key: one.found.p for key, one in found.items() if one.found})
+        self._measured = {k: replace(one, firm=k in firm) for k, one in found.items()}
 
-def _lines(outcomes: pd.DataFrame, claims: Sequence[Claim]) -> Lines:
-    """A line for each claim: its words, its models, and the difference under each suite."""
-    return [
-        [
-            one.says,
-            f"{one.above} − {one.below}",
-            *(difference_of(outcomes, one, suite) for suite in SUITES_OF[one.metric]),
+    def claims(self, recall: bool = False) -> tuple[Sequence[str], Lines]:
+        """Heads and lines of the papers' claims about ERS or R@1, with the published difference."""
+        papers = {(e.label, e.eta): e for e in published() if e.place.startswith(PLACE) and _cub(e)}
+        claims, suites = (RECALLS, ("",)) if recall else (CLAIMS, SUITES)
+        lines = self._lines(claims, suites)
+        for line, claim in zip(lines, claims, strict=True):
+            line.insert(2, _published(papers, claim))
+        heads = (suite or "here" for suite in suites)
+        return ("statement", "difference", "published", *heads), lines
+
+    def newer(self) -> tuple[Sequence[str], Lines]:
+        """Heads and lines of the comparisons of later methods."""
+        return ("statement", "difference", *SUITES), self._lines(NEWER, SUITES)
+
+    def cheap(self) -> tuple[Sequence[str], Lines]:
+        """Heads and lines of the comparisons by cost."""
+        return ("statement", "difference", *SUITES), self._lines(CHEAP, SUITES)
+
+    def radii(self) -> tuple[Sequence[str], Lines]:
+        """Heads and lines of the claims about the radius, in 1/255.
+
+        The first difference counts 0 where the clean top-1 is wrong; the second is over the queries
+        whose clean top-1 is right with both models.
+        """
+        lines = self._lines(RADII, ("auto",))
+        for line, claim in zip(lines, RADII, strict=True):
+            line.append(str(self._measured[claim, "auto", True]))
+        return ("statement", "difference", "all queries", "right with both"), lines
+
+    def _lines(self, claims: Sequence[Claim], suites: Sequence[str]) -> Lines:
+        """A line for each claim: its words, its models, and the difference under each suite."""
+        return [
+            [
+                one.says,
+                f"{one.above} − {one.below}",
+                *(str(self._measured[one, suite, False]) for suite in suites),
+            ]
+            for one in claims
         ]
-        for one in claims
-    ]
+
+
+def holm(p: dict[tuple[Claim, str, bool], float]) -> set[tuple[Claim, str, bool]]:
+    """The keys whose hypothesis is rejected by Holm's step-down procedure at 1 - ``LEVEL``."""
+    rejected = set()
+    for place, key in enumerate(sorted(p, key=lambda one: p[one])):
+        if p[key] > (1 - LEVEL) / (len(p) - place):
+            break
+        rejected.add(key)
+    return rejected
 
 
 def _cub(entry: Entry) -> bool:
@@ -125,22 +202,22 @@ def _published(papers: dict[tuple[str, int | None], Entry], claim: Claim) -> str
     return f"{values[0] - values[1]:+.1f}"
 
 
-def difference_of(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool = False) -> str:
-    """The difference under a suite, in words; a dash where a model was not measured.
+def measured(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool = False) -> Measured:
+    """The difference under a suite.
 
     ``right``: of the queries whose clean top-1 is right with both models.
     """
     above, below = (_values(outcomes, claim.metric, suite, x) for x in (claim.above, claim.below))
     seeds = above.index.intersection(below.index)
     if seeds.empty:
-        return "–"
+        return Measured(None, 0)
     found = above.loc[seeds] - below.loc[seeds]
     if right:
         clean = [_values(outcomes, RECALL, "", x) for x in (claim.above, claim.below)]
         above_right, below_right = (one.loc[seeds, found.columns] == 100 for one in clean)
         found = found.where(above_right & below_right)
     values = np.asarray(found, dtype=np.float64)
-    return said(difference(values, np.zeros_like(values)), len(seeds))
+    return Measured(difference(values, np.zeros_like(values)), len(seeds))
 
 
 def _values(outcomes: pd.DataFrame, metric: str, suite: str, label: str) -> pd.DataFrame:
@@ -148,10 +225,3 @@ def _values(outcomes: pd.DataFrame, metric: str, suite: str, label: str) -> pd.D
     part = outcomes[(outcomes["metric"] == metric) & (outcomes["suite"] == suite)]
     part = part[part["label"] == label]
     return part.pivot(index="seed", columns="query", values="value")
-
-
-def said(found: Difference, seeds: int) -> str:
-    """``yes +2.1 [1.0, 3.3]``; with one seed the interval is over queries alone."""
-    verdict = "yes" if found.low > 0 else "no" if found.high < 0 else "open"
-    alone = "" if seeds > 2 else f" ({seeds} seed{'s' * (seeds > 1)})"
-    return f"**{verdict}** {found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]{alone}"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pandas as pd
 
@@ -210,8 +210,8 @@ def three_suites(path: Path) -> str:
     """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
 
     A number is the mean over the seeds and its standard deviation, or has the interval of one seed.
-    ``unattacked`` is the ERS that an attack leaves which does nothing. ``lost`` is the share of the
-    ERS of strict that is gone under auto.
+    ``passes`` are those of a training step. ``unattacked`` is the ERS that an attack leaves which
+    does nothing. ``lost`` is the share of the ERS of strict that is gone under auto.
     """
     entries = measured(read_tidy(path))
     strict, ers, auto = (found(entries, suite) for suite in SUITES)
@@ -227,19 +227,27 @@ def three_suites(path: Path) -> str:
     lines = []
     for one in sorted(auto.values(), key=lambda one: (one.score is None, -(one.score or 0))):
         numbers = [of[one.label].numbers.get(name) for _, name, of in columns]
-        before, after = (of[one.label].numbers[ERS].value for of in (strict, auto))
+        lost = [1 - after / before for before, after in _of_seeds(ERS, strict[one.label], one)]
         lines.append(
             (
                 one.label + " (collapsed)" * one.collapsed + " ‡" * one.flagged,
                 str(len(one.seeds)),
-                NOTHING if one.eta is None else str(one.eta),
+                str(one.records[ERS][0]["training_cost"]),
                 f"{unattacked(strict[one.label]):.1f}",
                 *(f"{number.text} {number.range}" if number else NOTHING for number in numbers),
-                f"{1 - after / before:.0%}",
+                f"{fmean(lost):.0%}" + (f" ± {stdev(lost):.0%}" if len(lost) > 1 else ""),
             )
         )
-    heads = ("defense", "seeds", "η", "unattacked", *(head for head, _, _ in columns), "lost")
+    heads = ("defense", "seeds", "passes", "unattacked", *(head for head, _, _ in columns), "lost")
     return markdown(heads, lines)
+
+
+def _of_seeds(name: str, *entries: Entry) -> Iterator[tuple[float, ...]]:
+    """The numbers of the entries, for each seed that all of them have."""
+    found = [{r["seed"]: r["value"] for r in entry.records[name]} for entry in entries]
+    for seed in entries[0].seeds:
+        if all(seed in one for one in found):
+            yield tuple(one[seed] for one in found)
 
 
 def unattacked(entry: Entry) -> float:
@@ -315,6 +323,7 @@ def blocks() -> dict[str, str]:
     ]
     strict, ers, *_ = suites
     outcomes = pd.read_parquet(RESULTS / "fashion-mini" / "outcomes.parquet")
+    statements = claims.Statements(outcomes)
     in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
         name: table(RESULTS / "speed" / f"{name}.csv", in_the_text.split())
@@ -333,10 +342,11 @@ def blocks() -> dict[str, str]:
         "order": order_of_models(outcomes, RESULTS / "fashion-mini" / "rows.csv"),
         "paper 2": markdown(*ablations.square(RESULTS / "paper" / "fashion-mini.csv")),
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
-        "claims": markdown(*claims.table(outcomes, ERS)),
-        "retrieval": markdown(*claims.table(outcomes, claims.RECALL)),
-        "radii": markdown(*claims.radii(outcomes)),
-        "newer": markdown(*claims.newer(outcomes)),
+        "claims": markdown(*statements.claims()),
+        "retrieval": markdown(*statements.claims(recall=True)),
+        "radii": markdown(*statements.radii()),
+        "newer": markdown(*statements.newer()),
+        "cheap": markdown(*statements.cheap()),
         **speeds,
     }
 

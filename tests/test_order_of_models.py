@@ -120,7 +120,11 @@ def test_a_difference_is_that_of_the_same_draws() -> None:
     alone = difference(a[:1], b[:1], 300)
     drawn = loop((a[:1] - b[:1]).tolist(), 300)
     assert (alone.low, alone.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    drawn = loop((a - b).tolist(), 300)
+    beyond = min(sum(one <= 0 for one in drawn), sum(one >= 0 for one in drawn))
+    assert found.p == pytest.approx(2 * (1 + beyond) / 301)
+    assert difference(a, a + 9, 300).p == pytest.approx(2 / 301)
     same = difference(a, a)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="same seeds"):
         difference(a, b[:2])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from dmlbench.analysis.order import Difference
 from dmlbench.analysis.records import tidy
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ers
@@ -64,13 +66,36 @@ def test_a_statement_is_the_difference_of_the_seeds_that_both_models_have() -> N
     expected = np.mean(
         [of["auto", "a", s, q] - of["auto", "b", s, q] for s in (1, 2) for q in range(30)]
     )
-    said = claims.difference_of(outcomes, claims.Claim("", "a", "b"), "auto")
-    assert said.startswith(f"**yes** {expected:+.1f} [")
-    assert said.endswith(" (2 seeds)")
-    assert claims.difference_of(outcomes, claims.Claim("", "b", "a"), "auto").startswith("**no** -")
-    same = claims.difference_of(outcomes, claims.Claim("", "a", "a"), "auto")
-    assert same == "**open** +0.0 [0.0, 0.0]"
-    assert claims.difference_of(outcomes, claims.Claim("", "a", "c"), "auto") == "–"
+
+    def said(above: str, below: str) -> claims.Measured:
+        return claims.measured(outcomes, claims.Claim("", above, below), "auto")
+
+    found = said("a", "b")
+    assert str(found).startswith(f"yes {expected:+.1f} [")
+    assert str(found).endswith(" (2 seeds)")
+    assert str(replace(found, firm=True)).startswith(f"**yes** {expected:+.1f} [")
+    assert str(said("b", "a")).startswith("no -")
+    assert str(replace(said("a", "a"), firm=True)) == "open +0.0 [0.0, 0.0]"
+    assert str(said("a", "c")) == "–"
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.04, "open"), (0.06, "yes")])
+def test_a_verdict_is_that_of_the_interval_as_shown(low: float, verdict: str) -> None:
+    found = Difference(1.9, low, 3.7, 0.04)
+    assert str(claims.Measured(found, 5)).startswith(f"{verdict} +1.9 [{low:.1f}, 3.7]")
+
+
+def test_holms_correction_rejects_one_after_the_other() -> None:
+    """Of 4: p is held against 5%/4, 5%/3, 5%/2 and 5%, and the first that is larger ends it."""
+    keys = [(claims.Claim(str(n), "a", "b"), "auto", False) for n in range(4)]
+    for ps, count in (
+        ((0.012, 0.016, 0.024, 0.05), 4),
+        ((0.012, 0.016, 0.026, 0.04), 2),
+        ((0.013, 0.0001, 0.4, 0.02), 2),
+        ((0.02, 0.02, 0.02, 0.02), 0),
+    ):
+        rejected = claims.holm(dict(zip(keys, ps, strict=True)))
+        assert rejected == set(sorted(keys, key=lambda k: ps[keys.index(k)])[:count])
 
 
 def test_a_radius_is_compared_where_both_are_right() -> None:
@@ -87,8 +112,8 @@ def test_a_radius_is_compared_where_both_are_right() -> None:
     columns = ["suite", "metric", "label", "seed", "query", "value"]
     outcomes = pd.DataFrame(rows, columns=columns)
     claim = claims.Claim("", "a", "b", "Radius")
-    assert "+2.0" in claims.difference_of(outcomes, claim, "auto")
-    assert "+3.0" in claims.difference_of(outcomes, claim, "auto", right=True)
+    assert "+2.0" in str(claims.measured(outcomes, claim, "auto"))
+    assert "+3.0" in str(claims.measured(outcomes, claim, "auto", right=True))
 
 
 def test_the_score_without_an_attack_is_of_the_outcomes_before_it() -> None:

@@ -94,11 +94,13 @@ class Difference:
     Attributes:
         mean: over seeds and queries.
         low, high: its 95% interval over both; with one seed over queries alone.
+        p: probability of a mean at least as far on the other side of zero, of both sides together.
     """
 
     mean: float
     low: float
     high: float
+    p: float
 
 
 def difference(left: Values, right: Values, draws: int = DRAWS) -> Difference:
@@ -110,7 +112,10 @@ def difference(left: Values, right: Values, draws: int = DRAWS) -> Difference:
     one, other = _together([left, right])
     (mean,), (drawn,) = _drawn((one - other)[None], draws)
     low, high = np.percentile(drawn, TAILS)
-    return Difference(float(mean), float(low), float(high))
+    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return Difference(
+        float(mean), float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + draws))
+    )
 
 
 def _together(outcomes: Sequence[Values]) -> Values:

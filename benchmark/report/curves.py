@@ -40,10 +40,10 @@ def shares_above(table: Table) -> Figure | None:
     """
     entries = [line.entry for line in table.lines if not line.entry.paper]
     curved = [e for e in entries if any(r["curve"] for made in e.records.values() for r in made)]
-    says = "Right top-1 against the strength of the attack"
+    bands = "bands: 95% over queries, or range over seeds"
     if len(curved) > LINES:
         entries = style.best_of_families([e for e in curved if not e.flagged])
-        says += ", the best of each family"
+        bands = f"the best of each family by ERS; {bands}"
     panels = _panels(entries)
     if not panels:
         return None
@@ -68,7 +68,8 @@ def shares_above(table: Table) -> Figure | None:
             _threat(e, name) for panel in panels for name in panel for e in panel[name]
         )
         words = protocol(table, drawn, list(threats))
-        style.say(fig, says, f"{words}; bands: 95% over queries, or range over seeds", axes)
+        says = "Right top-1 against the strength of the attack"
+        style.say(fig, says, f"{words}; {bands}", axes)
     return fig
 
 
