@@ -327,7 +327,7 @@ def test_of_many_curves_the_best_of_each_family_are_drawn_and_their_attack_is_na
     every = PLOTS["curves"](with_curves(cells))
     assert every is not None
     assert [line.get_label() for line in every.axes[0].lines] == ["N/A[R]", "HM[0]"]
-    assert "the best of each family" in str(every.get_suptitle())
+    assert "the best of each family by ERS" in style.save(every, "svg").decode()
     assert "radius eps 77/255, 50 steps" in style.save(every, "svg").decode()
     few = PLOTS["curves"](with_curves([c for c in cells if c.about.label <= "HM[3]"]))
     assert few is not None
