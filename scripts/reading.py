@@ -29,6 +29,13 @@ RESULTS = Path(__file__).parent.parent / "results"
 BASE = ("R@1", "mAP", "NMI")
 ETA = 8
 OA_PAPER = {2: "0.29", 4: "0.41", 8: "0.55", 16: "0.60"}  # eps -> tau (Zhou et al., ICCV 2021)
+TABLE_1 = {  # of HM's paper: sampler -> mean and variance of hardness on CUB
+    "random": (-0.164, 0.00035),
+    "semihard": (-0.126, 0.00013),
+    "softhard": (-0.085, 0.00122),
+    "distance": (0.043, 0.00021),
+    "hardest": (0.044, 0.00021),
+}
 RADII = ("8/255", "4/255", "2/255")  # of photographs; the first is the protocol's
 MARKER = re.compile(r"^<!-- (.+) -->$", re.MULTILINE)
 TABLE = re.compile(r"^(<!-- (.+) -->\n)(?:\|.*\n)*", re.MULTILINE)
@@ -307,6 +314,22 @@ def order_of_models(outcomes: pd.DataFrame, path: Path) -> str:
     return markdown(("suite", "defense", "ERS", "mean rank", "best", "above the next"), lines)
 
 
+def hardness(initial: Path, trained: Path) -> str:
+    """Write Table 1 of HM's paper: hardness by sampler, of the paper and of two networks here."""
+    columns = {"E[H]": "mean", "Var[H] in a batch": "variance in a batch"}
+    columns["of batch means"] = "variance of the batch mean"
+    heads = ["sampler", "paper: E[H]", "Var[H]"]
+    lines = [[name, *map(str, figures)] for name, figures in TABLE_1.items()]
+    for says, path in (("C2F2, initial: ", initial), ("C2F2, trained: ", trained)):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {row["sampler"]: row for row in csv.DictReader(file)}
+        heads += [f"{says}{head}" if head == "E[H]" else head for head in columns]
+        for line in lines:
+            mean, *variances = (float(rows[line[0]][column]) for column in columns.values())
+            line += [f"{mean:.3f}", *(f"{one:.5f}" for one in variances)]
+    return markdown(heads, lines)
+
+
 def of_the_paper(number: str) -> str:
     """Write a table of HM's paper as measured on fashion-mini, beside the published figures."""
     path = RESULTS / "paper" / "fashion-mini.csv"
@@ -323,6 +346,7 @@ def blocks() -> dict[str, str]:
     ]
     strict, ers, *_ = suites
     outcomes = pd.read_parquet(RESULTS / "fashion-mini" / "outcomes.parquet")
+    paper = RESULTS / "paper"
     statements = claims.Statements(outcomes)
     in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
@@ -340,7 +364,8 @@ def blocks() -> dict[str, str]:
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(outcomes, RESULTS / "fashion-mini" / "rows.csv"),
-        "paper 2": markdown(*ablations.square(RESULTS / "paper" / "fashion-mini.csv")),
+        "paper 1": hardness(*(paper / f"hardness-{x}.csv" for x in ("initial", "trained"))),
+        "paper 2": markdown(*ablations.square(paper / "fashion-mini.csv")),
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*statements.claims()),
         "retrieval": markdown(*statements.claims(recall=True)),
