@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +32,7 @@ from dmlbench.datasets.sop import Products
 from dmlbench.defenses.hm import HardnessManipulation
 from tests import trees
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Tree = Callable[[Path], Path]
 LAYOUTS: dict[str, tuple[ImageDataset, Tree]] = {
     "cub": (Birds(), trees.cub),
@@ -264,6 +268,47 @@ def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
     listing = spec.parse(chosen, DATASETS).found(None)  # type: ignore[attr-defined]
     assert listing.train == (("some/file name.jpg", 1), ("x.jpg", 0))
     assert listing.test == (("y.jpg", 2),)
+
+
+def test_links_to_folders_inside_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "set", classes=4, each=2)
+    plain = Folder(root=str(root)).found(None)
+    more = trees.folder(tmp_path / "elsewhere", classes=5, each=1)
+    (root / "class 000" / "more").symlink_to(more / "class 000")
+    (root / "class 001" / "deep").mkdir()
+    (root / "class 001" / "deep" / "loop").symlink_to(root)
+    said = "left out .*class 000/more, .*deep/loop: links to folders inside class folders are not"
+    with pytest.warns(UserWarning, match=said):
+        assert Folder(root=str(root)).found(None) == plain
+    shutil.rmtree(root / "class 001" / "deep")
+    (root / "class 000" / "more").unlink()
+    (root / "class 004").symlink_to(more / "class 004")  # a class folder may be a link
+    assert len(Folder(root=str(root)).found(None).test) == 5
+
+
+def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
+    """Neither in the folder of classes nor deeper, and whatever a class of that name holds."""
+    trees.folder(tmp_path, classes=4, each=3)
+    trees.write(tmp_path / "results" / "cells" / "0.jpg", trees.jpeg(9, 0))
+    trees.write(tmp_path / "results" / "1.jpg", trees.jpeg(9, 1))
+    asked = ("--dataset", "folder:root=.,size=32", "--cache", "cache", "--threads", "1")
+    attack = ("attack", "--model", "c2f2", "--attack", "es:steps=1", "--save-adversarial", "2")
+    plain = json.loads(dmlbench("data", "verify", "folder:root=.", "--json").stdout)["found"]
+    assert plain["test"] == {"images": 8, "classes": 3}  # results is a class as any other
+    shutil.rmtree(tmp_path / "results")
+    plain = json.loads(dmlbench("data", "verify", "folder:root=.", "--json").stdout)["found"]
+    assert plain["test"] == {"images": 6, "classes": 2}
+    written = [
+        *(dmlbench(*attack, *asked, "--results", place) for place in ("results", "class 002/own")),
+        dmlbench("leaderboard"),
+    ]
+    assert [one.returncode for one in written] == [0, 0, 0], written
+    for folder in ("results", "class 002/own", "leaderboards"):
+        assert [*tmp_path.glob(f"{folder}/**/*.png")], folder
+    found = dmlbench("data", "verify", "folder:root=.", "--json")
+    assert json.loads(found.stdout)["found"] == plain
+    (line,) = [line for line in found.stderr.splitlines() if "left out" in line]
+    assert line.startswith("warning: data set folder: left out class 002/own, leaderboards, res")
 
 
 @pytest.mark.parametrize(
