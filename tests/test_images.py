@@ -326,6 +326,12 @@ def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
         ("root=two,train_list=bad,test_list=bad", "bad, line 1: expected 2 words, got 'alone'"),
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
         ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
+        (
+            "root=two,train_list=gone,test_list=twice",
+            "^twice, line 4: ./x//1.jpg is in twice, line 1 too, and a query .* leave one out$",
+        ),
+        ("root=two,train_list=twice,test_list=gone", "twice, line 4: .* is in twice, line 1 too"),
+        ("root=two,train_list=once,test_list=twice", "twice, line 3: .* is in once, line 1 too"),
         ("root=two,train_list=bad", "train_list and test_list go together"),
         ("root=two,train_list=bad,test_list=bad,train_classes=1", "train_classes is not read"),
         ("root=halves,train_classes=1", "halves has train/ and test/, so train_classes is not"),
@@ -356,8 +362,10 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
             trees.write(Path(f"broken/{name}/{number}.jpg"), trees.jpeg(0, 0))
     Path("bad").write_text("alone\n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    Path("gone").write_text("a nowhere.jpg\na nowhere.jpg\nc nowhere.jpg\n")
-    Path("gone2").write_text("b nowhere.jpg\nb nowhere.jpg\nd nowhere.jpg\n")
+    Path("gone").write_text("a nowhere.jpg\na 1.jpg\nc 2.jpg\n")
+    Path("gone2").write_text("b 3.jpg\nb 4.jpg\nd 5.jpg\n")
+    Path("twice").write_text("a x/1.jpg\n\nb x/2.jpg\na ./x//1.jpg\n")
+    Path("once").write_text("c x/2.jpg\n")
     with pytest.raises(UserError, match=message):
         spec.parse(f"folder:{arguments}" if arguments else "folder", DATASETS).load(
             None, Cache(Path("cache"))

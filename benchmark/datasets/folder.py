@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
 from dmlbench.datasets.base import DATASETS, DatasetCard
 from dmlbench.datasets.files.cache import listed
-from dmlbench.datasets.images import RECIPE, THREAT, TRAINING_THREAT, ImageDataset, Listing, table
+from dmlbench.datasets.images import (
+    RECIPE,
+    THREAT,
+    TRAINING_THREAT,
+    ImageDataset,
+    Listing,
+    numbered_table,
+)
 from dmlbench.metrics.names import BENIGN, INSTANCE
 
 SUFFIXES = {
@@ -139,7 +147,7 @@ class Folder(ImageDataset):
         """The listing of what trains and what is tested, by lists or folders."""
         root = tree.root
         if self.train_list:
-            parts = [_listed(Path(path)) for path in (self.train_list, self.test_list)]
+            parts = _from_lists(root, (Path(self.train_list), Path(self.test_list)))
         elif (root / "train").is_dir() and (root / "test").is_dir():
             if self.train_classes:
                 raise UserError(
@@ -289,8 +297,21 @@ class _Tree:
         return True
 
 
-def _listed(path: Path) -> list[tuple[str, str]]:
-    return [(name, file) for name, file in table(path, 2)]
+def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]]:
+    """(class, path) of each line of each list; UserError if two lines name one file."""
+    places: dict[str, str] = {}
+    parts: list[list[tuple[str, str]]] = [[] for _ in lists]
+    for part, path in zip(parts, lists, strict=True):
+        for number, (name, file) in numbered_table(path, 2):
+            place = f"{path}, line {number}"
+            first = places.setdefault(os.path.normpath(root / file), place)
+            if first != place:
+                raise UserError(
+                    f"{place}: {file} is in {first} too, and a query that is listed twice finds "
+                    "itself: leave one out"
+                )
+            part.append((name, file))
+    return parts
 
 
 def _raise(error: OSError) -> None:
