@@ -331,6 +331,7 @@ def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
             "^twice, line 4: ./x//1.jpg is in twice, line 1 too, and a query .* leave one out$",
         ),
         ("root=two,train_list=twice,test_list=gone", "twice, line 4: .* is in twice, line 1 too"),
+        ("root=two,train_list=once,test_list=once", "once, line 1: .* is in once, line 1 too"),
         ("root=two,train_list=once,test_list=twice", "twice, line 3: .* is in once, line 1 too"),
         ("root=two,train_list=bad", "train_list and test_list go together"),
         ("root=two,train_list=bad,test_list=bad,train_classes=1", "train_classes is not read"),

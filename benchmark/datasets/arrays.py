@@ -164,6 +164,12 @@ def _apart(
                 if any(not 0 <= int(item) < len(gallery) for item in one):
                     raise UserError(f"{what} of query {query}: a position is not in the gallery")
         right, left_out = (tuple(tuple(sorted({int(i) for i in o})) for o in p) for p in lists)
+        for query, (one, other) in enumerate(zip(right, left_out, strict=True)):
+            if both := sorted(set(one) & set(other)):
+                raise UserError(
+                    f"query {query}: position {both[0]} is in its positives and in its junk: leave "
+                    "it out of one"
+                )
         answers = Answers(right, left_out)
         test = replace(test, labels=np.full(len(test), -1))
         gallery = replace(gallery, labels=np.full(len(gallery), -1))

@@ -303,13 +303,13 @@ def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]
     parts: list[list[tuple[str, str]]] = [[] for _ in lists]
     for part, path in zip(parts, lists, strict=True):
         for number, (name, file) in numbered_table(path, 2):
-            place = f"{path}, line {number}"
-            first = places.setdefault(os.path.normpath(root / file), place)
-            if first != place:
+            place, known = f"{path}, line {number}", os.path.normpath(root / file)
+            if known in places:
                 raise UserError(
-                    f"{place}: {file} is in {first} too, and a query that is listed twice finds "
-                    "itself: leave one out"
+                    f"{place}: {file} is in {places[known]} too, and a query that is there twice "
+                    "finds itself: leave one out"
                 )
+            places[known] = place
             part.append((name, file))
     return parts
 
