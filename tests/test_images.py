@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -223,7 +226,16 @@ def test_the_digest_follows_pixels_labels_order_and_crop(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("mode", "format"),
-    [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "GIF"), ("1", "PNG"), ("LA", "PNG")],
+    [
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("P", "GIF"),
+        ("1", "PNG"),
+        ("LA", "PNG"),
+        ("1", "TIFF"),
+        ("CMYK", "TIFF"),
+    ],
 )
 def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str) -> None:
     original = trees.picture(1, 1)
@@ -235,10 +247,46 @@ def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str)
     assert np.array_equal(pixels, np.asarray(expected).transpose(2, 0, 1))
 
 
-def test_more_than_8_bits_are_refused_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        decode((tmp_path / "x.png").read_bytes())
+def deep_png(colour: int, channels: int) -> bytes:
+    """A 9 x 9 PNG of 16 bits a channel."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 16, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(9 * (1 + 9 * channels * 2))))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def deep_tiff() -> bytes:
+    """A 9 x 9 TIFF of 16 bits a channel: the tags of an 8-bit one, with other numbers."""
+    size, directory = 9 * 9 * 3 * 2, 8 + 2 + 8 * 12 + 4
+    of = {256: 9, 257: 9, 258: directory, 262: 2, 273: directory + 6, 277: 3, 278: 9, 279: size}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+        for tag, value in of.items()
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(of)) + entries + bytes(4)
+    return head + struct.pack("<3H", 16, 16, 16) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [
+        (deep_png(0, 1), "I;16"),
+        (deep_png(2, 3), "RGB"),
+        (deep_png(4, 2), "RGBA"),
+        (deep_png(6, 4), "RGBA"),
+        (deep_tiff(), "RGB"),
+    ],
+)
+def test_more_than_8_bits_are_refused_not_clipped(content: bytes, mode: str) -> None:
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.mode == mode  # Pillow alone would read it
+        image.load()
+    with pytest.raises(ValueError, match=f"mode {mode} has more than 8 bits a channel"):
+        decode(content)
 
 
 def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
