@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import dmlbench as dml
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS, Figures, RetrievalData, Split
@@ -260,7 +261,7 @@ def deep_png(colour: int, channels: int) -> bytes:
 
 
 def deep_tiff() -> bytes:
-    """A 9 x 9 TIFF of 16 bits a channel: the tags of an 8-bit one, with other numbers."""
+    """A 9 x 9 TIFF of three channels of 16 bits."""
     size, directory = 9 * 9 * 3 * 2, 8 + 2 + 8 * 12 + 4
     of = {256: 9, 257: 9, 258: directory, 262: 2, 273: directory + 6, 277: 3, 278: 9, 279: size}
     entries = b"".join(
@@ -422,11 +423,22 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
     assert not list(Path().rglob("*.pixels")) + list(Path().rglob("*.partial"))
 
 
+def test_queries_that_are_alone_in_their_class_are_warned_of(tmp_path: Path) -> None:
+    trees.folder(tmp_path / "set", classes=4, each=2)
+    for name in "xyz":
+        trees.write(tmp_path / "set" / name / "0.jpg", trees.jpeg(9, ord(name)))
+    chosen, said = Folder(root=str(tmp_path / "set")), "3 of 5 queries have no answer among the"
+    with pytest.warns(UserWarning, match=f"^folder: {said} other test images: they are attacked"):
+        data = chosen.load(None, Cache(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match=f"^arrays: {said}"):
+        dml.from_arrays(data.test.images, data.test.labels)
+
+
 def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for i in range(2):
             trees.write(tmp_path / part / "a" / f"{i}.jpg", trees.jpeg(0, i))
-        trees.write(tmp_path / part / part / "0.jpg", trees.jpeg(1, 0))
+            trees.write(tmp_path / part / part / f"{i}.jpg", trees.jpeg(1, i))
     with pytest.warns(UserWarning, match="1 classes are in both splits"):
         Folder(root=str(tmp_path)).load(None, Cache(tmp_path / "cache"))
 

@@ -1,4 +1,4 @@
-"""Checks of data sets whose queries and gallery are apart, and the files that list answers.
+"""Checks of queries and gallery, mostly where they are apart, and the files that list answers.
 
 A list of answers has one line per pair, ``GRADE QUERY ITEM``, separated by tabs (or by blanks,
 where no path has one). Grades are those of revisited Oxford and Paris (Radenovic et al., CVPR
@@ -60,12 +60,7 @@ def check_apart(name: str, data: RetrievalData) -> None:
             f"{name}: no query has an answer in the gallery: the classes of both must have the "
             "same names, or a list must name the answers"
         )
-    if without:
-        warnings.warn(
-            f"{name}: {without} of {len(queries)} queries have no answer in the gallery: they are "
-            "attacked, and left out of R@K, mAP and what follows from them",
-            stacklevel=4,
-        )
+    _warn_of_unanswered(name, without, queries, "in the gallery")
     places: dict[bytes, set[int]] = {pixels: set() for pixels in _hashes(queries)}
     for place, pixels in enumerate(_hashes(gallery)):
         if pixels in places:
@@ -81,6 +76,21 @@ def check_apart(name: str, data: RetrievalData) -> None:
             f"{name}: {len(shared)} images are both query and gallery image, and a query that sees "
             "itself finds itself: leave them out, or give them a source",
             stacklevel=4,
+        )
+
+
+def check_alone(name: str, test: Split) -> None:
+    """Warn of queries that are alone in their class, where the other ones are their gallery."""
+    alone = int((np.bincount(test.labels) == 1).sum())
+    _warn_of_unanswered(name, alone, test, "among the other test images")
+
+
+def _warn_of_unanswered(name: str, without: int, queries: Split, where: str) -> None:
+    if without:
+        warnings.warn(
+            f"{name}: {without} of {len(queries)} queries have no answer {where}: they are "
+            "attacked, and left out of R@K, mAP and what follows from them",
+            stacklevel=5,
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
-from dmlbench.datasets.apart import check_apart, numbered
+from dmlbench.datasets.apart import check_alone, check_apart, numbered
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def from_arrays(
         data = _apart(name, data, searched, sources, positives, junk)
     elif sources or positives or junk:
         raise UserError("sources, positives and junk go with a gallery")
+    else:
+        check_alone(name, test)
     card = DatasetCard(
         name,
         "images in memory",

@@ -19,7 +19,7 @@ from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.spec import parameter
-from dmlbench.datasets.apart import check_apart
+from dmlbench.datasets.apart import check_alone, check_apart
 from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.places import existing
@@ -172,6 +172,8 @@ class ImageDataset(Dataset, abc.ABC):
         data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
         if data.gallery is not None:
             check_apart(self.card.name, data)
+        else:
+            check_alone(self.card.name, data.test)
         return data
 
     def _check(self, listing: Listing) -> None:
