@@ -1,7 +1,7 @@
 """A tiny made set in three forms whose queries and gallery differ, as a reader would list them.
 
-Classes with distractors and sources that hide gallery items, lists of answers with junk, and one
-set of images whose sources hide more than the query itself.
+Classes with distractors and sources that hide gallery items, lists of answers with junk and sources
+that hide some of them, and one set of images whose sources hide more than the query itself.
 """
 
 from __future__ import annotations
@@ -32,18 +32,25 @@ def made(form: str) -> RetrievalData:
         return whole
     if form == "listed":
         positives = [sorted({i, (3 * i) % N, 20 - i}) for i in range(Q - 1)] + [[]]
-        junk = [[(i + 11) % N, (3 * i) % N] for i in range(Q)]
+        junk = [[(i + 11) % N] for i in range(Q)]
+        hides = {(3 * i) % N: i for i in range(Q)}  # an answer, by its source
+        sources = range(Q), [hides.get(n, Q) for n in range(N)]
         none = [[None] * n for n in (Q, N)]
         with pytest.warns(UserWarning, match="1 of 9 queries have no answer"):
             found = dml.from_arrays(
-                pixels[0], none[0], gallery=(pixels[1], none[1]), positives=positives, junk=junk
+                pixels[0],
+                none[0],
+                gallery=(pixels[1], none[1]),
+                positives=positives,
+                junk=junk,
+                sources=sources,
             )
         return found.load(None)
     named = [labels[0].tolist(), [None if i % 5 == 4 else int(x) for i, x in enumerate(labels[1])]]
-    sources = [[i % 4 for i in range(Q)], [i % 7 for i in range(N)]]  # 0 to 3 hide three or four
-    return dml.from_arrays(
-        pixels[0], named[0], gallery=(pixels[1], named[1]), sources=(sources[0], sources[1])
-    ).load(None)
+    hidden = [i % 4 for i in range(Q)], [i % 7 for i in range(N)]  # 0 to 3 hide three or four
+    return dml.from_arrays(pixels[0], named[0], gallery=(pixels[1], named[1]), sources=hidden).load(
+        None
+    )
 
 
 class World:

@@ -56,6 +56,10 @@ def test_from_arrays_refuses_what_makes_no_sense() -> None:
         ({"labels": [None, *labels[1:]]}, "1 of 40 images have the label None, which only a g"),
         ({"gallery": gallery, "positives": [[0]]}, "need as many lists"),
         ({"gallery": gallery, "positives": [[20]] * 40}, "not in the gallery"),
+        (
+            {"gallery": gallery, "positives": [[3, 2, 1]] * 40, "junk": [[]] * 39 + [[3, 2]]},
+            "query 39: position 2 is in its positives and in its junk",
+        ),
         ({"gallery": gallery, "sources": ([1], [2])}, "as many sources"),
         ({"positives": [[0]]}, "go with a gallery"),
     ):
@@ -165,6 +169,9 @@ def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPat
     ):
         (tree / f"p{number}.txt").write_text(line + "\n")
     (tree / "p4.txt").write_text("easy a/1.png a/4.png\n")
+    (tree / "p5.txt").write_text(
+        "easy a/1.png a/4.png\neasy a/1.png b/5.png\neasy a/1.png a/4.png\njunk a/1.png a/4.png\n"
+    )
     (tree / "s.txt").write_text("x a/1.png\n")
     for keys, said in (
         ("gallery=empty", "has no image file in it"),
@@ -174,6 +181,10 @@ def test_bad_folders_are_one_line_each(tree: Path, monkeypatch: pytest.MonkeyPat
         ("gallery=g,positives=p2.txt", "the grade 'odd' is none of"),
         ("gallery=g,positives=p3.txt", "expected 'GRADE QUERY ITEM'"),
         ("gallery=g,positives=p4.txt", "has no line for 2 queries"),
+        (
+            "gallery=g,positives=p5.txt",
+            "p5.txt, line 4: a/4.png is junk for a/1.png, and easy in line 1: leave one out",
+        ),
         ("gallery=g,positives=none.txt", "none.txt cannot be read"),
         ("gallery=g,sources=s.txt", "has no source for 6 images"),
     ):

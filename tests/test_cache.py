@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.progress import QuietReporter
 from dmlbench.datasets.files import cache as module
 from dmlbench.datasets.files import decoding
 from dmlbench.datasets.files.cache import Cache
@@ -23,6 +27,7 @@ from dmlbench.datasets.folder import Folder
 from tests import trees
 from tests.faults import PATIENCE
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 CLASSES, EACH = 6, 30  # six chunks
 LOAD = """
 import sys
@@ -194,6 +199,67 @@ def test_an_incomplete_cache_is_built_again(
     assert folder.load(None, cache).digest == before
     assert reads == [8]
     assert path.read_bytes() == content
+
+
+def damage(cache: Cache) -> Path:
+    """Put zeros into the last quarter of the pixels."""
+    (path,) = cache.place.glob("*.pixels")
+    content = path.read_bytes()
+    path.write_bytes(content[: -len(content) // 4] + bytes(len(content) // 4))
+    return path
+
+
+def test_damaged_pixels_are_decoded_again(
+    built: tuple[Folder, Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = built
+    before, reads = folder.load(None, cache), count_reads(monkeypatch)
+    content = np.array(before.test.images)
+    for _ in range(2):  # the second damage comes after the process has checked the pixels
+        path = damage(cache)
+        with pytest.warns(UserWarning, match=f"images of folder in {path} are damaged: decoding"):
+            again = folder.load(None, cache)
+        assert again.digest == before.digest
+        assert np.array_equal(again.test.images, content)
+        folder.load(None, cache)
+    assert reads == [8, 8]
+
+
+def test_pixels_are_compared_once_in_a_process_and_not_by_its_workers(
+    built: tuple[Folder, Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bars(QuietReporter):
+        def task(self, title: str, total: int) -> Any:
+            bars.append((title, total))
+            return super().task(title, total)
+
+    bars: list[tuple[str, int]] = []
+    monkeypatch.setattr(module, "LONG", 0)
+    folder, cache = built[0], replace(built[1], reporter=Bars())
+    damage(cache)
+    folder.load(None, replace(cache, checked=True))  # as they are
+    assert bars == []
+    with pytest.warns(UserWarning, match="are damaged"):
+        folder.load(None, cache)
+    assert bars[-1] == ("decode folder", 8)
+    del bars[:]
+    for _ in range(2):
+        folder.load(None, cache)
+    assert bars == [("check folder", 8)]
+
+
+def test_what_is_odd_about_a_set_is_said_once(dmlbench: Run, tmp_path: Path) -> None:
+    """The main process says it, and not each of its workers again."""
+    for part in ("train", "test"):
+        trees.folder(tmp_path / "set" / part, classes=2, each=2)
+    asked = ("--dataset", "folder:root=set,size=32", "--model", "c2f2", "--cache", "cache")
+    few = ("--recipe", "epochs=1,pairs=2", "--defense", "none", "--attack", "es:steps=1")
+    assert dmlbench("run", *asked, *few, "--dry-run").returncode == 0
+    damage(Cache(tmp_path / "cache"))
+    done = dmlbench("run", *asked, *few, "--workers", "2", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    for said in ("2 classes are in both splits", "are damaged: decoding them again"):
+        assert len([line for line in done.stderr.splitlines() if said in line]) == 1
 
 
 def test_an_unwritable_folder_is_refused(root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,19 @@ def test_other_numbers_have_another_digest(board: Board) -> None:
     ours, theirs = ([task.digest for task in drawing._tasks(one)] for one in (board, other))
     assert not set(ours) & set(theirs)
     assert len(set(ours)) == len(ours)
+
+
+def test_no_two_data_sets_have_the_same_files() -> None:
+    """Also where their specs differ by nothing but characters that a file name does not have."""
+    specs = ["a-b", "a_b", "a.b", "фото", *(f"folder:root={one}" for one in ("фото", "снимки"))]
+    cells = [cell for one in specs for cell in model(dataset=one)]
+    names = [
+        name for board in boards(tidy(cells), literature=False) for name, *_ in drawing.named(board)
+    ]
+    assert len(names) == len(specs) * (len(plots.PLOTS) + len(plots.ACROSS))
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]+", name) for name in names)
+    assert {"a-b-strict-terms", "a-b-suites"} <= set(names)  # a spec that is a file name keeps it
 
 
 def test_the_command_draws_in_several_processes_and_writes_nothing_twice(

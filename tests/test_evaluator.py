@@ -191,6 +191,24 @@ class Dead(Noisy):
         return result
 
 
+def test_queries_of_which_none_has_an_answer_are_one_clear_line(tiny: RetrievalData) -> None:
+    """Of every attack that measures by answers; the others need none."""
+    labels = tiny.test.labels.copy()
+    labels[:3] = labels.max() + 1 + np.arange(3)
+    alone = dataclasses.replace(tiny, test=Split(tiny.test.images, labels))
+    refused = {}
+    with measured(alone) as found:
+        for name, bare in EVERY.items():
+            try:
+                found.attack(bare.resolve(THREAT), 0, name, [0, 1, 2])
+            except CellError as error:
+                refused[name] = str(error)
+    said = "none of the 3 attacked queries has an answer, so there is no "
+    assert all(one.startswith(said) for one in refused.values())
+    assert {"es", "ltm", "gtm", "margin", "top1", "radius"} <= refused.keys()
+    assert not refused.keys() & {"ca+", "qa+", "oa"}
+
+
 @pytest.mark.parametrize(
     ("network", "message"), [(Noisy, "not deterministic"), (Broken, "not finite|not determin")]
 )

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
+import struct
+import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -15,6 +21,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import dmlbench as dml
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS, Figures, RetrievalData, Split
@@ -29,6 +36,7 @@ from dmlbench.datasets.sop import Products
 from dmlbench.defenses.hm import HardnessManipulation
 from tests import trees
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Tree = Callable[[Path], Path]
 LAYOUTS: dict[str, tuple[ImageDataset, Tree]] = {
     "cub": (Birds(), trees.cub),
@@ -219,7 +227,16 @@ def test_the_digest_follows_pixels_labels_order_and_crop(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("mode", "format"),
-    [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "GIF"), ("1", "PNG"), ("LA", "PNG")],
+    [
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("P", "GIF"),
+        ("1", "PNG"),
+        ("LA", "PNG"),
+        ("1", "TIFF"),
+        ("CMYK", "TIFF"),
+    ],
 )
 def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str) -> None:
     original = trees.picture(1, 1)
@@ -231,10 +248,46 @@ def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str)
     assert np.array_equal(pixels, np.asarray(expected).transpose(2, 0, 1))
 
 
-def test_more_than_8_bits_are_refused_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        decode((tmp_path / "x.png").read_bytes())
+def deep_png(colour: int, channels: int) -> bytes:
+    """A 9 x 9 PNG of 16 bits a channel."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 16, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(9 * (1 + 9 * channels * 2))))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def deep_tiff() -> bytes:
+    """A 9 x 9 TIFF of three channels of 16 bits."""
+    size, directory = 9 * 9 * 3 * 2, 8 + 2 + 8 * 12 + 4
+    of = {256: 9, 257: 9, 258: directory, 262: 2, 273: directory + 6, 277: 3, 278: 9, 279: size}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+        for tag, value in of.items()
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(of)) + entries + bytes(4)
+    return head + struct.pack("<3H", 16, 16, 16) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [
+        (deep_png(0, 1), "I;16"),
+        (deep_png(2, 3), "RGB"),
+        (deep_png(4, 2), "RGBA"),
+        (deep_png(6, 4), "RGBA"),
+        (deep_tiff(), "RGB"),
+    ],
+)
+def test_more_than_8_bits_are_refused_not_clipped(content: bytes, mode: str) -> None:
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.mode == mode  # Pillow alone would read it
+        image.load()
+    with pytest.raises(ValueError, match=f"mode {mode} has more than 8 bits a channel"):
+        decode(content)
 
 
 def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
@@ -266,6 +319,47 @@ def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
     assert listing.test == (("y.jpg", 2),)
 
 
+def test_links_to_folders_inside_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "set", classes=4, each=2)
+    plain = Folder(root=str(root)).found(None)
+    more = trees.folder(tmp_path / "elsewhere", classes=5, each=1)
+    (root / "class 000" / "more").symlink_to(more / "class 000")
+    (root / "class 001" / "deep").mkdir()
+    (root / "class 001" / "deep" / "loop").symlink_to(root)
+    said = "left out .*class 000/more, .*deep/loop: links to folders inside class folders are not"
+    with pytest.warns(UserWarning, match=said):
+        assert Folder(root=str(root)).found(None) == plain
+    shutil.rmtree(root / "class 001" / "deep")
+    (root / "class 000" / "more").unlink()
+    (root / "class 004").symlink_to(more / "class 004")  # a class folder may be a link
+    assert len(Folder(root=str(root)).found(None).test) == 5
+
+
+def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
+    """Neither in the folder of classes nor deeper, and whatever a class of that name holds."""
+    trees.folder(tmp_path, classes=4, each=3)
+    trees.write(tmp_path / "results" / "cells" / "0.jpg", trees.jpeg(9, 0))
+    trees.write(tmp_path / "results" / "1.jpg", trees.jpeg(9, 1))
+    asked = ("--dataset", "folder:root=.,size=32", "--cache", "cache", "--threads", "1")
+    attack = ("attack", "--model", "c2f2", "--attack", "es:steps=1", "--save-adversarial", "2")
+    plain = json.loads(dmlbench("data", "verify", "folder:root=.", "--json").stdout)["found"]
+    assert plain["test"] == {"images": 8, "classes": 3}  # results is a class as any other
+    shutil.rmtree(tmp_path / "results")
+    plain = json.loads(dmlbench("data", "verify", "folder:root=.", "--json").stdout)["found"]
+    assert plain["test"] == {"images": 6, "classes": 2}
+    written = [
+        *(dmlbench(*attack, *asked, "--results", place) for place in ("results", "class 002/own")),
+        dmlbench("leaderboard"),
+    ]
+    assert [one.returncode for one in written] == [0, 0, 0], written
+    for folder in ("results", "class 002/own", "leaderboards"):
+        assert [*tmp_path.glob(f"{folder}/**/*.png")], folder
+    found = dmlbench("data", "verify", "folder:root=.", "--json")
+    assert json.loads(found.stdout)["found"] == plain
+    (line,) = [line for line in found.stderr.splitlines() if "left out" in line]
+    assert line.startswith("warning: data set folder: left out class 002/own, leaderboards, res")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,6 +375,13 @@ def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
         ("root=two,train_list=bad,test_list=bad", "bad, line 1: expected 2 words, got 'alone'"),
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
         ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
+        (
+            "root=two,train_list=gone,test_list=twice",
+            "^twice, line 4: ./x//1.jpg is in twice, line 1 too, and a query .* leave one out$",
+        ),
+        ("root=two,train_list=twice,test_list=gone", "twice, line 4: .* is in twice, line 1 too"),
+        ("root=two,train_list=once,test_list=once", "once, line 1: .* is in once, line 1 too"),
+        ("root=two,train_list=once,test_list=twice", "twice, line 3: .* is in once, line 1 too"),
         ("root=two,train_list=bad", "train_list and test_list go together"),
         ("root=two,train_list=bad,test_list=bad,train_classes=1", "train_classes is not read"),
         ("root=halves,train_classes=1", "halves has train/ and test/, so train_classes is not"),
@@ -311,8 +412,10 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
             trees.write(Path(f"broken/{name}/{number}.jpg"), trees.jpeg(0, 0))
     Path("bad").write_text("alone\n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    Path("gone").write_text("a nowhere.jpg\na nowhere.jpg\nc nowhere.jpg\n")
-    Path("gone2").write_text("b nowhere.jpg\nb nowhere.jpg\nd nowhere.jpg\n")
+    Path("gone").write_text("a nowhere.jpg\na 1.jpg\nc 2.jpg\n")
+    Path("gone2").write_text("b 3.jpg\nb 4.jpg\nd 5.jpg\n")
+    Path("twice").write_text("a x/1.jpg\n\nb x/2.jpg\na ./x//1.jpg\n")
+    Path("once").write_text("c x/2.jpg\n")
     with pytest.raises(UserError, match=message):
         spec.parse(f"folder:{arguments}" if arguments else "folder", DATASETS).load(
             None, Cache(Path("cache"))
@@ -320,11 +423,22 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
     assert not list(Path().rglob("*.pixels")) + list(Path().rglob("*.partial"))
 
 
+def test_queries_that_are_alone_in_their_class_are_warned_of(tmp_path: Path) -> None:
+    trees.folder(tmp_path / "set", classes=4, each=2)
+    for name in "xyz":
+        trees.write(tmp_path / "set" / name / "0.jpg", trees.jpeg(9, ord(name)))
+    chosen, said = Folder(root=str(tmp_path / "set")), "3 of 5 queries have no answer among the"
+    with pytest.warns(UserWarning, match=f"^folder: {said} other test images: they are attacked"):
+        data = chosen.load(None, Cache(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match=f"^arrays: {said}"):
+        dml.from_arrays(data.test.images, data.test.labels)
+
+
 def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for i in range(2):
             trees.write(tmp_path / part / "a" / f"{i}.jpg", trees.jpeg(0, i))
-        trees.write(tmp_path / part / part / "0.jpg", trees.jpeg(1, 0))
+            trees.write(tmp_path / part / part / f"{i}.jpg", trees.jpeg(1, i))
     with pytest.warns(UserWarning, match="1 classes are in both splits"):
         Folder(root=str(tmp_path)).load(None, Cache(tmp_path / "cache"))
 

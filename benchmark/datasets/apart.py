@@ -1,4 +1,4 @@
-"""Checks of data sets whose queries and gallery are apart, and the files that list answers.
+"""Checks of queries and gallery, mostly where they are apart, and the files that list answers.
 
 A list of answers has one line per pair, ``GRADE QUERY ITEM``, separated by tabs (or by blanks,
 where no path has one). Grades are those of revisited Oxford and Paris (Radenovic et al., CVPR
@@ -10,7 +10,8 @@ where no path has one). Grades are those of revisited Oxford and Paris (Radenovi
     hard        junk        answer        answer
     junk        junk        junk          junk
 
-Junk is left out of the ranking; everything that is not listed is wrong.
+Junk is left out of the ranking; everything that is not listed is wrong. A pair has one grade; its
+line may be there twice.
 
 A list of sources has one line per image, ``SOURCE IMAGE``. The image is named by its path in the
 query or the gallery folder. A path that both folders have is written with the folder before it, as
@@ -59,12 +60,7 @@ def check_apart(name: str, data: RetrievalData) -> None:
             f"{name}: no query has an answer in the gallery: the classes of both must have the "
             "same names, or a list must name the answers"
         )
-    if without:
-        warnings.warn(
-            f"{name}: {without} of {len(queries)} queries have no answer in the gallery: they are "
-            "attacked, and left out of R@K, mAP and what follows from them",
-            stacklevel=4,
-        )
+    _warn_of_unanswered(name, without, queries, "in the gallery")
     places: dict[bytes, set[int]] = {pixels: set() for pixels in _hashes(queries)}
     for place, pixels in enumerate(_hashes(gallery)):
         if pixels in places:
@@ -80,6 +76,21 @@ def check_apart(name: str, data: RetrievalData) -> None:
             f"{name}: {len(shared)} images are both query and gallery image, and a query that sees "
             "itself finds itself: leave them out, or give them a source",
             stacklevel=4,
+        )
+
+
+def check_alone(name: str, test: Split) -> None:
+    """Warn of queries that are alone in their class, where the other ones are their gallery."""
+    alone = int((np.bincount(test.labels) == 1).sum())
+    _warn_of_unanswered(name, alone, test, "among the other test images")
+
+
+def _warn_of_unanswered(name: str, without: int, queries: Split, where: str) -> None:
+    if without:
+        warnings.warn(
+            f"{name}: {without} of {len(queries)} queries have no answer {where}: they are "
+            "attacked, and left out of R@K, mAP and what follows from them",
+            stacklevel=5,
         )
 
 
@@ -99,12 +110,12 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
         level: easy, medium or hard.
 
     Raises:
-        UserError: the file cannot be read, a line is malformed, an image is not there, or a query
-            is in no line.
+        UserError: the file cannot be read, a line is malformed, an image is not there, a pair has
+            two grades, or a query is in no line.
     """
     number, place = _places(queries), _places(items)
     found: list[list[list[int]]] = [[[] for _ in queries] for _ in ("positives", "junk")]
-    named = set()
+    grades: dict[tuple[str, str], tuple[str, int]] = {}
     for line, (grade, query, item) in _rows(path, 3, "GRADE QUERY ITEM"):
         if grade not in GRADES:
             raise UserError(
@@ -116,9 +127,15 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
                     f"{path}, line {line}: {key} is not among the {what} images, which are named "
                     f"by their paths in the {what} folder, such as {next(iter(known))}"
                 )
+        before, first = grades.setdefault((query, item), (grade, line))
+        if before != grade:
+            raise UserError(
+                f"{path}, line {line}: {item} is {grade} for {query}, and {before} in line "
+                f"{first}: leave one out"
+            )
         junk = grade not in LEVELS[level]
         found[junk][number[query]].append(place[item])
-        named.add(query)
+    named = {query for query, _ in grades}
     if missing := [name for name in queries if name not in named]:
         raise UserError(
             f"{path} has no line for {len(missing)} queries: {listed(missing)}; name their "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
-from dmlbench.datasets.apart import check_apart, numbered
+from dmlbench.datasets.apart import check_alone, check_apart, numbered
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def from_arrays(
         data = _apart(name, data, searched, sources, positives, junk)
     elif sources or positives or junk:
         raise UserError("sources, positives and junk go with a gallery")
+    else:
+        check_alone(name, test)
     card = DatasetCard(
         name,
         "images in memory",
@@ -164,6 +166,12 @@ def _apart(
                 if any(not 0 <= int(item) < len(gallery) for item in one):
                     raise UserError(f"{what} of query {query}: a position is not in the gallery")
         right, left_out = (tuple(tuple(sorted({int(i) for i in o})) for o in p) for p in lists)
+        for query, (one, other) in enumerate(zip(right, left_out, strict=True)):
+            if both := sorted(set(one) & set(other)):
+                raise UserError(
+                    f"query {query}: position {both[0]} is in its positives and in its junk: leave "
+                    "it out of one"
+                )
         answers = Answers(right, left_out)
         test = replace(test, labels=np.full(len(test), -1))
         gallery = replace(gallery, labels=np.full(len(gallery), -1))

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
 from dmlbench.datasets.base import DATASETS, DatasetCard
-from dmlbench.datasets.images import RECIPE, THREAT, TRAINING_THREAT, ImageDataset, Listing, table
+from dmlbench.datasets.files.cache import listed
+from dmlbench.datasets.images import (
+    RECIPE,
+    THREAT,
+    TRAINING_THREAT,
+    ImageDataset,
+    Listing,
+    numbered_table,
+)
 from dmlbench.metrics.names import BENIGN, INSTANCE
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"),
     *(".gif", ".jp2", ".avif"),
 }
+
+WRITTEN = ("cells/*.json", "models/*/manifest.json", "runs/*.yaml", "plots/.drawn.json")
+"""Files by which a folder of results or of boards is known: its pictures are no images of a set."""
 
 
 @DATASETS.register
@@ -35,7 +47,10 @@ class Folder(ImageDataset):
     split: the images of one search those of the other. Images in ``gallery`` itself have no class
     (distractors). ``root`` holds ``train/`` or class folders then, all of which train, except what
     lies in ``query`` or ``gallery``; without it nothing does. With ``positives`` there are no
-    classes: all images count, in folders or not. Hidden files and folders are left out.
+    classes: all images count, in folders or not.
+
+    Hidden files and folders are left out, and so are, with a warning, folders of results and boards
+    that dmlbench wrote, and links to folders inside a class folder.
     """
 
     card = DatasetCard(
@@ -116,41 +131,48 @@ class Folder(ImageDataset):
 
         A label is the position of the class among all classes, sorted by name.
         """
+        tree = _Tree(root)
         try:
             if not root.is_dir():
                 raise UserError(f"data set folder: root {root} is not a folder")
-            if self.query:
-                return self._apart(root)
-            if self.train_list:
-                parts = [_listed(Path(path)) for path in (self.train_list, self.test_list)]
-            elif (root / "train").is_dir() and (root / "test").is_dir():
-                if self.train_classes:
-                    raise UserError(
-                        f"data set folder: {root} has train/ and test/, so train_classes is not "
-                        "read: leave it out"
-                    )
-                parts = [
-                    [entry for name in _classes(root / part) for entry in _files(root, part, name)]
-                    for part in ("train", "test")
-                ]
-            elif (root / "train").is_dir() or (root / "test").is_dir():
-                raise UserError(
-                    f"data set folder: {root} has one of train/ and test/: rename the folder of "
-                    "the other split, or give train_list and test_list"
-                )
-            else:
-                parts = self._by_class(root)
+            return self._apart(tree) if self.query else self._split(tree)
         except OSError as error:
             raise UserError(
                 f"data set folder: {error.filename} cannot be read: {error.strerror}"
             ) from None
+        finally:
+            tree.warn()
+
+    def _split(self, tree: _Tree) -> Listing:
+        """The listing of what trains and what is tested, by lists or folders."""
+        root = tree.root
+        if self.train_list:
+            parts = _from_lists(root, (Path(self.train_list), Path(self.test_list)))
+        elif (root / "train").is_dir() and (root / "test").is_dir():
+            if self.train_classes:
+                raise UserError(
+                    f"data set folder: {root} has train/ and test/, so train_classes is not "
+                    "read: leave it out"
+                )
+            parts = [
+                [entry for name in tree.classes(part) for entry in tree.files(part, name)]
+                for part in ("train", "test")
+            ]
+        elif (root / "train").is_dir() or (root / "test").is_dir():
+            raise UserError(
+                f"data set folder: {root} has one of train/ and test/: rename the folder of "
+                "the other split, or give train_list and test_list"
+            )
+        else:
+            parts = self._by_class(tree)
         names = sorted({name for part in parts for name, _ in part})
         label = {name: place for place, name in enumerate(names)}
         train, test = (tuple((path, label[name]) for name, path in part) for part in parts)
         return Listing(root, train, test)
 
-    def _apart(self, root: Path) -> Listing:
-        """The listing of queries, gallery and what trains; paths are below ``root``."""
+    def _apart(self, tree: _Tree) -> Listing:
+        """The listing of queries, gallery and what trains."""
+        root = tree.root
         train: list[tuple[str, str]] = []
         if self.root:
             own = Path(self.root).absolute()
@@ -165,8 +187,8 @@ class Folder(ImageDataset):
 
             train = [
                 (name, path)
-                for one in _classes(inside)
-                for name, path in _files(root, below, one)
+                for one in tree.classes(below)
+                for name, path in tree.files(below, one)
                 if trains((root / path).parent)
             ]
         found = {}
@@ -175,9 +197,9 @@ class Folder(ImageDataset):
             if not folder.is_dir():
                 raise UserError(f"data set folder: {key} {path} is not a folder")
             below = folder.relative_to(root).as_posix()
-            loose = [("", file) for _, file in _files(root, below, "", deep=bool(self.positives))]
-            classes = () if self.positives else _classes(folder)
-            found[key] = [*(e for name in classes for e in _files(root, below, name)), *loose]
+            loose = [("", file) for _, file in tree.files(below, "", deep=bool(self.positives))]
+            classes = () if self.positives else tree.classes(below)
+            found[key] = [*(e for name in classes for e in tree.files(below, name)), *loose]
             if not found[key]:
                 raise UserError(f"data set folder: {key} {path} has no image file in it")
         names = sorted({name for part in (train, *found.values()) for name, _ in part if name})
@@ -197,14 +219,14 @@ class Folder(ImageDataset):
             sources = own_ids, their_ids
         return Listing(root, learnt, test, searched, answers, sources)
 
-    def _by_class(self, root: Path) -> list[list[tuple[str, str]]]:
-        files = {name: _files(root, "", name) for name in _classes(root)}
+    def _by_class(self, tree: _Tree) -> list[list[tuple[str, str]]]:
+        files = {name: tree.files("", name) for name in tree.classes("")}
         classes = [name for name, found in files.items() if found]
         cut = len(classes) // 2 if self.train_classes is None else self.train_classes
         if not 0 < cut < len(classes):
             raise UserError(
-                f"data set folder: {root} has {len(classes)} folders with images, which cannot "
-                f"be split into {cut} that train and others that test"
+                f"data set folder: {tree.root} has {len(classes)} folders with images, which "
+                f"cannot be split into {cut} that train and others that test"
             )
         return [
             [entry for name in part for entry in files[name]]
@@ -212,33 +234,84 @@ class Folder(ImageDataset):
         ]
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+@dataclass(frozen=True)
+class _Tree:
+    """The folders below ``root``, and those among them that are left out.
 
-
-def _files(root: Path, part: str, name: str, deep: bool = True) -> list[tuple[str, str]]:
-    """(class, path below the root) of each image file of a class, in folders at any depth.
-
-    Hidden folders are left out: they hold what programs keep for themselves, such as thumbnails.
-
-    Args:
-        root, part, name: the images are below ``root / part / name``; ``name`` is the class.
-        deep: in folders of that one too.
+    Attributes:
+        root: paths are below it.
+        written: folders of results or boards.
+        links: links to folders inside class folders.
     """
-    walk = os.walk(root / part / name, onerror=_raise)
-    found = []
-    for base, folders, files in walk if deep else itertools.islice(walk, 1):
-        folders[:] = [one for one in folders if not one.startswith(".")]  # os.walk enters these
-        found += [
-            Path(base, file).relative_to(root).as_posix()
-            for file in files
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-        ]
-    return [(name, path) for path in sorted(found)]
+
+    root: Path
+    written: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+
+    def classes(self, part: str) -> list[str]:
+        """The class folders in a folder; a link to one is one."""
+        return sorted(
+            one.name
+            for one in (self.root / part).iterdir()
+            if one.is_dir() and not one.name.startswith(".") and not self._is_written(one)
+        )
+
+    def files(self, part: str, name: str, deep: bool = True) -> list[tuple[str, str]]:
+        """(class, path) of each image file of a class, in folders at any depth.
+
+        Hidden folders are left out: they hold what programs keep for themselves, as thumbnails.
+
+        Args:
+            part, name: the images are below ``root / part / name``; ``name`` is the class.
+            deep: in folders of that one too.
+        """
+        found = []
+        for base, folders, files in os.walk(self.root / part / name, onerror=_raise):
+            inside = [Path(base, one) for one in folders if deep and not one.startswith(".")]
+            self.links.extend(one for one in inside if one.is_symlink())
+            folders[:] = [  # os.walk enters these
+                one.name for one in inside if not (one.is_symlink() or self._is_written(one))
+            ]
+            found += [
+                Path(base, file).relative_to(self.root).as_posix()
+                for file in files
+                if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+            ]
+        return [(name, path) for path in sorted(found)]
+
+    def warn(self) -> None:
+        """Say what is left out."""
+        for paths, what in (
+            (self.written, "what dmlbench wrote (results, boards) is no class"),
+            (self.links, "links to folders inside class folders are not followed: link files"),
+        ):
+            if paths:
+                shown = listed([str(path) for path in sorted(set(paths))])
+                warnings.warn(f"data set folder: left out {shown}: {what}", stacklevel=5)
+
+    def _is_written(self, folder: Path) -> bool:
+        """True, and noted, if dmlbench wrote the folder."""
+        if not any(next(folder.glob(form), None) for form in WRITTEN):
+            return False
+        self.written.append(folder)
+        return True
 
 
-def _listed(path: Path) -> list[tuple[str, str]]:
-    return [(name, file) for name, file in table(path, 2)]
+def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]]:
+    """(class, path) of each line of each list; UserError if two lines name one file."""
+    places: dict[str, str] = {}
+    parts: list[list[tuple[str, str]]] = [[] for _ in lists]
+    for part, path in zip(parts, lists, strict=True):
+        for number, (name, file) in numbered_table(path, 2):
+            place, known = f"{path}, line {number}", os.path.normpath(root / file)
+            if known in places:
+                raise UserError(
+                    f"{place}: {file} is in {places[known]} too, and a query that is there twice "
+                    "finds itself: leave one out"
+                )
+            places[known] = place
+            part.append((name, file))
+    return parts
 
 
 def _raise(error: OSError) -> None:

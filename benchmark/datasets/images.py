@@ -19,7 +19,7 @@ from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.spec import parameter
-from dmlbench.datasets.apart import check_apart
+from dmlbench.datasets.apart import check_alone, check_apart
 from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.places import existing
@@ -172,6 +172,8 @@ class ImageDataset(Dataset, abc.ABC):
         data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
         if data.gallery is not None:
             check_apart(self.card.name, data)
+        else:
+            check_alone(self.card.name, data.test)
         return data
 
     def _check(self, listing: Listing) -> None:
@@ -205,7 +207,14 @@ def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:
 
 
 def table(path: Path, columns: int) -> list[list[str]]:
-    """Split each line of a text file into ``columns`` words; the last one may contain spaces.
+    """The words of each line of a text file (``numbered_table``)."""
+    return [words for _, words in numbered_table(path, columns)]
+
+
+def numbered_table(path: Path, columns: int) -> list[tuple[int, list[str]]]:
+    """The number of each line of a text file and its ``columns`` words; the last may have spaces.
+
+    Empty lines are left out.
 
     Raises:
         UserError: the file cannot be read, or a line has fewer words.
@@ -223,7 +232,7 @@ def table(path: Path, columns: int) -> list[list[str]]:
         words = line.strip().split(maxsplit=columns - 1)
         if words and len(words) < columns:
             raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
-        rows += [words] if words else []
+        rows += [(number, words)] if words else []
     return rows
 
 

@@ -140,6 +140,12 @@ class Evaluation(EmbeddedTest):
                 collected.add(images, attacked, found, attacked.clean | before)
                 progress.finish(collected.so_far(attack.columns))
         outcomes = collected.outcomes(index, len(self.index))
+        empty = [c.name for c in columns if np.isnan(outcomes[c.name]).all()]
+        if empty and not gallery.relevance.answers[index].any():
+            raise CellError(
+                f"none of the {len(index)} attacked queries has an answer, so there is no "
+                f"{empty[0]}: attack more queries"
+            )
         metrics = {c.name: bootstrap_mean(outcomes[c.name]) for c in columns}
         metrics |= {
             c.median: bootstrap_median(outcomes[c.name]) for c in attack.columns if c.median

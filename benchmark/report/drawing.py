@@ -121,12 +121,20 @@ def named(board: Board) -> Iterator[tuple[str, str, tuple[Table, ...]]]:
         of = tuple(table for table in own if table.dataset == dataset)
         yield from ((f"{_stem(dataset)}-{plot}", plot, of) for plot in ACROSS)
     for table in own:
-        stem = _stem(f"{table.dataset} {table.suite}")
+        stem = _stem(table.dataset, table.suite)
         yield from ((f"{stem}-{plot}", plot, (table,)) for plot in PLOTS)
 
 
-def _stem(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+def _stem(dataset: str, suite: str = "") -> str:
+    """The start of the names of files: the words of a spec, and its hash if they are not all of it.
+
+    So no two data sets have the same files.
+    """
+    text = f"{dataset} {suite}".strip()
+    words = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+    if words == text.replace(" ", "-"):
+        return words
+    return f"{words}-{_sha256(text.encode())[:8]}".lstrip("-")
 
 
 def _tasks(board: Board) -> list[Task]:

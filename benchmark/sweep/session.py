@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class Session:
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
         save_images: write the adversarial images of each attack to ``store.images(cell)``.
         downloads: False: data that are not on this machine are an error.
+        read_before: the main process of this run has read the images, checked what is decoded of
+            them, and said what is odd about them.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -62,6 +65,7 @@ class Session:
     keep: int = 0
     save_images: bool = False
     downloads: bool = True
+    read_before: bool = False
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -76,8 +80,10 @@ class Session:
                 f"data set {self.dataset.card.name} is not on this machine, and a dry run "
                 f"downloads nothing: {self.dataset.protocol.source}"
             )
-        with foreign(self.dataset):
-            data = self.dataset.load(self.data_root, Cache(self.cache, self.reporter))
+        cache = Cache(self.cache, self.reporter, checked=self.read_before)
+        said = warnings.catch_warnings(action="ignore") if self.read_before else nullcontext()
+        with foreign(self.dataset), said:
+            data = self.dataset.load(self.data_root, cache)
         known = self.dataset.known_digest
         if known not in (None, data.digest):
             raise UserError(

@@ -7,7 +7,8 @@ The pixels are those of ``Resize((side, side))`` on a PIL image, as in the publi
 bilinear, antialiased, the aspect ratio not kept. Files whose size or times changed are decoded
 again (one of the times is that of the last change to the inode, which nobody can set: it differs
 even between files that an archive gave the same name, size and time). The identity of the data
-depends on the pixels alone.
+depends on the pixels alone, so a process compares them with their hashes when it first uses them,
+and decodes again what is damaged.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import hashlib
 import io
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dmlbench.common.progress import Reporter
+
+LONG = 4_000_000_000  # bytes whose check takes so long that its progress is shown
+_SOUND: set[tuple[Path, int, int, int]] = set()  # files of pixels that this process has checked
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,13 @@ class Cache:
         folder: the folder; None: ``decoded`` in ``places.HOME``.
         reporter: shows the progress of decoding; None: nothing is shown.
         side: height and width of the decoded images, in pixels.
+        checked: another process of this run has compared the pixels with their hashes.
     """
 
     folder: Path | None = None
     reporter: Reporter | None = None
     side: int = SIDE
+    checked: bool = False
 
     @property
     def place(self) -> Path:
@@ -78,7 +86,8 @@ class Cache:
     def decoded(self, title: str, root: Path, names: Sequence[str]) -> Decoded:
         """The images of the files ``names`` in ``root``, from the cache or decoded into it.
 
-        If two processes need the same files, one decodes them and the other waits.
+        If two processes need the same files, one decodes them and the other waits. Images that are
+        damaged are decoded again, with a warning.
 
         Raises:
             UserError: a file is missing or cannot be decoded, or the disk is full.
@@ -87,7 +96,7 @@ class Cache:
 
         key = stamp(root, names, self.side)
         found = self.find(key, len(names))
-        if found is not None:
+        if found is not None and self._is_sound(title, found):
             return found
         check_writable(self.place, "--cache")
         lock = FileLock(self.place / f"{key}.lock")
@@ -99,6 +108,13 @@ class Cache:
             lock.acquire()
         try:
             found = self.find(key, len(names))
+            if found is not None and not self._is_sound(title, found):
+                path = self._pixels(found.hashes)
+                warnings.warn(
+                    f"the decoded images of {title} in {path} are damaged: decoding them again",
+                    stacklevel=3,
+                )
+                found = None
             if found is None:
                 self._build(key, title, root, names)
                 found = self.find(key, len(names))
@@ -113,7 +129,7 @@ class Cache:
             content = io.BytesIO(read_file(self.place / f"{key}.npz"))
             with np.load(content, allow_pickle=False) as index:
                 hashes, files = index["pixels"], index["files"]
-            path = self.place / f"{_content(hashes)}.pixels"
+            path = self._pixels(hashes)
             whole = hashes.shape == files.shape == (count, 32)
             if not whole or path.stat().st_size != count * image_bytes(self.side):
                 return None
@@ -121,6 +137,32 @@ class Cache:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return Decoded(images, hashes, files)
+
+    def _pixels(self, hashes: npt.NDArray[np.uint8]) -> Path:
+        """The file of the pixels of images with these hashes."""
+        return self.place / f"{hashlib.sha256(hashes.tobytes()).hexdigest()[:32]}.pixels"
+
+    def _is_sound(self, title: str, found: Decoded) -> bool:
+        """False if the pixels are not those of the hashes; a process reads them once for this."""
+        path, image = self._pixels(found.hashes), bytearray(image_bytes(self.side))
+        try:
+            known = path.stat()
+            state = path, known.st_ino, known.st_mtime_ns, known.st_ctime_ns
+            if self.checked or state in _SOUND:
+                return True
+            shown = self.reporter if known.st_size > LONG else None
+            bar = shown.task(f"check {title}", len(found.hashes)) if shown else nullcontext()
+            with path.open("rb") as file, bar as task:
+                for expected in found.hashes:
+                    file.readinto(image)
+                    if hashlib.sha256(image).digest() != expected.tobytes():
+                        return False
+                    if task is not None:
+                        task.advance(1)
+        except OSError:  # a bad sector
+            return False
+        _SOUND.add(state)
+        return True
 
     def _build(self, key: str, title: str, root: Path, names: Sequence[str]) -> None:
         """Decode the files and store them under ``key``."""
@@ -144,7 +186,7 @@ class Cache:
                 np.frombuffer(b"".join(parts), np.uint8).reshape(len(names), 32)
                 for parts in ([s.pixels for s in seen], [s.file for s in seen])
             )
-            partial.replace(self.place / f"{_content(hashes)}.pixels")
+            partial.replace(self._pixels(hashes))
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot write to --cache {self.place}: {reason}") from None
@@ -186,11 +228,6 @@ def _refuse_unreadable(title: str, names: Sequence[str], seen: Sequence[Seen]) -
             f"{title}: {listed(bad)} cannot be decoded: fetch the files again, or leave them out "
             "of a data set of your own"
         )
-
-
-def _content(hashes: npt.NDArray[np.uint8]) -> str:
-    """The name of the pixel file of images with these hashes."""
-    return hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
 
 
 def listed(items: Sequence[str]) -> str:

@@ -261,7 +261,9 @@ def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -
 
         dataset, data_root, cache, store, compute = common
         own = replace(compute, device=_device_of_worker(compute.device, number))
-        worker = Worker(Session(dataset, data_root, cache, store, own, reporter))
+        read = dataset.known_digest is None  # the plan needs the digest of what it reads
+        session = Session(dataset, data_root, cache, store, own, reporter, read_before=read)
+        worker = Worker(session)
         connection.send(("ready", None))
         while True:
             connection.send(("done", worker.do(connection.recv())))
