@@ -22,6 +22,7 @@ from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file, write_atomically
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
@@ -180,7 +181,8 @@ def _number(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+    short = text.isascii() and text.isdecimal() and len(text) <= len(str(LARGEST))
+    if not short or int(text) > LARGEST:
         raise ValueError("not a whole number that is used here")
     return int(text)
 

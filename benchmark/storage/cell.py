@@ -16,6 +16,7 @@ import msgspec
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity, sealed, unsealed
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
@@ -42,7 +43,7 @@ ORDER = (
 )
 """Fields of ``About`` that the rows of tables are sorted by."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=2.5e11)]  # since 1970: before the year 9892
 Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
 DatasetSpec = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]*\w(:|$)")]  # it names files of boards
