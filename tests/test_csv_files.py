@@ -98,6 +98,40 @@ def test_the_largest_seed_is_read_again(tmp_path: Path) -> None:
         check_seeds([LARGEST + 1])
 
 
+def test_rows_of_the_user_in_results_csv_are_kept_in_another_file(tmp_path: Path) -> None:
+    store, theirs = Store(tmp_path / "a"), Store(tmp_path / "b")
+    own, gone, other = cell("CA+"), cell("CA-"), cell("LTM", label="theirs")
+    for one in (own, gone):
+        store.put(one)
+    for one in (own, other):
+        theirs.put(one)
+    export(store)
+    store.remove(gone.id)
+    export(store)  # silent: the row of a deleted cell goes with it
+    copied, _ = export(theirs)
+    (store.root / "results.csv").write_bytes(copied.read_bytes())
+    with pytest.warns(UserWarning, match="has rows of no cell") as said:
+        export(store)
+    (kept,) = store.root.glob("results-*.csv")
+    assert str(kept) in str(said[0].message)
+    assert [row["cell"] for row in csv_files.read_tidy(kept)] == [other.id]
+    assert [row["cell"] for row in csv_files.read_tidy(store.root / "results.csv")] == [own.id]
+    export(store)  # silent, and the row is still there
+    assert {row["cell"] for row in read_folder(store.root)} == {own.id, other.id}
+
+
+@pytest.mark.parametrize("content", [b"", b"a;cell\n1;2\n", b"a,cell\n1\n", b"\xff,cell\n"])
+def test_a_results_csv_that_is_none_is_kept_whole(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.put(cell())
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.warns(UserWarning, match="it is kept as"):
+        export(store)
+    (kept,) = tmp_path.glob("*.bak")
+    assert kept.read_bytes() == content
+    assert [row["cell"] for row in read_folder(tmp_path)] == [cell().id]
+
+
 @pytest.mark.parametrize("text", [str(2**63), "9" * 5000, "-1", "1.0", "\u0663", ""])
 def test_a_count_in_a_csv_is_a_whole_number_below_2_to_the_63(text: str) -> None:
     assert csv_files._count(str(2**63 - 1)) == 2**63 - 1

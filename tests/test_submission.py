@@ -123,6 +123,7 @@ class Forgery:
 
     def settle(self) -> None:
         """Bring CSV, list of cells and hashes up to date with the cells."""
+        (self.store.root / bundles.ROWS).unlink()
         export(self.store)
         names = [
             path.relative_to(self.folder).as_posix()

@@ -8,9 +8,9 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from dmlbench.common.errors import UserError
@@ -110,13 +110,19 @@ def check_writable(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete temporary files that killed processes have left in ``folder`` and its subfolders.
+def remove_abandoned(folder: Path, written: Iterable[str]) -> None:
+    """Delete temporary files of ``atomic_file`` that killed processes have left in ``folder``.
 
     A temporary file counts as abandoned one hour after it was written. The time is that of the
     file system, because the clock of this machine may differ or jump.
+
+    Args:
+        folder: may hold files of others, which stay.
+        written: patterns of the files that are written in it, ``cells/*.json``.
     """
-    found = list(folder.rglob(".*.tmp"))
+    places = map(PurePath, written)
+    patterns = [place.with_name(f".{place.name}.{'?' * 8}.tmp") for place in places]
+    found = [path for pattern in patterns for path in folder.glob(str(pattern))]
     if not found:
         return
     with tempfile.NamedTemporaryFile(dir=folder) as probe:
