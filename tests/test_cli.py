@@ -179,6 +179,44 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert not list(tmp_path.rglob("*.json"))
 
 
+METHODS = """
+from dataclasses import dataclass, replace
+from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.core.registry import Card
+from dmlbench.defenses.none import NoDefense as Base
+def defense(name, **members):
+    members = {"__module__": __name__, "card": Card(name, "with a slip"), **members}
+    return dataclass(frozen=True, kw_only=True)(type(name.title(), (Base,), members))
+Number = defense("number", label=property(lambda self: 5))
+Dear = defense("dear", training_cost=property(lambda self: "9"))
+@dataclass(frozen=True, kw_only=True)
+class Beta(CandidateUp):
+    card = Card("beta", "with a slip", version="beta")
+@dataclass(frozen=True, kw_only=True)
+class Cited(CandidateUp):
+    card = Card("cited", "with a slip", paper="Doe 2030")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attack", "m.py:Beta"], "the version on its card must be 1, 2, 3, ..., got 'beta'"),
+        (["--attack", "m.py:Cited"], "the paper on its card must be a Paper or None"),
+        (["--defense", "m.py:Number"], "defense number: its label must be a text, got 5"),
+        (["--defense", "m.py:Dear"], "defense dear: its training_cost must be at least 0"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else None,
+)
+def test_a_method_whose_facts_have_another_type_is_refused(
+    dmlbench: Run, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "m.py").write_text(METHODS)
+    rest = ["--attack", "ca+"] if "--defense" in arguments else ["--defense", "none"]
+    refused(dmlbench("run", "--dataset", "tiny", *arguments, *rest), words)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -390,6 +390,18 @@ def test_a_description_that_cannot_be_stored_is_refused_in_the_plan() -> None:
         assert str(said.value).isprintable()
 
 
+@pytest.mark.parametrize("version", ["beta", 1.5, -1, 2**63, True, None])
+def test_a_version_that_is_no_whole_number_enters_no_results_folder(
+    version: object, tmp_path: Path
+) -> None:
+    """One such cell could not be put in order with the others."""
+    facts = {"attack_version": version}
+    with pytest.raises(UserError, match=r"cannot be stored.*attack_version"):
+        new_cell(facts, cell().about, {})
+    with pytest.raises(CellError, match=r"attack_version"):
+        Store(tmp_path / "results").put(with_facts(cell(), **facts))
+
+
 @pytest.mark.parametrize(
     "findings",
     [{"deciles": {"CA+": [1.0, 2.0]}}, {"deciles": 3}, {"clean": {"CA+": "x"}}, {"collapsed": 1},

@@ -102,6 +102,14 @@ class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Columns = dict[Filled, ColumnInfo]
 
 
+class Versions(msgspec.Struct):
+    """The facts of a cell that ``Cell.versions`` reads; a cell lacks those that it has no use for."""
+
+    measure_version: Count = 0
+    attack_version: Count = 0
+    external_files: Count = 0
+
+
 class ExceptionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The exception that ended a cell; None for a part that is unknown (the process died)."""
 
@@ -283,7 +291,12 @@ def _shown(cell: Cell) -> Cell:
 
 
 def _problem(cell: Cell) -> str:
-    """The reason why a cell cannot be right; empty if it can."""
+    """The reason why a cell cannot be right; empty if it can.
+
+    Raises:
+        msgspec.ValidationError: a version among its facts is no whole number.
+    """
+    msgspec.convert(cell.facts, Versions)
     if not cell.ok:
         complete = cell.exception is not None and not cell.metrics
         return "" if complete else "a failed cell has an exception and no metrics"
