@@ -20,6 +20,7 @@ from dmlbench.common.hashing import sealed
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
+from tests import synthetic
 from tests.faults import PATIENCE
 from tests.outside import DEFENSE
 from tests.zygote import Zygote, environment
@@ -135,6 +136,30 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     again = dmlbench(*arguments, "--attack", "broken")
     assert again.returncode == 1
     assert "this plugin is broken" in again.stderr  # tried again, not remembered as done
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_first(dmlbench: Run, tmp_path: Path) -> None:
+    """A byte that is no UTF-8 comes as a lone surrogate."""
+    for flag in ("--results", "--leaderboards"):
+        refused(dmlbench(*FIRST, flag, "r\udcff"), flag, "has letters that are no UTF-8")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_an_output_that_lacks_letters_has_marks_in_their_place(
+    tmp_path: Path, encoding: str
+) -> None:
+    synthetic.write(tmp_path / "results.csv", synthetic.model())
+    for arguments in (["show", "--results", "."], ["show", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dmlbench", *arguments],
+            env=environment() | {"PYTHONIOENCODING": encoding},
+            cwd=tmp_path,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"?" in done.stdout or encoding != "ascii" or "--help" in arguments
 
 
 def test_all_means_every_registered_one() -> None:

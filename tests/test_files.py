@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(blocked / "x.json", b"1")
+
+
+def test_processes_of_the_same_number_do_not_refuse_each_others_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of several containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(lambda _: check_writable(tmp_path, "--results"), range(400)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from dmlbench.analysis.csv_files import export
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed, identity, sealed
-from dmlbench.compute.provenance import without_folders
+from dmlbench.compute.provenance import provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import ExceptionInfo
 from dmlbench.storage.store import WRITTEN, Store
@@ -202,6 +202,15 @@ def test_temporary_files_of_killed_writers_are_deleted_and_no_others(tmp_path: P
     Store(tmp_path).repair([])
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")}
     assert left == {*foreign, f"cells/.{one[::-1]}.json.{name}"}
+
+
+def test_an_argument_that_is_no_text_costs_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dmlbench", "run", "--config", "/a/r\udcff.yaml"])
+    one = replace(cell(), provenance=provenance(None))
+    Store(tmp_path).put(one)
+    assert Store(tmp_path).cells()[0].provenance.argv == ["run", "--config", "r?.yaml"]
 
 
 def test_every_file_that_a_results_folder_is_written_to_has_a_pattern(tmp_path: Path) -> None:

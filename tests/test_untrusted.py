@@ -274,6 +274,11 @@ def test_a_number_or_a_path_that_cannot_be_is_one_line(flags: list[str]) -> None
     refused(call(*RUN, "--dry-run", *flags))
 
 
+@pytest.mark.parametrize("number", [DIGITS, str(2**63), "-1", "every"])
+def test_a_number_of_pictures_that_cannot_be_is_one_line(number: str) -> None:
+    refused(call("attack", "--model", "lenet", f"--save-adversarial={number}"))
+
+
 @pytest.mark.parametrize("flag", ["--results", "--leaderboards", "--cache", "--data-root"])
 def test_a_path_that_is_too_long_is_one_line(flag: str) -> None:
     dataset = "fashion" if flag == "--data-root" else "folder:root=."

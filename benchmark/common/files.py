@@ -98,13 +98,14 @@ def check_writable(folder: Path, flag: str) -> None:
         flag: the command line option that set the folder, for the message.
 
     Raises:
-        UserError: it cannot be written to.
+        UserError: it cannot be written to, or has a name that files of weights cannot have.
     """
+    if str(folder).encode(errors="replace") != os.fsencode(folder):
+        raise UserError(f"{flag} {folder} has letters that are no UTF-8: choose another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
     except OSError as error:
         reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
