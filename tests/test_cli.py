@@ -262,6 +262,25 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     assert dmlbench(*asked).stderr.splitlines()[-1] == dry.stderr.splitlines()[-1]
 
 
+def test_a_dry_run_refuses_the_folders_that_the_run_refuses(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "prices.csv").write_text("a,b\n1,2\n")
+    before = sorted(tmp_path.rglob("*"))
+    for flags, words in (
+        (["--results", "file"], "not a folder"),
+        (["--leaderboards", "file"], "not a folder"),
+        (["--results", "file/results"], "cannot be written to"),
+        (["--results", "x" * 300], "cannot be written to"),
+        (["--results", "r\udcff"], "no UTF-8"),
+        (["--results", "full"], "prices.csv lacks the columns"),
+    ):
+        refused(dmlbench(*FIRST, *flags, "--dry-run"), flags[1][:20].replace("\udcff", ""), words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_dry_run_downloads_nothing(dmlbench: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     asked = ("run", "--defense", "none", "--attack", "ca+", "--data-root", "empty", "--dry-run")

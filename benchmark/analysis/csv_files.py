@@ -126,10 +126,14 @@ def read_folder(folder: Path) -> list[Record]:
     Raises:
         UserError: ``folder`` is a file, or a CSV in it is not what ``dmlbench run`` writes.
     """
+    return [record for path in tidy_files(folder) for record in read_tidy(path)]
+
+
+def tidy_files(folder: Path) -> list[Path]:
+    """The CSVs in ``folder`` that are to be tidy, sorted by name; UserError if it is a file."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results {folder} is not a folder")
-    paths = sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
-    return [record for path in paths for record in read_tidy(path)]
+    return sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
 
 
 def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:

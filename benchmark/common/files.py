@@ -100,8 +100,7 @@ def check_writable(folder: Path, flag: str) -> None:
     Raises:
         UserError: it cannot be written to, or has a name that files of weights cannot have.
     """
-    if str(folder).encode(errors="replace") != os.fsencode(folder):
-        raise UserError(f"{flag} {folder} has letters that are no UTF-8: choose another name")
+    _check_name(folder, flag)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
@@ -109,6 +108,36 @@ def check_writable(folder: Path, flag: str) -> None:
     except OSError as error:
         reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
+
+
+def check_may_write(folder: Path, flag: str) -> None:
+    """Refuse what ``check_writable`` refuses, as far as that can be told without writing.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    _check_name(folder, flag)
+    reason: str | None = None
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            if not stat.S_ISDIR(place.stat().st_mode):
+                reason = "not a folder"
+            elif not os.access(place, os.W_OK | os.X_OK):
+                reason = "no permission, or read-only"
+            break
+        except FileNotFoundError:  # it would be created
+            continue
+        except OSError as error:
+            reason = error.strerror
+            break
+    if reason is not None:
+        raise UserError(f"{flag} {folder} cannot be written to: {reason}")
+
+
+def _check_name(folder: Path, flag: str) -> None:
+    """UserError for a name that files of weights cannot have."""
+    if str(folder).encode(errors="replace") != os.fsencode(folder):
+        raise UserError(f"{flag} {folder} has letters that are no UTF-8: choose another name")
 
 
 def remove_abandoned(folder: Path, written: Iterable[str]) -> None:
