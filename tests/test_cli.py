@@ -262,9 +262,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     assert dmlbench(*asked).stderr.splitlines()[-1] == dry.stderr.splitlines()[-1]
 
 
-def test_a_dry_run_refuses_the_folders_that_the_run_refuses(
-    dmlbench: Run, tmp_path: Path
-) -> None:
+def test_a_dry_run_refuses_the_folders_that_the_run_refuses(dmlbench: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "prices.csv").write_text("a,b\n1,2\n")

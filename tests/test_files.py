@@ -35,7 +35,7 @@ def test_whether_a_folder_may_be_written_to_is_told_without_writing(
     check_may_write(tmp_path / "a" / "b", "--results")
     monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may all
     for folder in (tmp_path, tmp_path / "a" / "b"):
-        with pytest.raises(UserError, match="--results .* cannot be written to: no permission"):
+        with pytest.raises(UserError, match=r"--results .* cannot be written to: no permission"):
             check_may_write(folder, "--results")
     assert list(tmp_path.iterdir()) == []
 

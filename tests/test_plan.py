@@ -175,7 +175,9 @@ def test_only_another_version_of_a_measurement_is_stale(
     ran(store, found)
     task, _ = assessed(store, found)[0][0].cells[1]
     store.remove(task.cell.id)
-    store.put(with_facts(row(task), **{fact: 99 if "version" in fact else "another"}), {"x": np.zeros(4)})
+    store.put(
+        with_facts(row(task), **{fact: 99 if "version" in fact else "another"}), {"x": np.zeros(4)}
+    )
     assert assessed(store, found)[0][0].cells[1][1] == expected
 
 

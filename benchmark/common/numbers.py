@@ -9,7 +9,7 @@ LARGEST = 2**63 - 1
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """UserError unless ``value``, called ``name``, is a whole number from ``least`` to ``LARGEST``."""
+    """UserError unless ``value``, called ``name``, is a whole number, ``least`` to ``LARGEST``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be at least {least} and a whole number, got {value!r}")
     if value > LARGEST:

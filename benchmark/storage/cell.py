@@ -103,7 +103,7 @@ Columns = dict[Filled, ColumnInfo]
 
 
 class Versions(msgspec.Struct):
-    """The facts of a cell that ``Cell.versions`` reads; a cell lacks those that it has no use for."""
+    """The facts of a cell that ``Cell.versions`` reads. Most cells lack some of them."""
 
     measure_version: Count = 0
     attack_version: Count = 0
