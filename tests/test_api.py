@@ -19,6 +19,7 @@ from torch import nn
 
 import dmlbench as dml
 from dmlbench.api import runs
+from dmlbench.api.evaluate import _is_path
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import identity
 from dmlbench.datasets.base import Dataset, RetrievalData
@@ -74,6 +75,19 @@ def test_import_is_quick_and_needs_no_torch() -> None:
     assert all(getattr(dml, name) is not None for name in dml.__all__)
     with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
         dml.evaluat  # noqa: B018
+
+
+def test_a_file_that_is_called_like_a_network_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lenet", "mine", "hm"):
+        (tmp_path / name).mkdir()
+    assert not _is_path("lenet")
+    assert not _is_path("mobilenet_v2:head=none,weights=w.pt")
+    assert all(_is_path(name) for name in ("./lenet", Path("lenet"), "mine", "gone.pt"))
+    with pytest.raises(dml.UserError, match="no model 'hm' in results"):
+        dml.load_model("hm")
 
 
 def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(

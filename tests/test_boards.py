@@ -33,7 +33,7 @@ from dmlbench.report.details import command, details
 from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
 from dmlbench.report.render import boards
-from dmlbench.report.terminal import print_tables
+from dmlbench.report.terminal import print_grid, print_tables
 from dmlbench.zoo.registry import models as zoo_models
 from tests.cells import cell, with_facts
 from tests.synthetic import FULL, attacked, failed, many, model, write
@@ -479,6 +479,21 @@ def test_the_adversary_is_told_with_the_optimizer_that_searched_for_it() -> None
     ):
         (table,) = one_board(*cells).tables
         assert [note for note in table.notes if note.startswith("White-box")] == [said]
+
+
+@pytest.mark.parametrize("width", [200, 80, 50])
+def test_no_number_of_any_table_is_cut(width: int) -> None:
+    """The tables of compare, verify and reproduce."""
+    heads = ("attack", "metric", "A", "B", "B - A", "95% interval", "n", "better")
+    numbers = ("63.123", "12.456", "-50.667", "[-51.111, -49.222]", "10000", "B")
+    lines = [(f"ca+:w={w},eps=8/255,steps=100,restarts=5 (strict)", "CA+", *numbers) for w in "12"]
+    file = io.StringIO()
+    print_grid(heads, lines, ("attack", "metric"), Console(file=file, width=width))
+    shown = file.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    for number in numbers:
+        assert shown.count(number) >= 2
 
 
 def test_a_terminal_shows_as_many_models_at_a_time_as_fit_and_no_number_is_cut() -> None:

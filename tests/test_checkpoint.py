@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dmlbench.common.hashing import identity, sealed
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
+from dmlbench.sweep.weights import trained_on
 from tests.cells import MADE, manifest
 
 
@@ -26,8 +28,9 @@ def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     fields = manifest().as_json() | {"provenance": MADE}
     facts = {name: fields[name] for name in list(fields)[3:] if name != "checksum"}
-    checkpoint.save(tmp_path, C2F2(dim=4).build(1, 8), facts)
-    return tmp_path
+    folder = tmp_path / "models" / "0123456789abcdef"
+    checkpoint.save(folder, C2F2(dim=4).build(1, 8), facts)
+    return folder
 
 
 def test_a_checkpoint_round_trips(saved: Path) -> None:
@@ -84,6 +87,31 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(saved: Path, how: str) 
     with pytest.raises(DamagedError, match=r"delete") as caught:
         checkpoint.verified_manifest(saved)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"name": "my web app", "icons": []}', b"\x00\xff", b"", b"[1]"]
+)
+def test_a_manifest_of_another_program_says_nothing_about_weights(
+    saved: Path, tmp_path: Path, content: bytes
+) -> None:
+    file = shutil.copy(saved / checkpoint.WEIGHTS, tmp_path / "w.safetensors")
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert checkpoint.stored_weights(file).manifest is None
+    assert trained_on(file) == ""
+    with pytest.raises(DamagedError, match="restore the trained model in") as caught:
+        checkpoint.stored_weights(tmp_path)
+    assert "delete" not in str(caught.value)
+
+
+def test_a_damaged_manifest_of_dmlbench_beside_weights_is_refused(saved: Path) -> None:
+    path = saved / checkpoint.MANIFEST
+    path.write_text(path.read_text()[:-40])
+    for place in (saved / checkpoint.WEIGHTS, path, saved):
+        with pytest.raises(DamagedError, match="is damaged"):
+            checkpoint.stored_weights(place)
+        with pytest.raises(DamagedError, match="is damaged"):
+            trained_on(place)
 
 
 def test_every_flipped_bit_of_a_manifest_is_found(saved: Path) -> None:

@@ -20,6 +20,7 @@ from dmlbench.common.hashing import sealed
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
+from tests import synthetic
 from tests.faults import PATIENCE
 from tests.outside import DEFENSE
 from tests.zygote import Zygote, environment
@@ -137,6 +138,30 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
     assert "this plugin is broken" in again.stderr  # tried again, not remembered as done
 
 
+def test_a_folder_whose_name_is_no_text_is_refused_first(dmlbench: Run, tmp_path: Path) -> None:
+    """A byte that is no UTF-8 comes as a lone surrogate."""
+    for flag in ("--results", "--leaderboards"):
+        refused(dmlbench(*FIRST, flag, "r\udcff"), flag, "has letters that are no UTF-8")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_an_output_that_lacks_letters_has_marks_in_their_place(
+    tmp_path: Path, encoding: str
+) -> None:
+    synthetic.write(tmp_path / "results.csv", synthetic.model())
+    for arguments in (["show", "--results", "."], ["show", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dmlbench", *arguments],
+            env=environment() | {"PYTHONIOENCODING": encoding},
+            cwd=tmp_path,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"?" in done.stdout or encoding != "ascii" or "--help" in arguments
+
+
 def test_all_means_every_registered_one() -> None:
     assert [d.card.name for d in parse_all(("hm", "all"), DEFENSES)] == ["hm", *DEFENSES.names()]
 
@@ -179,6 +204,44 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert not list(tmp_path.rglob("*.json"))
 
 
+METHODS = """
+from dataclasses import dataclass, replace
+from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.core.registry import Card
+from dmlbench.defenses.none import NoDefense as Base
+def defense(name, **members):
+    members = {"__module__": __name__, "card": Card(name, "with a slip"), **members}
+    return dataclass(frozen=True, kw_only=True)(type(name.title(), (Base,), members))
+Number = defense("number", label=property(lambda self: 5))
+Dear = defense("dear", training_cost=property(lambda self: "9"))
+@dataclass(frozen=True, kw_only=True)
+class Beta(CandidateUp):
+    card = Card("beta", "with a slip", version="beta")
+@dataclass(frozen=True, kw_only=True)
+class Cited(CandidateUp):
+    card = Card("cited", "with a slip", paper="Doe 2030")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attack", "m.py:Beta"], "the version on its card must be 1, 2, 3, ..., got 'beta'"),
+        (["--attack", "m.py:Cited"], "the paper on its card must be a Paper or None"),
+        (["--defense", "m.py:Number"], "defense number: its label must be a text, got 5"),
+        (["--defense", "m.py:Dear"], "defense dear: its training_cost must be at least 0"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else None,
+)
+def test_a_method_whose_facts_have_another_type_is_refused(
+    dmlbench: Run, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "m.py").write_text(METHODS)
+    rest = ["--attack", "ca+"] if "--defense" in arguments else ["--defense", "none"]
+    refused(dmlbench("run", "--dataset", "tiny", *arguments, *rest), words)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -197,6 +260,23 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     refused(dry, *words)
     assert not list(tmp_path.iterdir())
     assert dmlbench(*asked).stderr.splitlines()[-1] == dry.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_refuses_the_folders_that_the_run_refuses(dmlbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "prices.csv").write_text("a,b\n1,2\n")
+    before = sorted(tmp_path.rglob("*"))
+    for flags, words in (
+        (["--results", "file"], "not a folder"),
+        (["--leaderboards", "file"], "not a folder"),
+        (["--results", "file/results"], "cannot be written to"),
+        (["--results", "x" * 300], "cannot be written to"),
+        (["--results", "r\udcff"], "no UTF-8"),
+        (["--results", "full"], "prices.csv lacks the columns"),
+    ):
+        refused(dmlbench(*FIRST, *flags, "--dry-run"), flags[1][:20].replace("\udcff", ""), words)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_dry_run_downloads_nothing(dmlbench: Run, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from scipy.stats import t as students_t
 
-from dmlbench.analysis.compare import as_stored, compare, find
+from dmlbench.analysis.compare import as_stored, checkpoint_path, compare, find
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
+from dmlbench.submission.submit import _chosen
+from dmlbench.sweep.external_rows import find_row
 from tests.cells import MADE, manifest
 
 N = 300
@@ -167,6 +169,30 @@ def test_a_checkpoint_near_the_root_is_looked_for(tmp_path: Path) -> None:
             find(str(file), Store(tmp_path), None)
     finally:
         file.unlink()
+
+
+def test_a_file_that_is_called_like_a_model_is_not_taken_for_it(
+    tmp_path: Path, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "results")
+    for name in ("none", "mine"):
+        put(store, name, noise)
+    Path("none").mkdir()
+    Path("mine").write_text("notes")
+    cells = store.cells()
+    assert [find(name, store, None).cells[0].about.defense for name in ("none", "mine")] == [
+        "none",
+        "mine",
+    ]
+    assert checkpoint_path("none", cells) is checkpoint_path("mine", cells) is None
+    assert checkpoint_path("hm", cells) is None
+    assert checkpoint_path("./mine", cells) == Path("mine")
+    assert [cell.about.label for cell in _chosen(store, "none", ())] == ["NONE"]
+    with pytest.raises(UserError, match="has no Robust R@1"):  # the row itself is found
+        find_row(store, "mine")
+    with pytest.raises(UserError, match="no model's folder"):
+        find("./none", store, None)
 
 
 def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:

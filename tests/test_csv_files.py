@@ -16,9 +16,12 @@ from msgspec.structs import replace
 from dmlbench.analysis import csv_files
 from dmlbench.analysis.csv_files import export, read_folder
 from dmlbench.common.errors import UserError
+from dmlbench.common.numbers import LARGEST
+from dmlbench.core.naming import split_attack_seed, with_attack_seed
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import Cell, ColumnInfo
 from dmlbench.storage.store import Store
+from dmlbench.sweep.weights import check_seeds
 from tests.cells import cell, failing
 from tests.synthetic import attacked, model, write
 
@@ -83,9 +86,55 @@ def test_a_cell_that_another_run_stores_during_an_export_is_in_it(
     assert set(pd.read_csv(tidy)["metric"]) == {"CA+", "CA-"}
 
 
-@pytest.mark.parametrize("text", ["1" * 19, "9" * 5000, "-1", "1.0", "\u0663", ""])
-def test_a_count_in_a_csv_is_a_whole_number_of_at_most_18_digits(text: str) -> None:
-    assert csv_files._count("9" * 18) == 10**18 - 1
+def test_the_largest_seed_is_read_again(tmp_path: Path) -> None:
+    attack = with_attack_seed("ca+", LARGEST)
+    assert split_attack_seed(attack) == ("ca+", LARGEST)
+    assert split_attack_seed(f"ca+:attack_seed={2**63}") == (f"ca+:attack_seed={2**63}", None)
+    store = Store(tmp_path)
+    store.put(cell(seed=LARGEST, attack=attack))
+    export(store)
+    assert [row["seed"] for row in read_folder(tmp_path)] == [LARGEST]
+    with pytest.raises(UserError, match=r"seed must be below 2\*\*63"):
+        check_seeds([LARGEST + 1])
+
+
+def test_rows_of_the_user_in_results_csv_are_kept_in_another_file(tmp_path: Path) -> None:
+    store, theirs = Store(tmp_path / "a"), Store(tmp_path / "b")
+    own, gone, other = cell("CA+"), cell("CA-"), cell("LTM", label="theirs")
+    for one in (own, gone):
+        store.put(one)
+    for one in (own, other):
+        theirs.put(one)
+    export(store)
+    store.remove(gone.id)
+    export(store)  # silent: the row of a deleted cell goes with it
+    copied, _ = export(theirs)
+    (store.root / "results.csv").write_bytes(copied.read_bytes())
+    with pytest.warns(UserWarning, match="has rows of no cell") as said:
+        export(store)
+    (kept,) = store.root.glob("results-*.csv")
+    assert str(kept) in str(said[0].message)
+    assert [row["cell"] for row in csv_files.read_tidy(kept)] == [other.id]
+    assert [row["cell"] for row in csv_files.read_tidy(store.root / "results.csv")] == [own.id]
+    export(store)  # silent, and the row is still there
+    assert {row["cell"] for row in read_folder(store.root)} == {own.id, other.id}
+
+
+@pytest.mark.parametrize("content", [b"", b"a;cell\n1;2\n", b"a,cell\n1\n", b"\xff,cell\n"])
+def test_a_results_csv_that_is_none_is_kept_whole(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.put(cell())
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.warns(UserWarning, match="it is kept as"):
+        export(store)
+    (kept,) = tmp_path.glob("*.bak")
+    assert kept.read_bytes() == content
+    assert [row["cell"] for row in read_folder(tmp_path)] == [cell().id]
+
+
+@pytest.mark.parametrize("text", [str(2**63), "9" * 5000, "-1", "1.0", "\u0663", ""])
+def test_a_count_in_a_csv_is_a_whole_number_below_2_to_the_63(text: str) -> None:
+    assert csv_files._count(str(2**63 - 1)) == 2**63 - 1
     with pytest.raises(ValueError, match="whole number"):
         csv_files._count(text)
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable, write_atomically
+from dmlbench.common.files import check_may_write, check_writable, write_atomically
 
 
 def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
@@ -26,6 +27,27 @@ def test_an_unwritable_folder_is_said_at_once(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(blocked / "x.json", b"1")
+
+
+def test_whether_a_folder_may_be_written_to_is_told_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_may_write(tmp_path / "a" / "b", "--results")
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may all
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(UserError, match=r"--results .* cannot be written to: no permission"):
+            check_may_write(folder, "--results")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_of_the_same_number_do_not_refuse_each_others_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of several containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(lambda _: check_writable(tmp_path, "--results"), range(400)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(

@@ -166,6 +166,20 @@ def test_the_doctor_says_it_all_on_one_page(
     assert str(Path.home()) + "/.cache" not in done.stdout
 
 
+def test_a_user_without_a_home_works_in_the_working_folder() -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+    code = (
+        "import pathlib\n"
+        "def home(): raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.home = home\n"
+        "from dmlbench.cli import doctor\n"
+        "from dmlbench.datasets.files.places import HOME\n"
+        "print(HOME, doctor._home(HOME / 'x'), doctor._home(pathlib.Path('/a')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [".cache/dmlbench", ".cache/dmlbench/x", "/a"]
+
+
 def test_the_doctor_says_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run("doctor", "--device", "cuda:99")

@@ -44,6 +44,17 @@ def test_a_pipe_gets_lines() -> None:
     assert last.endswith("  loss 0.2")
 
 
+def test_a_name_is_no_markup_on_a_terminal() -> None:
+    out = io.StringIO()
+    reporter = reporter_for(Console(file=out, force_terminal=True, width=100))
+    with reporter, reporter.task("ca+ on a[/b] [red]c", 3) as bar:
+        bar.advance(1, "[/x]")
+        assert isinstance(reporter, LiveReporter)
+        reporter._live.refresh()
+    assert "ca+ on a[/b] [red]c" in out.getvalue()
+    assert "[/x]" in out.getvalue()
+
+
 def test_lines_come_after_five_seconds_and_then_every_fifteen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

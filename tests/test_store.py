@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from dmlbench.analysis.csv_files import export
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed, identity, sealed
-from dmlbench.compute.provenance import without_folders
+from dmlbench.compute.provenance import provenance, without_folders
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import ExceptionInfo
-from dmlbench.storage.store import Store
+from dmlbench.storage.store import WRITTEN, Store
 from tests.cells import cell, failing
 
 JSON = st.recursive(
@@ -178,13 +178,47 @@ def test_a_damaged_cell_is_not_believed(
     assert store.done(one.id) is None
     assert store.cells() == []
     assert store.read() == ([], [path])
-    (tmp_path / ".old.json.x.tmp").touch()
-    os.utime(tmp_path / ".old.json.x.tmp", (0, 0))
-    (tmp_path / ".new.json.x.tmp").touch()  # of a writer that may be alive
     store.repair([path])
     assert store.read() == ([], [])
     assert [p.name for p in store.quarantine.iterdir()] == [path.name]
-    assert [p.name for p in tmp_path.glob(".*.tmp")] == [".new.json.x.tmp"]
+
+
+def test_temporary_files_of_killed_writers_are_deleted_and_no_others(tmp_path: Path) -> None:
+    one, name = "0123456789abcdef", "a1b2_c3d.tmp"
+    written = [
+        *(f".results.csv.{name}", f".results-{one[:8]}.csv.bak.{name}", f"..exported.{name}"),
+        *(f"cells/.{one}.json.{name}", f"cells/.{one}.{one}.parquet.{name}"),
+        *(f"models/{one}/.checkpoint.safetensors.{name}", f"runs/.{one}.yaml.{name}"),
+        *(f"adversarial/.{one}.npz.{name}", f"adversarial/c0/ca-plus-{one}/.query-3.png.{name}"),
+    ]
+    foreign = [f".notes.{name}", ".a.tmp", f"cells/.notes.json.{name}", f"runs/.x.yaml.{name}",
+               f"models/mine/.w.pt.{name}", f"papers/.{one}.json.{name}"]  # fmt: skip
+    for file in (*written, *foreign, f"cells/.{one[::-1]}.json.{name}"):
+        place = tmp_path / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        if one[::-1] not in file:  # that writer may be alive
+            os.utime(place, (0, 0))
+    Store(tmp_path).repair([])
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")}
+    assert left == {*foreign, f"cells/.{one[::-1]}.json.{name}"}
+
+
+def test_an_argument_that_is_no_text_costs_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dmlbench", "run", "--config", "/a/r\udcff.yaml"])
+    one = replace(cell(), provenance=provenance(None))
+    Store(tmp_path).put(one)
+    assert Store(tmp_path).cells()[0].provenance.argv == ["run", "--config", "r?.yaml"]
+
+
+def test_every_file_that_a_results_folder_is_written_to_has_a_pattern(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(cell(), {"CA+": np.ones(3)})
+    export(store)
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert files <= {path for pattern in WRITTEN for path in tmp_path.glob(pattern)}
 
 
 def test_a_cell_is_stored_as_schema_4_always_was(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from msgspec import structs
+from safetensors.torch import save_file
 
+import dmlbench as dml
 from dmlbench.analysis.csv_files import export
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
@@ -26,6 +28,7 @@ from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.ers import ers_per_query
+from dmlbench.models.small import C2F2
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
@@ -123,6 +126,7 @@ class Forgery:
 
     def settle(self) -> None:
         """Bring CSV, list of cells and hashes up to date with the cells."""
+        (self.store.root / bundles.ROWS).unlink()
         export(self.store)
         names = [
             path.relative_to(self.folder).as_posix()
@@ -566,3 +570,26 @@ def test_a_number_is_reproduced_within_an_interval(
     stated: Estimate, measured: Estimate | None, equal: bool
 ) -> None:
     assert Compared("NMI", "", stated, measured, True).equal is equal
+
+
+def test_a_bundle_of_a_set_with_listed_answers_is_verified(tmp_path: Path) -> None:
+    """Such a set has no NMI."""
+    draw = np.random.default_rng(3)
+    pixels = [draw.integers(0, 256, (n, 1, 8, 8)).astype(np.uint8) for n in (9, 23)]
+    none = [[None] * n for n in (9, 23)]
+    positives = [[i, i + 9] for i in range(9)]
+    dataset = dml.from_arrays(
+        pixels[0], none[0], gallery=(pixels[1], none[1]), positives=positives, name="listed"
+    )
+    save_file(C2F2(dim=4).build(1, 8).state_dict(), tmp_path / "w.safetensors")
+    results, bundle = tmp_path / "results", tmp_path / "b.zip"
+    report = dml.evaluate(
+        tmp_path / "w.safetensors", dataset, attacks=["es:steps=2"], network="c2f2:dim=4",
+        results=results, progress=False, seed=0,
+    )  # fmt: skip
+    assert not report.failed
+    weights = tmp_path / "w.safetensors"
+    submit("w", results, bundle, by="Doe", dataset=dataset, checkpoint=weights)
+    verdict = verify(bundle, dataset=dataset, seed=0, queries=4)
+    assert verdict.accepted, verdict.reasons
+    assert "NMI" not in {one.metric for one in verdict.numbers}

@@ -274,6 +274,11 @@ def test_a_number_or_a_path_that_cannot_be_is_one_line(flags: list[str]) -> None
     refused(call(*RUN, "--dry-run", *flags))
 
 
+@pytest.mark.parametrize("number", [DIGITS, str(2**63), "-1", "every"])
+def test_a_number_of_pictures_that_cannot_be_is_one_line(number: str) -> None:
+    refused(call("attack", "--model", "lenet", f"--save-adversarial={number}"))
+
+
 @pytest.mark.parametrize("flag", ["--results", "--leaderboards", "--cache", "--data-root"])
 def test_a_path_that_is_too_long_is_one_line(flag: str) -> None:
     dataset = "fashion" if flag == "--data-root" else "folder:root=."
@@ -388,6 +393,18 @@ def test_a_description_that_cannot_be_stored_is_refused_in_the_plan() -> None:
         with pytest.raises(UserError, match=r"^label .* has a control character") as said:
             new_cell({}, replace(about, label=text, defense=text), {})
         assert str(said.value).isprintable()
+
+
+@pytest.mark.parametrize("version", ["beta", 1.5, -1, 2**63, True, None])
+def test_a_version_that_is_no_whole_number_enters_no_results_folder(
+    version: object, tmp_path: Path
+) -> None:
+    """One such cell could not be put in order with the others."""
+    facts = {"attack_version": version}
+    with pytest.raises(UserError, match=r"cannot be stored.*attack_version"):
+        new_cell(facts, cell().about, {})
+    with pytest.raises(CellError, match=r"attack_version"):
+        Store(tmp_path / "results").put(with_facts(cell(), **facts))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +96,9 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     Raises:
         UserError: it has no cells, or several configurations have that name.
     """
-    path = local_or_zoo(name)
-    digest = weights_digest(path) if path.exists() else None
-    if digest is not None:
+    path = checkpoint_path(name, store.cells())
+    digest = None if path is None else weights_digest(path)
+    if path is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
         store = Store(home) if (home / "cells").is_dir() else store
     stored = store.cells()
@@ -215,11 +215,25 @@ def as_stored(name: str) -> str:
         return name  # an old row may have a key that there is no more
 
 
-def has_cells(name: str, cells: Iterable[Cell]) -> bool:
+def has_cells(name: str, cells: Sequence[Cell]) -> bool:
     """True if a model may have outcomes of single queries: a path, or a name among the cells."""
     if name in models():
         return any(models()[name].manifest.sha256 == c.facts.get("checkpoint") for c in cells)
-    return Path(name).exists() or any(name in names_of(cell) for cell in cells)
+    path = checkpoint_path(name, cells)
+    return path is not None or any(name in names_of(cell) for cell in cells)
+
+
+def checkpoint_path(name: str, cells: Iterable[Cell]) -> Path | None:
+    """The checkpoint or the folder of a model that ``name`` is the path of, or its zoo name.
+
+    None if there is none. The name of a defense, or of a model among the cells, is no path, also
+    where a file happens to be called so: ``./none`` is that file.
+    """
+    defense = name.partition(":")[0] in DEFENSES.names()
+    if defense or any(name in names_of(cell) for cell in cells):
+        return None
+    path = local_or_zoo(name)
+    return path if path.exists() else None
 
 
 def names_of(cell: Cell) -> set[str]:

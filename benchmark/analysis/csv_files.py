@@ -8,9 +8,11 @@ seeds.csv            the same with mean, deviation and interval over seeds
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,7 +23,9 @@ from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import open_file, write_atomically
+from dmlbench.common.files import open_file, read_file, write_atomically
+from dmlbench.common.hashing import file_sha256
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
@@ -32,6 +36,7 @@ from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
+EXPORTED = ".exported"  # holds the SHA-256 of the results.csv that was exported last
 LONGEST = 1 << 26  # characters of a text in a CSV: cells of older versions have long errors
 
 
@@ -39,8 +44,17 @@ def export(store: Store) -> tuple[Path, Path]:
     """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
 
     If several runs share the folder, the last one to write has seen the cells of all.
+
+    A results.csv that was not exported here may hold rows of which the folder has no cell, such as
+    those of a CSV that a user copied here under that name. They are kept in a CSV of another name,
+    and a warning says so. Rows that were exported here go with their cell: whoever deletes a cell
+    means its rows, too.
+
+    Raises:
+        UserError: the results.csv that is there cannot be read, or a file cannot be written.
     """
     tidy, wide = store.root / "results.csv", store.root / "wide.csv"
+    _keep_foreign(tidy, store)
     seen = None
     while (now := store.state()) != seen:
         seen = now
@@ -49,7 +63,47 @@ def export(store: Store) -> tuple[Path, Path]:
         rows = records.wide(cells)
         write(wide, records.wide_columns(rows), [row.record() for row in rows])
         write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
+    write_atomically(store.root / EXPORTED, file_sha256(tidy).encode())
     return tidy, wide
+
+
+def _keep_foreign(tidy: Path, store: Store) -> None:
+    """Write the rows of ``tidy`` that no cell of the store has to a CSV of another name.
+
+    A file that was exported here has none. One that is no CSV with a column ``cell`` is kept whole,
+    under a name that nothing reads.
+    """
+    try:
+        content = read_file(tidy)
+        exported = tidy.with_name(EXPORTED)
+        last = read_file(exported) if exported.exists() else b""
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{error.filename or tidy} cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest.encode() == last:
+        return
+    kept = tidy.with_name(f"results-{digest[:8]}.csv")
+    try:
+        csv.field_size_limit(LONGEST)
+        names, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        place, known = names.index("cell"), store.ids()
+        foreign = [row for row in rows if row and row[place] not in known]
+    except (ValueError, IndexError, csv.Error):
+        kept = kept.with_suffix(".csv.bak")
+        write_atomically(kept, content)
+        warnings.warn(f"{tidy} is no CSV of results: it is kept as {kept}", stacklevel=3)
+        return
+    if foreign:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *foreign])
+        write_atomically(kept, text.getvalue().encode())
+        warnings.warn(
+            f"{tidy} has rows of no cell in this folder ({len(foreign)}): they are kept in {kept}, "
+            "which boards read as well",
+            stacklevel=3,
+        )
 
 
 def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -72,10 +126,14 @@ def read_folder(folder: Path) -> list[Record]:
     Raises:
         UserError: ``folder`` is a file, or a CSV in it is not what ``dmlbench run`` writes.
     """
+    return [record for path in tidy_files(folder) for record in read_tidy(path)]
+
+
+def tidy_files(folder: Path) -> list[Path]:
+    """The CSVs in ``folder`` that are to be tidy, sorted by name; UserError if it is a file."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results {folder} is not a folder")
-    paths = sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
-    return [record for path in paths for record in read_tidy(path)]
+    return sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
 
 
 def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:
@@ -180,7 +238,8 @@ def _number(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+    short = text.isascii() and text.isdecimal() and len(text) <= len(str(LARGEST))
+    if not short or int(text) > LARGEST:
         raise ValueError("not a whole number that is used here")
     return int(text)
 

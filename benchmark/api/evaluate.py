@@ -153,9 +153,22 @@ def _reuse(model: Model, given: nn.Module | str | Path) -> RunOptions:
 
 def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:
     """The data set in the manifest of a checkpoint; empty if there is none."""
-    if not isinstance(model, str | Path) or not Path(model).exists():
+    if not isinstance(model, str | Path) or not (_is_path(model) and Path(model).exists()):
         return ""
     return trained_on(Path(model), allow_code)
+
+
+def _is_path(model: str | Path) -> bool:
+    """True for a file, or what is spelt like one.
+
+    A text that begins with the name of a network is a spec, also where a file happens to be called
+    so: ``./lenet`` is that file.
+    """
+    if isinstance(model, Path):
+        return True
+    if model.partition(":")[0] in MODELS.names():
+        return False
+    return Path(model).exists() or Path(model).suffix in WEIGHT_FILES
 
 
 def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:
@@ -191,8 +204,7 @@ def _weights(
             "part of the network: network='c2f2:metric=E'"
         )
     path = Path(model)
-    named = str(model).partition(":")[0] in MODELS.names()  # its weights=FILE may end like a file
-    if isinstance(model, Path) or path.exists() or (path.suffix in WEIGHT_FILES and not named):
+    if isinstance(model, Path) or _is_path(model):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(
             *(*common, parsed, path, label, seed, *measured), allow_code=allow_code

@@ -109,7 +109,8 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
             raise UserError("a row must have the column checkpoint_sha256") from None
     else:
         path = local_or_zoo(source)
-        if path.is_dir() or path.name == MANIFEST:
+        named = isinstance(source, str) and source.partition(":")[0] in DEFENSES.names()
+        if not named and (path.is_dir() or path.name == MANIFEST):
             return path if path.is_dir() else path.parent
         names = {str(source)}
     found = {

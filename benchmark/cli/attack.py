@@ -22,7 +22,7 @@ class _Saved(click.ParamType[int | None]):
             return None
         if not str(value).isascii() or not str(value).isdecimal():
             self.fail(f"{value!r} is neither a whole number nor 'all'", param, context)
-        return int(value)
+        return Whole().convert(value, param, context)
 
 
 @click.command(

@@ -72,17 +72,11 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
 
 
 def _print(found: list[Difference], a: str, b: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from dmlbench.report.terminal import print_grid
 
     click.echo(f"A = {a}\nB = {b}")
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(
-        ("attack", "metric", "A", "B", "B - A", "95% interval", "n", "seeds", "better")
-    ):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+    heads = ("attack", "metric", "A", "B", "B - A", "95% interval", "n", "seeds", "better")
+    lines = []
     for one in found:
         d = one.difference
         attack = f"{one.attack} ({one.suite})" if one.attack else "clean"
@@ -93,9 +87,5 @@ def _print(found: list[Difference], a: str, b: str) -> None:
             f"[{d.low:+.3f}, {d.high:+.3f}]",
         )
         seeds = ",".join(f"{i}" if i == j else f"{i}/{j}" for i, j in one.seeds)
-        cells = (attack, one.metric, *numbers, str(d.n), seeds, one.favours or "-")
-        table.add_row(*map(Text, cells))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+        lines.append((attack, one.metric, *numbers, str(d.n), seeds, one.favours or "-"))
+    print_grid(heads, lines, names=("attack", "metric", "seeds"))

@@ -140,5 +140,7 @@ def _self_test(device: str, threads: int | None) -> dict[str, str]:
 
 def _home(path: Path) -> str:
     """The path, with ``~`` for the home folder."""
-    text, home = str(path), str(Path.home())
-    return f"~{text[len(home) :]}" if text == home or text.startswith(home + os.sep) else text
+    from dmlbench.datasets.files.places import home
+
+    text, own = str(path), str(home())
+    return f"~{text[len(own) :]}" if text == own or text.startswith(own + os.sep) else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import signal
 import sys
@@ -43,6 +44,12 @@ from dmlbench.common.text import one_line
 
 class _Group(click.Group):
     """Ends a mistake of the user, or a stop by a signal, with one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command; letters that the encoding of the output lacks are printed as ``?``."""
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

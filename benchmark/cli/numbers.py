@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-LARGEST = 2**63 - 1
+from dmlbench.common.numbers import LARGEST
 
 
 class Whole(click.IntRange):

@@ -97,25 +97,17 @@ def reproduce(
 
 
 def _print(found: Reproduction) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from dmlbench.report.terminal import print_grid
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(("suite", "metric", "row", "here", "")):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+    lines = []
     for one in found.numbers:
         identical = one.measured is not None and one.measured.value == one.stated.value
         how = "differs" if not one.equal else "identical" if identical else "equal"
         if not one.same_cell and found.same_weights:
             how += " (another version of the definition)"
         texts = (one.suite or "clean", one.heading, _text(one.stated), _text(one.measured), how)
-        table.add_row(*map(Text, texts))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+        lines.append(texts)
+    print_grid(("suite", "metric", "row", "here", ""), lines, names=("suite", "metric", ""))
     bits = "those of the row" if found.same_weights else "other last bits than the row's"
     click.echo(f"weights: {found.source}; {bits}")
     different = [one.heading for one in found.numbers if not one.equal]

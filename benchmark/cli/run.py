@@ -164,8 +164,7 @@ def run(
     planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
-    if not dry_run:
-        check_outputs(results, leaderboards)
+    check_outputs(results, leaderboards, writing=not dry_run)
     with open_session(chosen, results, **places, writing=not dry_run) as session:
         session.check_queries(queries)
         trainings = plan.plan(

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from dmlbench.storage.store import Store
 
 
-def check_outputs(results: Path, leaderboards: Path) -> None:
+def check_outputs(results: Path, leaderboards: Path, writing: bool = True) -> None:
     """UserError now rather than after hours: a folder that cannot be written, a CSV that is wrong.
 
     The CSVs of stored cells are written first, so that only those of the user's own can be wrong.
+    Without ``writing`` (a dry run) these alone are read.
     """
-    from dmlbench.analysis.csv_files import export, read_folder
-    from dmlbench.common.files import check_writable
+    from dmlbench.analysis.csv_files import export, read_tidy, tidy_files
+    from dmlbench.common.files import check_may_write, check_writable
     from dmlbench.storage.store import Store
 
-    check_writable(results, "--results")
-    check_writable(leaderboards, "--leaderboards")
+    for folder, flag in ((results, "--results"), (leaderboards, "--leaderboards")):
+        (check_writable if writing else check_may_write)(folder, flag)
     store = Store(results)
-    if store.cells():
+    exported = bool(store.cells())
+    if exported and writing:
         export(store)
-    read_folder(results)
+    for path in tidy_files(results):
+        if writing or not exported or path.name != "results.csv":
+            read_tidy(path)
 
 
 def finish(

@@ -75,28 +75,20 @@ def verify(
 
 
 def _print(path: Path, verdict: Verdict) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from dmlbench.report.terminal import print_grid
 
     made = verdict.bundle
-    table = Table(box=box.SIMPLE_HEAD)
-    names = ("suite", "attack", "metric", "row", "claimed", "measured", "n", "differ", "")
-    for number, heading in enumerate(names):
-        table.add_column(heading, justify="left" if number < 3 else "right")
-    for one in verdict.numbers:
-        texts = (
-            *(one.suite, one.attack or "clean", one.metric),
+    lines = [
+        (
+            *(one_line(text) for text in (one.suite, one.attack or "clean", one.metric)),
             *(f"{number:.3f}" for number in (one.stated, one.claimed, one.measured)),
             *(str(one.n), str(one.differing), "refused" if one.refused else "agrees"),
         )
-        table.add_row(*(Text(one_line(text)) for text in texts))
-    if verdict.numbers:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 200
-        console.print(table)
+        for one in verdict.numbers
+    ]
+    if lines:
+        heads = ("suite", "attack", "metric", "row", "claimed", "measured", "n", "differ", "")
+        print_grid(heads, lines, names=("suite", "attack", "metric"))
         click.echo(
             "row: over all its queries; claimed, measured: over the n that were measured again "
             f"(seed {verdict.seed})"

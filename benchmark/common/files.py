@@ -8,9 +8,9 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from dmlbench.common.errors import UserError
@@ -98,25 +98,61 @@ def check_writable(folder: Path, flag: str) -> None:
         flag: the command line option that set the folder, for the message.
 
     Raises:
-        UserError: it cannot be written to.
+        UserError: it cannot be written to, or has a name that files of weights cannot have.
     """
+    _check_name(folder, flag)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
     except OSError as error:
         reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"{flag} {folder} cannot be written to: {reason}") from None
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete temporary files that killed processes have left in ``folder`` and its subfolders.
+def check_may_write(folder: Path, flag: str) -> None:
+    """Refuse what ``check_writable`` refuses, as far as that can be told without writing.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    _check_name(folder, flag)
+    reason: str | None = None
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            if not stat.S_ISDIR(place.stat().st_mode):
+                reason = "not a folder"
+            elif not os.access(place, os.W_OK | os.X_OK):
+                reason = "no permission, or read-only"
+            break
+        except FileNotFoundError:  # it would be created
+            continue
+        except OSError as error:
+            reason = error.strerror
+            break
+    if reason is not None:
+        raise UserError(f"{flag} {folder} cannot be written to: {reason}")
+
+
+def _check_name(folder: Path, flag: str) -> None:
+    """UserError for a name that files of weights cannot have."""
+    if str(folder).encode(errors="replace") != os.fsencode(folder):
+        raise UserError(f"{flag} {folder} has letters that are no UTF-8: choose another name")
+
+
+def remove_abandoned(folder: Path, written: Iterable[str]) -> None:
+    """Delete temporary files of ``atomic_file`` that killed processes have left in ``folder``.
 
     A temporary file counts as abandoned one hour after it was written. The time is that of the
     file system, because the clock of this machine may differ or jump.
+
+    Args:
+        folder: may hold files of others, which stay.
+        written: patterns of the files that are written in it, ``cells/*.json``.
     """
-    found = list(folder.rglob(".*.tmp"))
+    places = map(PurePath, written)
+    patterns = [place.with_name(f".{place.name}.{'?' * 8}.tmp") for place in places]
+    found = [path for pattern in patterns for path in folder.glob(str(pattern))]
     if not found:
         return
     with tempfile.NamedTemporaryFile(dir=folder) as probe:

@@ -1,11 +1,16 @@
-"""The check of a whole number that a caller gives."""
+"""The largest whole number, and the check of one that a caller gives."""
 
 from __future__ import annotations
 
 from dmlbench.common.errors import UserError
 
+LARGEST = 2**63 - 1
+"""The largest whole number that anything takes, stores or reads: that of 64 bits with a sign."""
+
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """UserError unless ``value``, which is called ``name``, is a whole number from ``least`` up."""
+    """UserError unless ``value``, called ``name``, is a whole number, ``least`` to ``LARGEST``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be at least {least} and a whole number, got {value!r}")
+    if value > LARGEST:
+        raise UserError(f"{name} must be below 2**63")

@@ -56,7 +56,7 @@ def provenance(device: torch.device | None) -> Provenance:
         libraries=_versions(),
         device="" if device is None else device_name(device),
         threads=None if device is None else torch.get_num_threads(),
-        argv=[without_folders(argument) for argument in sys.argv[1:]],
+        argv=[without_folders(_unicode(argument)) for argument in sys.argv[1:]],
     )
 
 
@@ -67,6 +67,11 @@ def without_folders(argument: str) -> str:
     a machine do not belong into them: no number depends on them.
     """
     return re.sub(r"(^|[=:,])/(?!/)(?:[^,=:/]*/)*(?=[^/])", r"\1", argument)
+
+
+def _unicode(argument: str) -> str:
+    """The argument with ``?`` for each byte that is no UTF-8: JSON has no such bytes."""
+    return argument.encode(errors="replace").decode()
 
 
 def device_name(device: torch.device) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from dmlbench.common.numbers import LARGEST
+
 ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
@@ -34,8 +36,10 @@ def with_attack_seed(attack: str, seed: int) -> str:
 
 def split_attack_seed(attack: str) -> tuple[str, int | None]:
     """The spec without the seed, and the seed, that ``with_attack_seed`` put together."""
-    found = re.fullmatch(rf"(.*)[:,]{ATTACK_SEED}=([0-9]{{1,18}})", attack)
-    return (found[1], int(found[2])) if found else (attack, None)
+    found = re.fullmatch(rf"(.*)[:,]{ATTACK_SEED}=([0-9]{{1,19}})", attack)
+    if found is None or int(found[2]) > LARGEST:
+        return attack, None
+    return found[1], int(found[2])
 
 
 def told_apart(names: Sequence[str], details: Sequence[Mapping[str, str]]) -> list[str]:

@@ -161,6 +161,7 @@ class Registry(Generic[C]):
         card: object = getattr(cls, "card", None)
         if not isinstance(card, Card):
             raise TypeError("it has no card")
+        _check_card(card)
         missing = [name for name in self._required if not hasattr(cls, name)]
         if missing:
             raise TypeError(f"it is no {self.kind}: it lacks {', '.join(missing)}")
@@ -197,6 +198,17 @@ class Registry(Generic[C]):
                     stacklevel=2,
                 )
         self._named = frozenset(self._classes)
+
+
+def _check_card(card: Card) -> None:
+    """Raise TypeError unless the fields of a card have their types."""
+    for name, text in (("name", card.name), ("summary", card.summary)):
+        if not isinstance(text, str):
+            raise TypeError(f"the {name} on its card must be a text, got {text!r}")
+    if not isinstance(card.paper, Paper | None):
+        raise TypeError(f"the paper on its card must be a Paper or None, got {card.paper!r}")
+    if isinstance(card.version, bool) or not isinstance(card.version, int) or card.version < 1:
+        raise TypeError(f"the version on its card must be 1, 2, 3, ..., got {card.version!r}")
 
 
 def _is_built_in(cls: type[Component]) -> bool:

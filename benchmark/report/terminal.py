@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -28,14 +29,17 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
         records: tidy records.
         console: where to print; by default standard output, never wrapped where that is a pipe.
     """
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console.width = NO_EDGE
+    console = console or _standard_output()
     entries = measured(records)
     for table in all_tables(records):
         console.print(Text(table.title, "bold"))
-        for grid in _grids(table, console.width):
+        heads = [Text(column.label) for column in table.columns]
+        lines = [
+            [Text(_shown(cell), STYLES.get(cell.mark, "")) for cell in line.cells]
+            for line in table.lines
+        ]
+        numbers = (_shown(cell) for line in table.lines for cell in line.cells if cell.number)
+        for grid in _grids(heads, lines, numbers, console.width):
             console.print(grid)
     names = told_apart([entry.label for entry in entries], [entry.details for entry in entries])
     for entry, name in zip(entries, names, strict=True):
@@ -50,6 +54,39 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
             console.print(f"failed: {what} on {name}: {error}", markup=False, highlight=False)
 
 
+def print_grid(
+    heads: Sequence[str],
+    lines: Iterable[Sequence[str]],
+    names: Sequence[str],
+    console: Console | None = None,
+) -> None:
+    """Print a table of texts that is no board; where it is too wide, it is turned on its side.
+
+    Args:
+        heads: the headings.
+        lines: the texts below them.
+        names: headings of the columns whose texts may be folded; numbers never are.
+        console: where to print; by default standard output, never wrapped where that is a pipe.
+    """
+    console = console or _standard_output()
+    texts = [[Text(one) for one in line] for line in lines]
+    numbers = [
+        one.plain
+        for line in texts
+        for head, one in zip(heads, line, strict=True)
+        if head not in names
+    ]
+    for grid in _grids([Text(head) for head in heads], texts, numbers, console.width, names):
+        console.print(grid)
+
+
+def _standard_output() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = NO_EDGE
+    return console
+
+
 def all_tables(records: Iterable[Record]) -> tuple[Table, ...]:
     """The board tables of ``records`` with every column that was measured."""
     entries = measured(records)
@@ -57,25 +94,25 @@ def all_tables(records: Iterable[Record]) -> tuple[Table, ...]:
     return tables(entries, [name for name in names if name not in HIDDEN])
 
 
-def _grids(table: Table, width: int) -> Iterator[Grid]:
-    """The table; where it is wider than ``width``, turned on its side: one column a model.
+def _grids(
+    heads: Sequence[Text],
+    lines: Sequence[Sequence[Text]],
+    numbers: Iterable[str],
+    width: int,
+    names: Sequence[str] = (),
+) -> Iterator[Grid]:
+    """The table; where it is wider than ``width``, turned on its side: one column a line.
 
-    Where that is too wide as well, as many models at a time as fit beside each other. Their names
-    are then folded, and numbers never are.
+    Where that is too wide as well, as many lines at a time as fit beside each other. Texts are then
+    folded, and ``numbers`` never are. Columns under one of ``names`` begin at the left.
     """
-    heads = [Text(column.label) for column in table.columns]
-    lines = [
-        [Text(_shown(cell), STYLES.get(cell.mark, "")) for cell in line.cells]
-        for line in table.lines
-    ]
     if _needed([heads, *lines]) <= width:
-        yield _grid([heads, *lines])
+        yield _grid([heads, *lines], names=names)
         return
     turned = [list(row) for row in zip(heads, *lines, strict=True)]
     if _needed(turned) <= width:
         yield _grid(turned)
         return
-    numbers = (_shown(cell) for line in table.lines for cell in line.cells if cell.number)
     each = max(LEAST, *map(len, numbers))
     at_once = max(1, (width - 3 - max(map(len, heads))) // (each + 3))
     for start in range(0, len(lines), at_once):
@@ -87,12 +124,15 @@ def _needed(lines: Sequence[Sequence[Text]]) -> int:
     return sum(3 + max(map(len, column)) for column in zip(*lines, strict=True))
 
 
-def _grid(lines: Sequence[Sequence[Text]], each: int | None = None) -> Grid:
+def _grid(
+    lines: Sequence[Sequence[Text]], each: int | None = None, names: Sequence[str] = ()
+) -> Grid:
     """Lay lines out, the first as headings; ``each``: width of all columns but the first."""
     grid = Grid(box=box.SIMPLE_HEAD)
     for number, heading in enumerate(lines[0]):
         if number:
-            grid.add_column(heading, justify="right", overflow="fold", width=each)
+            justify: Literal["left", "right"] = "left" if heading.plain in names else "right"
+            grid.add_column(heading, justify=justify, overflow="fold", width=each)
         else:
             grid.add_column(heading, no_wrap=True)
     for line in lines[1:]:

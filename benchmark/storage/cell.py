@@ -16,6 +16,7 @@ import msgspec
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity, sealed, unsealed
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
@@ -42,7 +43,7 @@ ORDER = (
 )
 """Fields of ``About`` that the rows of tables are sorted by."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=2.5e11)]  # since 1970: before the year 9892
 Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
 DatasetSpec = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]*\w(:|$)")]  # it names files of boards
@@ -99,6 +100,14 @@ class ColumnInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Columns = dict[Filled, ColumnInfo]
+
+
+class Versions(msgspec.Struct):
+    """The facts of a cell that ``Cell.versions`` reads. Most cells lack some of them."""
+
+    measure_version: Count = 0
+    attack_version: Count = 0
+    external_files: Count = 0
 
 
 class ExceptionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -282,7 +291,12 @@ def _shown(cell: Cell) -> Cell:
 
 
 def _problem(cell: Cell) -> str:
-    """The reason why a cell cannot be right; empty if it can."""
+    """The reason why a cell cannot be right; empty if it can.
+
+    Raises:
+        msgspec.ValidationError: a version among its facts is no whole number.
+    """
+    msgspec.convert(cell.facts, Versions)
     if not cell.ok:
         complete = cell.exception is not None and not cell.metrics
         return "" if complete else "a failed cell has an exception and no metrics"

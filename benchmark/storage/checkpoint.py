@@ -7,6 +7,7 @@ refused: a flipped bit loads without complaint otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
+def is_described(path: Path) -> bool:
+    """True if ``path`` is a model's folder, its manifest, or a file beside a manifest of dmlbench.
+
+    Other programs have a ``manifest.json``, too: it says nothing about a file of weights beside it.
+    """
+    if path.is_dir() or path.name == MANIFEST:
+        return True
+    manifest = path.parent / MANIFEST
+    try:
+        return manifest.is_file() and b'"training_id"' in read_file(manifest)
+    except OSError:
+        return True  # whoever reads it says why that cannot be
+
+
 def verified_manifest(folder: Path, training: Mapping[str, Any] | None = None) -> Manifest | None:
     """The manifest in a model's folder, after a check of the weights; None if there is none.
 
@@ -202,7 +217,7 @@ def stored_weights(path: Path) -> StoredWeights:
         UserError: they are not there, or are not what the manifest beside them says.
     """
     folder = path if path.is_dir() else path.parent
-    manifest = verified_manifest(folder)
+    manifest = verified_manifest(folder) if is_described(path) else None
     if path.is_dir() and manifest is None:
         raise UserError(f"checkpoint {path} is a folder without a {MANIFEST}: name a file")
     if manifest is not None and (path.is_dir() or path.name == MANIFEST):
@@ -237,4 +252,6 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _remedy(folder: Path) -> str:
-    return f"delete {folder} and run again to train it anew"
+    if folder.parent.name == "models" and re.fullmatch("[0-9a-f]{16}", folder.name):
+        return f"delete {folder} and run again to train it anew"
+    return f"restore the trained model in {folder} from a copy, or name another checkpoint"

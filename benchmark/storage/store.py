@@ -6,6 +6,7 @@ results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
 results/adversarial/         adversarial images: <id>.npz of a cell, and pictures
 results/quarantine/          damaged cells and models
+results/.exported            digest of the last results.csv
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     Outcomes = Mapping[str, npt.ArrayLike] | pd.DataFrame
+
+
+_ID = "[0-9a-f]" * 16
+WRITTEN = (
+    *("results.csv", "results-????????.csv*", "wide.csv", "seeds.csv", ".exported"),
+    *(f"cells/{_ID}.json", f"cells/{_ID}*.parquet", f"models/{_ID}/*", f"runs/{_ID}.yaml"),
+    *(f"adversarial/{_ID}.npz", f"adversarial/*/*-{_ID}/query-*.png"),
+)
+"""Patterns of the files that are written to a results folder."""
 
 
 @dataclass(frozen=True)
@@ -207,11 +217,12 @@ class Store:
     def repair(self, damaged: Iterable[Path]) -> None:
         """Move damaged cells and their outcomes to ``quarantine/``.
 
-        Temporary files of killed processes are deleted.
+        Temporary files of killed processes are deleted, and no others: the folder may be one that a
+        user has other files in.
         """
         for path in damaged:
             self._quarantine(path)
-        remove_abandoned(self.root)
+        remove_abandoned(self.root, WRITTEN)
 
     def cells(self) -> list[Cell]:
         """Every cell that counts, sorted by ``Cell.order``.
@@ -236,6 +247,10 @@ class Store:
 
     def _paths(self) -> list[Path]:
         return sorted((self.root / "cells").glob("*.json"))
+
+    def ids(self) -> set[str]:
+        """The identities of all cells, damaged ones and those that do not count included."""
+        return {path.stem for path in self._paths()}
 
     def state(self) -> list[tuple[str, int]]:
         """Names and times of the cells' files, which change when a cell is written or deleted."""

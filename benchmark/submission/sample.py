@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.storage.cell import Cell
 from dmlbench.submission.agreement import (
     Agreement,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dmlbench.evaluation.measurement import Measurement
     from dmlbench.submission.outcomes import Outcomes
 
-NMI_SLACK = 1.0  # points beside the range of the new starts of k-means
+STARTS_SLACK = 1.0  # points beside the range of the new starts of k-means
 SIGNS = {"mean_cosine": 0.01, "effective_rank": 0.05}  # of a collapse; relative difference allowed
 
 
@@ -167,10 +168,12 @@ def _other_findings(cell: Cell, found: Measurement) -> list[str]:
     reasons = [f"{name}: it lacks the flag '{flag}'" for flag in _missing_flags(cell, found)]
     if cell.about.attack:
         return reasons
-    nmi, own = cell.metrics["NMI"].value, found.metrics["NMI"]
-    low, high = own.low or own.value, own.high or own.value
-    if not low - NMI_SLACK <= nmi <= high + NMI_SLACK:
-        reasons.append(f"{name}: NMI is claimed as {nmi:.4g}, measured as {own.value:.4g}")
+    for metric in found.metrics.keys() & set(OVER_STARTS):  # a set of listed answers has none
+        value, own = cell.metrics[metric].value, found.metrics[metric]
+        low, high = own.low or own.value, own.high or own.value
+        if not low - STARTS_SLACK <= value <= high + STARTS_SLACK:
+            said = f"is claimed as {value:.4g}, measured as {own.value:.4g}"
+            reasons.append(f"{name}: {metric} {said}")
     for sign, slack in SIGNS.items():
         claimed, measured = cell.findings.get(sign), again[sign]
         if claimed is None or abs(claimed - measured) > slack * max(1.0, abs(measured)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from dmlbench.analysis.compare import as_stored, names_of, weights_digest
+from dmlbench.analysis.compare import as_stored, checkpoint_path, names_of, weights_digest
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
@@ -117,9 +117,9 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     """The cells of one model, whole and measured; images from outside are not among them."""
     name = as_stored(name)
     conditions = [condition(text, (*ROW, ATTACK_SEED)) for text in where]
-    place = local_or_zoo(name)
-    digest = weights_digest(place) if place.exists() else None
     stored = [cell for cell in store.cells() if store.done(cell.id) is not None]
+    place = checkpoint_path(name, stored)
+    digest = None if place is None else weights_digest(place)
     found = [
         cell
         for cell in stored

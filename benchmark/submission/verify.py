@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.csv_files import export, read_tidy
+from dmlbench.analysis.csv_files import read_tidy, write
+from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
@@ -203,5 +204,6 @@ def _asked(cell: Cell, images: int) -> list[int]:
 
 def _exported(store: Store) -> list[dict[str, Any]]:
     """The rows that the cells export."""
-    tidy, _ = export(store)
-    return read_tidy(tidy)
+    exported = store.root / "exported.csv"
+    write(exported, TIDY_COLUMNS, tidy(store.cells()))
+    return read_tidy(exported)

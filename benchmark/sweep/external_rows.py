@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.compare import as_stored, names_of, weights_digest
+from dmlbench.analysis.compare import as_stored, checkpoint_path, names_of, weights_digest
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
@@ -66,8 +65,9 @@ def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
     """
     name = as_stored(name)
     conditions = [condition(text, ROW) for text in where]
-    digest = weights_digest(Path(name)) if Path(name).exists() else None
     cells = [cell for cell in store.cells() if store.done(cell.id) is not None]
+    path = checkpoint_path(name, cells)
+    digest = None if path is None else weights_digest(path)
     mine = [
         cell
         for cell in cells

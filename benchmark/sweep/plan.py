@@ -15,6 +15,7 @@ from msgspec import ValidationError, convert, structs
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.common.errors import UserError
+from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
 from dmlbench.core.naming import at_other_radius, parameters, told_apart, with_attack_seed
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, Recipe, Threat, recipe_changes
@@ -66,6 +67,8 @@ def plan(
             return defense.resolve(card.training_threat, network.metric)
 
     complete = [resolve(defense) for defense in defenses]
+    for defense in complete:
+        _check_types(defense)
     spelt = [spec.shortest(one, resolve) for one in complete]
     names = told_apart([one.label for one in complete], [parameters(text) for text in spelt])
     trainings = [
@@ -74,6 +77,15 @@ def plan(
         for seed in seeds
     ]
     return list({training.id: training for training in trainings}.values())
+
+
+def _check_types(defense: Defense) -> None:
+    """UserError unless what a defense of a plugin says of itself can stand in a table."""
+    with foreign(defense):
+        label, cost = defense.label, defense.training_cost
+    if not isinstance(label, str):
+        raise UserError(f"defense {defense.card.name}: its label must be a text, got {label!r}")
+    check_whole(f"defense {defense.card.name}: its training_cost", cost, 0)
 
 
 def shard(trainings: Sequence[Training], number: int, count: int) -> list[Training]:

@@ -13,7 +13,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.common.text import printable
 from dmlbench.models.base import Model
-from dmlbench.storage.cell import About, Columns, PlannedCell
+from dmlbench.storage.cell import About, Columns, PlannedCell, Versions
 from dmlbench.training.job import Training
 
 
@@ -159,7 +159,8 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
         columns: name of each number -> its unit and the better direction.
 
     Raises:
-        UserError: a cell cannot be described so: a text is empty, or has a control character.
+        UserError: a cell cannot be described so: a text is empty, or has a control character, or a
+            version is no whole number.
     """
     texts = {"label": about.label, **msgspec.structs.asdict(about)}  # the one that users give first
     for name, text in (*texts.items(), *(("column", name) for name in columns)):
@@ -170,6 +171,7 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
             )
     try:
         msgspec.convert(msgspec.to_builtins((about, columns)), tuple[About, Columns])
+        msgspec.convert(facts, Versions)
     except msgspec.ValidationError as error:
         raise UserError(f"{about.attack or about.defense} cannot be stored: {error}") from None
     return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)

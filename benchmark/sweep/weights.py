@@ -21,7 +21,13 @@ from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
 from dmlbench.models.module import module_model
 from dmlbench.storage.cell import About
-from dmlbench.storage.checkpoint import MANIFEST, Manifest, read_manifest, stored_weights
+from dmlbench.storage.checkpoint import (
+    MANIFEST,
+    Manifest,
+    is_described,
+    read_manifest,
+    stored_weights,
+)
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Weights
 from dmlbench.training.job import Training
@@ -68,7 +74,7 @@ def trained_on(path: Path, allow_code: bool = False) -> str:
     Raises:
         UserError: the manifest names code that is not allowed.
     """
-    known = read_manifest(_folder(path))
+    known = read_manifest(_folder(path)) if is_described(path) else None
     named = known and (_folder(path) == path or path.name in (MANIFEST, known.checkpoint))
     if not known or not named:
         return ""

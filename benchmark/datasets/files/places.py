@@ -9,7 +9,16 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import is_folder
 
-HOME = Path.home() / ".cache" / "dmlbench"
+
+def home() -> Path:
+    """The home folder; the working folder of a user that has none, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path()
+
+
+HOME = home() / ".cache" / "dmlbench"
 """The folder for data sets if the user names none."""
 
 
