@@ -152,7 +152,9 @@ def test_a_full_disk_and_one_that_is_read_only(
     done = sweeps.run(small, *SWEEP)
     assert done.returncode == 2
     assert "--results results cannot be written to: Read-only file system" in done.stderr
-    assert sweeps.run(small, *SWEEP, "--dry-run").returncode == 0  # nothing to write
+    dry = sweeps.run(small, *SWEEP, "--dry-run")
+    assert dry.returncode == 2
+    assert "--results results cannot be written to: no permission, or read-only" in dry.stderr
     subprocess.run(["mount", "-o", "remount,rw,size=64m", tmpfs], check=True)
     done = sweeps.run(small, *SWEEP, *flags)
     assert done.returncode == 0, done.stderr
