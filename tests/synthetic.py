@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dmlbench.analysis import csv_files
 from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -64,10 +64,7 @@ def failed(name: str, error: str, **about: Any) -> Cell:
 def write(path: Path, cells: Iterable[Cell]) -> Path:
     """The tidy CSV of the cells."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, TIDY_COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(tidy(cells))
+    csv_files.write(path, TIDY_COLUMNS, tidy(cells))
     return path
 
 

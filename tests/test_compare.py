@@ -141,6 +141,20 @@ def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) ->
     assert found.seeds == ((0, 1),)
 
 
+def test_data_sets_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
+    """A checkpoint that was measured on two: its numbers on one are never those on the other."""
+    store = Store(tmp_path)
+    put(store, "a", noise, dataset="tiny")
+    put(store, "a", noise[: N - 1] + 40, dataset="other", resolved="a:resolved=1")
+    put(store, "b", noise + 10, dataset="tiny")
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"a0")  # of which digest("a0") is the SHA-256
+    with pytest.raises(UserError, match="measured on several data sets: add --dataset other, or"):
+        find(str(path), store, None)
+    (found,) = compare(find(str(path), store, "tiny"), find("b", store, "tiny"))
+    assert found.difference.value == pytest.approx(10)
+
+
 def test_precisions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
     store = Store(tmp_path)
     for precision, shift in (("fp32", 1), ("bf16", 3)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -284,11 +286,38 @@ def test_bfloat16_is_close_and_tf32_needs_a_gpu(tiny: RetrievalData) -> None:
 
 
 def test_compute_restores_what_it_sets() -> None:
-    before = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32)
+    before = torch.get_num_threads(), torch.backends.cudnn.deterministic
     with Compute("cpu", threads=2).applied():
-        assert torch.get_num_threads() == 2
-        assert not torch.backends.cudnn.allow_tf32
-    assert (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32) == before
+        assert (torch.get_num_threads(), torch.backends.cudnn.deterministic) == (2, True)
+    assert (torch.get_num_threads(), torch.backends.cudnn.deterministic) == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        'torch.set_float32_matmul_precision("medium")',
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        'torch.backends.fp32_precision = "tf32"',
+        'torch.backends.cudnn.fp32_precision = "ieee"',
+        'torch.backends.cuda.matmul.fp32_precision = "tf32"',
+    ],
+)
+def test_float32_is_float32_whatever_the_user_has_set(given: str) -> None:
+    """By the older switches of PyTorch or the newer ones, which must not be mixed."""
+    code = f"""
+import torch
+{given}
+from dmlbench.compute.device import Compute, precision_switches
+def now():
+    return [switch.fp32_precision for switch in precision_switches()]
+before = now()
+with Compute("cpu").applied():
+    assert set(now()) == {{"ieee"}}, now()
+assert now() == before
+if "set_float32" in {given!r}:
+    assert torch.get_float32_matmul_precision() == "medium"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu

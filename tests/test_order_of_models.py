@@ -109,6 +109,18 @@ def test_queries_without_a_value_are_left_out_and_shapes_must_agree() -> None:
         order({"a": a * np.nan, "b": b})
 
 
+def test_a_draw_without_a_known_query_has_no_mean_of_its_own() -> None:
+    """Two of 50 queries count: a seventh of the draws has neither."""
+    a, b = (np.full((2, 50), np.nan) for _ in range(2))
+    a[:, [3, 40]], b[:, [3, 40]] = [80, 90], 70
+    first, second = order({"a": a, "b": b})
+    assert (first.name, first.first, first.low >= 80) == ("a", 1, True)
+    assert (second.low, second.high) == (70, 70)
+    found = difference(a, b)
+    assert found.low >= 10
+    assert found.p < 0.001
+
+
 def test_a_difference_is_that_of_the_same_draws() -> None:
     generator = np.random.default_rng(1)
     a, b = generator.normal(0.4, 1, (3, 25)), generator.normal(0, 1, (3, 25))

@@ -12,7 +12,6 @@ from matplotlib.text import Text
 from msgspec.structs import replace
 from scipy.stats import binomtest
 
-from dmlbench.analysis.csv_files import READERS
 from dmlbench.analysis.records import scores as scores_of
 from dmlbench.analysis.records import tidy
 from dmlbench.metrics.bootstrap import shares_above
@@ -44,11 +43,7 @@ def table() -> Table:
         fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
         resolved = fgsm.about.attack_resolved.replace("alpha=3/255", "alpha=77/255")
         cells.append(replace(fgsm, about=replace(fgsm.about, attack_resolved=resolved)))
-    # the reader gives numbers where a record of cells has their text
-    records = [
-        r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")} for r in tidy(cells)
-    ]
-    (one,) = tables(measured(records))
+    (one,) = tables(measured(tidy(cells)))
     return one
 
 
@@ -93,10 +88,7 @@ def test_two_curves_of_one_attack_are_in_one_panel() -> None:
     for name, end in (("Certified", 0.1), ("Smoothed", 0.25)):
         curve = [(0, 80), (end, 20), (0.3, 0)]
         cells.append(attacked(name, 0.1, changed="eps=0.3", curve=curve, label="N/A[R]"))
-    records = [
-        r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")} for r in tidy(cells)
-    ]
-    figure = PLOTS["curves"](tables(measured(records))[0])
+    figure = PLOTS["curves"](tables(measured(tidy(cells)))[0])
     assert figure is not None
     (axis,) = figure.axes
     assert axis.get_xlabel() == "eps, an L2 length"
@@ -297,9 +289,7 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> N
 
 def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
     cells = [attacked("Radius", 4, curve=[(0, 80), (2.0, 30), (9.0, 0)])]
-    records = [r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")}
-               for r in tidy(cells)]  # fmt: skip
-    (table,) = tables(measured(records))
+    (table,) = tables(measured(tidy(cells)))
     figure = PLOTS["curves"](table)
     assert figure is not None
     (line,) = figure.axes[0].lines
@@ -309,10 +299,8 @@ def test_a_curve_that_reaches_zero_stays_there_up_to_eps() -> None:
 
 
 def with_curves(cells: list[Cell]) -> Table:
-    """The table of cells, read as from a CSV."""
-    records = [r | {key: READERS[key](r.get(key, "")) for key in ("deciles", "curve")}
-               for r in tidy(cells)]  # fmt: skip
-    return tables(measured(records))[0]
+    """The table of cells."""
+    return tables(measured(tidy(cells)))[0]
 
 
 def test_of_many_curves_the_best_of_each_family_are_drawn_and_their_attack_is_named() -> None:

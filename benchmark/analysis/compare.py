@@ -118,6 +118,11 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
+    if len(sets := sorted({c.about.dataset for c in cells})) > 1:
+        raise UserError(
+            f"{name!r} was measured on several data sets: add --dataset {sets[0]}, "
+            f"or {', '.join(sets[1:])}"
+        )
     return Side(name, store, cells)
 
 
@@ -178,7 +183,8 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
 
     Outcomes under attacks with another seed than the training are of metrics of their own.
     """
-    data = next((c.facts["data"] for c in side.cells if "data" in c.facts), "")
+    digests = {c.facts["data"] for c in side.cells if "data" in c.facts}
+    only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
     found: dict[_Key, dict[int, _Measured]] = {}
     for cell in side.cells:
         about, outcomes = cell.about, side.store.outcomes(cell.id)
@@ -189,6 +195,7 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
                 if other is not None and about.attack_resolved:
                     attack = with_attack_seed(attack, other)
                 subset, how = about.queries, (about.precision, about.eot)
+                data = cell.facts.get("data", only)
                 key = _Key(about.suite, subset, attack, name, *how, data)
                 values = outcomes[name].to_numpy(dtype=np.float64)
                 measured = _Measured(about.attack, column.better, values)

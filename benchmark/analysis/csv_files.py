@@ -117,7 +117,16 @@ def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]])
 
 
 def _written(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return series_text(value)
     return guarded(printable(value)) if isinstance(value, str) else value
+
+
+def series_text(values: tuple[Any, ...]) -> str:
+    """Deciles as ``1.0 2.5``, and the points of a curve as ``0.0:80.0 2.0:30.0``."""
+    return " ".join(
+        ":".join(map(repr, value)) if isinstance(value, tuple) else repr(value) for value in values
+    )
 
 
 def read_folder(folder: Path) -> list[Record]:

@@ -132,8 +132,10 @@ def _together(outcomes: Sequence[Values]) -> Values:
 def _means(every: Values, shares: Values) -> Values:
     """(D, S, R) means of (D, S, Q) values; (R, Q) shares are the weights of queries."""
     known = ~np.isnan(every[0])  # of all models: see _together
-    weights = np.maximum(known @ shares.T, np.finfo(np.float64).tiny)
-    means: Values = np.where(known, every, 0) @ shares.T / weights
+    weights = known @ shares.T
+    none = (weights == 0).any(0)  # draws without a known query of some seed: as if all were drawn
+    shares = np.where(none[:, None], 1 / shares.shape[1], shares)
+    means: Values = np.where(known, every, 0) @ shares.T / (known @ shares.T)
     return means
 
 

@@ -91,9 +91,9 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
                 shares = found.get("deciles", {}).get(name, ())
                 record |= asdict(cell.metrics[name])
                 record |= {"clean": found.get("clean", {}).get(name, "")}
-                record |= {"deciles": " ".join(map(repr, shares))}
+                record |= {"deciles": tuple(shares)}
                 curve = found.get("curves", {}).get(name, ())
-                record |= {"curve": " ".join(f"{x!r}:{share!r}" for x, share in curve)}
+                record |= {"curve": tuple((x, share) for x, share in curve)}
             if name == "NMI" and "nmi_version" in found:
                 record["versions"] += f".{found['nmi_version']}"
             records.append(record)

@@ -98,7 +98,13 @@ class Report:
         """A row for each number, with the columns of ``results.csv``."""
         import pandas as pd
 
-        return pd.DataFrame(self.records, columns=list(TIDY_COLUMNS))
+        from dmlbench.analysis.csv_files import series_text
+
+        rows = [
+            {k: series_text(v) if isinstance(v, tuple) else v for k, v in record.items()}
+            for record in self.records
+        ]
+        return pd.DataFrame(rows, columns=list(TIDY_COLUMNS))
 
     def summary(self) -> str:
         """The tables that the command line prints."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
@@ -98,22 +99,29 @@ class Compute:
             UserError: this machine does not have the device.
         """
         device = self.torch_device()
-        threads, convolution = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-        matmul, deterministic = (
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.deterministic,
-        )
-        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+        threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+        switches = precision_switches()
+        before = [switch.fp32_precision for switch in switches]
+        for switch in switches:
+            switch.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
         torch.backends.cudnn.deterministic = True
         torch.set_num_threads(self.threads or min(threads, MOST_THREADS))
         try:
             yield device
         finally:
             torch.set_num_threads(threads)
-            torch.backends.cudnn.allow_tf32 = convolution
-            torch.backends.cuda.matmul.allow_tf32 = matmul
+            for switch, precision in zip(switches, before, strict=True):
+                switch.fp32_precision = precision
             torch.backends.cudnn.deterministic = deterministic
+
+
+def precision_switches() -> tuple[Any, ...]:
+    """PyTorch's switches of how float32 is computed: of matrix products and convolutions.
+
+    Those of the CPU are among them: a user may have allowed bfloat16 there, which some CPUs have.
+    """
+    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    return (torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn)
 
 
 def processors() -> int:
