@@ -44,6 +44,7 @@ from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
     DEFENSES,
+    MARGIN,
     AdversarialDefense,
     Batch,
     State,
@@ -168,14 +169,17 @@ class CollapseAwareTripletDecoupling(AdversarialDefense):
         return "CA-TRIDE"
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in what is ``auto``.
+        """Fill in what is ``auto``; the margin is 0.2 under E, too, as in the authors' code.
 
         Raises:
             UserError: the metric is C.
         """
         if metric == "C":
             raise UserError("ca-tride is defined for the metrics N and E; C is none of them")
-        return super().resolve(threat, metric)
+        margin = self.margin or MARGIN["N"]
+        return super(
+            CollapseAwareTripletDecoupling, dataclasses.replace(self, margin=margin)
+        ).resolve(threat, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine clean triplets, perturb candidates or anchors, take the loss."""

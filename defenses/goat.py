@@ -13,8 +13,9 @@ Source: ``create_adv_batch`` in utils/evaluation.py of CEA-LIST/adv-reid, with -
 That code draws four pushing guides from all images of the class in the train split, and trains by
 the hardest triplets under the margin 10, or by cross entropy. Here the guides are drawn from the
 rest of the class in the batch, the sampler is a key, and the margin is that of the other defenses;
-so are eps, eta and alpha (there 5/255, 7 steps, 1/255). As there, the pulling guide may be of any
-class.
+so are eps, eta and alpha (there 5/255, 7 steps, 1/255). There the images are perturbed in train
+mode, with the statistics of the batch in its batch norms; here in eval mode, as by all defenses. As
+there, the pulling guide may be of any class.
 """
 
 from __future__ import annotations

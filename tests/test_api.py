@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,11 @@ def small(tiny: RetrievalData) -> Dataset:
 
 @pytest.fixture
 def net() -> nn.Module:
+    return own_network()
+
+
+def own_network() -> nn.Module:
+    """A network for 8x8 images, whose weights are those of the generator."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
 
 
@@ -470,3 +476,101 @@ def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
     report = dml.evaluate(Breaks(), small, attacks="es", progress=False)
     assert report["R@1"].value > 0
     assert report.failed == {"es": "RuntimeError: no gradients here"}
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_gradients_are_on_whatever_the_caller_has_set(
+    small: Dataset, mode: str, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"dataset": small, "attacks": "ca+", "queries": 8}
+    torch.manual_seed(0)
+    net = own_network()
+    outside = dml.evaluate(net, **asked, progress=False)
+    with getattr(torch, mode)():
+        inside = dml.evaluate(net, **asked, progress=False)
+        dml.train("none", small, recipe="epochs=1,pairs=4", results=tmp_path, progress=False)
+        assert not torch.is_grad_enabled()
+    assert inside["CA+"] == outside["CA+"]
+    assert inside["CA+"].value < 40  # untouched it is 50
+
+
+def test_a_fresh_report_draws_the_ranks_and_lists_its_numbers(small: Dataset) -> None:
+    report = dml.evaluate(own_network(), small, attacks=["ca+", *FEW], progress=False)
+    assert report.plot("ranks") is not None
+    assert "CA+" in report
+    assert "QA+" not in report
+    assert {"R@1", "CA+", "CA+ (steps=2)"} <= set(report)
+
+
+def test_a_missing_number_comes_with_what_failed(small: Dataset) -> None:
+    class Raises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = own_network()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and images.requires_grad:
+                raise ValueError("not to be attacked")
+            embeddings: torch.Tensor = self.inner(images)
+            return embeddings
+
+    report = dml.evaluate(Raises(), small, attacks="ca+:steps=2", progress=False)
+    with pytest.raises(KeyError, match=r"there are R@1, .*; ca\+:steps=2 failed: .*be attacked"):
+        report["CA+"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"eps": 8}, "eps must be within 0 and 1, as pixels are, got 8: 8/255?"),
+        ({"eps": float("nan")}, "eps must be within 0 and 1"),
+        ({"eps": "eight"}, "eps must be a number or a fraction '8/255', got 'eight'"),
+        ({"alpha": None}, "alpha must be a number or a fraction '8/255', got None"),
+        ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
+        ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
+        ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
+    ],
+)
+def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> None:
+    right: dict[str, Any] = {"images": np.zeros((4, 8, 8), np.uint8), "labels": [0, 0, 1, 1]}
+    with pytest.raises(dml.UserError, match=re.escape(words)):
+        dml.from_arrays(**right | changed)
+
+
+def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
+    made = [
+        dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
+        for eps in (8 / 255, "8/255", np.float64(8 / 255))
+    ]
+    assert len(set(made)) == 1
+    assert all(type(one) is float for one in made)
+
+
+def test_images_in_half_precision_are_those_of_8_bits() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    half = (torch.from_numpy(pixels).float() / 255).half()
+    made = dml.from_arrays(half, [0, 0, 1, 1])
+    assert np.array_equal(made.load(None).test.images[:, 0], pixels)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": lambda x: x}, "model must be a torch.nn.Module, a file of weights, or a spec"),
+        ({"dataset": [1, 2]}, "what dmlbench.from_arrays(images, labels) makes"),
+        ({"mean": 0.5, "std": 0.5}, "mean and std must be one number per channel each, got 0.5"),
+        ({"mean": [104], "std": [1]}, "divide both by 255 if yours are of 0..255"),
+        ({"mean": [0.5], "std": [0]}, "std above 0"),
+        ({"metric": "cosine"}, "metric must be one of N, E, C, got 'cosine'"),
+        ({"network": "lenet"}, "network= is for a checkpoint"),
+    ],
+)
+def test_wrong_arguments_of_evaluate(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(dml.UserError, match=re.escape(words)):
+        dml.evaluate(**{"model": own_network(), "progress": False} | changed)
+
+
+def test_a_set_without_images_to_train_on_says_so(tmp_path: Path) -> None:
+    data = dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1])
+    with pytest.raises(dml.UserError, match="no images to train on: give it some"):
+        dml.train("none", data, results=tmp_path, progress=False)

@@ -122,6 +122,7 @@ def test_the_turns_begin_with_the_candidates(tiny: RetrievalData) -> None:
     """And the first epoch perturbs nothing."""
     model, state = network(), State()
     defense = spec.parse("ca-tride", DEFENSES).resolve(THREAT, "N")
+    assert spec.parse("ca-tride", DEFENSES).resolve(THREAT, "E").margin == defense.margin == 0.2
     turns = []
     for _ in range(3):
         batch = batch_at(model, tiny, 0.0)

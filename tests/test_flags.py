@@ -320,9 +320,11 @@ def test_columns_that_older_files_lack_are_empty(tmp_path: Path) -> None:
     assert {(r["flags"], r["eot"]) for r in read_tidy(path)} == {("", "")}
 
 
-def record(value: float, attack: str, metric: str = "ES:R", clean: float = 80.0) -> dict[str, Any]:
+def record(
+    value: float, attack: str, metric: str = "ES:R", clean: float = 80.0, n: int = 400
+) -> dict[str, Any]:
     short = split_attack_seed(attack)
-    row = {"metric": metric, "value": value, "clean": clean}
+    row = {"metric": metric, "value": value, "clean": clean, "n": n}
     return row | {"attack": attack if short[1] else "es", "attack_resolved": short[0]}
 
 
@@ -336,6 +338,8 @@ def test_variants_of_one_attack_are_held_against_each_other() -> None:
 
     assert found(a=record(50, plain), b=record(52, wide)) == {}
     assert found(a=record(50, plain), b=record(52.5, wide)) == {"b": ["eps"]}
+    assert found(a=record(50, plain), b=record(60, wide, n=40)) == {}  # four queries
+    assert found(a=record(50, plain), b=record(62.5, wide, n=40)) == {"b": ["eps"]}
     assert found(a=record(50, plain), b=record(70, wide.replace("steps=8", "steps=9"))) == {}
     assert found(a=record(50, plain), b=record(60, f"{plain},attack_seed=5")) == {}
     assert found(a=record(82.5, plain)) == {"a": ["eps"]}  # above the clean image

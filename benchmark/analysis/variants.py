@@ -36,10 +36,12 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
         for heading, record, keys in by_eps:
             clean, here = ("0", record["clean"]), (keys.get("eps", ""), record["value"])
             if isinstance(clean[1], float) and _eps(keys):
-                found.setdefault(heading, []).extend(flags.rising(record["metric"], clean, here))
+                risen = flags.rising(record["metric"], clean, here, record["n"])
+                found.setdefault(heading, []).extend(risen)
         for (_, less, a), (heading, more, b) in pairwise(by_eps):
             smaller, larger = (a.get("eps", ""), less["value"]), (b.get("eps", ""), more["value"])
-            found.setdefault(heading, []).extend(flags.rising(more["metric"], smaller, larger))
+            risen = flags.rising(more["metric"], smaller, larger, min(less["n"], more["n"]))
+            found.setdefault(heading, []).extend(risen)
     for group in _alike(variants, ("restarts",)):
         for heading, name, plain, drawn in _against_plain(group, "restarts"):
             if suite == "auto":

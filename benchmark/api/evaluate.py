@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.report import Report
 from dmlbench.api.session import dataset_of, opened
@@ -67,7 +67,8 @@ def evaluate(
         model: one of
             - a ``torch.nn.Module`` that maps images (B, C, H, W) in [0, 1] to embeddings (B, D). It
               is copied, and measured in eval mode. Stored cells are of the same module if weights,
-              attributes and code are the same;
+              attributes and code are the same; values that its code reads from elsewhere (globals,
+              closures) are not seen: give such modules a results folder each;
             - the name of a model of the zoo, such as ``"fashion-mini/hm"``;
             - a checkpoint: a file of weights, or the folder or manifest of a trained model;
             - the spec of a network with the weights it begins with, such as
@@ -84,7 +85,8 @@ def evaluate(
             were moved, of each attack that perturbs a query: ``report["LTM:R@4"]``.
         metric: the distance of embeddings: ``"N"`` Euclidean after normalising (the default),
             ``"E"`` Euclidean, ``"C"`` 1 - cosine.
-        mean: of each channel, to normalise images before a ``torch.nn.Module``.
+        mean: of each channel of pixels in [0, 1], to normalise images before a
+            ``torch.nn.Module``.
         std: the standard deviation of each channel, for the same.
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
@@ -178,6 +180,16 @@ def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[s
     return [attacks] if isinstance(attacks, str | Attack) else attacks
 
 
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Numbers of channels as a tuple; UserError if they are none."""
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"mean and std must be one number per channel each, got {values!r}"
+        ) from None
+
+
 def _weights(
     session: Session,
     model: nn.Module | str | Path,
@@ -193,8 +205,10 @@ def _weights(
 
     common = session.dataset, session.digest
     measured = session.compute.precision, session.compute.eot
-    mean, std = (tuple(values) for values in normalisation)
+    mean, std = (_numbers(values) for values in normalisation)
     if isinstance(model, nn.Module):
+        if network is not None:
+            raise UserError("network= is for a checkpoint; a torch.nn.Module is measured as it is")
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
         return memory_weights(*common, held, held.digest, name, seed or 0, *measured)
@@ -202,6 +216,11 @@ def _weights(
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
             "part of the network: network='c2f2:metric=E'"
+        )
+    if not isinstance(model, str | Path):
+        raise UserError(
+            f"model must be a torch.nn.Module, a file of weights, or a spec such as 'lenet', got "
+            f"{type(model).__name__}: put a function into the forward of a module"
         )
     path = Path(model)
     if isinstance(model, Path) or _is_path(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -62,9 +62,18 @@ class Report:
                 f"{name} was measured of several models or suites: choose one in to_frame()"
             )
         if not different:
-            known = dict.fromkeys(heading for one in found for heading in one)
-            raise KeyError(f"{name!r} was not measured; there are {', '.join(known)}")
+            known = ", ".join(self) or "no numbers"
+            wrong = "".join(f"; {attack} failed: {error}" for attack, error in self.failed.items())
+            raise KeyError(f"{name!r} was not measured; there are {known}{wrong}")
         return different.pop()
+
+    def __iter__(self) -> Iterator[str]:
+        """The headings of all numbers."""
+        found = [row.estimates for row in rows(self.records)]
+        return iter(dict.fromkeys(heading for one in found for heading in one))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
 
     @property
     def failed(self) -> dict[str, str]:
@@ -116,8 +125,8 @@ class Report:
         """A plot of the first table.
 
         Args:
-            kind: ``intervals``, ``terms``, ``tradeoff``, ``cost``, ``ranks``, ``eps`` or ``steps``;
-                None: the first of these that the numbers are enough for.
+            kind: ``intervals``, ``terms``, ``tradeoff``, ``cost``, ``eta``, ``ranks``, ``curves``,
+                ``eps`` or ``steps``; None: the first of these that the numbers are enough for.
 
         Raises:
             UserError: an unknown kind, or numbers that are not enough for it.

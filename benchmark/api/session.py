@@ -8,14 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.sweep.session import Session, open_session
 
 
 def dataset_of(dataset: str | Dataset) -> Dataset:
-    """The data set that a spec names, or the one that was given."""
-    return spec.parse(dataset, DATASETS) if isinstance(dataset, str) else dataset
+    """The data set that a spec names, or the one that was given; UserError if it is none."""
+    if isinstance(dataset, str):
+        return spec.parse(dataset, DATASETS)
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"dataset must be a spec such as 'fashion-mini', or what dmlbench.from_arrays(images, "
+            f"labels) makes of arrays or tensors, got {type(dataset).__name__}"
+        )
+    return dataset
 
 
 @contextmanager
@@ -26,7 +34,7 @@ def opened(
     cache: str | Path | None,
     **options: Any,
 ) -> Iterator[Session]:
-    """The session while the context lasts.
+    """The session while the context lasts. Gradients are on, whatever the caller has set.
 
     Args:
         dataset: what is measured on.
@@ -34,7 +42,11 @@ def opened(
         data_root, cache: where data sets and decoded images lie; None: the usual places.
         options: those of ``sweep.session.open_session``.
     """
+    import torch
+
     with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
         tempfile.TemporaryDirectory(prefix="dmlbench-") as empty,
         open_session(
             dataset,

@@ -31,6 +31,7 @@ NOISE_DRAWS, NOISE_QUERIES = 5, 200  # 5 passes forward, where an attack of auto
 LEAST_MOVED, LEAST_MOVED_QUERIES = 0.01, 5  # share of queries, and how many
 LARGEST_BLACK_BOX = 0.2  # points of R@1 that a black box breaks of what the white box has left
 LARGEST_RISE = 2.0  # points of R@1 from one eps to a larger one: fixed steps are that uneven
+LEAST_RISEN = 4.5  # queries that such a rise takes, without the rounding of a percentage
 LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate; 0.2 on committed models
 LARGEST_STARTS = 2.0  # points between the clean image and random places as the start
 LARGEST_OPTIMIZERS = 3.0  # points between PGD and APGD at equal passes
@@ -179,15 +180,21 @@ def iterates(column: str, unit: str, best: float, last: float) -> list[Flag]:
     return [Flag("iterates", says, "more steps: the search has not settled", note=True)]
 
 
-def rising(column: str, smaller: tuple[str, float], larger: tuple[str, float]) -> list[Flag]:
-    """R@1 at the ``larger`` eps is above that at the ``smaller``: (eps, value) each."""
-    if larger[1] - smaller[1] <= LARGEST_RISE:
+def rising(
+    column: str, smaller: tuple[str, float], larger: tuple[str, float], queries: int
+) -> list[Flag]:
+    """R@1 at the ``larger`` eps is above that at the ``smaller``: (eps, value) each.
+
+    A query or two of few may turn right by chance, so it takes some of them.
+    """
+    rise = larger[1] - smaller[1]
+    if rise <= LARGEST_RISE or rise / 100 * queries < LEAST_RISEN:
         return []
     says = (
         f"{column} rises from {smaller[1]:.1f}% at eps {smaller[0]} to {larger[1]:.1f}% at "
         f"{larger[0]}, and the smaller ball lies in the larger"
     )
-    return [Flag("eps", says, "the optimizer fails in the larger ball: optimizer=apgd, more steps")]
+    return [Flag("eps", says, "the search fails in the larger ball: optimizer=apgd, restarts=5")]
 
 
 def starts(column: str, clean: float, drawn: float) -> list[Flag]:

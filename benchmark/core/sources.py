@@ -14,6 +14,7 @@ import functools
 import inspect
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -28,6 +29,8 @@ INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 _STANDARD = Path(sysconfig.get_path("stdlib"))
 _seen: dict[Path, tuple[object, str]] = {}
 """File of a module -> the spec that it was imported by, and its digest when it was first seen."""
+
+PARSING = threading.Lock()  # Python 3.11 counts the depth of all threads together
 
 
 def source_file(thing: object) -> Path | None:
@@ -104,7 +107,9 @@ def _imported(roots: dict[Path, str]) -> dict[str, str]:
 def _names(file: Path, package: str) -> Iterator[str]:
     """Full names of the modules that a file may import, and of the packages around them."""
     try:
-        tree = ast.parse(read_file(file))
+        content = read_file(file)
+        with PARSING:
+            tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError):
         return  # it cannot be imported either
     for node in ast.walk(tree):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.common.numbers import check_whole
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.apart import check_alone, check_apart, numbered
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
@@ -58,8 +60,8 @@ def from_arrays(
     positives: Sequence[Sequence[int]] | None = None,
     junk: Sequence[Sequence[int]] | None = None,
     name: str = "arrays",
-    eps: float = 8 / 255,
-    alpha: float = 3 / 255,
+    eps: float | str = 8 / 255,
+    alpha: float | str = 3 / 255,
     steps: int = 32,
     model: str = "c2f2",
     recipe: Recipe | None = None,
@@ -84,9 +86,11 @@ def from_arrays(
         junk: of each query positions that are left out of its ranking, as they are neither right
             nor wrong; with ``positives``.
         train: images and labels to train on, for ``run`` and ``train``; ``evaluate`` needs none.
-        name: of the data set in tables.
-        eps: radius of the ball in which attacks may change an image, in [0, 1] pixel space.
-        alpha: size of an attack's step.
+        name: of the data set in tables. Where results are kept, each set and each ``eps`` needs a
+            name of its own: of two with one name, tables show the later.
+        eps: radius of the ball in which attacks may change an image, in [0, 1] pixel space: a
+            number or a fraction such as ``8 / 255`` or ``"8/255"``.
+        alpha: size of an attack's step, as ``eps``.
         steps: number of an attack's steps.
         model: spec of the network that ``run`` and ``train`` take.
         recipe: how that is trained; 8 epochs of 128 pairs by default.
@@ -95,6 +99,8 @@ def from_arrays(
     Raises:
         UserError: images or labels of another form.
     """
+    eps, alpha = _length("eps", eps), _length("alpha", alpha)
+    check_whole("steps", steps, 1)
     if not re.fullmatch(r"[\w.-]*\w", name):
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
     classes: dict[Any, int] = {}
@@ -135,6 +141,18 @@ def from_arrays(
         training_threat=training_threat or TrainingThreat(eps=eps, eta=8),
     )
     return ArrayDataset(own_card=card, data=data)
+
+
+def _length(name: str, value: Any) -> float:
+    """A length in [0, 1] pixel space; UserError if it is none."""
+    try:
+        number = float(Fraction(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise UserError(f"{name} must be a number or a fraction '8/255', got {value!r}") from None
+    if not 0 <= number <= 1:
+        hint = f": {value}/255?" if 1 < number <= LEVELS else ""
+        raise UserError(f"{name} must be within 0 and 1, as pixels are, got {value!r}{hint}")
+    return number
 
 
 def _apart(
@@ -215,7 +233,13 @@ def _split(
 
 def _pixels(images: Images, what: str) -> npt.NDArray[np.uint8]:
     """(N, C, H, W) uint8."""
-    array = np.asarray(_on_cpu(images))
+    try:
+        array = np.asarray(_on_cpu(images))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{what} must be an array or tensor, or a list of images of one size; of a torch "
+            "Dataset: from_arrays(torch.stack([x for x, _ in it]), [y for _, y in it])"
+        ) from None
     array = array[:, None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[2] != array.shape[3] or not array.size:
         hint = ": move the channels to the front" if array.shape[-1:] in ((1,), (3,)) else ""
@@ -225,8 +249,8 @@ def _pixels(images: Images, what: str) -> npt.NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     levels = np.asarray(array, np.float64) * LEVELS
-    rounded = levels.round()
-    if not np.isfinite(levels).all() or np.abs(levels - rounded).max() > 1e-3:
+    rounded, slack = levels.round(), 0.1 if array.dtype == np.float16 else 1e-3
+    if not np.isfinite(levels).all() or np.abs(levels - rounded).max() > slack:
         raise UserError(
             f"{what} must be 8-bit integers, or floats that are whole multiples of 1/255: round "
             "them with (images * 255).round() / 255 if that is what you want"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from dmlbench.common.hashing import content_sha256
 from dmlbench.common.lazy import torch
 from dmlbench.core import sources
 from dmlbench.core.registry import Card
-from dmlbench.metrics.distance import Metric
+from dmlbench.metrics.distance import METRICS, Metric
 from dmlbench.models.attributes import Attributes, attributes_of, tensor_bytes
 from dmlbench.models.base import Model, copied
 
@@ -103,7 +104,8 @@ def module_model(
     An ``EmbeddingModel``, as ``load_model`` gives it, brings metric and normalisation along.
 
     Raises:
-        UserError: they are given for such a model again, or only one of mean and std is.
+        UserError: they are given for such a model again, or only one of mean and std is, or they
+            are not those of pixels in [0, 1].
     """
     from dmlbench.compute.embedding import EmbeddingModel
 
@@ -115,7 +117,17 @@ def module_model(
             module=module.backbone, metric=module.metric, mean=own[0], std=own[1], name=name
         )
     if bool(mean) != bool(std):
-        raise UserError("mean and std go together: one number a channel each")
+        raise UserError("mean and std go together: one number per channel each")
+    if not (all(0 <= one <= 1 for one in mean) and all(0 < one < math.inf for one in std)):
+        raise UserError(
+            f"mean must be within 0 and 1 and std above 0, as pixels are within 0 and 1: divide "
+            f"both by 255 if yours are of 0..255; got mean {list(mean)}, std {list(std)}"
+        )
+    if metric not in (None, *METRICS):
+        raise UserError(
+            f"metric must be one of {', '.join(METRICS)}, got {metric!r}: N is the "
+            "Euclidean distance after normalisation, E without it, C is cosine"
+        )
     return ModuleModel(
         module=module, metric=metric or "N", mean=tuple(mean), std=tuple(std), name=name
     )

@@ -77,6 +77,11 @@ def check_pairs(pairs: int, anchors: int) -> None:
         pairs: pairs of images in a batch.
         anchors: images of the train split whose class has another image.
     """
+    if not anchors:
+        raise UserError(
+            "the data set has no images to train on: give it some (from_arrays: train=, folder: "
+            "root= or train_list=)"
+        )
     if anchors < pairs:
         raise UserError(
             f"a batch of {pairs} pairs is larger than the train split, "
