@@ -24,7 +24,8 @@ from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.registry import Card, Component
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, Figures, RetrievalData, Split
-from dmlbench.defenses.act import AntiCollapseTriplet
+from dmlbench.defenses import act
+from dmlbench.defenses.act import AntiCollapseTriplet, CollapseObjective
 from dmlbench.defenses.base import Batch, Defense, StepOutput
 from dmlbench.defenses.none import NoDefense
 from dmlbench.models.base import Model, parse_model
@@ -118,6 +119,45 @@ class TestDefenses:
     def test_a_cost_that_is_not_reported(self) -> None:
         cost = property(lambda _: 5)
         refused(changed(AntiCollapseTriplet, training_cost=cost), "cost", "return eta + 1")
+
+    @pytest.mark.parametrize(
+        ("slope", "cosine"),
+        [(torch.neg, "-1.00"), (torch.zeros_like, "0.00"), (torch.ones_like, "")],
+    )
+    def test_a_gradient_that_is_not_that_of_the_objective(self, slope: Any, cosine: str) -> None:
+        """Written by hand, it may have the wrong sign, or say nothing; its scale does not count."""
+
+        @dataclass(frozen=True)
+        class Wrong(CollapseObjective):
+            def value_and_grad(
+                self, e: torch.Tensor, step: int
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+                value, gradient = super().value_and_grad(e, step)
+                return value, slope(gradient)
+
+        def step(self: Any, model: Any, batch: Batch, state: Any) -> StepOutput:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(act, "CollapseObjective", Wrong)
+                return AntiCollapseTriplet.step(self, model, batch, state)
+
+        refused(changed(AntiCollapseTriplet, step=step), "perturbs", f"have a cosine of {cosine}")
+
+    def test_a_loss_of_the_clean_images(self) -> None:
+        """PGD runs, and its images are thrown away."""
+
+        def step(self: Any, model: Any, batch: Batch, state: Any) -> StepOutput:
+            perturb = self.perturb
+
+            def forgotten(model: Any, images: Any, objective: Any) -> Any:
+                return dataclasses.replace(perturb(model, images, objective), images=images)
+
+            object.__setattr__(self, "perturb", forgotten)
+            try:
+                return AntiCollapseTriplet.step(self, model, batch, state)
+            finally:
+                object.__delattr__(self, "perturb")
+
+        refused(changed(AntiCollapseTriplet, step=step), "perturbs", "embed perturbed.images")
 
     def test_a_state_outside_the_state(self) -> None:
         seen: list[int] = []

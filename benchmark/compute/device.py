@@ -120,8 +120,9 @@ def precision_switches() -> tuple[Any, ...]:
 
     Those of the CPU are among them: a user may have allowed bfloat16 there, which some CPUs have.
     """
-    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
-    return (torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn)
+    backends: Any = torch.backends  # whose switches have no types
+    gpu, cpu = backends.cudnn, backends.mkldnn
+    return (backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn)
 
 
 def processors() -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dmlbench.compute.device import precision_switches
 from dmlbench.compute.embedding import EmbeddingModel
 
 TOLERANCE = 1e-4  # of the length of an embedding
@@ -47,6 +48,10 @@ def folded(model: EmbeddingModel, images: torch.Tensor) -> EmbeddingModel:
             return _checked_copy(model, images[:SAMPLE])
     except Exception:  # of the network's own code: what is wrong with it shows where it is used
         return model
+
+
+def _uses_tf32() -> bool:
+    return any(switch.fp32_precision == "tf32" for switch in precision_switches())
 
 
 def _checked_copy(model: EmbeddingModel, images: torch.Tensor) -> EmbeddingModel:

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
+from dmlbench.attacks.engine.objective import Objective
 from dmlbench.compute.distributed import World
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
-from dmlbench.defenses.base import Batch, Defense, State, StepOutput
+from dmlbench.defenses.base import AdversarialDefense, Batch, Defense, State, StepOutput
 from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT, mean_cosine
 from dmlbench.metrics.relevance import Relevance
 from dmlbench.metrics.retrieval import retrieval
@@ -33,6 +35,8 @@ MILD = TrainingThreat(eps=8 / 255, eta=2)  # a strong one may collapse a network
 PAIRS, STEPS = 20, 16  # of the short training
 LEAST_MAP = 75  # percent; sound defenses reach 98 or more, and a loss of the wrong sign 55 or less
 RATE = 1e-3
+DIRECTIONS, ALIKE = 30, 0.8  # of the slopes of an objective, and how far they must agree
+H = 1e-3  # of finite differences in float32, along a direction of length 1 for each group
 
 
 @dataclass
@@ -201,6 +205,65 @@ def cost(s: Subject) -> None:
     )
 
 
+def perturbs(s: Subject) -> None:
+    """PGD follows the gradient of the objective, and the loss is that of the perturbed images.
+
+    Only the direction of the gradient counts, as PGD steps by its sign.
+    """
+    found: list[tuple[Objective, torch.Tensor]] = []
+    plain, moved = AdversarialDefense.perturb, False
+
+    def recorded(
+        self: Any, model: Any, images: Any, objective: Any, *more: Any, **keys: Any
+    ) -> Any:
+        nonlocal moved
+        e = _embedded(model, images.flatten(0, 1)).view(*images.shape[:2], -1)
+        found.append((objective, e))
+        perturbed = plain(self, model, images, objective, *more, **keys)
+        moved |= not torch.equal(perturbed.images, images)
+        return perturbed
+
+    def clean(self: Any, model: Any, images: Any, *more: Any, **keys: Any) -> Any:
+        return dataclasses.replace(plain(self, model, images, *more, **keys), images=images)
+
+    losses = []
+    for way in (recorded, clean):
+        with patch.object(AdversarialDefense, "perturb", way):
+            losses.append(s.one_step()[2].loss)
+    for objective, e in found:
+        expected, said = _slopes(objective, e)
+        size = expected.norm() * said.norm()
+        agree = float(expected @ said / size) if size else float(not (expected.any() or said.any()))
+        require(
+            agree > ALIKE,
+            "the gradient that value_and_grad gives PGD is not that of its loss (their changes "
+            f"along {DIRECTIONS} directions have a cosine of {agree:.2f}): PGD would descend "
+            "another loss than this one; derive it again, or let torch.autograd.grad take it from "
+            "the loss of e",
+        )
+    require(
+        not moved or losses[0] != losses[1],
+        "the loss is the same whether PGD perturbs the images or not: embed perturbed.images, not "
+        "the images of the batch",
+    )
+
+
+def _slopes(objective: Objective, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Changes of the loss along directions: by finite differences, and as its gradient has it."""
+    generator = torch.Generator().manual_seed(0)
+    e = nn.functional.normalize(e + 0.1 * torch.randn(e.shape, generator=generator), dim=2)
+    slope = objective.value_and_grad(e, 1)[1]
+    expected, said = [], []
+    for _ in range(DIRECTIONS):
+        direction = torch.randn(e.shape, generator=generator)
+        direction /= torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+        ends = (objective.value_and_grad(e + h * direction, 1)[0] for h in (H, -H))
+        ahead, behind = (end.double().sum() for end in ends)
+        expected.append((ahead - behind) / (2 * H))
+        said.append((slope * direction).double().sum())
+    return torch.stack(expected), torch.stack(said)
+
+
 def randomness(s: Subject) -> None:
     """No global random generator is read or advanced."""
     run = Run(s.defense, s.data)
@@ -271,9 +334,10 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "label": label,
     "step": step,
     "cost": cost,
+    "perturbs": perturbs,
     "randomness": randomness,
     "resumes": resumes,
     "learns": learns,
 }
-NEEDS = dict.fromkeys(("cost", "randomness", "resumes", "learns"), "step")
+NEEDS = dict.fromkeys(("cost", "perturbs", "randomness", "resumes", "learns"), "step")
 NEEDS["resumes"] = "randomness"
