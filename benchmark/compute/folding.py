@@ -39,9 +39,7 @@ def folded(model: EmbeddingModel, images: torch.Tensor) -> EmbeddingModel:
         model: frozen, in eval mode.
         images: (B, C, H, W) in [0, 1].
     """
-    if model.use_bfloat16 or (
-        images.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    ):
+    if model.use_bfloat16 or (images.is_cuda and _uses_tf32()):
         return model
     try:
         with torch.no_grad():
