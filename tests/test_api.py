@@ -574,3 +574,16 @@ def test_a_set_without_images_to_train_on_says_so(tmp_path: Path) -> None:
     data = dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1])
     with pytest.raises(dml.UserError, match="no images to train on: give it some"):
         dml.train("none", data, results=tmp_path, progress=False)
+
+
+@pytest.mark.slow
+def test_a_script_that_starts_workers_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import dmlbench\n"
+        "report = dmlbench.run('none', 'ca+', recipe='epochs=1', queries=5, workers=2, threads=1)\n"
+        "print(report.failed)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "below if __name__ == '__main__':" in done.stdout + done.stderr

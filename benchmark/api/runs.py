@@ -118,7 +118,8 @@ def run(
         seeds: of trainings and targets.
         resume: which stored cells are taken: ``"retry-failed"``, ``"only-missing"``, ``"always"``
             or ``"never"`` (``dmlbench run --help`` explains them).
-        workers: processes at once; None: one.
+        workers: processes at once; None: one. They import the script that calls this, which must
+            therefore call it below ``if __name__ == "__main__":``.
         results: the results folder; None: nothing is stored.
 
     Returns:

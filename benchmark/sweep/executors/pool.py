@@ -168,9 +168,14 @@ class Pool:
                 raise UserError(f"worker processes die as they start ({cause})")
             return []
         if give_up:
-            hint = "; if memory was short, use fewer --workers or a smaller --batch-size"
+            hint = "if memory was short, use fewer --workers or a smaller --batch-size"
+            if worker.process.exitcode == 1:  # an error of Python
+                hint = (
+                    "its error is printed above; a script that starts workers has to do so below "
+                    "if __name__ == '__main__':"
+                )
             return [
-                FinishedTask(task, seconds, f"its worker died {ATTEMPTS} times ({cause}){hint}")
+                FinishedTask(task, seconds, f"its worker died {ATTEMPTS} times ({cause}); {hint}")
             ]
         self._reporter.warn(f"{task.title}: its worker died ({cause}); trying again")
         successor.begin(task)
