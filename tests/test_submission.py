@@ -200,6 +200,19 @@ def test_an_edited_number_is_refused(place: Place, tmp_path: Path) -> None:
         look_at(tmp_path / "z.zip")
 
 
+def test_an_outcome_outside_its_column_is_refused(place: Place, tmp_path: Path) -> None:
+    """Of one query, however small the mean; none of them need be in the sample."""
+
+    def absurd(forgery: Forgery) -> None:
+        values = forgery.store.outcomes(forgery.cell("ca+").id)["CA+"].to_numpy(copy=True)
+        there = np.flatnonzero(~np.isnan(values))
+        values[there] = [101, 50, 50, 50, 50]
+        forgery.outcomes("ca+", "CA+", values)
+
+    verdict = look_at(place.forged(absurd, tmp_path))
+    assert verdict.reasons == ["ca+: CA+ is 101 for a query; it is within 0 and 100"]
+
+
 @pytest.mark.slow
 def test_edited_outcomes_are_refused(place: Place, tmp_path: Path) -> None:
     def outcomes(forgery: Forgery) -> None:
@@ -514,9 +527,15 @@ def test_one_sided_differences_have_little_chance() -> None:
     assert chance(np.array([1.0, -1.0] * 50)) == 1
 
 
-def held(claimed: Any, measured: Any, stated: Estimate, complete: bool) -> Any:
+def held(
+    claimed: Any,
+    measured: Any,
+    stated: Estimate,
+    complete: bool,
+    bounds: tuple[float, float] = (0, 100),
+) -> Any:
     names = {"metric": "ES:R", "attack": "es", "suite": "strict"}
-    return agreement(np.array(claimed), np.array(measured), stated, complete, **names)
+    return agreement(np.array(claimed), np.array(measured), stated, complete, bounds, **names)
 
 
 def test_noise_is_accepted_and_a_shift_is_not() -> None:
@@ -536,6 +555,26 @@ def test_noise_is_accepted_and_a_shift_is_not() -> None:
     hidden = truth.copy()
     hidden[3] = np.nan
     assert held(hidden, truth, stated, False).refused
+
+
+def test_one_absurd_outcome_is_refused_however_wide_it_makes_its_own_interval() -> None:
+    """In a column without a range; where every query was measured again, and one differs."""
+    truth = np.random.default_rng(0).random(200)
+    claimed = truth.copy()
+    claimed[0] += 100
+    found = held(claimed, truth, bootstrap_mean(claimed), True, (0, float("inf")))
+    assert (found.differing, found.refused) == (1, True)
+    assert found.tolerance < 0.02
+
+
+def test_a_query_of_many_that_were_all_the_same_may_end_elsewhere() -> None:
+    """On another machine: outcomes that are all the same have an interval without a width."""
+    none, one = np.zeros(1000), np.zeros(1000)
+    one[7] = 100
+    assert not held(one, none, bootstrap_mean(one), True).refused
+    assert not held(none, one, bootstrap_mean(none), True).refused
+    one[:5] = 100
+    assert held(one, none, bootstrap_mean(one), True).refused
 
 
 def test_what_differs_alone_is_no_rounding() -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dmlbench.attacks import moved_query
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.metrics.bootstrap import (
@@ -17,9 +18,10 @@ from dmlbench.metrics.bootstrap import (
     deciles,
     shares_above,
 )
+from dmlbench.metrics.distance import SLACK as BESIDE
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.metrics.names import ERS, OVER_STARTS
-from dmlbench.storage.cell import Cell
+from dmlbench.storage.cell import PERCENT, UNBOUNDED, Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
 if TYPE_CHECKING:
@@ -87,6 +89,13 @@ def wrong_number(
         asked: (N,) true for the queries of its row.
     """
     name = cell.about.attack or "clean images"
+    for column, values in found.items():
+        low, high = bounds(task, column)
+        if (wrong := values[(values < low - BESIDE) | (values > high + BESIDE)]).size:
+            said = f"is {wrong[0]:g} for a query; it is within {low:g} and {high:g}"
+            return f"{name}: {column} {said}"
+        if np.isinf(values).any():
+            return f"{name}: {column} is infinite for a query"
     if isinstance(task, Combine):
         sources = {column: of[one][column] for one, column in task.sources if one in of}
         if len(sources) < len({column for _, column in task.sources}):
@@ -111,6 +120,18 @@ def wrong_number(
 def task_is_attack(task: CellTask) -> bool:
     """True for the cell of an attack; false for clean images and for a score."""
     return not isinstance(task, Combine) and task.attack is not None
+
+
+def bounds(task: CellTask, column: str) -> tuple[float, float]:
+    """The least and the largest outcome that a query can have in a column, clean or attacked.
+
+    A column that the task does not have is unbounded here; ``sample`` refuses it.
+    """
+    if isinstance(task, Combine) or task.attack is None:
+        return PERCENT
+    columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
+    within = {one.name: one.within(task.cell.about.distance) for one in columns}
+    return within.get(column.removesuffix(CLEAN), UNBOUNDED)
 
 
 def _combined(score: str, sources: list[tuple[str, Values]]) -> Values:

@@ -18,7 +18,7 @@ from dmlbench.submission.agreement import (
     unexplained,
 )
 from dmlbench.submission.claims import Claim
-from dmlbench.submission.outcomes import task_is_attack
+from dmlbench.submission.outcomes import bounds, task_is_attack
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Combine, Measure
 
@@ -96,7 +96,9 @@ def measured_again(
         if not task_is_attack(task) or cell.about.eot:
             sample = pool  # what a randomised network draws depends on the batch
         found = _again(evaluation, task, sample)
-        numbers = list(_held(cell, outcomes[cell.id], found, sample, len(sample) == len(pool)))
+        numbers = list(
+            _held(cell, task, outcomes[cell.id], found, sample, len(sample) == len(pool))
+        )
         parts.append(_Part(cell, task, pool, sample, found, numbers))
     every = [one for part in parts for one in part.numbers]
     for part in parts:
@@ -105,7 +107,8 @@ def measured_again(
             title = part.task.title
             session.reporter.say(f"{title}: the sample differs, so all queries are measured")
             part.found = _again(evaluation, part.task, part.asked)
-            held = _held(part.cell, outcomes[part.cell.id], part.found, part.asked, True)
+            claims = outcomes[part.cell.id]
+            held = _held(part.cell, part.task, claims, part.found, part.asked, True)
             part.numbers = list(held)
     worker.close()
     every = [one for part in parts for one in part.numbers]
@@ -133,7 +136,12 @@ def _again(evaluation: Evaluation, task: Measure, sample: Sequence[int]) -> Meas
 
 
 def _held(
-    cell: Cell, claimed: Outcomes, found: Measurement, sample: Sequence[int], complete: bool
+    cell: Cell,
+    task: Measure,
+    claimed: Outcomes,
+    found: Measurement,
+    sample: Sequence[int],
+    complete: bool,
 ) -> Iterator[Agreement]:
     """Each column of outcomes against the new ones; those of clean images are not shown."""
     for column, values in claimed.items():
@@ -148,6 +156,7 @@ def _held(
             measured[list(sample)],
             cell.metrics[name],
             complete,
+            bounds(task, column),
             metric=column,
             attack=cell.about.attack,
             suite=cell.about.suite,
