@@ -24,8 +24,10 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import file_sha256, identity, sealed
 from dmlbench.core import spec
+from dmlbench.core.flags import Flag
 from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
+from dmlbench.evaluation.measurement import Measurement, as_finding
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.models.small import C2F2
@@ -33,6 +35,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
+from dmlbench.submission import sample
 from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
 from dmlbench.submission.claims import training_of
 from dmlbench.submission.reproduce import Compared, reproduce
@@ -525,6 +528,30 @@ def test_one_sided_differences_have_little_chance() -> None:
     assert chance(np.full(20, 100.0)) < 1e-4
     assert chance(np.zeros(5)) == 1
     assert chance(np.array([1.0, -1.0] * 50)) == 1
+
+
+def row(place: Place, attack: str, to: Path) -> tuple[Cell, Measurement]:
+    """A cell of the honest bundle, and the measurement that finds it again to the last digit."""
+    bundles.unpack(place.bundle, to)
+    cell = next(cell for cell in Store(to).cells() if cell.about.attack == attack)
+    table = Store(to).outcomes(cell.id)
+    outcomes = {name: table[name].to_numpy() for name in table}
+    return cell, Measurement(cell.metrics, cell.findings, outcomes)
+
+
+def finds(cell: Cell, **findings: Any) -> Cell:
+    return structs.replace(cell, findings=cell.findings | findings)
+
+
+def test_a_note_does_not_stand_for_a_flag(place: Place, tmp_path: Path) -> None:
+    cell, again = row(place, "es", tmp_path)
+    flag = Flag("gradients", "none", "other gradients")
+    again = replace(again, findings=again.findings | as_finding([flag]))
+    note = structs.replace(flag, note=True)
+    lacks = ["es: it lacks the flag 'gradients'"]
+    for flags, reasons in (([], lacks), ([note], lacks), ([note, flag], [])):
+        given = finds(cell, **as_finding(flags))
+        assert sample._other_findings(given, again) == reasons
 
 
 def held(

@@ -168,7 +168,7 @@ def _held(
 def _missing_flags(cell: Cell, found: Measurement) -> list[str]:
     """Flags that the new measurement raises and the cell does not have; notes do not count."""
     raised = {flag["name"] for flag in found.findings.get("flags", ()) if not flag.get("note")}
-    return sorted(raised - {flag.name for flag in cell.flags})
+    return sorted(raised - {flag.name for flag in cell.flags if not flag.note})
 
 
 def _other_findings(cell: Cell, found: Measurement) -> list[str]:
