@@ -554,6 +554,20 @@ def test_a_note_does_not_stand_for_a_flag(place: Place, tmp_path: Path) -> None:
         assert sample._other_findings(given, again) == reasons
 
 
+def test_a_collapsed_model_does_not_pass_as_another(place: Place, tmp_path: Path) -> None:
+    """By a wrong chance, by the word alone, or by an R@1 that is just within the tolerance."""
+    cell, again = row(place, "", tmp_path)
+    assert sample._other_findings(cell, again) == []
+    old = {k: v for k, v in cell.findings.items() if k != "chance R@1"}
+    assert sample._other_findings(structs.replace(cell, findings=old), again) == []
+    (lower,) = sample._other_findings(finds(cell, **{"chance R@1": -50.0}), again)
+    assert lower == "clean images: chance R@1 is claimed as -50, it is 9.91"
+    collapsed = replace(again, findings=again.findings | {"collapsed": True})
+    said = ["clean images: the model is collapsed, and its rows do not say so"]
+    for claim in (cell, finds(cell, collapsed=True), structs.replace(cell, findings=old)):
+        assert sample._other_findings(claim, collapsed) == said
+
+
 def held(
     claimed: Any,
     measured: Any,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.metrics.names import OVER_STARTS
@@ -18,7 +20,7 @@ from dmlbench.submission.agreement import (
     unexplained,
 )
 from dmlbench.submission.claims import Claim
-from dmlbench.submission.outcomes import bounds, task_is_attack
+from dmlbench.submission.outcomes import SLACK, bounds, task_is_attack
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Combine, Measure
 
@@ -187,4 +189,12 @@ def _other_findings(cell: Cell, found: Measurement) -> list[str]:
         claimed, measured = cell.findings.get(sign), again[sign]
         if claimed is None or abs(claimed - measured) > slack * max(1.0, abs(measured)):
             reasons.append(f"{name}: {sign} is claimed as {claimed}, measured as {measured:.4g}")
+    chance = "chance R@1"  # it follows from the classes alone; older cells have none
+    claimed = cell.findings.get(chance, again[chance])
+    if not math.isclose(claimed, again[chance], rel_tol=SLACK):
+        reasons.append(f"{name}: {chance} is claimed as {claimed:.4g}, it is {again[chance]:.4g}")
+    shown = {cell.findings.get("collapsed"), *(row["collapsed"] for row in tidy([cell]))}
+    if shown != {again["collapsed"]}:
+        said = "collapsed" if again["collapsed"] else "not collapsed"
+        reasons.append(f"{name}: the model is {said}, and its rows do not say so")
     return reasons
