@@ -568,6 +568,23 @@ def test_a_collapsed_model_does_not_pass_as_another(place: Place, tmp_path: Path
         assert sample._other_findings(claim, collapsed) == said
 
 
+def test_a_clean_value_without_outcomes_is_refused(place: Place, tmp_path: Path) -> None:
+    """Where the clean outcomes are left out: with the value beside the number, and without."""
+
+    def dropped(forgery: Forgery, clean: dict[str, float]) -> None:
+        cell = forgery.cell("ca+")
+        table = forgery.store.outcomes(cell.id).drop(columns="CA+ clean")
+        forgery.store.put(finds(cell, clean=clean), {name: table[name] for name in table})
+
+    for clean, said in (
+        ({"CA+": 99.0}, "ca+: it has no outcomes of CA+ clean, and the clean value of it"),
+        ({}, "ca+: no outcomes of 'CA+ clean' in it"),
+    ):
+        (to := tmp_path / str(len(clean))).mkdir()
+        verdict = look_at(place.forged(lambda f, clean=clean: dropped(f, clean), to))
+        assert verdict.reasons == [said]
+
+
 def held(
     claimed: Any,
     measured: Any,

@@ -172,17 +172,17 @@ def _same(one: Estimate, other: Estimate) -> bool:
 def _wrong_finding(cell: Cell, name: str, found: Outcomes) -> str:
     """A finding that tables show and that does not follow from the outcomes; empty if none."""
     shown: dict[str, Any] = cell.findings
-    drawn: list[tuple[str, str, Any, Any]] = []
-    for column, values in found.items():
-        if column in shown.get("deciles", {}):
-            drawn.append(("deciles", column, shown["deciles"][column], deciles(values)))
-        if column in shown.get("curves", {}):
-            drawn.append(("curve", column, shown["curves"][column], shares_above(values)))
-        clean = column.removesuffix(CLEAN)
-        if clean != column and clean in shown.get("clean", {}):
-            drawn.append(("clean value", clean, shown["clean"][clean], float(np.nanmean(values))))
-    for what, column, claimed, own in drawn:
-        a, b = np.asarray(claimed, dtype=np.float64), np.asarray(own, dtype=np.float64)
-        if a.shape != b.shape or not np.allclose(a, b, SLACK, SLACK):
-            return f"{name}: the {what} of {column} does not follow from its outcomes"
+    kinds: tuple[tuple[str, str, str, Callable[[Values], Any]], ...] = (
+        ("deciles", "deciles", "", deciles),
+        ("curves", "curve", "", shares_above),
+        ("clean", "clean value", CLEAN, np.nanmean),
+    )
+    for key, what, suffix, statistic in kinds:
+        for column, claimed in shown.get(key, {}).items():
+            if column + suffix not in found:
+                return f"{name}: it has no outcomes of {column + suffix}, and the {what} of it"
+            own = np.asarray(statistic(found[column + suffix]), dtype=np.float64)
+            a = np.asarray(claimed, dtype=np.float64)
+            if a.shape != own.shape or not np.allclose(a, own, SLACK, SLACK):
+                return f"{name}: the {what} of {column} does not follow from its outcomes"
     return ""

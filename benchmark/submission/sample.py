@@ -20,7 +20,7 @@ from dmlbench.submission.agreement import (
     unexplained,
 )
 from dmlbench.submission.claims import Claim
-from dmlbench.submission.outcomes import SLACK, bounds, task_is_attack
+from dmlbench.submission.outcomes import CLEAN, SLACK, bounds, task_is_attack
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Combine, Measure
 
@@ -146,8 +146,12 @@ def _held(
     complete: bool,
 ) -> Iterator[Agreement]:
     """Each column of outcomes against the new ones; those of clean images are not shown."""
+    wanted = [one for one in found.outcomes if one.removesuffix(CLEAN) in cell.metrics]
+    for column in wanted:
+        if column not in claimed:
+            raise Refused(f"{cell.about.attack or 'clean images'}: no outcomes of {column!r} in it")
     for column, values in claimed.items():
-        name = column.removesuffix(" clean")
+        name = column.removesuffix(CLEAN)
         if column not in found.outcomes or name not in cell.metrics:
             raise Refused(
                 f"{cell.about.attack or 'clean images'}: it has no outcomes of {column!r}"
