@@ -585,6 +585,28 @@ def test_a_clean_value_without_outcomes_is_refused(place: Place, tmp_path: Path)
         assert verdict.reasons == [said]
 
 
+@pytest.mark.parametrize(
+    ("changed", "accepted"),
+    [
+        ({}, True),
+        ({"low": None, "high": None}, True),  # of a single start, by an older version
+        ({"low": 1.0}, False),
+        ({"high": 99.0}, False),
+        ({"n": 999_999}, False),
+        ({"value": 1.0, "low": None, "high": None}, False),
+    ],
+)
+def test_the_range_of_nmi_is_held_against_the_new_starts(
+    place: Place, tmp_path: Path, changed: dict[str, Any], accepted: bool
+) -> None:
+    cell, again = row(place, "", tmp_path)
+    claimed = structs.replace(cell.metrics["NMI"], **changed)
+    reasons = sample._other_findings(
+        structs.replace(cell, metrics=cell.metrics | {"NMI": claimed}), again
+    )
+    assert [one.partition(" is ")[0] for one in reasons] == ["clean images: NMI"] * (not accepted)
+
+
 def held(
     claimed: Any,
     measured: Any,

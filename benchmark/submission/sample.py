@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.storage.cell import Cell
 from dmlbench.submission.agreement import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from dmlbench.evaluation.measurement import Measurement
     from dmlbench.submission.outcomes import Outcomes
 
-STARTS_SLACK = 1.0  # points beside the range of the new starts of k-means
+STARTS_SLACK = 1.0  # points beside the range of the new starts of k-means, and of its ends
 SIGNS = {"mean_cosine": 0.01, "effective_rank": 0.05}  # of a collapse; relative difference allowed
 
 
@@ -177,6 +178,26 @@ def _missing_flags(cell: Cell, found: Measurement) -> list[str]:
     return sorted(raised - {flag.name for flag in cell.flags if not flag.note})
 
 
+def _of_starts(stated: Estimate, own: Estimate) -> bool:
+    """True if a number over starts of k-means is within the new range, and its ends are the same.
+
+    Measurements of a single start, as older versions made them, have no range.
+    """
+    low = own.value if own.low is None else own.low
+    high = own.value if own.high is None else own.high
+    ends = ((stated.low, low), (stated.high, high))
+    return (
+        stated.n == own.n
+        and low - STARTS_SLACK <= stated.value <= high + STARTS_SLACK
+        and all(one is None or abs(one - new) <= STARTS_SLACK for one, new in ends)
+    )
+
+
+def _over(one: Estimate) -> str:
+    ends = "" if one.low is None else f" in [{one.low:.4g}, {one.high:.4g}]"
+    return f"{one.value:.4g}{ends} (n = {one.n:,})"
+
+
 def _other_findings(cell: Cell, found: Measurement) -> list[str]:
     """Reasons to refuse that are no statistic of the outcomes."""
     name, again = cell.about.attack or "clean images", found.findings
@@ -184,10 +205,9 @@ def _other_findings(cell: Cell, found: Measurement) -> list[str]:
     if cell.about.attack:
         return reasons
     for metric in found.metrics.keys() & set(OVER_STARTS):  # a set of listed answers has none
-        value, own = cell.metrics[metric].value, found.metrics[metric]
-        low, high = own.low or own.value, own.high or own.value
-        if not low - STARTS_SLACK <= value <= high + STARTS_SLACK:
-            said = f"is claimed as {value:.4g}, measured as {own.value:.4g}"
+        stated, own = cell.metrics[metric], found.metrics[metric]
+        if not _of_starts(stated, own):
+            said = f"is claimed as {_over(stated)}, measured as {_over(own)}"
             reasons.append(f"{name}: {metric} {said}")
     for sign, slack in SIGNS.items():
         claimed, measured = cell.findings.get(sign), again[sign]
