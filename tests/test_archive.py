@@ -43,6 +43,7 @@ class Host(BaseHTTPRequestHandler):
 
     content = GOOD
     limit = 1 << 30
+    length = ""
     ranges = True
     asked: list[str | None] = []  # noqa: RUF012
 
@@ -55,7 +56,7 @@ class Host(BaseHTTPRequestHandler):
             return
         self.send_response(206 if first else 200)
         part = self.content[first:]
-        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Length", self.length or str(len(part)))
         self.end_headers()
         self.wfile.write(part[: self.limit])
 
@@ -128,6 +129,33 @@ def test_without_server_and_file_the_error_says_what_to_do(host: str, tmp_path: 
         fetch(archive(host, name="gone"), tmp_path, Silent())
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*by other means"):
         fetch(archive("http://127.0.0.1:9"), tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    "url", ["https://", "https://[bad/w", "https://[ff]/w", "https://a..b/w", "https://x:99999/w"]
+)
+def test_a_faulty_address_is_one_line(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be downloaded") as caught:
+        module.download(url, tmp_path / "w.part", Silent())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is no address: it needs a host"):
+        module.check_address(url)
+
+
+def test_an_address_with_a_host_is_fine() -> None:
+    for url in ("https://example.org/w", "https://example.org:8443/a?b=c", "https://[::1]/w"):
+        module.check_address(url)
+
+
+def test_a_faulty_answer_is_one_line(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A length in words, and nothing to go on with from the first byte on."""
+    monkeypatch.setattr(Host, "length", "abc")
+    check(fetch(archive(host), tmp_path, Silent()))
+    monkeypatch.setattr(Host, "content", b"")
+    with pytest.raises(UserError, match=r"is not served \(HTTP 416\)"):
+        fetch(archive(host, name="other.tgz"), tmp_path / "other", Silent())
 
 
 @pytest.mark.parametrize(

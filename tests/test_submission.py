@@ -179,6 +179,13 @@ def test_the_same_rows_give_the_same_file(place: Place, tmp_path: Path) -> None:
             assert one.read(name) == other.read(name)
 
 
+def test_an_address_that_nobody_can_ask_is_not_packed(place: Place, tmp_path: Path) -> None:
+    for url in ("https://[bad/w", "https://", "https://x:99999/w"):
+        with pytest.raises(UserError, match="is no address"):
+            submit("hm", place.root / "results", tmp_path / "a.zip", by="Jane Doe", weights_url=url)
+    assert not (tmp_path / "a.zip").exists()
+
+
 def test_an_edited_number_is_refused(place: Place, tmp_path: Path) -> None:
     """With and without its hashes, and with the outcomes edited to fit."""
 

@@ -164,6 +164,9 @@ def test_a_source_is_https_or_the_hub(far: ZooModel, tmp_path: Path) -> None:
     for source in ("http://example.org/x", "file:///etc/passwd"):
         with pytest.raises(UserError, match="is neither https"):
             fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path)
+    for source in ("hf://", "hf://x", "hf://a/b", "hf://a/b/", "hf://a//w@main"):
+        with pytest.raises(UserError, match="is not hf://OWNER/REPO/FILE"):
+            fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path)
     assert archive.download is fetch.download
 
 

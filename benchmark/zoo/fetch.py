@@ -94,12 +94,15 @@ def fetch_weights(source: str, sha256: str, folder: Path, described: Path) -> Pa
 
 def _from_hub(source: str, partial: Path) -> None:
     """Copy a file of the Hugging Face Hub, by its own client, to ``partial``."""
+    place, _, revision = source.removeprefix(HUB).partition("@")
+    parts = place.split("/")
+    if len(parts) < 3 or not all(parts):
+        raise UserError(f"{source} is not {HUB}OWNER/REPO/FILE")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(f"{source} needs the Hub's client: pip install 'dmlbench[hub]'") from None
-    place, _, revision = source.removeprefix(HUB).partition("@")
-    owner, repository, *rest = place.split("/")
+    owner, repository, *rest = parts
     try:
         local = hf_hub_download(f"{owner}/{repository}", "/".join(rest), revision=revision or None)
     except Exception as error:  # of the client and of what it uses
