@@ -43,7 +43,7 @@ class Host(BaseHTTPRequestHandler):
 
     content = GOOD
     limit = 1 << 30
-    length = ""
+    length: str | None = ""  # what is announced: the right one, another text, or nothing
     ranges = True
     asked: list[str | None] = []  # noqa: RUF012
 
@@ -56,7 +56,8 @@ class Host(BaseHTTPRequestHandler):
             return
         self.send_response(206 if first else 200)
         part = self.content[first:]
-        self.send_header("Content-Length", self.length or str(len(part)))
+        if self.length is not None:
+            self.send_header("Content-Length", self.length or str(len(part)))
         self.end_headers()
         self.wfile.write(part[: self.limit])
 
@@ -156,6 +157,22 @@ def test_a_faulty_answer_is_one_line(
     monkeypatch.setattr(Host, "content", b"")
     with pytest.raises(UserError, match=r"is not served \(HTTP 416\)"):
         fetch(archive(host, name="other.tgz"), tmp_path / "other", Silent())
+
+
+@pytest.mark.parametrize("announced", ["", None], ids=["announced", "not announced"])
+def test_a_download_ends_at_the_most_bytes(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: str | None
+) -> None:
+    """Also of one that is continued, and nothing is left of it."""
+    monkeypatch.setattr(Host, "length", announced)
+    partial, size = tmp_path / "w.part", len(GOOD)
+    for have in (0, 1000):
+        partial.write_bytes(GOOD[:have])
+        with pytest.raises(UserError, match=f"serves more than the {size - 1:,} bytes"):
+            module.download(f"{host}/w", partial, Silent(), size - 1)
+        assert not partial.exists()
+    module.download(f"{host}/w", partial, Silent(), size)
+    assert partial.read_bytes() == GOOD
 
 
 @pytest.mark.parametrize(

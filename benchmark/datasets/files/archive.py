@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, open_file
-from dmlbench.common.text import printable
+from dmlbench.common.text import one_line
 from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
@@ -89,11 +89,18 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     return folder
 
 
-def download(url: str, partial: Path, reporter: Reporter) -> None:
+def download(url: str, partial: Path, reporter: Reporter, most: int | None = None) -> None:
     """Download the rest of the file at ``url`` that is not yet in ``partial``; nothing is checked.
 
+    Args:
+        url: the address.
+        partial: the file, which is continued.
+        reporter: shows progress.
+        most: the most bytes that the file may have; None: any number.
+
     Raises:
-        UserError: the host cannot be reached, or does not serve it.
+        UserError: the host cannot be reached, does not serve it, or serves more than ``most``
+            bytes; ``partial`` is deleted then.
     """
     have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
@@ -103,6 +110,7 @@ def download(url: str, partial: Path, reporter: Reporter) -> None:
             if answer.status != 206:  # the host sends the whole file
                 have = 0
             left = answer.length or 0  # None: the host does not say, or says no number
+            _check_size(url, partial, have + left, most)
             title = f"download {partial.stem} (MiB)"
             with (
                 partial.open("ab" if have else "wb") as file,
@@ -111,6 +119,7 @@ def download(url: str, partial: Path, reporter: Reporter) -> None:
                 task.advance(have >> 20)
                 received = 0
                 while piece := answer.read(PIECE):
+                    _check_size(url, partial, have + received + len(piece), most)
                     file.write(piece)
                     task.advance(((received + len(piece)) >> 20) - (received >> 20))
                     received += len(piece)
@@ -123,10 +132,17 @@ def download(url: str, partial: Path, reporter: Reporter) -> None:
         raise UserError(f"{url} is not served (HTTP {error.code}): {_by_hand(partial)}") from None
     except (OSError, HTTPException, ValueError, OverflowError) as error:
         # the last two: nothing can be asked at this address, or where it redirects to
-        reason = printable(str(getattr(error, "reason", None) or error)).strip()
+        reason = one_line(str(getattr(error, "reason", None) or error)).strip()
         raise UserError(
             f"{url} cannot be downloaded ({reason}); run again to go on, or {_by_hand(partial)}"
         ) from None
+
+
+def _check_size(url: str, partial: Path, size: int, most: int | None) -> None:
+    """UserError, and no partial file any more, if a file has more than the most bytes."""
+    if most is not None and size > most:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{url} serves more than the {most:,} bytes that the file may have")
 
 
 def check_address(url: str) -> None:
