@@ -542,7 +542,7 @@ def row(place: Place, attack: str, to: Path) -> tuple[Cell, Measurement]:
     bundles.unpack(place.bundle, to)
     cell = next(cell for cell in Store(to).cells() if cell.about.attack == attack)
     table = Store(to).outcomes(cell.id)
-    outcomes = {name: table[name].to_numpy() for name in table}
+    outcomes = {str(name): table[name].to_numpy() for name in table}
     return cell, Measurement(cell.metrics, cell.findings, outcomes)
 
 
@@ -581,7 +581,7 @@ def test_a_clean_value_without_outcomes_is_refused(place: Place, tmp_path: Path)
     def dropped(forgery: Forgery, clean: dict[str, float]) -> None:
         cell = forgery.cell("ca+")
         table = forgery.store.outcomes(cell.id).drop(columns="CA+ clean")
-        forgery.store.put(finds(cell, clean=clean), {name: table[name] for name in table})
+        forgery.store.put(finds(cell, clean=clean), {str(name): table[name] for name in table})
 
     for clean, said in (
         ({"CA+": 99.0}, "ca+: it has no outcomes of CA+ clean, and the clean value of it"),
