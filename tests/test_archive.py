@@ -43,6 +43,7 @@ class Host(BaseHTTPRequestHandler):
 
     content = GOOD
     limit = 1 << 30
+    length: str | None = ""  # what is announced: the right one, another text, or nothing
     ranges = True
     asked: list[str | None] = []  # noqa: RUF012
 
@@ -55,7 +56,8 @@ class Host(BaseHTTPRequestHandler):
             return
         self.send_response(206 if first else 200)
         part = self.content[first:]
-        self.send_header("Content-Length", str(len(part)))
+        if self.length is not None:
+            self.send_header("Content-Length", self.length or str(len(part)))
         self.end_headers()
         self.wfile.write(part[: self.limit])
 
@@ -128,6 +130,49 @@ def test_without_server_and_file_the_error_says_what_to_do(host: str, tmp_path: 
         fetch(archive(host, name="gone"), tmp_path, Silent())
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused.*by other means"):
         fetch(archive("http://127.0.0.1:9"), tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    "url", ["https://", "https://[bad/w", "https://[ff]/w", "https://a..b/w", "https://x:99999/w"]
+)
+def test_a_faulty_address_is_one_line(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be downloaded") as caught:
+        module.download(url, tmp_path / "w.part", Silent())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is no address: it needs a host"):
+        module.check_address(url)
+
+
+def test_an_address_with_a_host_is_fine() -> None:
+    for url in ("https://example.org/w", "https://example.org:8443/a?b=c", "https://[::1]/w"):
+        module.check_address(url)
+
+
+def test_a_faulty_answer_is_one_line(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A length in words, and nothing to go on with from the first byte on."""
+    monkeypatch.setattr(Host, "length", "abc")
+    check(fetch(archive(host), tmp_path, Silent()))
+    monkeypatch.setattr(Host, "content", b"")
+    with pytest.raises(UserError, match=r"is not served \(HTTP 416\)"):
+        fetch(archive(host, name="other.tgz"), tmp_path / "other", Silent())
+
+
+@pytest.mark.parametrize("announced", ["", None], ids=["announced", "not announced"])
+def test_a_download_ends_at_the_most_bytes(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: str | None
+) -> None:
+    """Also of one that is continued, and nothing is left of it."""
+    monkeypatch.setattr(Host, "length", announced)
+    partial, size = tmp_path / "w.part", len(GOOD)
+    for have in (0, 1000):
+        partial.write_bytes(GOOD[:have])
+        with pytest.raises(UserError, match=f"serves more than the {size - 1:,} bytes"):
+            module.download(f"{host}/w", partial, Silent(), size - 1)
+        assert not partial.exists()
+    module.download(f"{host}/w", partial, Silent(), size)
+    assert partial.read_bytes() == GOOD
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_value_outside_the_attacks_bounds_is_refused(
     tmp_path: Path, name: str, unit: str, distance: str, value: float, words: str
 ) -> None:
     one = attacked(name, value, distance=distance)
-    estimate = Estimate(value, value - 1, value + 1, 40)
+    estimate = Estimate(value, value - 1, value, 40)
     one = replace(one, metrics={name: estimate}, columns={name: ColumnInfo(unit, "higher")})
     write(tmp_path / "results.csv", [one])
     with pytest.raises(UserError, match=words) if words else nullcontext():

@@ -306,6 +306,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_left_alone(
         ("CA+", Estimate(-0.01, -0.01, 0.0, 40), "within 0 and 100"),
         ("CA+", Estimate(math.nan, None, None, 40), "not JSON compliant"),
         ("CA+", Estimate(5.0, 6.0, 7.0, 40), "not within its interval"),
+        ("CA+", Estimate(5.0, 4.0, 107.0, 40), "CA\\+ is 107; it is within 0 and 100"),
         ("CA+", Estimate(5.0, 4.0, 7.0, -1), "Expected `int` >= 0"),
         ("CA-", Estimate(5.0, 4.0, 7.0, 40), r"needs the metrics CA\+, got CA-"),
     ],

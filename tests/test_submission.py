@@ -24,8 +24,10 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import file_sha256, identity, sealed
 from dmlbench.core import spec
+from dmlbench.core.flags import Flag
 from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
+from dmlbench.evaluation.measurement import Measurement, as_finding
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, deciles
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.models.small import C2F2
@@ -33,6 +35,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
+from dmlbench.submission import sample
 from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
 from dmlbench.submission.claims import training_of
 from dmlbench.submission.reproduce import Compared, reproduce
@@ -176,6 +179,13 @@ def test_the_same_rows_give_the_same_file(place: Place, tmp_path: Path) -> None:
             assert one.read(name) == other.read(name)
 
 
+def test_an_address_that_nobody_can_ask_is_not_packed(place: Place, tmp_path: Path) -> None:
+    for url in ("https://[bad/w", "https://", "https://x:99999/w"):
+        with pytest.raises(UserError, match="is no address"):
+            submit("hm", place.root / "results", tmp_path / "a.zip", by="Jane Doe", weights_url=url)
+    assert not (tmp_path / "a.zip").exists()
+
+
 def test_an_edited_number_is_refused(place: Place, tmp_path: Path) -> None:
     """With and without its hashes, and with the outcomes edited to fit."""
 
@@ -198,6 +208,19 @@ def test_an_edited_number_is_refused(place: Place, tmp_path: Path) -> None:
             file.writestr(info, content)
     with pytest.raises(UserError, match=r"results\.csv is not what its record says"):
         look_at(tmp_path / "z.zip")
+
+
+def test_an_outcome_outside_its_column_is_refused(place: Place, tmp_path: Path) -> None:
+    """Of one query, however small the mean; none of them need be in the sample."""
+
+    def absurd(forgery: Forgery) -> None:
+        values = forgery.store.outcomes(forgery.cell("ca+").id)["CA+"].to_numpy(copy=True)
+        there = np.flatnonzero(~np.isnan(values))
+        values[there] = [101, 50, 50, 50, 50]
+        forgery.outcomes("ca+", "CA+", values)
+
+    verdict = look_at(place.forged(absurd, tmp_path))
+    assert verdict.reasons == ["ca+: CA+ is 101 for a query; it is within 0 and 100"]
 
 
 @pytest.mark.slow
@@ -514,9 +537,92 @@ def test_one_sided_differences_have_little_chance() -> None:
     assert chance(np.array([1.0, -1.0] * 50)) == 1
 
 
-def held(claimed: Any, measured: Any, stated: Estimate, complete: bool) -> Any:
+def row(place: Place, attack: str, to: Path) -> tuple[Cell, Measurement]:
+    """A cell of the honest bundle, and the measurement that finds it again to the last digit."""
+    bundles.unpack(place.bundle, to)
+    cell = next(cell for cell in Store(to).cells() if cell.about.attack == attack)
+    table = Store(to).outcomes(cell.id)
+    outcomes = {str(name): table[name].to_numpy() for name in table}
+    return cell, Measurement(cell.metrics, cell.findings, outcomes)
+
+
+def finds(cell: Cell, **findings: Any) -> Cell:
+    return structs.replace(cell, findings=cell.findings | findings)
+
+
+def test_a_note_does_not_stand_for_a_flag(place: Place, tmp_path: Path) -> None:
+    cell, again = row(place, "es", tmp_path)
+    flag = Flag("gradients", "none", "other gradients")
+    again = replace(again, findings=again.findings | as_finding([flag]))
+    note = structs.replace(flag, note=True)
+    lacks = ["es: it lacks the flag 'gradients'"]
+    for flags, reasons in (([], lacks), ([note], lacks), ([note, flag], [])):
+        given = finds(cell, **as_finding(flags))
+        assert sample._other_findings(given, again) == reasons
+
+
+def test_a_collapsed_model_does_not_pass_as_another(place: Place, tmp_path: Path) -> None:
+    """By a wrong chance, by the word alone, or by an R@1 that is just within the tolerance."""
+    cell, again = row(place, "", tmp_path)
+    assert sample._other_findings(cell, again) == []
+    old = {k: v for k, v in cell.findings.items() if k != "chance R@1"}
+    assert sample._other_findings(structs.replace(cell, findings=old), again) == []
+    (lower,) = sample._other_findings(finds(cell, **{"chance R@1": -50.0}), again)
+    assert lower == "clean images: chance R@1 is claimed as -50, it is 9.91"
+    collapsed = replace(again, findings=again.findings | {"collapsed": True})
+    said = ["clean images: the model is collapsed, and its rows do not say so"]
+    for claim in (cell, finds(cell, collapsed=True), structs.replace(cell, findings=old)):
+        assert sample._other_findings(claim, collapsed) == said
+
+
+def test_a_clean_value_without_outcomes_is_refused(place: Place, tmp_path: Path) -> None:
+    """Where the clean outcomes are left out: with the value beside the number, and without."""
+
+    def dropped(forgery: Forgery, clean: dict[str, float]) -> None:
+        cell = forgery.cell("ca+")
+        table = forgery.store.outcomes(cell.id).drop(columns="CA+ clean")
+        forgery.store.put(finds(cell, clean=clean), {str(name): table[name] for name in table})
+
+    for clean, said in (
+        ({"CA+": 99.0}, "ca+: it has no outcomes of CA+ clean, and the clean value of it"),
+        ({}, "ca+: no outcomes of 'CA+ clean' in it"),
+    ):
+        (to := tmp_path / str(len(clean))).mkdir()
+        verdict = look_at(place.forged(lambda f, clean=clean: dropped(f, clean), to))
+        assert verdict.reasons == [said]
+
+
+@pytest.mark.parametrize(
+    ("changed", "accepted"),
+    [
+        ({}, True),
+        ({"low": None, "high": None}, True),  # of a single start, by an older version
+        ({"low": 1.0}, False),
+        ({"high": 99.0}, False),
+        ({"n": 999_999}, False),
+        ({"value": 1.0, "low": None, "high": None}, False),
+    ],
+)
+def test_the_range_of_nmi_is_held_against_the_new_starts(
+    place: Place, tmp_path: Path, changed: dict[str, Any], accepted: bool
+) -> None:
+    cell, again = row(place, "", tmp_path)
+    claimed = structs.replace(cell.metrics["NMI"], **changed)
+    reasons = sample._other_findings(
+        structs.replace(cell, metrics=cell.metrics | {"NMI": claimed}), again
+    )
+    assert [one.partition(" is ")[0] for one in reasons] == ["clean images: NMI"] * (not accepted)
+
+
+def held(
+    claimed: Any,
+    measured: Any,
+    stated: Estimate,
+    complete: bool,
+    bounds: tuple[float, float] = (0, 100),
+) -> Any:
     names = {"metric": "ES:R", "attack": "es", "suite": "strict"}
-    return agreement(np.array(claimed), np.array(measured), stated, complete, **names)
+    return agreement(np.array(claimed), np.array(measured), stated, complete, bounds, **names)
 
 
 def test_noise_is_accepted_and_a_shift_is_not() -> None:
@@ -536,6 +642,26 @@ def test_noise_is_accepted_and_a_shift_is_not() -> None:
     hidden = truth.copy()
     hidden[3] = np.nan
     assert held(hidden, truth, stated, False).refused
+
+
+def test_one_absurd_outcome_is_refused_however_wide_it_makes_its_own_interval() -> None:
+    """In a column without a range; where every query was measured again, and one differs."""
+    truth = np.random.default_rng(0).random(200)
+    claimed = truth.copy()
+    claimed[0] += 100
+    found = held(claimed, truth, bootstrap_mean(claimed), True, (0, float("inf")))
+    assert (found.differing, found.refused) == (1, True)
+    assert found.tolerance < 0.02
+
+
+def test_a_query_of_many_that_were_all_the_same_may_end_elsewhere() -> None:
+    """On another machine: outcomes that are all the same have an interval without a width."""
+    none, one = np.zeros(1000), np.zeros(1000)
+    one[7] = 100
+    assert not held(one, none, bootstrap_mean(one), True).refused
+    assert not held(none, one, bootstrap_mean(none), True).refused
+    one[:5] = 100
+    assert held(one, none, bootstrap_mean(one), True).refused
 
 
 def test_what_differs_alone_is_no_rounding() -> None:

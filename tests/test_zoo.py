@@ -127,7 +127,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> list[str]
     """Hosts that answer as told: bytes, or an error."""
     asked: list[str] = []
 
-    def download(url: str, partial: Path, reporter: object) -> None:
+    def download(url: str, partial: Path, reporter: object, most: int) -> None:
+        assert most == model("fashion-mini/hm").entry.bytes
         asked.append(url)
         answer = answers[url[-13:]]
         if isinstance(answer, Exception):
@@ -163,7 +164,10 @@ def test_another_file_than_the_registrys_is_refused(
 def test_a_source_is_https_or_the_hub(far: ZooModel, tmp_path: Path) -> None:
     for source in ("http://example.org/x", "file:///etc/passwd"):
         with pytest.raises(UserError, match="is neither https"):
-            fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path)
+            fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path, 1)
+    for source in ("hf://", "hf://x", "hf://a/b", "hf://a/b/", "hf://a//w@main"):
+        with pytest.raises(UserError, match="is not hf://OWNER/REPO/FILE"):
+            fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path, 1)
     assert archive.download is fetch.download
 
 

@@ -315,7 +315,7 @@ def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> s
     Args:
         name: name of the metric, ``CA+``.
         estimate: its value and interval.
-        bounds: the least and the largest value that the metric can have.
+        bounds: the least and the largest value that the metric can have, also in the interval.
     """
     value, low, high = estimate.value, estimate.low, estimate.high
     if not all(math.isfinite(number) for number in (value, low or 0, high or 0)):
@@ -324,8 +324,9 @@ def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> s
         low is not None and high is not None and not low - SLACK <= value <= high + SLACK
     ):
         return f"value {value:g} is not within its interval [{low}, {high}]"
-    if not bounds[0] - SLACK <= value <= bounds[1] + SLACK:
-        return f"{name} is {value:g}; it is within {bounds[0]} and {bounds[1]}"
+    for number in (value, low, high):
+        if number is not None and not bounds[0] - SLACK <= number <= bounds[1] + SLACK:
+            return f"{name} is {number:g}; it is within {bounds[0]} and {bounds[1]}"
     return ""
 
 

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmlbench.common.lazy import np
-from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Values = npt.NDArray[np.float64]
 
-TOLERANCE = 0.25  # of half the width of the claimed interval: what a mean may differ unasked
+TOLERANCE = 0.25  # of half the width of the interval: what a mean may differ unasked
 ALPHA = 0.01  # chance at most that noise in either direction alone refuses a number
 QUIET = 0.002  # share of all other outcomes that differ, below which rounding explains nothing
 FEW = 2  # outcomes that differ in one number for it to count then
+RARE = 3.0  # outcomes that may be others though n were all the same (95%: the rule of three)
 SAME = 1e-4  # of an outcome's own size (at least of 1): outcomes closer than that are the same
 
 
@@ -47,7 +48,7 @@ class Agreement:
         chance: probability, at most, of so large a mean difference by noise in either direction.
         tolerance: mean difference that is accepted.
         complete: true if every query of the row was measured again.
-        outside: true if so, and the new mean lies outside the stated interval.
+        outside: true if so, and the claimed mean lies outside the interval of the new outcomes.
         alone: true if several outcomes differ and those of other attacks do not.
     """
 
@@ -81,6 +82,7 @@ def agreement(
     measured: Values,
     stated: Estimate,
     complete: bool,
+    bounds: tuple[float, float],
     *,
     metric: str,
     attack: str,
@@ -88,17 +90,27 @@ def agreement(
 ) -> Agreement:
     """Hold claimed outcomes (n,) against new ones (n,) of the same queries.
 
-    A query with a number in one of them only counts as a difference that nothing explains.
+    A query with a number in one of them only counts as a difference that nothing explains. Once
+    all queries were measured, the interval of the new outcomes counts: the stated one is as wide as
+    the claim makes it.
+
+    Args:
+        claimed, measured: the outcomes; NaN where there is none.
+        stated: the number in the row, over all its queries.
+        complete: true if these are all its queries.
+        bounds: the least and the largest outcome that a query can have.
+        metric, attack, suite: of the result.
     """
     gaps = np.isnan(claimed) != np.isnan(measured)
     both = ~np.isnan(claimed) & ~np.isnan(measured)
     a, b = claimed[both], measured[both]
     difference = a - b
     difference[np.abs(difference) <= SAME * np.maximum(1, np.abs(b))] = 0
-    low, high = stated.low, stated.high
+    known = bootstrap_mean(b) if complete and len(b) else stated
+    low, high = known.low, known.high
     half = 0.0 if low is None or high is None else (high - low) / 2
     mean_a, mean_b = (float(x.mean()) if len(x) else math.nan for x in (a, b))
-    outside = low is not None and high is not None and not low <= mean_b <= high
+    outside = low is not None and high is not None and not _near(mean_a, low, high, bounds, len(b))
     return Agreement(
         metric=metric,
         attack=attack,
@@ -113,6 +125,16 @@ def agreement(
         complete=complete,
         outside=complete and outside,
     )
+
+
+def _near(mean: float, low: float, high: float, bounds: tuple[float, float], queries: int) -> bool:
+    """True if a mean lies within an interval; one without a width is widened by rare outcomes.
+
+    No resample of outcomes that are all the same has another mean, but the next query may differ.
+    """
+    span = bounds[1] - bounds[0]
+    beside = RARE * span / queries if low == high and math.isfinite(span) and queries else 0.0
+    return low - beside <= mean <= high + beside
 
 
 def unexplained(numbers: Sequence[Agreement]) -> list[Agreement]:

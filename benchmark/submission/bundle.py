@@ -32,13 +32,14 @@ from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS
 SCHEMA: Literal[1] = 1
 RECORD, ROWS = "bundle.json", "results.csv"
 MODEL = r"models/[0-9a-f]{16}"
+MOST_WEIGHTS = 1 << 33  # bytes, in the bundle or at an address
 LARGEST = {  # kind of member -> the most bytes
     re.escape(RECORD): 1 << 20,
     re.escape(ROWS): 1 << 26,
     r"cells/[0-9a-f]{16}\.json": 1 << 22,
     r"cells/[0-9a-f]{16}\.parquet": 1 << 26,
     rf"{MODEL}/{re.escape(MANIFEST)}": 1 << 22,
-    rf"{MODEL}/{re.escape(WEIGHTS)}": 1 << 33,
+    rf"{MODEL}/{re.escape(WEIGHTS)}": MOST_WEIGHTS,
 }
 PACKED = (".json", ".csv")  # these are compressed; all else is stored, so a bundle has its size
 MOST_MEMBERS, MOST_PACKED = 2000, 1 << 28  # files; bytes of the compressed ones, unpacked

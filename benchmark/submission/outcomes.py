@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dmlbench.attacks import moved_query
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.metrics.bootstrap import (
@@ -17,9 +18,10 @@ from dmlbench.metrics.bootstrap import (
     deciles,
     shares_above,
 )
+from dmlbench.metrics.distance import SLACK as BESIDE
 from dmlbench.metrics.ers import ers_per_query
 from dmlbench.metrics.names import ERS, OVER_STARTS
-from dmlbench.storage.cell import Cell
+from dmlbench.storage.cell import PERCENT, UNBOUNDED, Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
 if TYPE_CHECKING:
@@ -87,6 +89,13 @@ def wrong_number(
         asked: (N,) true for the queries of its row.
     """
     name = cell.about.attack or "clean images"
+    for column, values in found.items():
+        low, high = bounds(task, column)
+        if (wrong := values[(values < low - BESIDE) | (values > high + BESIDE)]).size:
+            said = f"is {wrong[0]:g} for a query; it is within {low:g} and {high:g}"
+            return f"{name}: {column} {said}"
+        if np.isinf(values).any():
+            return f"{name}: {column} is infinite for a query"
     if isinstance(task, Combine):
         sources = {column: of[one][column] for one, column in task.sources if one in of}
         if len(sources) < len({column for _, column in task.sources}):
@@ -111,6 +120,18 @@ def wrong_number(
 def task_is_attack(task: CellTask) -> bool:
     """True for the cell of an attack; false for clean images and for a score."""
     return not isinstance(task, Combine) and task.attack is not None
+
+
+def bounds(task: CellTask, column: str) -> tuple[float, float]:
+    """The least and the largest outcome that a query can have in a column, clean or attacked.
+
+    A column that the task does not have is unbounded here; ``sample`` refuses it.
+    """
+    if isinstance(task, Combine) or task.attack is None:
+        return PERCENT
+    columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
+    within = {one.name: one.within(task.cell.about.distance) for one in columns}
+    return within.get(column.removesuffix(CLEAN), UNBOUNDED)
 
 
 def _combined(score: str, sources: list[tuple[str, Values]]) -> Values:
@@ -151,17 +172,17 @@ def _same(one: Estimate, other: Estimate) -> bool:
 def _wrong_finding(cell: Cell, name: str, found: Outcomes) -> str:
     """A finding that tables show and that does not follow from the outcomes; empty if none."""
     shown: dict[str, Any] = cell.findings
-    drawn: list[tuple[str, str, Any, Any]] = []
-    for column, values in found.items():
-        if column in shown.get("deciles", {}):
-            drawn.append(("deciles", column, shown["deciles"][column], deciles(values)))
-        if column in shown.get("curves", {}):
-            drawn.append(("curve", column, shown["curves"][column], shares_above(values)))
-        clean = column.removesuffix(CLEAN)
-        if clean != column and clean in shown.get("clean", {}):
-            drawn.append(("clean value", clean, shown["clean"][clean], float(np.nanmean(values))))
-    for what, column, claimed, own in drawn:
-        a, b = np.asarray(claimed, dtype=np.float64), np.asarray(own, dtype=np.float64)
-        if a.shape != b.shape or not np.allclose(a, b, SLACK, SLACK):
-            return f"{name}: the {what} of {column} does not follow from its outcomes"
+    kinds: tuple[tuple[str, str, str, Callable[[Values], Any]], ...] = (
+        ("deciles", "deciles", "", deciles),
+        ("curves", "curve", "", shares_above),
+        ("clean", "clean value", CLEAN, np.nanmean),
+    )
+    for key, what, suffix, statistic in kinds:
+        for column, claimed in shown.get(key, {}).items():
+            if column + suffix not in found:
+                return f"{name}: it has no outcomes of {column + suffix}, and the {what} of it"
+            own = np.asarray(statistic(found[column + suffix]), dtype=np.float64)
+            a = np.asarray(claimed, dtype=np.float64)
+            if a.shape != own.shape or not np.allclose(a, own, SLACK, SLACK):
+                return f"{name}: the {what} of {column} does not follow from its outcomes"
     return ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.storage.cell import Cell
 from dmlbench.submission.agreement import (
@@ -18,7 +21,7 @@ from dmlbench.submission.agreement import (
     unexplained,
 )
 from dmlbench.submission.claims import Claim
-from dmlbench.submission.outcomes import task_is_attack
+from dmlbench.submission.outcomes import CLEAN, SLACK, bounds, task_is_attack
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Combine, Measure
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from dmlbench.evaluation.measurement import Measurement
     from dmlbench.submission.outcomes import Outcomes
 
-STARTS_SLACK = 1.0  # points beside the range of the new starts of k-means
+STARTS_SLACK = 1.0  # points beside the range of the new starts of k-means, and of its ends
 SIGNS = {"mean_cosine": 0.01, "effective_rank": 0.05}  # of a collapse; relative difference allowed
 
 
@@ -96,7 +99,9 @@ def measured_again(
         if not task_is_attack(task) or cell.about.eot:
             sample = pool  # what a randomised network draws depends on the batch
         found = _again(evaluation, task, sample)
-        numbers = list(_held(cell, outcomes[cell.id], found, sample, len(sample) == len(pool)))
+        numbers = list(
+            _held(cell, task, outcomes[cell.id], found, sample, len(sample) == len(pool))
+        )
         parts.append(_Part(cell, task, pool, sample, found, numbers))
     every = [one for part in parts for one in part.numbers]
     for part in parts:
@@ -105,7 +110,8 @@ def measured_again(
             title = part.task.title
             session.reporter.say(f"{title}: the sample differs, so all queries are measured")
             part.found = _again(evaluation, part.task, part.asked)
-            held = _held(part.cell, outcomes[part.cell.id], part.found, part.asked, True)
+            claims = outcomes[part.cell.id]
+            held = _held(part.cell, part.task, claims, part.found, part.asked, True)
             part.numbers = list(held)
     worker.close()
     every = [one for part in parts for one in part.numbers]
@@ -133,11 +139,20 @@ def _again(evaluation: Evaluation, task: Measure, sample: Sequence[int]) -> Meas
 
 
 def _held(
-    cell: Cell, claimed: Outcomes, found: Measurement, sample: Sequence[int], complete: bool
+    cell: Cell,
+    task: Measure,
+    claimed: Outcomes,
+    found: Measurement,
+    sample: Sequence[int],
+    complete: bool,
 ) -> Iterator[Agreement]:
     """Each column of outcomes against the new ones; those of clean images are not shown."""
+    wanted = [one for one in found.outcomes if one.removesuffix(CLEAN) in cell.metrics]
+    for column in wanted:
+        if column not in claimed:
+            raise Refused(f"{cell.about.attack or 'clean images'}: no outcomes of {column!r} in it")
     for column, values in claimed.items():
-        name = column.removesuffix(" clean")
+        name = column.removesuffix(CLEAN)
         if column not in found.outcomes or name not in cell.metrics:
             raise Refused(
                 f"{cell.about.attack or 'clean images'}: it has no outcomes of {column!r}"
@@ -148,6 +163,7 @@ def _held(
             measured[list(sample)],
             cell.metrics[name],
             complete,
+            bounds(task, column),
             metric=column,
             attack=cell.about.attack,
             suite=cell.about.suite,
@@ -159,7 +175,27 @@ def _held(
 def _missing_flags(cell: Cell, found: Measurement) -> list[str]:
     """Flags that the new measurement raises and the cell does not have; notes do not count."""
     raised = {flag["name"] for flag in found.findings.get("flags", ()) if not flag.get("note")}
-    return sorted(raised - {flag.name for flag in cell.flags})
+    return sorted(raised - {flag.name for flag in cell.flags if not flag.note})
+
+
+def _of_starts(stated: Estimate, own: Estimate) -> bool:
+    """True if a number over starts of k-means is within the new range, and its ends are the same.
+
+    Measurements of a single start, as older versions made them, have no range.
+    """
+    low = own.value if own.low is None else own.low
+    high = own.value if own.high is None else own.high
+    ends = ((stated.low, low), (stated.high, high))
+    return (
+        stated.n == own.n
+        and low - STARTS_SLACK <= stated.value <= high + STARTS_SLACK
+        and all(one is None or abs(one - new) <= STARTS_SLACK for one, new in ends)
+    )
+
+
+def _over(one: Estimate) -> str:
+    ends = "" if one.low is None else f" in [{one.low:.4g}, {one.high:.4g}]"
+    return f"{one.value:.4g}{ends} (n = {one.n:,})"
 
 
 def _other_findings(cell: Cell, found: Measurement) -> list[str]:
@@ -169,13 +205,20 @@ def _other_findings(cell: Cell, found: Measurement) -> list[str]:
     if cell.about.attack:
         return reasons
     for metric in found.metrics.keys() & set(OVER_STARTS):  # a set of listed answers has none
-        value, own = cell.metrics[metric].value, found.metrics[metric]
-        low, high = own.low or own.value, own.high or own.value
-        if not low - STARTS_SLACK <= value <= high + STARTS_SLACK:
-            said = f"is claimed as {value:.4g}, measured as {own.value:.4g}"
+        stated, own = cell.metrics[metric], found.metrics[metric]
+        if not _of_starts(stated, own):
+            said = f"is claimed as {_over(stated)}, measured as {_over(own)}"
             reasons.append(f"{name}: {metric} {said}")
     for sign, slack in SIGNS.items():
         claimed, measured = cell.findings.get(sign), again[sign]
         if claimed is None or abs(claimed - measured) > slack * max(1.0, abs(measured)):
             reasons.append(f"{name}: {sign} is claimed as {claimed}, measured as {measured:.4g}")
+    chance = "chance R@1"  # it follows from the classes alone; older cells have none
+    claimed = cell.findings.get(chance, again[chance])
+    if not math.isclose(claimed, again[chance], rel_tol=SLACK):
+        reasons.append(f"{name}: {chance} is claimed as {claimed:.4g}, it is {again[chance]:.4g}")
+    shown = {cell.findings.get("collapsed"), *(row["collapsed"] for row in tidy([cell]))}
+    if shown != {again["collapsed"]}:
+        said = "collapsed" if again["collapsed"] else "not collapsed"
+        reasons.append(f"{name}: the model is {said}, and its rows do not say so")
     return reasons

@@ -19,6 +19,7 @@ from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.core.naming import ATTACK_SEED, split_attack_seed
 from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.datasets.files.archive import check_address
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
 from dmlbench.storage.store import Store
@@ -59,8 +60,11 @@ def submit(
         data_root, cache: those of ``open_session``.
 
     Raises:
-        UserError: there are no such rows, they are several models, or the weights are not there.
+        UserError: there are no such rows, they are several models, the weights are not there, or
+            their address is none.
     """
+    if weights_url:
+        check_address(weights_url)
     store = Store(results)
     cells = _chosen(store, name, where)
     first = cells[0]

@@ -158,7 +158,7 @@ def _weights(folder: Path, record: Bundle) -> Path:
     if not (home / WEIGHTS).is_file():
         if not record.weights:
             raise Refused("it has neither weights nor their address")
-        fetch_weights(record.weights, record.checkpoint, home, home)
+        fetch_weights(record.weights, record.checkpoint, home, home, bundles.MOST_WEIGHTS)
     return home if read_manifest(home) is not None else home / WEIGHTS
 
 

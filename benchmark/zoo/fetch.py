@@ -51,13 +51,15 @@ def _fetch(chosen: ZooModel) -> Path:
     reasons = []
     for source in hosts:
         try:
-            return fetch_weights(source, chosen.manifest.sha256, chosen.kept, chosen.folder)
+            return fetch_weights(
+                *(source, chosen.manifest.sha256, chosen.kept, chosen.folder, chosen.entry.bytes)
+            )
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"{'; '.join(reasons)}; {by_hand}")
 
 
-def fetch_weights(source: str, sha256: str, folder: Path, described: Path) -> Path:
+def fetch_weights(source: str, sha256: str, folder: Path, described: Path, most: int) -> Path:
     """Fetch a file of weights into a model's folder; returns the folder.
 
     The file gets its name only if its digest is right. What an interrupted download has left is
@@ -68,16 +70,17 @@ def fetch_weights(source: str, sha256: str, folder: Path, described: Path) -> Pa
         sha256: the digest that the file must have.
         folder: where weights and manifest are put.
         described: the folder with the manifest, which is copied.
+        most: the most bytes that the file may have.
 
     Raises:
-        UserError: it cannot be fetched, or is another file.
+        UserError: it cannot be fetched, is too large, or is another file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS}.part"
     if source.startswith(HUB):
-        _from_hub(source, partial)
+        _from_hub(source, partial, most)
     elif source.startswith("https://"):
-        _from_host(source, partial)
+        _from_host(source, partial, most)
     else:
         raise UserError(f"{source} is neither https://... nor {HUB}OWNER/REPO/FILE")
     if (found := file_sha256(partial)) != sha256:
@@ -92,27 +95,35 @@ def fetch_weights(source: str, sha256: str, folder: Path, described: Path) -> Pa
     return folder
 
 
-def _from_hub(source: str, partial: Path) -> None:
+def _from_hub(source: str, partial: Path, most: int) -> None:
     """Copy a file of the Hugging Face Hub, by its own client, to ``partial``."""
+    place, _, revision = source.removeprefix(HUB).partition("@")
+    parts = place.split("/")
+    if len(parts) < 3 or not all(parts):
+        raise UserError(f"{source} is not {HUB}OWNER/REPO/FILE")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(f"{source} needs the Hub's client: pip install 'dmlbench[hub]'") from None
-    place, _, revision = source.removeprefix(HUB).partition("@")
-    owner, repository, *rest = place.split("/")
+    owner, repository, *rest = parts
     try:
         local = hf_hub_download(f"{owner}/{repository}", "/".join(rest), revision=revision or None)
+        size = Path(local).stat().st_size
     except Exception as error:  # of the client and of what it uses
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} cannot be downloaded ({first})") from None
+    if size > most:  # its client takes no limit; here it need not fit into memory
+        raise UserError(
+            f"{source} has {size:,} bytes, more than the {most:,} that the file may have"
+        )
     write_atomically(partial, read_file(Path(local)))
 
 
-def _from_host(source: str, partial: Path) -> None:
+def _from_host(source: str, partial: Path, most: int) -> None:
     """Download what ``partial`` lacks of a file; progress goes to standard error."""
     from rich.console import Console
 
     from dmlbench.common.console_progress import reporter_for
 
     with reporter_for(Console(stderr=True)) as reporter:
-        download(source, partial, reporter)
+        download(source, partial, reporter, most)
