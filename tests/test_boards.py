@@ -34,6 +34,7 @@ from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_grid, print_tables
+from dmlbench.storage.cell import Cell
 from dmlbench.zoo.registry import models as zoo_models
 from tests.cells import cell, with_facts
 from tests.synthetic import FULL, attacked, failed, many, model, write
@@ -247,6 +248,35 @@ def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
     (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board)))
     assert (record["CA+"], record["CA+ sd"], record["seeds"]) == ("13.0", "3.6", "0 1 2")
     assert record["ERS sd"] == "0.7"
+
+
+@pytest.mark.parametrize("lost", [[], [failed("ES:R", "RuntimeError: odd", seed=1)]])
+def test_a_number_that_a_seed_lacks_says_so_in_every_format(lost: list[Cell]) -> None:
+    lacking = model({k: v for k, v in FULL.items() if k != "ES:R"}, seed=1)
+    weak = model({k: v / 2 for k, v in FULL.items()}, label="weak")
+    board = one_board(*model(), *lacking, *lost, *weak)
+    (table,) = board.tables
+    (line,) = (one for one in table.lines if one.entry.label != "weak")
+    cells = dict(zip((c.name for c in table.columns), line.cells, strict=True))
+    assert cells["ES:R"].mark == ""  # and yet higher than that of the other line
+    assert cells["LTM"].mark == "best"
+    assert cells["ERS"].text == "–"
+    assert cells["Source"].text == "here, n = 40, seeds 0 and 1"
+    assert cells["ES:R"].note.startswith("Of seed 0 only.")
+    assert ("RuntimeError: odd" in cells["ES:R"].note) == bool(lost)
+    shown = "[19.0, 21.0] seed 0 only"
+    assert f"| 20.0 <sub>{shown}</sub> |" in markdown.render(board)
+    assert rf"\measured{{20.0}}{{{shown}}}" in latex.render(board)
+    assert f'data-range="{shown}"' in page.render([board])
+    console = Console(width=1000, record=True, file=io.StringIO())
+    print_tables(tidy([*model(), *lacking, *lost]), console)
+    assert f"20.0 {shown}" in console.export_text()
+    records = {one["spec"]: one for one in csv.DictReader(io.StringIO(spreadsheet.render(board)))}
+    assert records["weak"]["ES:R seeds"] == ""
+    assert {records[name]["ES:R seeds"] for name in records if name != "weak"} == {"0"}
+    assert "LTM seeds" not in records["weak"]
+    assert any("of some seeds only" in note for note in table.notes)
+    assert not any("of some seeds only" in note for note in one_board(*weak).tables[0].notes)
 
 
 def test_a_row_of_another_seed_of_attacks_has_its_adversary_and_no_command_of_run() -> None:

@@ -55,11 +55,14 @@ def tied(entries: Sequence[Entry]) -> list[int | None]:
 
 
 def marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
-    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged."""
+    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged.
+
+    Nor does a number that not all seeds of its entry have.
+    """
     values = [
         float(number.text)
         if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
-        and not entry.collapsed and not entry.flagged
+        and not entry.collapsed and not entry.flagged and not number.seeds
         else None
         for entry in entries
     ]  # fmt: skip
