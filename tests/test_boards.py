@@ -10,10 +10,13 @@ import random
 import re
 import shutil
 import subprocess
+from itertools import combinations
 from pathlib import Path
 from statistics import stdev
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 from scipy.stats import t as students_t
@@ -32,6 +35,7 @@ from dmlbench.report.board import Board, tables
 from dmlbench.report.details import command, details
 from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
+from dmlbench.report.ranking import tied
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_grid, print_tables
 from dmlbench.storage.cell import Cell
@@ -419,19 +423,44 @@ def test_of_weights_trained_again_the_last_to_be_measured_count() -> None:
     assert (record["CA+"], record["CA+ n"]) == (30, 1)
 
 
-def test_rows_whose_intervals_overlap_that_of_the_best_are_tied() -> None:
-    def line(label: str, score: float, half: float | None) -> Entry:
-        ends = (None, None) if half is None else (score - half, score + half)
-        numbers = {"ERS": Number(score, 1, *ends)}
-        return Entry(
-            "tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD"
-        )
+INTERVALS = st.none() | st.lists(st.integers(0, 20), min_size=2, max_size=2).map(sorted)
 
-    given = [("a", 60, 1), ("b", 58.5, 1), ("p", 58, None), ("c", 57.5, 1), ("d", 56, 1)]
-    (table,) = tables([line(*one) for one in given])
+
+def with_ers(low: float | None, score: float, high: float | None, label: str = "") -> Entry:
+    numbers = {"ERS": Number(score, 1, low, high)}
+    return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD")
+
+
+@given(st.lists(INTERVALS, max_size=12))
+def test_two_rows_share_a_group_where_their_intervals_overlap_and_nowhere_else(
+    intervals: list[list[int] | None],
+) -> None:
+    groups = tied([with_ers(*(e[0], 1, e[1]) if e else (None, 1, None)) for e in intervals])
+    shared = set()
+    for (a, one), (b, other) in combinations(enumerate(intervals), 2):
+        overlap = one and other and max(one[0], other[0]) <= min(one[1], other[1])
+        mine, theirs = groups[a], groups[b]
+        share = mine and theirs and max(mine[0], theirs[0]) <= min(mine[1], theirs[1])
+        assert bool(share) == bool(overlap)
+        shared |= {a, b} if overlap else set()
+    assert {place for place, one in enumerate(groups) if one} == shared
+    last = max((one[1] for one in groups if one), default=0)
+    members = [
+        {p for p, g in enumerate(groups) if g and g[0] <= n <= g[1]} for n in range(1, last + 1)
+    ]
+    assert not any(a < b for a in members for b in members)  # as large as they can be
+
+
+def test_the_page_names_the_groups_of_rows_whose_intervals_overlap() -> None:
+    ends = [(59, 60, 61), (57.5, 58.5, 59.5), (None, 58, None), (50, 57, 60), (49, 49, 49)]
+    (table,) = tables([with_ers(*one, label) for one, label in zip(ends, "abpcd", strict=True)])
     found = {one.entry.label: one.tied for one in table.lines}
-    # c overlaps with b, but not with a, the best of that group; p, as published, has no interval
-    assert found == {"a": 1, "b": 1, "p": None, "c": 2, "d": 2}
+    # p, as published, has no interval, and d overlaps with no other
+    assert found == {"a": (1, 1), "b": (1, 1), "p": None, "c": (1, 1), "d": None}
+    ends[3:] = [(50, 50, 58), (49, 49, 51)]
+    (table,) = tables([with_ers(*one, label) for one, label in zip(ends, "abpcd", strict=True)])
+    text = page.render([Board("tiny", "", "", (table,))])
+    assert re.findall('data-group="([^"]*)"', text) == ["a", "a–b", "b–c", "c"]
 
 
 def test_seeds_are_tied_by_the_interval_of_their_mean() -> None:
@@ -447,7 +476,7 @@ def test_seeds_are_tied_by_the_interval_of_their_mean() -> None:
         assert number.spread is not None
         # Student's t of one degree of freedom: 12.706
         assert interval[1] - number.value == pytest.approx(12.7062 * number.spread / 2**0.5)
-    assert [line.tied for line in board.tables[0].lines] == [1, 1]
+    assert [line.tied for line in board.tables[0].lines] == [(1, 1), (1, 1)]
 
 
 def test_a_table_shows_few_columns_first_and_all_of_those_that_are_asked_for() -> None:

@@ -68,13 +68,13 @@ class Line:
     """A row of a table: an entry, and one cell for each column.
 
     Attributes:
-        tied: the number of its group of lines whose intervals of ERS overlap; None if it is in no
-            such group.
+        tied: the first and the last of its groups of lines whose intervals of ERS overlap; None if
+            it overlaps with no other (``ranking.tied``).
     """
 
     entry: Entry
     cells: tuple[BoardCell, ...]
-    tied: int | None = None
+    tied: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
