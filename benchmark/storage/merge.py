@@ -47,8 +47,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
         if theirs is None:  # it was removed meanwhile
             continue
         ours = verified_manifest(target.model_folder(folder.name))
-        known = {ours.sha256} if ours else measured.get(folder.name, set())
-        if known - {theirs.sha256}:
+        standing = {ours.sha256} if ours else measured.get(folder.name, set())
+        if standing - {theirs.sha256}:
             other.add(theirs.sha256)
             warn(
                 f"model {folder.name} ({theirs.label}) has other weights in {source.root}: those "
