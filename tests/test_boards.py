@@ -10,10 +10,13 @@ import random
 import re
 import shutil
 import subprocess
+from itertools import combinations
 from pathlib import Path
 from statistics import stdev
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 from scipy.stats import t as students_t
@@ -32,8 +35,10 @@ from dmlbench.report.board import Board, tables
 from dmlbench.report.details import command, details
 from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
+from dmlbench.report.ranking import tied
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_grid, print_tables
+from dmlbench.storage.cell import Cell
 from dmlbench.zoo.registry import models as zoo_models
 from tests.cells import cell, with_facts
 from tests.synthetic import FULL, attacked, failed, many, model, write
@@ -249,6 +254,35 @@ def test_several_seeds_are_a_line_with_mean_and_deviation() -> None:
     assert record["ERS sd"] == "0.7"
 
 
+@pytest.mark.parametrize("lost", [[], [failed("ES:R", "RuntimeError: odd", seed=1)]])
+def test_a_number_that_a_seed_lacks_says_so_in_every_format(lost: list[Cell]) -> None:
+    lacking = model({k: v for k, v in FULL.items() if k != "ES:R"}, seed=1)
+    weak = model({k: v / 2 for k, v in FULL.items()}, label="weak")
+    board = one_board(*model(), *lacking, *lost, *weak)
+    (table,) = board.tables
+    (line,) = (one for one in table.lines if one.entry.label != "weak")
+    cells = dict(zip((c.name for c in table.columns), line.cells, strict=True))
+    assert cells["ES:R"].mark == ""  # and yet higher than that of the other line
+    assert cells["LTM"].mark == "best"
+    assert cells["ERS"].text == "–"
+    assert cells["Source"].text == "here, n = 40, seeds 0 and 1"
+    assert cells["ES:R"].note.startswith("Of seed 0 only.")
+    assert ("RuntimeError: odd" in cells["ES:R"].note) == bool(lost)
+    shown = "[19.0, 21.0] seed 0 only"
+    assert f"| 20.0 <sub>{shown}</sub> |" in markdown.render(board)
+    assert rf"\measured{{20.0}}{{{shown}}}" in latex.render(board)
+    assert f'data-range="{shown}"' in page.render([board])
+    console = Console(width=1000, record=True, file=io.StringIO())
+    print_tables(tidy([*model(), *lacking, *lost]), console)
+    assert f"20.0 {shown}" in console.export_text()
+    records = {one["spec"]: one for one in csv.DictReader(io.StringIO(spreadsheet.render(board)))}
+    assert records["weak"]["ES:R seeds"] == ""
+    assert {records[name]["ES:R seeds"] for name in records if name != "weak"} == {"0"}
+    assert "LTM seeds" not in records["weak"]
+    assert any("of some seeds only" in note for note in table.notes)
+    assert not any("of some seeds only" in note for note in one_board(*weak).tables[0].notes)
+
+
 def test_a_row_of_another_seed_of_attacks_has_its_adversary_and_no_command_of_run() -> None:
     changed = [
         replace(c, about=replace(c.about, attack=f"{c.about.attack}:attack_seed=5"))
@@ -389,19 +423,44 @@ def test_of_weights_trained_again_the_last_to_be_measured_count() -> None:
     assert (record["CA+"], record["CA+ n"]) == (30, 1)
 
 
-def test_rows_whose_intervals_overlap_that_of_the_best_are_tied() -> None:
-    def line(label: str, score: float, half: float | None) -> Entry:
-        ends = (None, None) if half is None else (score - half, score + half)
-        numbers = {"ERS": Number(score, 1, *ends)}
-        return Entry(
-            "tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD"
-        )
+INTERVALS = st.none() | st.lists(st.integers(0, 20), min_size=2, max_size=2).map(sorted)
 
-    given = [("a", 60, 1), ("b", 58.5, 1), ("p", 58, None), ("c", 57.5, 1), ("d", 56, 1)]
-    (table,) = tables([line(*one) for one in given])
+
+def with_ers(low: float | None, score: float, high: float | None, label: str = "") -> Entry:
+    numbers = {"ERS": Number(score, 1, low, high)}
+    return Entry("tiny", "strict", "c2f2", "N", "", label, numbers, {"ERS": "higher"}, "", "PGD")
+
+
+@given(st.lists(INTERVALS, max_size=12))
+def test_two_rows_share_a_group_where_their_intervals_overlap_and_nowhere_else(
+    intervals: list[list[int] | None],
+) -> None:
+    groups = tied([with_ers(*(e[0], 1, e[1]) if e else (None, 1, None)) for e in intervals])
+    shared = set()
+    for (a, one), (b, other) in combinations(enumerate(intervals), 2):
+        overlap = one and other and max(one[0], other[0]) <= min(one[1], other[1])
+        mine, theirs = groups[a], groups[b]
+        share = mine and theirs and max(mine[0], theirs[0]) <= min(mine[1], theirs[1])
+        assert bool(share) == bool(overlap)
+        shared |= {a, b} if overlap else set()
+    assert {place for place, one in enumerate(groups) if one} == shared
+    last = max((one[1] for one in groups if one), default=0)
+    members = [
+        {p for p, g in enumerate(groups) if g and g[0] <= n <= g[1]} for n in range(1, last + 1)
+    ]
+    assert not any(a < b for a in members for b in members)  # as large as they can be
+
+
+def test_the_page_names_the_groups_of_rows_whose_intervals_overlap() -> None:
+    ends = [(59, 60, 61), (57.5, 58.5, 59.5), (None, 58, None), (50, 57, 60), (49, 49, 49)]
+    (table,) = tables([with_ers(*one, label) for one, label in zip(ends, "abpcd", strict=True)])
     found = {one.entry.label: one.tied for one in table.lines}
-    # c overlaps with b, but not with a, the best of that group; p, as published, has no interval
-    assert found == {"a": 1, "b": 1, "p": None, "c": 2, "d": 2}
+    # p, as published, has no interval, and d overlaps with no other
+    assert found == {"a": (1, 1), "b": (1, 1), "p": None, "c": (1, 1), "d": None}
+    ends[3:] = [(50, 50, 58), (49, 49, 51)]
+    (table,) = tables([with_ers(*one, label) for one, label in zip(ends, "abpcd", strict=True)])
+    text = page.render([Board("tiny", "", "", (table,))])
+    assert re.findall('data-group="([^"]*)"', text) == ["a", "a–b", "b–c", "c"]
 
 
 def test_seeds_are_tied_by_the_interval_of_their_mean() -> None:
@@ -417,7 +476,7 @@ def test_seeds_are_tied_by_the_interval_of_their_mean() -> None:
         assert number.spread is not None
         # Student's t of one degree of freedom: 12.706
         assert interval[1] - number.value == pytest.approx(12.7062 * number.spread / 2**0.5)
-    assert [line.tied for line in board.tables[0].lines] == [1, 1]
+    assert [line.tied for line in board.tables[0].lines] == [(1, 1), (1, 1)]
 
 
 def test_a_table_shows_few_columns_first_and_all_of_those_that_are_asked_for() -> None:

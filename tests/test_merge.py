@@ -80,8 +80,14 @@ def test_merging_models(tmp_path: Path) -> None:
     made = replace(made, sha256=file_sha256(folder / checkpoint.WEIGHTS))
     write_json(folder / checkpoint.MANIFEST, made.as_json())
     ran(other, found)  # measured again, of the other weights
+    cells = Store(tmp_path / "cells alone")
+    shutil.copytree(two.root / "cells", cells.root / "cells")
     before = {c.id for c in two.cells()}
-    merge(other, two, said.append)
-    assert len(said) == 1
-    assert "other weights" in said[0]
-    assert {c.id for c in two.cells()} == before
+    for target in (two, cells):
+        said.clear()
+        assert merge(other, target, said.append) == Merged(0, 0)
+        assert len(said) == 1
+        assert "other weights" in said[0]
+        assert {c.id for c in target.cells()} == before
+    assert merge(one, cells, pytest.fail) == Merged(0, 1)  # the weights that they are of
+    assert {c.id for c in cells.cells()} == before

@@ -180,6 +180,26 @@ def test_scores_at_other_radii_are_part_of_the_sweep() -> None:
     ]
 
 
+def test_a_sweep_has_no_point_that_a_seed_lacks() -> None:
+    """An ERS of one seed alone would be ranked: it has neither number, record nor flag."""
+    cells = []
+    for seed in (0, 1):
+        values = {k: v for k, v in FULL.items() if seed == 0 or k != "GTT"}
+        cells += model(values, seed=seed)
+        for eps in ("4/255", "8/255", "16/255", "32/255")[seed:]:
+            cells.append(attacked("CA+", 30, changed=f"eps={eps}", seed=seed))
+    score = attacked("ERS", ers(FULL), seed=0)
+    score.findings["flags"] = [{"name": "odd", "says": "it is odd", "remedy": "look"}]
+    cells.append(score)
+    (table,) = tables(measured(tidy(cells)))
+    (entry,) = (line.entry for line in table.lines)
+    assert "ERS" not in {*entry.numbers, *entry.records, *entry.flags}
+    figure = PLOTS["eps"](table)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert np.allclose(axis.lines[0].get_xdata(), [0, 8, 16, 32, 77])
+
+
 def test_missing_numbers_are_not_plotted() -> None:
     (alone,) = tables(measured(tidy([attacked("CA+", 20)])))
     assert [name for name, plot in PLOTS.items() if plot(alone)] == ["intervals"]

@@ -10,7 +10,7 @@ from dmlbench.core.naming import parameters, told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report import ranking
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
-from dmlbench.report.entries import Entry, Number
+from dmlbench.report.entries import Entry, Number, in_words
 from dmlbench.report.ranking import Mark
 
 LEADING = ("r50", "ERS")
@@ -38,6 +38,11 @@ NMI_CAVEAT = (
     "it is of one start: do not compare it closely."
 )
 
+PARTIAL = (
+    "A number of some seeds only is marked so: the other seeds of its row lack it (failed or not "
+    "measured), and it is neither best nor second best."
+)
+
 
 @dataclass(frozen=True)
 class BoardCell:
@@ -63,13 +68,13 @@ class Line:
     """A row of a table: an entry, and one cell for each column.
 
     Attributes:
-        tied: the number of its group of lines whose intervals of ERS overlap; None if it is in no
-            such group.
+        tied: the first and the last of its groups of lines whose intervals of ERS overlap; None if
+            it overlaps with no other (``ranking.tied``).
     """
 
     entry: Entry
     cells: tuple[BoardCell, ...]
-    tied: int | None = None
+    tied: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ class Table:
             notes.append(NMI_CAVEAT)
         if any(len(entry.seeds) > 1 for entry in entries):
             notes.append("Several seeds: mean ± standard deviation over models.")
+        if any(cell.number and cell.number.seeds for line in self.lines for cell in line.cells):
+            notes.append(PARTIAL)
         if any(entry.paper for entry in entries):
             notes.append("Published rows are the literature's numbers, not measured here.")
         derived = (number.note for e in entries for number in e.numbers.values() if number.note)
@@ -265,7 +272,11 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
     """The cell of a metric: its number, ``failed``, or a dash."""
     number = entry.numbers.get(name)
     if number is not None:
-        said = (f"{flag.says}. Remedy: {flag.remedy}." for flag in entry.flags.get(name, ()))
+        said = [f"{flag.says}. Remedy: {flag.remedy}." for flag in entry.flags.get(name, ())]
+        if number.seeds:
+            said.append(f"Of {in_words(number.seeds)} only.")
+        if name in entry.failed:
+            said.append(f"Failed for another seed: {entry.failed[name]}")
         return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))
     error = entry.failed.get(name) or entry.failed.get("training")
     return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")

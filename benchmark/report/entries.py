@@ -13,7 +13,14 @@ from dmlbench.core.flags import Flag, read_flags
 from dmlbench.core.naming import parameters, split_attack_seed
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
-from dmlbench.metrics.names import CLEAN, WORST
+from dmlbench.metrics.names import CLEAN, ERS, WORST
+
+
+def in_words(seeds: Sequence[int]) -> str:
+    """``seed 0``, or ``seeds 0, 1 and 2``."""
+    named = ", ".join(map(str, seeds[:-1]))
+    named += " and " * bool(named) + "".join(map(str, seeds[-1:]))
+    return f"seed{'s' * (len(seeds) > 1)} {named}"
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Number:
         spread: standard deviation over several models; None of one model.
         n: number of queries; None if the literature does not say.
         note: its origin, if it was neither measured nor printed.
+        seeds: the seeds of the models that have it, if others of the entry lack it; else empty.
     """
 
     value: float
@@ -37,6 +45,7 @@ class Number:
     spread: float | None = None
     n: int | None = None
     note: str = ""
+    seeds: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -45,12 +54,17 @@ class Number:
 
     @property
     def range(self) -> str:
-        """``[17.0, 19.6]``, or ``± 0.4`` for several models; empty if neither is known."""
+        """``[17.0, 19.6]``, or ``± 0.4`` for several models; empty if neither is known.
+
+        ``[17.0, 19.6] seed 0 only`` if other models of the entry lack the number.
+        """
+        around = ""
         if self.spread is not None:
-            return f"± {self.spread:.{self.digits}f}"
-        if self.low is None or self.high is None:
-            return ""
-        return f"[{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
+            around = f"± {self.spread:.{self.digits}f}"
+        elif self.low is not None and self.high is not None:
+            around = f"[{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
+        only = f"{in_words(self.seeds)} only" if self.seeds else ""
+        return " ".join(filter(None, (around, only)))
 
 
 @dataclass(frozen=True)
@@ -114,9 +128,7 @@ class Entry:
         if "training" in self.failed:
             return "here, training failed"
         queries = f", n = {self.n:,}" if self.n else ""
-        named = ", ".join(map(str, self.seeds[:-1]))
-        named += " and " * bool(named) + "".join(map(str, self.seeds[-1:]))
-        return f"here{queries}, seed{'s' * (len(self.seeds) > 1)} {named}"
+        return f"here{queries}, {in_words(self.seeds)}"
 
     @property
     def details(self) -> dict[str, str]:
@@ -210,11 +222,10 @@ def measured(records: Iterable[Record]) -> list[Entry]:
 def _entry(group: Sequence[Row]) -> Entry:
     """The entry of rows that differ only in their seed."""
     about = group[0].about
-    names = dict.fromkeys(name for row in group for name in row.estimates)
-    numbers = {name: _over_models(group, name) for name in names}
-    if any("ERS" not in row.estimates for row in group):
-        numbers.pop("ERS", None)  # it would be a mean over fewer seeds than the columns
-    made = dict.fromkeys(name for row in group for name in row.records)
+    numbers = {name: _over_models(group, name) for row in group for name in row.estimates}
+    # an ERS that a seed lacks is left out: it would be ranked beside means over all seeds
+    numbers = {k: n for k, n in numbers.items() if not (n.seeds and k.partition(" (")[0] == ERS)}
+    made = dict.fromkeys(name for row in group for name in row.records if name in numbers)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
     found = (external.read(r["attack_resolved"]) for made_by in records.values() for r in made_by)
     contributors = tuple(dict.fromkeys(one for one in found if one is not None))
@@ -244,7 +255,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         better={k: v for row in group for k, v in row.better.items()},
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
-        flags=_flags(group),
+        flags={name: flags for name, flags in _flags(group).items() if name in numbers},
         records=records,
         contributors=contributors,
         threat=threat,
@@ -264,12 +275,14 @@ def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
 
 
 def _over_models(group: Sequence[Row], name: str) -> Number:
-    found = [row.estimates[name] for row in group if name in row.estimates]
+    having = [row for row in group if name in row.estimates]
+    found = [row.estimates[name] for row in having]
+    seeds = tuple(r.about["seed"] for r in having) if len(having) < len(group) else ()
     digits = next(row.digits[name] for row in group if name in row.digits)
     over, n = spread_of(name, found), min(one.n for one in found)
     if len(found) == 1:
-        return Number(over.mean, digits, found[0].low, found[0].high, n=n)
-    return Number(over.mean, digits, over.low, over.high, spread=over.sd, n=n)
+        return Number(over.mean, digits, found[0].low, found[0].high, n=n, seeds=seeds)
+    return Number(over.mean, digits, over.low, over.high, spread=over.sd, n=n, seeds=seeds)
 
 
 def _loss(defense: str) -> str:

@@ -80,7 +80,7 @@ def render(boards: Sequence[Board], pictures: Mapping[str, Picture] | None = Non
         pictures: their plots, which have an SVG; None: they are drawn here.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"named": _named, "origin": origin, "letter": _letter}
+    environment.filters |= {"named": _named, "origin": origin, "letters": _letters}
     template = environment.from_string(_read("page.html"))
     columns = {c.label: c for board in boards for table in board.tables for c in table.columns}
     return template.render(
@@ -159,6 +159,11 @@ def _named(text: str, entry: Entry) -> Markup:
     apart = Markup('<span class="spec">{}</span>').format(found)
     printed = _GRADUAL.sub(r"g<sub>\1</sub>", str(escape(name))).replace("&amp;", "<wbr>&amp;")
     return Markup(printed) + apart + rest
+
+
+def _letters(tied: tuple[int, int]) -> str:
+    """``a`` of the groups from 1 to 1, ``a–c`` of those from 1 to 3."""
+    return "–".join(_letter(number) for number in dict.fromkeys(tied))
 
 
 def _letter(number: int) -> str:

@@ -194,6 +194,8 @@ def intervals(table: Table) -> Figure | None:
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% interval, over queries and seeds; of NMI the range over starts"
+        if any(n in e.numbers and e.numbers[n].seeds for e in found for n in shown):
+            words += "; the table names the numbers of some seeds only"
         style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
     return fig
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,36 +29,41 @@ def ranks(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def tied(entries: Sequence[Entry]) -> list[int | None]:
-    """The group of each entry whose 95% interval of ERS overlaps with that of the best in it.
+def tied(entries: Sequence[Entry]) -> list[tuple[int, int] | None]:
+    """The first and the last group of each entry, which is in all between; None if in no group.
 
-    The intervals are over queries and seeds. A paired comparison (``dmlbench compare``) may still
-    tell two of a group apart. An entry without an interval, as published ones are, is in no group;
-    nor is one that overlaps with no other.
+    The 95% intervals of ERS, over queries and seeds, of two entries overlap if and only if the
+    entries share a group. Groups are as large as they can be, and numbered from the highest
+    intervals on. An entry without an interval, as published ones are, is in no group, nor is one
+    that overlaps with no other. A paired comparison (``dmlbench compare``) may still tell two of a
+    group apart.
     """
-    groups: list[list[int]] = []
-    lowest = math.inf  # of the best of the last group
-    for number, entry in enumerate(entries):
-        interval = entry.interval("ERS") if entry.score is not None else None
-        if interval is None:
-            continue
-        if not groups or interval[1] < lowest:
-            groups.append([])
-            lowest = interval[0]
-        groups[-1].append(number)
-    found: list[int | None] = [None] * len(entries)
-    for number, places in enumerate((one for one in groups if len(one) > 1), start=1):
-        for place in places:
-            found[place] = number
+    ends = [entry.interval("ERS") if entry.score is not None else None for entry in entries]
+    groups: list[set[int]] = []
+    above: set[int] = set()
+    # those that overlap with each other all have the highest of their lower ends in common
+    for point in sorted({low for low, _ in filter(None, ends)}, reverse=True):
+        here = {place for place, one in enumerate(ends) if one and one[0] <= point <= one[1]}
+        if len(here) > 1 and not here <= above:
+            groups.append(here)
+        above = here
+    found: list[tuple[int, int] | None] = [None] * len(entries)
+    for number, group in enumerate(groups, start=1):
+        for place in group:
+            first, _ = found[place] or (number, number)
+            found[place] = first, number
     return found
 
 
 def marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
-    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged."""
+    """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged.
+
+    Nor does a number that not all seeds of its entry have.
+    """
     values = [
         float(number.text)
         if (number := entry.numbers.get(metric.name)) and entry.distance == "N"
-        and not entry.collapsed and not entry.flagged
+        and not entry.collapsed and not entry.flagged and not number.seeds
         else None
         for entry in entries
     ]  # fmt: skip

@@ -13,7 +13,10 @@ INCLUDES = "worst case includes"
 
 
 def render(board: Board) -> str:
-    """A row for each line; columns for each metric, its interval and its deviation over seeds."""
+    """A row for each line; columns for each metric, its interval and its deviation over seeds.
+
+    A further column names the seeds of a number that other seeds of its row lack.
+    """
     metrics = in_order({c.name for table in board.tables for c in table.columns if c.better})
     records = [_record(table, line) for table in board.tables for line in table.lines]
     used = {name for record in records for name in record}
@@ -32,7 +35,7 @@ def render(board: Board) -> str:
 
 
 def _names(metric: str) -> list[str]:
-    return [metric, f"{metric} low", f"{metric} high", f"{metric} sd"]
+    return [metric, *(f"{metric} {end}" for end in ("low", "high", "sd", "seeds"))]
 
 
 def _record(table: Table, line: Line) -> dict[str, str | int | None]:
@@ -79,4 +82,6 @@ def _metric(name: str, cell: BoardCell) -> dict[str, str | int | None]:
         found[f"{name} high"] = f"{number.high:.{number.digits}f}"
     if number.spread is not None:
         found[f"{name} sd"] = f"{number.spread:.{number.digits}f}"
+    if number.seeds:
+        found[f"{name} seeds"] = " ".join(map(str, number.seeds))
     return found

@@ -68,7 +68,8 @@ def _sweeps(
 ) -> dict[str, list[tuple[float, float]]]:
     """Metric -> points (x, value) of a sweep over ``key``.
 
-    They include the value under the protocol and, at x = 0, the clean value.
+    They include the value under the protocol and, at x = 0, the clean value, and none that a seed
+    of the entry lacks: it is a mean over other models than its neighbours.
     """
     found: dict[str, dict[float, float]] = {}
     plain = (r[0]["attack_resolved"] for name, r in entry.records.items() if "(" not in name)
@@ -83,7 +84,8 @@ def _sweeps(
         # what nobody changed must be as usual: a single step has another alpha (FGSM)
         same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
         text = here.get(key)
-        if text is None or not same or not changed.keys() <= {key, "alpha"}:
+        partial = bool(entry.numbers[column].seeds)
+        if text is None or partial or not same or not changed.keys() <= {key, "alpha"}:
             continue
         points = found.setdefault(name, {})
         points[read(text)] = entry.numbers[column].value

@@ -23,9 +23,9 @@ class Merged:
 def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     """Copy the cells and models that the target lacks; nothing in the target is lost.
 
-    A failed cell of the target is replaced by one that succeeded. If both folders have a model
-    with different weights, the target keeps its own, and the source's cells of the other weights
-    are not copied.
+    A failed cell of the target is replaced by one that succeeded. If the target has other weights
+    of a training run, as its model or as what its cells were measured of, they stand: the source's
+    model and the cells of its weights are not copied.
 
     Raises:
         UserError: the source holds no results, or a model of it is damaged.
@@ -38,18 +38,25 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     for path in [*damaged, *changed]:
         warn(f"{path} is damaged and left behind")
     merged, other = Merged(), set()
+    measured: dict[str, set[str]] = {}  # training run -> the weights of the target's cells
+    for cell in target.read()[0]:
+        if "training" in cell.facts and "checkpoint" in cell.facts:
+            measured.setdefault(cell.facts["training"], set()).add(cell.facts["checkpoint"])
     for folder in folders:
         theirs = verified_manifest(folder)
+        if theirs is None:  # it was removed meanwhile
+            continue
         ours = verified_manifest(target.model_folder(folder.name))
-        if ours is None:
-            _copy(folder, target.model_folder(folder.name))
-            merged.models += 1
-        elif theirs is not None and ours.sha256 != theirs.sha256:
+        standing = {ours.sha256} if ours else measured.get(folder.name, set())
+        if standing - {theirs.sha256}:
             other.add(theirs.sha256)
             warn(
-                f"model {folder.name} ({ours.label}) has other weights in {source.root}: those "
+                f"model {folder.name} ({theirs.label}) has other weights in {source.root}: those "
                 f"of {target.root} stand, and the cells of the others are left behind"
             )
+        elif ours is None:
+            _copy(folder, target.model_folder(folder.name))
+            merged.models += 1
     for cell in cells:
         known = target.done(cell.id) if cell.ok else target.get(cell.id)
         left = source.path(cell.id) in changed or cell.facts.get("checkpoint") in other
