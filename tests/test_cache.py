@@ -248,6 +248,7 @@ def test_pixels_are_compared_once_in_a_process_and_not_by_its_workers(
     assert bars == [("check folder", 8)]
 
 
+@pytest.mark.slow
 def test_what_is_odd_about_a_set_is_said_once(dmlbench: Run, tmp_path: Path) -> None:
     """The main process says it, and not each of its workers again."""
     for part in ("train", "test"):

@@ -296,10 +296,7 @@ def test_compute_restores_what_it_sets() -> None:
     "given",
     [
         'torch.set_float32_matmul_precision("medium")',
-        "torch.backends.cuda.matmul.allow_tf32 = True",
         'torch.backends.fp32_precision = "tf32"',
-        'torch.backends.cudnn.fp32_precision = "ieee"',
-        'torch.backends.cuda.matmul.fp32_precision = "tf32"',
     ],
 )
 def test_float32_is_float32_whatever_the_user_has_set(given: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
+from dmlbench.sweep.executors.pool import stops_deferred
 from dmlbench.sweep.pictures import draw_attacks
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
@@ -175,3 +178,21 @@ def test_pictures_come_from_the_measurement_and_of_a_stored_cell_from_a_few_quer
     monkeypatch.setattr(session.reporter, "warn", said.append)
     assert draw_attacks(dataclasses.replace(session, kept={}), cells) == []
     assert said[0].startswith("no pictures of ca+:steps=2 on ")
+
+
+def test_a_stop_waits_until_a_worker_has_started() -> None:
+    """Wherever it arrives; in another thread nothing changes, as stops are handled here."""
+    arrived: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append("stop"))
+    try:
+        with stops_deferred():
+            signal.raise_signal(signal.SIGTERM)
+            arrived.append("started")
+        assert arrived == ["started", "stop"]
+        thread = threading.Thread(target=lambda: stops_deferred().__enter__())
+        thread.start()
+        thread.join()
+        signal.raise_signal(signal.SIGTERM)
+        assert arrived[2:] == ["stop"]
+    finally:
+        signal.signal(signal.SIGTERM, before)

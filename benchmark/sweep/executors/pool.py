@@ -188,7 +188,7 @@ class Pool:
         context = multiprocessing.get_context("spawn")
         own_end, worker_end = context.Pipe()
         process = context.Process(target=_worker_main, args=(number, worker_end, self._session))
-        with _signals_blocked():
+        with stops_deferred():
             process.start()
         worker_end.close()
         return _WorkerProcess(number, process, own_end)
@@ -245,19 +245,28 @@ class _PipeReporter(progress.Reporter):
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Delay signals: one that hits a process while it starts would give a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+def stops_deferred() -> Iterator[None]:
+    """Handle a stop (Ctrl-C, SIGTERM) at the end of the context: half a start is a traceback.
+
+    A mask would hold it back in this thread alone, and another one would take it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # stops are handled in the main thread
+        return
+    arrived: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: arrived.append(number)) for one in STOPS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     """Run in a worker process: do the tasks that arrive until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_exit_with_main_process, daemon=True).start()
     reporter = _PipeReporter(connection)
     warnings.showwarning = lambda message, *_, **__: reporter.warn(str(message))
