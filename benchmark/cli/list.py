@@ -125,7 +125,7 @@ def _column(column: dict[str, str]) -> str:
 
 
 def protocol(entry: dict[str, Any]) -> list[str]:
-    """Network, recipe and adversaries on a data set's card, as ``describe`` gives it: a line each."""
+    """Network, recipe and adversaries on a data set's card, from ``describe``: one line each."""
     recipe = ", ".join(
         f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
         for key, value in entry["recipe"].items()
