@@ -17,6 +17,7 @@ from dmlbench.datasets.base import DATASETS, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data
+from tests.bundles import QUERIES, Place
 from tests.faults import PATIENCE, Sweeps, install
 from tests.zygote import Zygote, environment
 
@@ -166,6 +167,19 @@ def attacked(
         return dmlbench("attack", *weights, "--attack", "tma", *arguments)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Measured rows and an honest bundle of them."""
+    root = tmp_path_factory.mktemp("rows")
+    measure = ["attack", "--zoo", "fashion-mini/hm", "--suite", "strict"]
+    done = zygote.run([*measure, "--queries", str(QUERIES)], root, 300)
+    assert done.returncode == 0, done.stderr
+    packed = zygote.run(["submit", "hm", "--by", "Jane Doe", "--out", "hm.zip"], root, 300)
+    assert packed.returncode == 0, packed.stderr
+    assert "protocol: closed\n" in packed.stdout
+    return Place(root, zygote, root / "hm.zip")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,76 @@
+"""``reproduce``: numbers found again from their weights or by training, and those that differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dmlbench.common.errors import UserError
+from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.submission.reproduce import Compared, reproduce
+from tests.bundles import Place
+from tests.test_cli import refused
+
+
+def test_reproduce_finds_the_numbers_again_and_says_which_differ(
+    place: Place, tmp_path: Path
+) -> None:
+    """The row of a CSV with the weights of the zoo; then a CSV in which a number was edited."""
+    rows = place.root / "results" / "results.csv"
+    few = ["--where", "attack=es|ca-"]
+    done = place.zygote.run(["reproduce", "hm", "--from", str(rows), *few], tmp_path, 300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("identical") == 6 + 3, done.stdout
+    assert "the zoo's fashion-mini/hm; those of the row" in done.stdout
+    text = pd.read_csv(rows, dtype={"queries": str})
+    edited = text["metric"] == "CA-"
+    text.loc[edited, ["value", "low", "high"]] = [1.0, 0.5, 1.5]
+    text.to_csv(tmp_path / "edited.csv", index=False)
+    done = place.zygote.run(["reproduce", "hm", "--from", "edited.csv", *few], tmp_path, 300)
+    assert done.returncode == 1, done.stderr
+    assert "differs in CA-\n" in done.stdout
+    unknown = place.zygote.run(["reproduce", "nobody", "--from", str(rows)], tmp_path, 300)
+    refused(unknown, "no measured row is 'nobody'")
+
+
+def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weights(
+    place: Place, tmp_path: Path
+) -> None:
+    rows = place.root / "results" / "results.csv"
+    with pytest.raises(UserError, match=r"drawn from es, ltm, gtm.*'attack=worst case\|es\|ltm\|"):
+        reproduce("hm", tmp_path, source=rows, where=["attack=worst case"])
+    with pytest.raises(UserError, match=r"ERS is drawn from .*es, "):
+        reproduce("hm", tmp_path, source=rows, where=["attack=ers|es"])
+    with pytest.raises(UserError, match="--checkpoint names weights and --retrain makes new ones"):
+        reproduce("hm", tmp_path, source=rows, checkpoint=tmp_path, retrain=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path: Path) -> None:
+    tiny = ["run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+", "--threads", "1"]
+    assert place.zygote.run(tiny, tmp_path, 300).returncode == 0
+    done = place.zygote.run(["reproduce", "none", "--threads", "1"], tmp_path, 300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "trained by the row's recipe, in reproduced/models/" in done.stdout
+    assert "those of the row" in done.stdout
+    assert "differs" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stated", "measured", "equal"),
+    [
+        (Estimate(5, 4, 6, 9), Estimate(5.9, 1, 9, 9), True),
+        (Estimate(5, 4, 6, 9), Estimate(6.1, 1, 9, 9), False),
+        (Estimate(5, None, None, 9), Estimate(6, 4, 7, 9), True),
+        (Estimate(5, None, None, 9), Estimate(6, 5.5, 7, 9), False),
+        (Estimate(5, None, None, 9), Estimate(5, None, None, 9), True),
+        (Estimate(5, None, None, 9), Estimate(5.1, None, None, 9), False),
+        (Estimate(5, 4, 6, 9), None, False),
+    ],
+)
+def test_a_number_is_reproduced_within_an_interval(
+    stated: Estimate, measured: Estimate | None, equal: bool
+) -> None:
+    assert Compared("NMI", "", stated, measured, True).equal is equal
