@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import nn
 
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.datasets.base import DATASETS, RetrievalData
+from dmlbench.datasets.arrays import from_arrays
+from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data
 from tests.bundles import QUERIES, Place
 from tests.faults import PATIENCE, Sweeps, install
+from tests.networks import own_network
 from tests.zygote import Zygote, environment
 
 PLUGIN = """
@@ -167,6 +170,24 @@ def attacked(
         return dmlbench("attack", *weights, "--attack", "tma", *arguments)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def small(tiny: RetrievalData) -> Dataset:
+    """The data set tiny, made of arrays."""
+    train = (tiny.train.images, tiny.train.labels)
+    return from_arrays(tiny.test.images, tiny.test.labels, train=train, model="c2f2:dim=8")
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return own_network()
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boards without figures: plots have tests of their own."""
+    monkeypatch.setattr("dmlbench.report.page.figures", lambda board: iter(()))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from dmlbench.analysis import csv_files
 from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.report.board import Board
+from dmlbench.report.render import boards
 from dmlbench.storage.cell import Cell, ColumnInfo
 from tests.cells import cell, failing
 
@@ -78,3 +80,9 @@ def many(count: int) -> list[Cell]:
         found += model(values, **about)
         found.append(cell("mAP", 20 + share, suite="", attack="", **_named(about)))
     return found
+
+
+def one_board(*cells: dict[str, object]) -> Board:
+    """The board of cells of one data set, without the literature."""
+    (board,) = boards(tidy(cells), literature=False)
+    return board

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,26 +18,16 @@ from torch import nn
 import dmlbench as dml
 from dmlbench.api import runs
 from dmlbench.api.evaluate import _is_path
-from dmlbench.attacks.base import ATTACKS
-from dmlbench.common.hashing import identity
-from dmlbench.datasets.base import Dataset, RetrievalData
-from dmlbench.models.attributes import Attributes
-from dmlbench.models.base import parse_model
-from dmlbench.models.module import module_model
-from dmlbench.sweep.weights import initial_weights
+from dmlbench.datasets.base import Dataset
 from tests.faults import PATIENCE
+from tests.networks import FEW, OWN, own_network
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).parent.parent
-FEW = ["ca+:steps=2", "es:steps=2,restarts=2"]
-OWN = """
-import torch
-from torch import nn
 
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16))
-"""
+
+ROOT = Path(__file__).parent.parent
+
+
 FIFTEEN_LINES = """
 import torch
 from torch import nn
@@ -53,22 +40,6 @@ report = dmlbench.evaluate(net, suite="strict", queries=30, progress=False)
 print(report)
 report.to_frame().to_csv("report.csv")
 """
-
-
-@pytest.fixture(scope="module")
-def small(tiny: RetrievalData) -> Dataset:
-    train = (tiny.train.images, tiny.train.labels)
-    return dml.from_arrays(tiny.test.images, tiny.test.labels, train=train, model="c2f2:dim=8")
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    return own_network()
-
-
-def own_network() -> nn.Module:
-    """A network for 8x8 images, whose weights are those of the generator."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
 
 
 def test_import_is_quick_and_needs_no_torch() -> None:
@@ -193,132 +164,6 @@ def test_each_metric(net: nn.Module, small: Dataset, metric: str) -> None:
     assert report["CA+"].value < 50
 
 
-def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    first = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    again = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
-    assert again.records == first.records
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert dml.load_results(tmp_path).records == first.records
-    assert len(dml.load_results(tmp_path / "results.csv").records) == len(first.records)
-    with torch.no_grad():
-        net[1].bias[0] += 1
-    dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
-
-
-def test_another_label_than_that_of_stored_cells_is_refused(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    """Cells under two names would be two models in tables, each with half of the columns."""
-    for _ in range(2):
-        dml.evaluate(net, small, attacks=FEW[0], label="B", results=tmp_path, progress=False)
-    with pytest.raises(dml.UserError, match=r"label 'A': cells .* are called 'B'"):
-        dml.evaluate(net, small, attacks=FEW[0], label="A", results=tmp_path, progress=False)
-    with pytest.raises(dml.UserError, match="has a control character"):
-        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
-    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
-
-
-class Levels(nn.Module):
-    """Round an image to some levels, as a defense by a transformation of the input does."""
-
-    def __init__(self, inner: nn.Module, levels: int) -> None:
-        super().__init__()
-        self.inner = inner
-        self.levels: Any = levels
-        self.register_buffer("mask", torch.ones(1), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rounded = (x * self.levels).round() / self.levels * self.mask
-        embedded: torch.Tensor = self.inner(rounded)
-        return embedded
-
-
-def halved(x: torch.Tensor) -> torch.Tensor:
-    return x / 2
-
-
-def quartered(x: torch.Tensor) -> torch.Tensor:
-    return x / 4
-
-
-CHANGES: dict[str, Callable[[Levels], object]] = {
-    "a number": lambda m: setattr(m, "levels", 3),
-    "a number of another type": lambda m: setattr(m, "levels", 2.0),
-    "a tensor": lambda m: setattr(m, "levels", torch.tensor(2)),
-    "a buffer that is not saved": lambda m: m.mask.fill_(0.5),
-    "deep in a dict": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.ones(2)})]}),
-    "deep in another": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.zeros(2)})]}),
-    "a function": lambda m: setattr(m, "act", halved),
-    "another function": lambda m: setattr(m, "act", quartered),
-    "one of PyTorch's": lambda m: setattr(m, "act", nn.functional.relu),
-    "a hook": lambda m: m.inner.register_forward_pre_hook(lambda m, x: None),
-    "a layer's attribute": lambda m: setattr(m.inner[1], "scale", 2),
-    "forward itself": lambda m: setattr(m, "forward", m.inner.forward),
-}
-
-
-def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
-    """Also where weights and printed text are the same."""
-    plain = module_model(net)
-    assert plain.attributes == Attributes()
-    assert plain.digest == plain.weights_digest  # as it was before attributes were looked at
-    digests = [module_model(Levels(net, 2)).digest for _ in range(2)]
-    assert digests[0] == digests[1]
-    for name, change in CHANGES.items():
-        changed = Levels(copy.deepcopy(net), 2)
-        change(changed)
-        held = module_model(changed)
-        assert held.attributes.unknown == (["inner._forward_pre_hooks"] if name == "a hook" else [])
-        digests.append(held.digest)
-    assert len(set(digests)) == len(CHANGES)  # the hook is unknown, so it changes none
-    compiled = [module_model(torch.compile(Levels(net, 2))) for _ in range(2)]
-    assert compiled[0].digest == compiled[1].digest  # PyTorch gives each a number of its own
-    held = module_model(nn.MultiheadAttention(4, 2))
-    assert held.digest != held.weights_digest  # PyTorch prints no number of heads
-
-
-def test_stored_cells_of_another_module_are_not_taken(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    def measured(module: nn.Module, results: Path | None) -> list[float]:
-        how: dict[str, Any] = {"attacks": "es:steps=2", "progress": False, "results": results}
-        report = dml.evaluate(module, small, **how)
-        return [report[name].value for name in ("mAP", "ES:D (steps=2)")]
-
-    for levels in (1, 3):
-        assert measured(Levels(net, levels), tmp_path) == measured(Levels(net, levels), None)
-    for count in (1, 3):  # what a lambda computes cannot be compared
-        module = Levels(net, 2)
-        module.levels = count
-        module.register_forward_pre_hook(lambda m, x, count=count: (x[0] * count,))
-        fresh = measured(module, None)
-        with pytest.warns(UserWarning, match="cells are not taken.*Levels.*_forward_pre_hooks"):
-            assert measured(module, tmp_path) == fresh
-
-
-def test_a_factory_that_changed_is_another_network(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its weights and classes may be the same."""
-    monkeypatch.chdir(tmp_path)
-    ids = []
-    for levels in (2, 2, 3):
-        Path("nets.py").write_text(
-            OWN.replace("784", "64") + "from tests.test_api import Levels\ndef wrapped():\n"
-            f"    return Levels(make(), {levels})\n"
-        )
-        weights = initial_weights(
-            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32"
-        )
-        ids.append(identity(weights.facts))
-        assert weights.about.label == "none (as built)"
-    assert ids[0] == ids[1] != ids[2]
-
-
 def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> None:
     how = {"recipe": {"epochs": 1, "pairs": 8}, "results": tmp_path, "progress": False}
     trained = dml.train("none", small, **how)  # type: ignore[arg-type]
@@ -364,80 +209,6 @@ def test_committed_rows_and_models_load() -> None:
     row = report.to_frame().query("metric == 'CA+' and defense == 'hm:eta=8'").iloc[0]
     model = dml.load_model(row, results=ROOT / "results", image_shape=(1, 28))
     assert model(torch.rand(3, 1, 28, 28)).shape == (3, 512)
-
-
-def test_images_of_every_form(tiny: RetrievalData) -> None:
-    images, labels = tiny.test.images, tiny.test.labels
-    reference = dml.from_arrays(images, labels).load(None).test
-    named = [f"class {label}" for label in labels]
-    forms = [images[:, 0], torch.from_numpy(images), torch.from_numpy(images).float() / 255]
-    for form in forms:
-        found = dml.from_arrays(form, named).load(None).test
-        assert np.array_equal(found.images, reference.images)
-        assert np.array_equal(found.labels, reference.labels)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, r"move the channels to the front"),
-        ({"images": np.zeros((4, 8), np.uint8)}, r"must be \(N, C, H, W\)"),
-        ({"images": np.full((40, 8, 8), 0.123)}, "whole multiples of 1/255"),
-        ({"images": np.full((40, 8, 8), 7.0)}, r"in \[0, 1\]"),
-        ({"images": np.full((40, 8, 8), np.nan)}, "whole multiples of 1/255"),
-        ({"labels": [1, 2]}, "40 images need as many labels, got 2"),
-        ({"labels": [1] * 40}, "two or more classes"),
-        ({"name": "a/b"}, "letters, digits"),
-        ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1])}, "must have one shape"),
-    ],
-)
-def test_bad_images_are_one_line(
-    tiny: RetrievalData, change: dict[str, object], message: str
-) -> None:
-    given = {"images": tiny.test.images, "labels": tiny.test.labels} | change
-    with pytest.raises(dml.UserError, match=message) as caught:
-        dml.from_arrays(**given)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({"attacks": "ca"}, "unknown attack 'ca'"),
-        ({"suite": "stric"}, "did you mean .strict.|one of strict"),
-        ({"attacks": ATTACKS.get("es")(eps=-1.0)}, "eps must be"),
-        ({"precision": "fp8"}, "precision must be one of fp32"),
-        ({"threads": 0}, "threads must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"queries": 40}, "the test split has 40 images"),
-        ({"queries": 0}, "queries must be at least 1 and a whole number, got 0"),
-        ({"queries": -1}, "queries must be at least 1 and a whole number, got -1"),
-        ({"queries": 1.5}, "queries must be at least 1 and a whole number, got 1.5"),
-        ({"batch_size": 1.5}, "batch_size must be at least 1 and a whole number, got 1.5"),
-        ({"mean": [0.5]}, "mean and std go together"),
-        ({"device": "cuda:99"}, "cuda:99 cannot be used"),
-        ({"model": "absent.pt"}, "absent.pt does not exist"),
-        ({"model": "c2f3"}, "did you mean 'c2f2'"),
-        ({"model": "c2f2", "metric": "E"}, "network='c2f2:metric=E'"),
-        ({"model": nn.Flatten(0)}, "Flatten cannot embed 1x8x8 images"),
-    ],
-)
-def test_mistakes_are_user_errors_of_one_line(
-    net: nn.Module, small: Dataset, how: dict[str, object], message: str
-) -> None:
-    given = {"model": net, "dataset": small, "attacks": "es", "progress": False} | how
-    with pytest.raises(dml.UserError, match=message) as caught:
-        dml.evaluate(**given)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("validate", [-1, 1.5])
-def test_epochs_between_validations_are_a_whole_number(
-    small: Dataset, tmp_path: Path, validate: Any
-) -> None:
-    with pytest.raises(dml.UserError, match="validate must be at least 0 and a whole number, got"):
-        dml.train("none", small, validate=validate, results=tmp_path, progress=False)
 
 
 def test_training_leaves_the_callers_generator(small: Dataset, tmp_path: Path) -> None:
@@ -517,63 +288,6 @@ def test_a_missing_number_comes_with_what_failed(small: Dataset) -> None:
     report = dml.evaluate(Raises(), small, attacks="ca+:steps=2", progress=False)
     with pytest.raises(KeyError, match=r"there are R@1, .*; ca\+:steps=2 failed: .*be attacked"):
         report["CA+"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"eps": 8}, "eps must be within 0 and 1, as pixels are, got 8: 8/255?"),
-        ({"eps": float("nan")}, "eps must be within 0 and 1"),
-        ({"eps": "eight"}, "eps must be a number or a fraction '8/255', got 'eight'"),
-        ({"alpha": None}, "alpha must be a number or a fraction '8/255', got None"),
-        ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
-        ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
-        ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
-    ],
-)
-def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> None:
-    right: dict[str, Any] = {"images": np.zeros((4, 8, 8), np.uint8), "labels": [0, 0, 1, 1]}
-    with pytest.raises(dml.UserError, match=re.escape(words)):
-        dml.from_arrays(**right | changed)
-
-
-def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
-    made = [
-        dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
-        for eps in (8 / 255, "8/255", np.float64(8 / 255))
-    ]
-    assert len(set(made)) == 1
-    assert all(type(one) is float for one in made)
-
-
-def test_images_in_half_precision_are_those_of_8_bits() -> None:
-    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
-    half = (torch.from_numpy(pixels).float() / 255).half()
-    made = dml.from_arrays(half, [0, 0, 1, 1])
-    assert np.array_equal(made.load(None).test.images[:, 0], pixels)
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"model": lambda x: x}, "model must be a torch.nn.Module, a file of weights, or a spec"),
-        ({"dataset": [1, 2]}, "what dmlbench.from_arrays(images, labels) makes"),
-        ({"mean": 0.5, "std": 0.5}, "mean and std must be one number per channel each, got 0.5"),
-        ({"mean": [104], "std": [1]}, "divide both by 255 if yours are of 0..255"),
-        ({"mean": [0.5], "std": [0]}, "std above 0"),
-        ({"metric": "cosine"}, "metric must be one of N, E, C, got 'cosine'"),
-        ({"network": "lenet"}, "network= is for a checkpoint"),
-    ],
-)
-def test_wrong_arguments_of_evaluate(changed: dict[str, Any], words: str) -> None:
-    with pytest.raises(dml.UserError, match=re.escape(words)):
-        dml.evaluate(**{"model": own_network(), "progress": False} | changed)
-
-
-def test_a_set_without_images_to_train_on_says_so(tmp_path: Path) -> None:
-    data = dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1])
-    with pytest.raises(dml.UserError, match="no images to train on: give it some"):
-        dml.train("none", data, results=tmp_path, progress=False)
 
 
 @pytest.mark.slow

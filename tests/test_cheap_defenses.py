@@ -33,7 +33,7 @@ from dmlbench.sweep.requests import parse_all
 from dmlbench.training import trainer
 from dmlbench.training.batches import Index, pair_batches
 from dmlbench.training.trainer import Training, train
-from tests.test_defenses import GAMMA, THREAT, flat_gradient, make_batch
+from tests.steps import GAMMA, THREAT, flat_gradient, make_batch
 from tests.test_robrank_defenses import agrees, d, drawn, network
 from tests.test_training import Silent
 

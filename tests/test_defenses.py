@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -17,50 +15,26 @@ from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import UserError
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses import base
 from dmlbench.defenses.act import AntiCollapseTriplet
-from dmlbench.defenses.base import DEFENSES, Batch, Defense, State, StepOutput, hardness
+from dmlbench.defenses.base import DEFENSES, Batch, Defense, State, hardness
 from dmlbench.defenses.est import EmbeddingShiftedTriplet
 from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
-from dmlbench.defenses.losses import LOSSES
 from dmlbench.defenses.none import NoDefense
 from dmlbench.defenses.samplers import Triplets, sample
-from dmlbench.metrics.distance import Metric
 from dmlbench.models.small import C2F2
 from dmlbench.training.batches import anchors, pair_batches
-
-THREAT = TrainingThreat(eps=0.2, eta=4, alpha=0.06)
-GAMMA = 0.2
+from tests.steps import GAMMA, THREAT, flat_gradient, make_batch, mined, slow_pgd
 
 
 @pytest.fixture
 def model() -> EmbeddingModel:
     torch.manual_seed(1)
     return C2F2(dim=8).build(1, 8).train()
-
-
-def make_batch(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Batch:
-    images = torch.from_numpy(data.train.images[::5]).float() / 255
-    labels = torch.from_numpy(data.train.labels[::5])
-    pairs = labels.bincount().min() // 2 * 2
-    keep = torch.cat([(labels == y).nonzero()[:pairs, 0] for y in labels.unique()])
-    with torch.no_grad():
-        embeddings = embed(model.eval(), images[keep])
-    model.train()
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(images[keep], labels[keep], lambda: embeddings, generator, World())
-
-
-def mined(defense: Defense, sampler: str, batch: Batch) -> Triplets:
-    """The triplets that a step with this generator state will draw first."""
-    state = batch.generator.get_state()
-    triplets = defense.mine(sampler, batch, "N")
-    batch.generator.set_state(state)
-    return triplets
 
 
 def slow_perturb(
@@ -95,11 +69,6 @@ def slow_hm_loss(
     loss.backward()
     model.slow_gradient = torch.cat([q.grad.flatten() for q in network.parameters()])  # type: ignore[assignment]
     return loss.detach()
-
-
-def flat_gradient(model: EmbeddingModel, step: StepOutput) -> torch.Tensor:
-    assert step.loss is not None
-    return torch.cat([g.flatten() for g in torch.autograd.grad(step.loss, model.parameters())])
 
 
 @pytest.mark.parametrize("destination", ["lga", "semihard", "softhard", "random"])
@@ -228,21 +197,6 @@ def test_g_b_raises_a_samplers_hardness_as_the_loss_falls(
         found.append(defense.hardness_goal(batch, {"previous_loss": torch.tensor(0.05)}, "N"))
     torch.testing.assert_close(found[1], found[0] + 0.1 * (1 - 0.05 / GAMMA))
     assert raised.label == "HM[S,g_B(M)]&ICS"
-
-
-def slow_pgd(
-    model: EmbeddingModel, images: torch.Tensor, loss: Callable[..., torch.Tensor]
-) -> torch.Tensor:
-    """THREAT's inner loop on groups of images (T, k, ...), through autograd."""
-    network, x = copy.deepcopy(model).eval(), images.clone()
-    for step in range(THREAT.eta):
-        x = x.detach().requires_grad_()
-        e = [network(x[:, i]) for i in range(x.shape[1])]
-        (gradient,) = torch.autograd.grad(loss(e, step), x)
-        with torch.no_grad():
-            x = x - THREAT.step(0.2, 4) * gradient.sign()
-            x = torch.max(torch.min(x, images + 0.2), images - 0.2).clamp(0, 1)
-    return x.detach()
 
 
 @pytest.mark.parametrize("sampler", ["random", "softhard", "hardest"])
@@ -421,95 +375,6 @@ def test_pair_batches_visit_each_image_once_with_a_partner(tiny: RetrievalData) 
         assert set(found) == others
         for other in others:
             assert found.count(other) / len(found) == pytest.approx(1 / len(others), abs=0.15)
-
-
-def slow_contrastive(e: torch.Tensor, labels: torch.Tensor) -> float:
-    """Hadsell et al., CVPR 2006: d for pairs of a class, max(0, 1 - d) for others, each a mean
-    over the pairs that are not zero.
-    """
-    same, other = [], []
-    for i in range(len(e)):
-        for j in range(len(e)):
-            d = float((e[i] - e[j]).norm())
-            if i != j and labels[i] == labels[j] and d > 0:
-                same.append(d)
-            if labels[i] != labels[j] and d < 1:
-                other.append(1 - d)
-    return sum(same) / max(1, len(same)) + sum(other) / max(1, len(other))
-
-
-def slow_multi_similarity(e: torch.Tensor, labels: torch.Tensor) -> float:
-    """Wang et al., CVPR 2019, with alpha = 2, beta = 50, lambda = 0.5."""
-    total = 0.0
-    for i in range(len(e)):
-        s = [float(torch.nn.functional.cosine_similarity(e[i], x, dim=0)) for x in e]
-        same = [j for j in range(len(e)) if j != i and labels[j] == labels[i]]
-        other = [j for j in range(len(e)) if labels[j] != labels[i]]
-        total += math.log(1 + sum(math.exp(-2 * (s[j] - 0.5)) for j in same)) / 2
-        total += math.log(1 + sum(math.exp(50 * (s[j] - 0.5)) for j in other)) / 50
-    return total / len(e)
-
-
-def slow_proxy_anchor(e: torch.Tensor, labels: torch.Tensor, proxies: torch.Tensor) -> float:
-    """Kim et al., CVPR 2020, with alpha = 32 and delta = 0.1."""
-    unit = torch.nn.functional.normalize(proxies, dim=1)
-    s = torch.nn.functional.normalize(e, dim=1) @ unit.T
-    present, positive, negative = set(labels.tolist()), 0.0, 0.0
-    for k in range(len(proxies)):
-        own = [float(s[i, k]) for i in range(len(e)) if labels[i] == k]
-        rest = [float(s[i, k]) for i in range(len(e)) if labels[i] != k]
-        positive += math.log(1 + sum(math.exp(-32 * (x - 0.1)) for x in own))
-        negative += math.log(1 + sum(math.exp(32 * (x + 0.1)) for x in rest))
-    return positive / len(present) + negative / len(proxies)
-
-
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "triplet"])
-@pytest.mark.parametrize("metric", ["N", "E"])
-def test_other_losses_are_their_papers(tiny: RetrievalData, loss: str, metric: Metric) -> None:
-    torch.manual_seed(1)
-    network = C2F2(dim=8, metric=metric).build(1, 8).train()
-    batch = make_batch(network, tiny)
-    defense = NoDefense(loss=loss).resolve(THREAT, metric)
-    companion = defense.companion(5, 8, metric)
-    assert companion is not None
-    with torch.no_grad():
-        e = network(batch.images).double()
-    drawn = mined(defense, "random", batch)
-    step = defense.step(network, dataclasses.replace(batch, companion=companion), {})
-    assert step.loss is not None
-    if loss == "contrastive":
-        expected = slow_contrastive(e, batch.labels)
-    elif loss == "multi-similarity":
-        expected = slow_multi_similarity(e, batch.labels)
-    elif loss == "proxy-anchor":
-        expected = slow_proxy_anchor(e, batch.labels, companion.proxies.detach().double())
-    elif loss == "margin":  # Wu et al., ICCV 2017: alpha = 0.2, beta = 1.2
-        terms = []
-        for a, p, n in drawn.stack().tolist():
-            terms += [max(0, float((e[a] - e[p]).norm()) - 1.2 + 0.2)]
-            terms += [max(0, 1.2 - float((e[a] - e[n]).norm()) + 0.2)]
-        expected = sum(terms) / sum(t > 0 for t in terms)
-    elif loss == "snr":  # Yuan et al., CVPR 2019, with RobRank's margin and regulariser
-        terms, centres = [], []
-        for a, p, n in drawn.stack().tolist():
-            noise = float(((e[a] - e[p]).var() - (e[a] - e[n]).var()) / e[a].var())
-            terms += [max(0, noise + 0.2)]
-            centres += [abs(float(e[a].sum()))]
-        expected = sum(terms) / sum(t > 0 for t in terms) + 0.005 * sum(centres) / len(centres)
-    else:  # Sohn, NeurIPS 2016: softmax of an anchor's positive among other classes' positives
-        pairs = [(batch.labels == y).nonzero()[:2, 0] for y in batch.labels.unique()]
-        a, p = (e[torch.stack(pairs)[:, side]] for side in (0, 1))
-        expected = float(-(a @ p.T).log_softmax(dim=1).diagonal().mean())
-    assert step.loss.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_loss_takes_only_what_it_reads() -> None:
-    with pytest.raises(UserError, match="margin is the triplet loss's"):
-        NoDefense(loss="contrastive", margin=0.3).resolve(THREAT, "N")
-    with pytest.raises(UserError, match="takes no sampler"):
-        NoDefense(loss="n-pair", sampler="softhard").resolve(THREAT, "N")
-    assert NoDefense(loss="n-pair").label == "N/A[n-pair]"
-    assert NoDefense(loss="margin", sampler="distance").label == "N/A[margin, D]"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from dmlbench.models.small import LeNet
 from dmlbench.storage import adversarial
 from dmlbench.storage.store import Store
 from dmlbench.sweep import external_rows
-from tests.test_cli import refused
+from tests.command import refused
 from tests.zygote import Zygote
 
 pytestmark = pytest.mark.usefixtures("registries")  # what a test loads is forgotten after it

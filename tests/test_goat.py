@@ -10,7 +10,7 @@ import torch
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.goat import GuidedObjective, GuidedOnlineTraining
 from dmlbench.defenses.samplers import sample
-from tests.test_defenses import GAMMA, THREAT, make_batch
+from tests.steps import GAMMA, THREAT, make_batch
 from tests.test_robrank_defenses import agrees, d, network
 
 EPS = 0.2

@@ -19,7 +19,7 @@ from dmlbench.common.hashing import file_sha256, sealed
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.submission import bundle as bundles
 from tests.bundles import Forgery, Place, look_at
-from tests.test_cli import refused
+from tests.command import refused
 
 
 def member(name: str, content: bytes = b"{}", **fields: Any) -> tuple[zipfile.ZipInfo, bytes]:

@@ -12,7 +12,7 @@ from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.attacks.order import kendall_tau
 from dmlbench.common.errors import CellError
 from dmlbench.core.protocol import Threat
-from tests.test_attacks import compare, distance, make_gallery, slow_qa
+from tests.twins import compare, distance, make_gallery, slow_qa
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 

@@ -16,7 +16,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.metrics.distance import Metric
 from dmlbench.testing.attack_subject import Subject
 from tests.apart import FORMS, World, moved
-from tests.test_attacks import compare, make_gallery
+from tests.twins import compare, make_gallery
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 

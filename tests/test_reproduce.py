@@ -11,7 +11,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.submission.reproduce import Compared, reproduce
 from tests.bundles import Place
-from tests.test_cli import refused
+from tests.command import refused
 
 
 def test_reproduce_finds_the_numbers_again_and_says_which_differ(

@@ -20,7 +20,7 @@ from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from dmlbench.defenses.losses import OF_TRIPLETS, SAMPLED
 from dmlbench.defenses.samplers import Triplets
 from dmlbench.models.small import C2F2
-from tests.test_defenses import GAMMA, THREAT, flat_gradient, make_batch, slow_pgd
+from tests.steps import GAMMA, THREAT, flat_gradient, make_batch, slow_pgd
 
 Embedded = list[torch.Tensor]
 Losses = dict[str, Callable[[Embedded, int], torch.Tensor]]

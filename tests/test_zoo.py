@@ -26,7 +26,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_all, parse_recipe
 from dmlbench.zoo import fetch, registry
 from dmlbench.zoo.registry import ZooModel, card_of, model, models
-from tests.test_cli import refused
+from tests.command import refused
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,148 @@
+"""Images, data sets and arguments that the Python interface takes, and those that it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dmlbench as dml
+from dmlbench.attacks.base import ATTACKS
+from dmlbench.datasets.base import Dataset, RetrievalData
+from tests.networks import own_network
+
+
+def test_images_of_every_form(tiny: RetrievalData) -> None:
+    images, labels = tiny.test.images, tiny.test.labels
+    reference = dml.from_arrays(images, labels).load(None).test
+    named = [f"class {label}" for label in labels]
+    forms = [images[:, 0], torch.from_numpy(images), torch.from_numpy(images).float() / 255]
+    for form in forms:
+        found = dml.from_arrays(form, named).load(None).test
+        assert np.array_equal(found.images, reference.images)
+        assert np.array_equal(found.labels, reference.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, r"move the channels to the front"),
+        ({"images": np.zeros((4, 8), np.uint8)}, r"must be \(N, C, H, W\)"),
+        ({"images": np.full((40, 8, 8), 0.123)}, "whole multiples of 1/255"),
+        ({"images": np.full((40, 8, 8), 7.0)}, r"in \[0, 1\]"),
+        ({"images": np.full((40, 8, 8), np.nan)}, "whole multiples of 1/255"),
+        ({"labels": [1, 2]}, "40 images need as many labels, got 2"),
+        ({"labels": [1] * 40}, "two or more classes"),
+        ({"name": "a/b"}, "letters, digits"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1])}, "must have one shape"),
+    ],
+)
+def test_bad_images_are_one_line(
+    tiny: RetrievalData, change: dict[str, object], message: str
+) -> None:
+    given = {"images": tiny.test.images, "labels": tiny.test.labels} | change
+    with pytest.raises(dml.UserError, match=message) as caught:
+        dml.from_arrays(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"attacks": "ca"}, "unknown attack 'ca'"),
+        ({"suite": "stric"}, "did you mean .strict.|one of strict"),
+        ({"attacks": ATTACKS.get("es")(eps=-1.0)}, "eps must be"),
+        ({"precision": "fp8"}, "precision must be one of fp32"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"queries": 40}, "the test split has 40 images"),
+        ({"queries": 0}, "queries must be at least 1 and a whole number, got 0"),
+        ({"queries": -1}, "queries must be at least 1 and a whole number, got -1"),
+        ({"queries": 1.5}, "queries must be at least 1 and a whole number, got 1.5"),
+        ({"batch_size": 1.5}, "batch_size must be at least 1 and a whole number, got 1.5"),
+        ({"mean": [0.5]}, "mean and std go together"),
+        ({"device": "cuda:99"}, "cuda:99 cannot be used"),
+        ({"model": "absent.pt"}, "absent.pt does not exist"),
+        ({"model": "c2f3"}, "did you mean 'c2f2'"),
+        ({"model": "c2f2", "metric": "E"}, "network='c2f2:metric=E'"),
+        ({"model": nn.Flatten(0)}, "Flatten cannot embed 1x8x8 images"),
+    ],
+)
+def test_mistakes_are_user_errors_of_one_line(
+    net: nn.Module, small: Dataset, how: dict[str, object], message: str
+) -> None:
+    given = {"model": net, "dataset": small, "attacks": "es", "progress": False} | how
+    with pytest.raises(dml.UserError, match=message) as caught:
+        dml.evaluate(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("validate", [-1, 1.5])
+def test_epochs_between_validations_are_a_whole_number(
+    small: Dataset, tmp_path: Path, validate: Any
+) -> None:
+    with pytest.raises(dml.UserError, match="validate must be at least 0 and a whole number, got"):
+        dml.train("none", small, validate=validate, results=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"eps": 8}, "eps must be within 0 and 1, as pixels are, got 8: 8/255?"),
+        ({"eps": float("nan")}, "eps must be within 0 and 1"),
+        ({"eps": "eight"}, "eps must be a number or a fraction '8/255', got 'eight'"),
+        ({"alpha": None}, "alpha must be a number or a fraction '8/255', got None"),
+        ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
+        ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
+        ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
+    ],
+)
+def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> None:
+    right: dict[str, Any] = {"images": np.zeros((4, 8, 8), np.uint8), "labels": [0, 0, 1, 1]}
+    with pytest.raises(dml.UserError, match=re.escape(words)):
+        dml.from_arrays(**right | changed)
+
+
+def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
+    made = [
+        dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
+        for eps in (8 / 255, "8/255", np.float64(8 / 255))
+    ]
+    assert len(set(made)) == 1
+    assert all(type(one) is float for one in made)
+
+
+def test_images_in_half_precision_are_those_of_8_bits() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    half = (torch.from_numpy(pixels).float() / 255).half()
+    made = dml.from_arrays(half, [0, 0, 1, 1])
+    assert np.array_equal(made.load(None).test.images[:, 0], pixels)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": lambda x: x}, "model must be a torch.nn.Module, a file of weights, or a spec"),
+        ({"dataset": [1, 2]}, "what dmlbench.from_arrays(images, labels) makes"),
+        ({"mean": 0.5, "std": 0.5}, "mean and std must be one number per channel each, got 0.5"),
+        ({"mean": [104], "std": [1]}, "divide both by 255 if yours are of 0..255"),
+        ({"mean": [0.5], "std": [0]}, "std above 0"),
+        ({"metric": "cosine"}, "metric must be one of N, E, C, got 'cosine'"),
+        ({"network": "lenet"}, "network= is for a checkpoint"),
+    ],
+)
+def test_wrong_arguments_of_evaluate(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(dml.UserError, match=re.escape(words)):
+        dml.evaluate(**{"model": own_network(), "progress": False} | changed)
+
+
+def test_a_set_without_images_to_train_on_says_so(tmp_path: Path) -> None:
+    data = dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1])
+    with pytest.raises(dml.UserError, match="no images to train on: give it some"):
+        dml.train("none", data, results=tmp_path, progress=False)

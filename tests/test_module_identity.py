@@ -1,0 +1,149 @@
+"""Which modules are the same model, so that stored cells hold for them, and which are not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dmlbench as dml
+from dmlbench.common.hashing import identity
+from dmlbench.datasets.base import Dataset
+from dmlbench.models.attributes import Attributes
+from dmlbench.models.base import parse_model
+from dmlbench.models.module import module_model
+from dmlbench.sweep.weights import initial_weights
+from tests.networks import FEW, OWN
+
+
+def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    first = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    again = dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    assert again.records == first.records
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert dml.load_results(tmp_path).records == first.records
+    assert len(dml.load_results(tmp_path / "results.csv").records) == len(first.records)
+    with torch.no_grad():
+        net[1].bias[0] += 1
+    dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
+
+
+def test_another_label_than_that_of_stored_cells_is_refused(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    """Cells under two names would be two models in tables, each with half of the columns."""
+    for _ in range(2):
+        dml.evaluate(net, small, attacks=FEW[0], label="B", results=tmp_path, progress=False)
+    with pytest.raises(dml.UserError, match=r"label 'A': cells .* are called 'B'"):
+        dml.evaluate(net, small, attacks=FEW[0], label="A", results=tmp_path, progress=False)
+    with pytest.raises(dml.UserError, match="has a control character"):
+        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
+    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+
+
+class Levels(nn.Module):
+    """Round an image to some levels, as a defense by a transformation of the input does."""
+
+    def __init__(self, inner: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.levels: Any = levels
+        self.register_buffer("mask", torch.ones(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = (x * self.levels).round() / self.levels * self.mask
+        embedded: torch.Tensor = self.inner(rounded)
+        return embedded
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+def quartered(x: torch.Tensor) -> torch.Tensor:
+    return x / 4
+
+
+CHANGES: dict[str, Callable[[Levels], object]] = {
+    "a number": lambda m: setattr(m, "levels", 3),
+    "a number of another type": lambda m: setattr(m, "levels", 2.0),
+    "a tensor": lambda m: setattr(m, "levels", torch.tensor(2)),
+    "a buffer that is not saved": lambda m: m.mask.fill_(0.5),
+    "deep in a dict": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.ones(2)})]}),
+    "deep in another": lambda m: setattr(m, "keys", {"a": [(1, {"b": np.zeros(2)})]}),
+    "a function": lambda m: setattr(m, "act", halved),
+    "another function": lambda m: setattr(m, "act", quartered),
+    "one of PyTorch's": lambda m: setattr(m, "act", nn.functional.relu),
+    "a hook": lambda m: m.inner.register_forward_pre_hook(lambda m, x: None),
+    "a layer's attribute": lambda m: setattr(m.inner[1], "scale", 2),
+    "forward itself": lambda m: setattr(m, "forward", m.inner.forward),
+}
+
+
+def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
+    """Also where weights and printed text are the same."""
+    plain = module_model(net)
+    assert plain.attributes == Attributes()
+    assert plain.digest == plain.weights_digest  # as it was before attributes were looked at
+    digests = [module_model(Levels(net, 2)).digest for _ in range(2)]
+    assert digests[0] == digests[1]
+    for name, change in CHANGES.items():
+        changed = Levels(copy.deepcopy(net), 2)
+        change(changed)
+        held = module_model(changed)
+        assert held.attributes.unknown == (["inner._forward_pre_hooks"] if name == "a hook" else [])
+        digests.append(held.digest)
+    assert len(set(digests)) == len(CHANGES)  # the hook is unknown, so it changes none
+    compiled = [module_model(torch.compile(Levels(net, 2))) for _ in range(2)]
+    assert compiled[0].digest == compiled[1].digest  # PyTorch gives each a number of its own
+    held = module_model(nn.MultiheadAttention(4, 2))
+    assert held.digest != held.weights_digest  # PyTorch prints no number of heads
+
+
+def test_stored_cells_of_another_module_are_not_taken(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    def measured(module: nn.Module, results: Path | None) -> list[float]:
+        how: dict[str, Any] = {"attacks": "es:steps=2", "progress": False, "results": results}
+        report = dml.evaluate(module, small, **how)
+        return [report[name].value for name in ("mAP", "ES:D (steps=2)")]
+
+    for levels in (1, 3):
+        assert measured(Levels(net, levels), tmp_path) == measured(Levels(net, levels), None)
+    for count in (1, 3):  # what a lambda computes cannot be compared
+        module = Levels(net, 2)
+        module.levels = count
+        module.register_forward_pre_hook(lambda m, x, count=count: (x[0] * count,))
+        fresh = measured(module, None)
+        with pytest.warns(UserWarning, match="cells are not taken.*Levels.*_forward_pre_hooks"):
+            assert measured(module, tmp_path) == fresh
+
+
+def test_a_factory_that_changed_is_another_network(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights and classes may be the same."""
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for levels in (2, 2, 3):
+        Path("nets.py").write_text(
+            OWN.replace("784", "64") + "from tests.test_module_identity import Levels\n"
+            "def wrapped():\n"
+            f"    return Levels(make(), {levels})\n"
+        )
+        weights = initial_weights(
+            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32"
+        )
+        ids.append(identity(weights.facts))
+        assert weights.about.label == "none (as built)"
+    assert ids[0] == ids[1] != ids[2]
