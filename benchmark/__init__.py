@@ -14,6 +14,7 @@ checkpoint, or the spec of a network. Your own images: ``dmlbench.from_arrays(im
 ``verify_attack``  adversarial images of your own, against a stored row
 ``train``          train one model with a defense
 ``run``            train and measure defenses, resumable, as ``dmlbench run``
+``compare``        the differences between two models, query by query
 ``load_model``     a trained model, from the zoo, its folder, a results folder or a row of a CSV
 ``load_results``   stored results as a ``Report``
 ``from_arrays``    a data set from images and labels in memory
@@ -29,6 +30,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmlbench.api.compare import compare
     from dmlbench.api.evaluate import evaluate
     from dmlbench.api.load import load_model, load_results
     from dmlbench.api.report import Report
@@ -43,6 +45,7 @@ __all__ = [
     "Report",
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
     "from_arrays",
     "load_model",
@@ -56,6 +59,7 @@ _HOMES = {
     "CellError": "common.errors",
     "Report": "api.report",
     "UserError": "common.errors",
+    "compare": "api.compare",
     "evaluate": "api.evaluate",
     "from_arrays": "datasets.arrays",
     "load_model": "api.load",

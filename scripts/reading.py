@@ -213,6 +213,26 @@ def universal(path: Path) -> str:
     return markdown(("shown to", "clean", *(f"made on {one}" for one in labels.values())), lines)
 
 
+def transfers(path: Path) -> str:
+    """Write the table of R@1 under perturbations that were made on each of the other networks."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    labels = {Path(parameters(row["model"])["weights"]).stem: row["label"] for row in rows}
+    clean = {row["label"]: f"{float(row['clean']):.1f}" for row in rows if row["metric"] == "ES:R"}
+    moved = {}
+    for row in rows:
+        if row["metric"] == "Transfer":
+            source = parameters(row["attack"])["from"].partition("@")[0]
+            low, high = float(row["low"]), float(row["high"])
+            shown = f"{float(row['value']):.1f} [{low:.1f}, {high:.1f}]"
+            moved[row["label"], labels[source]] = shown
+    lines = [
+        (one, recall, *(moved.get((one, source), NOTHING) for source in clean))
+        for one, recall in clean.items()
+    ]
+    return markdown(("shown to", "clean", *(f"made on {one}" for one in clean)), lines)
+
+
 def three_suites(path: Path) -> str:
     """Write the table of the same models in all suites, by the ERS of auto, collapsed ones last.
 
@@ -361,6 +381,7 @@ def blocks() -> dict[str, str]:
         "variants": variants(RESULTS / "variants" / "fashion-mini.csv"),
         "three suites": three_suites(RESULTS / "fashion-mini" / "rows.csv"),
         "photographs": photographs(RESULTS / "grocery.csv"),
+        "transfers": transfers(RESULTS / "grocery.csv"),
         "order attack": order_attack(RESULTS / "oa" / "fashion.csv"),
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(outcomes, RESULTS / "fashion-mini" / "rows.csv"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,6 +192,50 @@ def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> No
     value = frame.loc["N/A[R]", "value"]
     for model in (trained, folder, folder / "checkpoint.safetensors"):
         assert dml.evaluate(model, small, attacks="ca+", progress=False)["CA+"].value == value
+
+
+def test_reports_are_compared_query_by_query_as_the_stored_models_are(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = own_network()
+    how: dict[str, Any] = {"attacks": "es:steps=2", "results": tmp_path, "progress": False}
+    first = dml.evaluate(net, small, label="one", **how)
+    second = dml.evaluate(other, small, label="two", **how)
+    name = "ES:D (steps=2)"
+    frame = dml.compare(first, second)
+    assert frame["paired"].all()
+    (row,) = frame.query("metric == 'ES:D'").to_dict("records")
+    cell = next(one["cell"] for one in second.records if one["metric"] == "ES:D")
+    mine = next(one["cell"] for one in first.records if one["metric"] == "ES:D")
+    differences = second.outcomes[cell]["ES:D"] - first.outcomes[mine]["ES:D"]
+    assert row["difference"] == pytest.approx(differences.mean())
+    assert row["difference"] == pytest.approx(second[name].value - first[name].value)
+    half = 1.96 * differences.std() / len(differences) ** 0.5
+    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=0.2)
+    assert row["favours"] == ("B" if row["high"] < 0 else "A" if row["low"] > 0 else "")
+    for a, b in (("one", "two"), (first, "two"), ("one", second)):
+        pd.testing.assert_frame_equal(dml.compare(a, b, results=tmp_path), frame)
+    (tmp_path / "far").mkdir()
+    shutil.copy(tmp_path / "results.csv", tmp_path / "far")
+    rows = dml.compare("one", "two", results=tmp_path / "far")
+    assert not rows["paired"].any()
+    (apart,) = rows.query("metric == 'ES:D'").to_dict("records")
+    assert apart["difference"] == pytest.approx(row["difference"])
+    assert apart["high"] - apart["low"] > row["high"] - row["low"]
+
+
+def test_reports_that_are_no_single_model_are_refused(small: Dataset, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"recipe": {"epochs": 1, "pairs": 8}, "progress": False}
+    both = dml.run("hm:eta=2", "ca+", dataset=small, results=tmp_path, **how)
+    with pytest.raises(dml.UserError, match=r"^a: .* of one model .* it has N/A\[R\], HM"):
+        dml.compare(both, both)
+    with pytest.raises(dml.UserError, match="stored results has no outcomes of single queries"):
+        dml.compare(dml.load_results(tmp_path), "hm:eta=2", results=tmp_path)
+    with pytest.raises(dml.UserError, match="nothing was measured of 'est'"):
+        dml.compare("none", "est", results=tmp_path)
+    with pytest.raises(dml.UserError, match=r"b: .* it has none"):
+        dml.compare("none", dml.Report(()), results=tmp_path)
 
 
 def test_a_spec_is_measured_with_the_weights_it_begins_with(small: Dataset) -> None:

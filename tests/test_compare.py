@@ -195,7 +195,7 @@ def test_a_file_that_is_called_like_a_model_is_not_taken_for_it(
     Path("none").mkdir()
     Path("mine").write_text("notes")
     cells = store.cells()
-    assert [find(name, store, None).cells[0].about.defense for name in ("none", "mine")] == [
+    assert [find(name, store, None).records[0]["defense"] for name in ("none", "mine")] == [
         "none",
         "mine",
     ]

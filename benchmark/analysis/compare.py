@@ -7,13 +7,15 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from dmlbench.analysis.records import Record, tidy
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
@@ -26,6 +28,9 @@ from dmlbench.storage.checkpoint import MANIFEST, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.zoo.fetch import local_or_zoo
 from dmlbench.zoo.registry import models
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAINED = ("dataset", "model", "recipe", "resolved")
 """Fields of ``About`` that differ between models, apart from the seed.
@@ -41,13 +46,13 @@ class Side:
 
     Attributes:
         name: as the user wrote it.
-        store: the results folder that it was found in.
-        cells: its cells that succeeded; of several seeds, but of one configuration.
+        records: its numbers that were measured; of several seeds, but of one configuration.
+        outcomes: identity of a cell -> what became of each query; a column for each metric.
     """
 
     name: str
-    store: Store
-    cells: list[Cell]
+    records: list[Record]
+    outcomes: Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
             f"{name!r} was measured on several data sets: add --dataset {sets[0]}, "
             f"or {', '.join(sets[1:])}"
         )
-    return Side(name, store, cells)
+    return Side(name, tidy(cells), {c.id: store.outcomes(c.id) for c in cells})
 
 
 def compare(a: Side, b: Side) -> list[Difference]:
@@ -183,23 +188,22 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
 
     Outcomes under attacks with another seed than the training are of metrics of their own.
     """
-    digests = {c.facts["data"] for c in side.cells if "data" in c.facts}
+    digests = {one["data"] for one in side.records} - {""}
     only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
     found: dict[_Key, dict[int, _Measured]] = {}
-    for cell in side.cells:
-        about, outcomes = cell.about, side.store.outcomes(cell.id)
-        for name, column in cell.columns.items():
-            if name in outcomes:
-                _, other = split_attack_seed(about.attack)
-                attack = about.attack_resolved or about.attack
-                if other is not None and about.attack_resolved:
-                    attack = with_attack_seed(attack, other)
-                subset, how = about.queries, (about.precision, about.eot)
-                data = cell.facts.get("data", only)
-                key = _Key(about.suite, subset, attack, name, *how, data)
-                values = outcomes[name].to_numpy(dtype=np.float64)
-                measured = _Measured(about.attack, column.better, values)
-                found.setdefault(key, {})[about.seed] = measured
+    for one in side.records:
+        outcomes = side.outcomes[one["cell"]]
+        if one["metric"] not in outcomes:
+            continue
+        _, other = split_attack_seed(one["attack"])
+        attack = one["attack_resolved"] or one["attack"]
+        if other is not None and one["attack_resolved"]:
+            attack = with_attack_seed(attack, other)
+        what = one["suite"], one["queries"], attack, one["metric"]
+        key = _Key(*what, one["precision"], one["eot"], one["data"] or only)
+        values = outcomes[one["metric"]].to_numpy(dtype=np.float64)
+        measured = _Measured(one["attack"], one["better"], values)
+        found.setdefault(key, {})[one["seed"]] = measured
     return found
 
 

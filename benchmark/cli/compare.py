@@ -36,25 +36,13 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     measured here, are compared by their rows, with intervals of independent queries.
     """
     from msgspec import to_builtins
-    from msgspec.structs import asdict
 
-    from dmlbench.analysis import compare, unpaired
-    from dmlbench.analysis.csv_files import stored_records
+    from dmlbench.analysis.differences import of_names
     from dmlbench.core.naming import parameters, told_apart
-    from dmlbench.storage.store import Store
 
-    store = Store(results)
-    cells = store.cells()
-    a, b = map(compare.as_stored, (a, b))
-    if compare.has_cells(a, cells) and compare.has_cells(b, cells):
-        sides = [compare.find(name, store, dataset) for name in (a, b)]
-        found = compare.compare(sides[0], sides[1])
-        abouts = [asdict(side.cells[0].about) for side in sides]
-    else:
-        rows = stored_records(cells, results)
-        models = [unpaired.find(name, rows, dataset) for name in (a, b)]
-        found = unpaired.compare(models[0], models[1], (a, b))
-        abouts = [records[0] for records in models]
+    compared = of_names(a, b, results, dataset)
+    found = compared.differences
+    if not compared.paired:
         click.echo(
             "note: from CSVs, which hold no single queries: the queries of A and B count as "
             "independent ones",
@@ -66,9 +54,9 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
         return
     details = [
         parameters(one["defense"]) | parameters(f":{one['recipe']}") | {"model": one["model"]}
-        for one in abouts
+        for one in (compared.a, compared.b)
     ]
-    _print(found, *told_apart([one["label"] for one in abouts], details))
+    _print(found, *told_apart([compared.a["label"], compared.b["label"]], details))
 
 
 def _print(found: list[Difference], a: str, b: str) -> None:

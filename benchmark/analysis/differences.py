@@ -1,0 +1,54 @@
+"""Two models of a results folder compared: by queries, or by rows where only CSVs lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlbench.analysis import compare, unpaired
+from dmlbench.analysis.compare import Difference
+from dmlbench.analysis.csv_files import stored_records
+from dmlbench.analysis.records import Record
+from dmlbench.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences B - A of two models.
+
+    Attributes:
+        differences: one for each metric that both have, in table order.
+        a: a record of the first model.
+        b: a record of the second model.
+        paired: they were taken query by query; False: from rows, as of independent queries.
+    """
+
+    differences: list[Difference]
+    a: Record
+    b: Record
+    paired: bool
+
+
+def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
+    """Compare two models that were measured.
+
+    Args:
+        a: a defense or a label as tables show it, ``file.py:Class``, a checkpoint, the folder of a
+            model, or a model of the zoo.
+        b: the other one.
+        results: the results folder.
+        dataset: spec of the data set; None: any.
+
+    Raises:
+        UserError: one of them was not measured or is several models, or they share no metric.
+    """
+    store = Store(results)
+    cells = store.cells()
+    a, b = map(compare.as_stored, (a, b))
+    if compare.has_cells(a, cells) and compare.has_cells(b, cells):
+        left, right = (compare.find(name, store, dataset) for name in (a, b))
+        found = compare.compare(left, right)
+        return Comparison(found, left.records[0], right.records[0], True)
+    rows = stored_records(cells, results)
+    ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
+    return Comparison(unpaired.compare(ours, theirs, (a, b)), ours[0], theirs[0], False)
