@@ -20,7 +20,7 @@ from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
 from dmlbench.compute.folding import folded
 from dmlbench.models.base import parse_model
 from scripts.overhead import clock
-from scripts.record import CSV, save
+from scripts.record import CSV, save, spread
 
 NETWORKS = {
     "mobilenet_v2:head=none,weights=none": 224,
@@ -46,7 +46,7 @@ def main(count: int, repeats: int, device: str, path: Path | None) -> None:
     rows: list[dict[str, object]] = []
     with Compute(device, threads=1).applied() as place:
         click.echo(
-            "{:50}{:>6}{:>12}{:>12}{:>8}".format("network", "size", "plain", "folded", "ratio")
+            "{:50}{:>6}{:>12}{:>12}{:>20}".format("network", "size", "plain", "folded", "ratio")
         )
         for text, size in NETWORKS.items():
             torch.manual_seed(0)
@@ -62,9 +62,9 @@ def main(count: int, repeats: int, device: str, path: Path | None) -> None:
                 "size": size,
                 "images/s": f"{count / statistics.median(one for one, _ in seconds):.1f}",
                 "folded images/s": f"{count / statistics.median(two for _, two in seconds):.1f}",
-                "ratio": f"{statistics.median(one / two for one, two in seconds):.2f}",
+                "ratio": spread([one / two for one, two in seconds]),
             }
-            click.echo("{:50}{:>6}{:>12}{:>12}{:>8}".format(*row.values()))
+            click.echo("{:50}{:>6}{:>12}{:>12}{:>20}".format(*row.values()))
             rows.append(row)
         save(path, rows, place)
 

@@ -5,8 +5,8 @@ Images and embeddings are random. For the setting with 224 px images use
 APGD, the forward pass that judges the last one included. For each attack the columns are
 
 - overhead: the time of a full PGD step, divided by that of a bare one (forward pass and gradient in
-  the input, parameters frozen). The two alternate in one run, and the median of the ratios is
-  reported, which a noisy machine hardly changes;
+  the input, parameters frozen). The two alternate in one run. The median of the ratios is
+  reported, which a noisy machine hardly changes, and in brackets the least and the greatest;
 - queries/s: queries per second at 32 steps, from the median step;
 - set-up: share of the choice of targets, including sorting, in the time of the attack;
 - MiB: peak memory of the choice of targets and one step, beyond that of the bare step.
@@ -32,7 +32,7 @@ from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import embed, frozen, on_device
 from dmlbench.datasets.mnist import THREAT
 from dmlbench.models.base import parse_model
-from scripts.record import CSV, save
+from scripts.record import CSV, save, spread
 
 DIM = 512
 APGD_STEPS = 10
@@ -103,7 +103,7 @@ def main(
         images = torch.rand(batch, channels, side, side, device=device)
         index = torch.arange(batch, device=device)
         click.echo(f"{spec}, {device}, {threads} threads, batch {batch}, gallery {size} x {DIM}")
-        click.echo(f"{'attack':8} {'overhead':>9} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
+        click.echo(f"{'attack':8} {'overhead':>22} {'queries/s':>10} {'set-up':>7} {'MiB':>7}")
         with frozen(model):
             for _ in range(3):
                 bare_step(model, images)
@@ -112,16 +112,16 @@ def main(
             common = {"model": spec, "size": side, "batch": batch, "gallery": size}
             rows = []
             for name in names or ATTACKS.names():
-                ratio, rate, ready, peak = measure(
+                ratios, rate, ready, peak = measure(
                     name, model, images, index, gallery, repeats, device, optimizer
                 )
                 found = {
-                    "overhead": f"{ratio:.3f}",
+                    "overhead": spread(ratios, 3),
                     "queries/s": f"{rate:.1f}",
                     "set-up": f"{ready:.1%}",
                     "MiB": str(round(peak - bare_peak)),
                 }
-                click.echo("{:8} {:>9} {:>10} {:>7} {:>7}".format(name, *found.values()))
+                click.echo("{:8} {:>22} {:>10} {:>7} {:>7}".format(name, *found.values()))
                 rows.append({"attack": name, **common, **found})
         save(path, rows, device)
 
@@ -142,8 +142,11 @@ def measure(
     repeats: int,
     device: torch.device,
     optimizer: str,
-) -> tuple[float, float, float, float]:
-    """Return overhead ratio, queries per second at 32 steps, set-up share, peak memory in MiB."""
+) -> tuple[list[float], float, float, float]:
+    """Return the overhead ratio of each repeat, and three numbers.
+
+    These are queries per second at 32 steps, the share of the set-up, and peak memory in MiB.
+    """
     attack = ATTACKS.get(name)().resolve(THREAT)
     attack.goal(gallery, index, seed=0)  # neighbours are sorted once in a run, not timed
     ready = clock(lambda: attack.goal(gallery, index, seed=0), device)
@@ -161,7 +164,7 @@ def measure(
         seconds.append(full)
     whole = 32 * statistics.median(seconds) + ready
     peak = peak_mib(lambda: attacked(attack, step, model, images, index, gallery), device)
-    return statistics.median(ratios), len(images) / whole, ready / whole, peak
+    return ratios, len(images) / whole, ready / whole, peak
 
 
 def attacked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,9 @@ def save(path: Path | None, rows: Sequence[Mapping[str, Any]], device: torch.dev
         writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **common} for row in rows)
+
+
+def spread(ratios: Sequence[float], digits: int = 2) -> str:
+    """Median of the ratios of the repeats, with the least and the greatest: 1.07 [1.05, 1.11]."""
+    shown = [f"{x:.{digits}f}" for x in (statistics.median(ratios), min(ratios), max(ratios))]
+    return "{} [{}, {}]".format(*shown)

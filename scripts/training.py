@@ -17,7 +17,8 @@ and eta the columns are
 last step, by which HM's destination rises: late in a training fewer triplets are left alone.
 
 All alternate in one run. Seconds are medians over the repeats, ratios the medians of the ratios
-within a repeat, so that a load that changes meanwhile weighs on both. No test asserts a duration.
+within a repeat, so that a load that changes meanwhile weighs on both; the least and the greatest
+stand in brackets. No test asserts a duration.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from dmlbench.defenses.base import DEFENSES, Batch, Defense, State
 from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import load_weights
 from dmlbench.training.batches import pair_batches
-from scripts.record import CSV, save
+from scripts.record import CSV, save, spread
 
 NAMES = ("none", "est", "act", "hm:ics=0", "hm:ics=0,reuse=true", "hm", "hm:reuse=true")
 GROUP = {"none": 0, "est": 1, "act": 2, "hm": 3}  # images of a triplet that are perturbed
@@ -133,8 +134,8 @@ def main(
         workbench = prepare(pairs, device, checkpoint, last_loss)
         click.echo(f"{device}, {threads} threads, C2F2, {pairs} pairs, torch {torch.__version__}")
         click.echo(
-            f"{'defense':28}{'step s':>8}{'full':>7}{'active':>8}{'saved':>7}"
-            + (f"{'RobRank s':>11}{'/ ours':>8}" if robrank else "")
+            f"{'defense':28}{'step s':>8}{'full':>19}{'active':>19}{'saved':>7}"
+            + (f"{'RobRank s':>11}{'/ ours':>19}" if robrank else "")
         )
         rows = []
         for asked in defenses or NAMES:
@@ -146,7 +147,7 @@ def main(
                 defense = spec.parse(text, DEFENSES).resolve(threat, "N")
                 peer = peer_step(robrank, name, defense, workbench) if robrank else None
                 found = row(name, defense, eta, workbench, repeats, peer)
-                widths = (8, 7, 8, 7, 11, 8)
+                widths = (8, 19, 19, 7, 11, 19)
                 values = zip(found.values(), widths, strict=False)
                 click.echo(f"{text:28}" + "".join(f"{value:>{width}}" for value, width in values))
                 rows.append({"defense": text, "model": "c2f2", "pairs": pairs, **found})
@@ -227,20 +228,20 @@ def row(
             times["peer"].append(workbench.clock(peer))
     median = {key: statistics.median(values) for key, values in times.items() if values}
     ratios = [
-        statistics.median(t / b for t, b in zip(times[key], times["bare"], strict=True))
+        spread([t / b for t, b in zip(times[key], times["bare"], strict=True)])
         for key in ("full", "active")
     ]
     saved = 1 - step.passes / step.full_passes if step.full_passes else 0.0
     found = {
         "step s": f"{median['active']:.3f}",
-        "full": f"{ratios[0]:.2f}",
-        "active": f"{ratios[1]:.2f}",
+        "full": ratios[0],
+        "active": ratios[1],
         "saved": f"{saved:.1%}",
     }
     if peer is not None:
         found["RobRank s"] = f"{median['peer']:.3f}"
         pairs_of_times = zip(times["peer"], times["active"], strict=True)
-        found["RobRank / ours"] = f"{statistics.median(t / o for t, o in pairs_of_times):.2f}"
+        found["RobRank / ours"] = spread([t / o for t, o in pairs_of_times])
     return found
 
 
