@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from dmlbench.analysis.records import scores as scores_of
 from dmlbench.analysis.records import tidy
-from dmlbench.metrics.bootstrap import shares_above
+from dmlbench.metrics.bootstrap import Estimate, shares_above
 from dmlbench.metrics.ers import ers
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
@@ -22,6 +22,7 @@ from dmlbench.report.entries import measured
 from dmlbench.report.plots import ACROSS, PLOTS, pareto
 from dmlbench.report.render import boards, figures
 from dmlbench.storage.cell import Cell
+from tests.cells import cell
 from tests.synthetic import FULL, attacked, model
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)
@@ -294,6 +295,22 @@ def test_names_in_legends_tell_apart_what_shares_a_label() -> None:
         "HM[S,g_LGA]&ICS, η=8, margin=0.3",
         "HM[S,M], η=8",
     }
+
+
+def test_a_long_heading_takes_lines_and_not_the_width_of_the_panels() -> None:
+    cells = model()
+    other = cell("Transfer", 80, attack=f"transfer:from={'efficientnet-' * 4}x@12345678")
+    other.metrics["Transfer"] = Estimate(80.0, 75.0, 85.0, 40)
+    (table,) = tables(measured(tidy([*cells, other])))
+    figure = PLOTS["intervals"](table)
+    assert figure is not None
+    figure.draw_without_rendering()
+    drawn = [axis for axis in figure.axes if axis.axison]
+    widths = [axis.get_position().width for axis in drawn]
+    assert max(widths) - min(widths) < 0.01
+    (long,) = (axis for axis in drawn if "efficientnet" in axis.get_title(loc="left"))
+    assert "\n" in long.get_title(loc="left")
+    assert long._left_title.get_window_extent().width < 1.2 * long.bbox.width
 
 
 @given(POINTS)

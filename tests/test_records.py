@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from dmlbench.analysis.records import headings, wide
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
+from dmlbench.core.naming import parameters
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.storage.store import Store
@@ -92,3 +93,19 @@ def test_what_was_measured_on_other_data_is_another_row() -> None:
     found = [{name: e.value for name, e in row.estimates.items()} for row in wide(cells)]
     found.sort(key=lambda values: -values["R@1"])
     assert found == [{"R@1": 80, "TMA": 0.5}, {"R@1": 70, "ES:D": 0.9}]
+
+
+def test_the_keys_of_a_spec_in_quotes_are_not_those_of_the_attack() -> None:
+    text = r'transfer:from=w@1a,by="margin:eps=2/255,note=\"x,y=1\"",eps=8/255'
+    quoted = r'"margin:eps=2/255,note=\"x,y=1\""'
+    assert parameters(text) == {"from": "w@1a", "by": quoted, "eps": "8/255"}
+
+
+def test_a_heading_names_the_weights_of_another_model_without_their_network() -> None:
+    specs = {
+        'transfer:from=w@5793,network="timm:name=x,head=none",by=es': "from=w@5793,by=es",
+        "transfer:from=w@5793": "from=w@5793",
+        "ca+:w=5": "w=5",
+    }
+    found = headings(wide([cell("Transfer", 80, attack=attack) for attack in specs]))
+    assert sorted(found) == sorted(f"Transfer ({changed})" for changed in specs.values())

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
-from dmlbench.core.naming import by_number
+from dmlbench.core.naming import by_number, variant
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
@@ -157,11 +157,11 @@ class Row:
 
     def add(self, record: Record) -> None:
         """Add a number, or the error of a failed cell."""
-        name, variant = record["metric"], record["attack"].partition(":")[2]
+        name, changed = record["metric"], variant(record["attack"])
         if not name:
             self.failed["training"] = record["error"]
             return
-        heading = f"{name} ({variant})" if variant else name
+        heading = f"{name} ({changed})" if changed else name
         self.better[heading] = record["better"]
         self.digits[heading] = 1 if record["unit"] == "%" else 3
         if record["status"] != "ok":

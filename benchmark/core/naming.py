@@ -13,11 +13,31 @@ ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
+_BETWEEN_COMMAS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+')  # commas that stand in no quotes
+
 
 def parameters(spec: str) -> dict[str, str]:
-    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``."""
-    pairs = spec.partition(":")[2].split(",")
-    return {key: value for key, equals, value in (p.partition("=") for p in pairs) if equals}
+    """The parameters in a spec: ``es:eps=77/255,steps=32`` gives ``{"eps": "77/255", ...}``.
+
+    A value in quotes is a spec of its own, whose parameters are not among them.
+    """
+    pairs = (part.partition("=") for part in _BETWEEN_COMMAS.findall(spec.partition(":")[2]))
+    return {key: value for key, equals, value in pairs if equals}
+
+
+def variant(attack: str) -> str:
+    """What stands in brackets behind a metric: the keys that the spec of its attack has.
+
+    Beside the weights of another model (``from``), which their digest names, its network does not
+    stand: it would be most of the heading.
+
+    >>> variant('transfer:from=w@1a2b3c4d,network="timm:name=x"')
+    'from=w@1a2b3c4d'
+    """
+    keys = parameters(attack)
+    if "from" not in keys:
+        return attack.partition(":")[2]
+    return ",".join(f"{key}={value}" for key, value in keys.items() if key != "network")
 
 
 def at_other_radius(spec: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ Plot = Callable[[Table], "Figure | None"]
 
 FOREST = ("R@1", ERS, WORST, *ERS_COLUMNS)
 NAMED = 14  # points that all have room for a name; of more, the front and the best of each family
+TITLE = 23  # letters of a line above a panel of a forest plot
 ROWS = 24  # at most, of a forest plot
 
 
@@ -188,9 +190,11 @@ def intervals(table: Table) -> Figure | None:
                 axis.errorbar(
                     number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
                 )
-            axis.set_title(heading(name, found), fontsize=6.5 if "(" in name else 8)
+            title = textwrap.fill(heading(name, found), TITLE)
+            axis.set_title(title, fontsize=6.5 if "(" in name else 8)
             axis.margins(x=0.15, y=0.5 / len(found))
             axis.locator_params(axis="x", nbins=2)
+            axis.tick_params(axis="x", labelsize=7)
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
         axes[0].invert_yaxis()
         words = "bars: 95% interval, over queries and seeds; of NMI the range over starts"
