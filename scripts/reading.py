@@ -214,15 +214,19 @@ def universal(path: Path) -> str:
 
 
 def transfers(path: Path) -> str:
-    """Write the table of R@1 under perturbations that were made on each of the other networks."""
+    """Write the table of R@1 under perturbations that were made on each of the other networks.
+
+    They are those of the margin attack; ``by`` names another one.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     labels = {Path(parameters(row["model"])["weights"]).stem: row["label"] for row in rows}
     clean = {row["label"]: f"{float(row['clean']):.1f}" for row in rows if row["metric"] == "ES:R"}
     moved = {}
     for row in rows:
-        if row["metric"] == "Transfer":
-            source = parameters(row["attack"])["from"].partition("@")[0]
+        keys = parameters(row["attack"])
+        if row["metric"] == "Transfer" and "by" not in keys:
+            source = keys["from"].partition("@")[0]
             low, high = float(row["low"]), float(row["high"])
             shown = f"{float(row['value']):.1f} [{low:.1f}, {high:.1f}]"
             moved[row["label"], labels[source]] = shown
