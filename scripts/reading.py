@@ -375,7 +375,15 @@ def blocks() -> dict[str, str]:
     in_the_text = "device threads git torch model size batch gallery pairs queries checkpoint"
     speeds = {
         name: table(RESULTS / "speed" / f"{name}.csv", in_the_text.split())
-        for name in ("attacks", "peer", "training", "peer_training", "peer_tride", "folding")
+        for name in (
+            "attacks",
+            "peer",
+            "training",
+            "training_late",
+            "peer_training",
+            "peer_tride",
+            "folding",
+        )
     }
     return {
         "defenses": defenses(strict, ers),
