@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,18 @@ def test_plain_state_dicts_load_and_pickled_code_does_not(
     torch.save({"x": Evil()}, "evil.pt")
     Path("text.pt").write_text("hello")
     Path("short.safetensors").write_bytes(b"\x08\0\0")
+    torch.save(model, "whole.pt")
+    with warnings.catch_warnings(action="ignore"):  # newer versions of PyTorch advise against it
+        torch.jit.script(torch.nn.Linear(2, 2)).save("script.pt")  # type: ignore[no-untyped-call]
+    torch.save([1], "list.pt")
+    Path("empty.pt").touch()
+    remedy = r"save the weights alone, by torch.save\(network.state_dict\(\), FILE\)"
     for name, message in [
         ("evil.pt", "weights_only"),
+        ("whole.pt", f"it names dmlbench.*; {remedy}"),
+        ("script.pt", f"script.pt cannot be read: it is an archive of TorchScript; {remedy}"),
+        ("list.pt", f"list.pt holds no state dict; {remedy}"),
+        ("empty.pt", "empty.pt cannot be read: it is empty or cut off"),
         ("text.pt", "weights_only|cannot be read"),
         ("short.safetensors", "cannot be read"),
         ("absent.pt", "does not exist"),

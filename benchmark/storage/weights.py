@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts save under
 BACKBONE = "backbone."  # before the network's names in an ``EmbeddingModel``
 DEPTH = 3  # parts of a prefix, as in module.model.backbone.
+REMEDY = "save the weights alone, by torch.save(network.state_dict(), FILE)"
 NAMED = 8  # keys of a kind that an error names
 LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "robrank.")
 
@@ -55,7 +56,8 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals(_stand_ins(path)):
+            with torch.serialization.safe_globals(_stand_ins(path)), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*TorchScript archive")  # is refused
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
@@ -71,7 +73,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
         state = inner
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         keys = f": it has the keys {named(map(str, state))}" if isinstance(state, Mapping) else ""
-        raise UserError(f"checkpoint {path} holds no state dict{keys}")
+        raise UserError(f"checkpoint {path} holds no state dict{keys}; {REMEDY}")
     return state
 
 
@@ -194,8 +196,14 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
 def _refusal(error: Exception) -> str:
     """The reason why PyTorch refused a file, in a few words instead of its page."""
     named = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it names {named[1]}" if named else "it is no file of PyTorch's or safetensors'"
+    if named is None:
+        return "it is no file of PyTorch's or safetensors'"
+    return f"it names {named[1]}; {REMEDY}"
 
 
 def _first_line(error: Exception) -> str:
+    if "TorchScript" in str(error):
+        return f"it is an archive of TorchScript; {REMEDY}"
+    if isinstance(error, EOFError):
+        return "it is empty or cut off"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
