@@ -398,6 +398,7 @@ def blocks() -> dict[str, str]:
         "universal": universal(RESULTS / "uap" / "fashion-mini.csv"),
         "order": order_of_models(outcomes, RESULTS / "fashion-mini" / "rows.csv"),
         "paper 1": hardness(*(paper / f"hardness-{x}.csv" for x in ("initial", "trained"))),
+        "contracted": table(paper / "contracted.csv", in_the_text.split()),
         "paper 2": markdown(*ablations.square(paper / "fashion-mini.csv")),
         **{f"paper {one}": of_the_paper(one) for one in ablations.TABLES},
         "claims": markdown(*statements.claims()),

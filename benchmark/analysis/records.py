@@ -103,12 +103,13 @@ def tidy(cells: Iterable[Cell]) -> list[Record]:
 def _collapsed(cell: Cell) -> Record:
     """``collapsed`` by today's definition, where a cell says what it takes.
 
-    Older ones called a model collapsed by its mean cosine alone.
+    Older ones called a model collapsed by its mean cosine or its R@1 alone.
     """
     chance, recall = cell.findings.get("chance R@1"), cell.metrics.get("R@1")
-    if chance is None or recall is None or recall.value is None:
+    cosine = cell.findings.get("mean_cosine")
+    if chance is None or cosine is None or recall is None or recall.value is None:
         return {}
-    return {"collapsed": is_collapsed(recall.value, chance)}
+    return {"collapsed": is_collapsed(recall.value, chance, cosine)}
 
 
 def _origin(cell: Cell) -> Record:

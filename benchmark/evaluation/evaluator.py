@@ -75,11 +75,12 @@ class Evaluation(EmbeddedTest):
             metrics["NMI"] = Estimate(nmi.value, nmi.low, nmi.high, len(labels))
             findings |= {"nmi_version": NMI_VERSION, "nmi_starts": nmi.starts}
         chance = chance_recall(relevance, len(gallery))
+        cosine = float(mean_cosine(e, torch.float64))
         findings |= {
             "chance R@1": chance,
-            "mean_cosine": float(mean_cosine(e, torch.float64)),
+            "mean_cosine": cosine,
             "effective_rank": effective_rank(e),
-            "collapsed": is_collapsed(metrics["R@1"].value, chance),
+            "collapsed": is_collapsed(metrics["R@1"].value, chance, cosine),
             "cuda_graphs": isinstance(self.network, Replayed),
             "folded": self.folded is not self.model,
             **as_finding(self.checked),

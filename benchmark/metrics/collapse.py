@@ -1,8 +1,9 @@
 """Signs of a collapsed embedding space, in which all images have nearly the same embedding.
 
 A constant embedding has an ERS near 45, above every published defense on CUB. Each row of a table
-therefore says if its model has collapsed, which is: it retrieves no better than chance. A mean
-cosine near 1 is a sign of it and no proof, as differences that are small may still retrieve.
+therefore says if its model has collapsed, which is: it retrieves no better than chance, or its
+embeddings are so close together that float32 hardly tells them apart. Small differences may still
+retrieve (R@1 76.8 at a mean cosine of 0.998 was measured); much smaller ones are rounded away.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dmlbench.common.lazy import torch
 from dmlbench.metrics.relevance import Relevance
 
 MEAN_COSINE_LIMIT = 0.99  # above it a training is warned of a collapse
+UNRESOLVED = 0.999  # above it distances between neighbours approach the rounding error of float32
 CHANCE_MARGIN = 2.0  # percentage points of R@1
 PART = 16_384  # embeddings that are converted to float64 at once
 
@@ -61,11 +63,12 @@ def chance_recall(relevance: Relevance, items: int) -> float:
     return float(100 * (answers / seen)[answers > 0].mean())
 
 
-def is_collapsed(recall_at_1: float, chance: float) -> bool:
-    """Return True if R@1 is at most 2 points above chance: the model retrieves nothing.
+def is_collapsed(recall_at_1: float, chance: float, mean_cosine: float) -> bool:
+    """Return True if R@1 is at most 2 points above chance, or the mean cosine is above 0.999.
 
     Args:
         recall_at_1: R@1 on clean images, in percent.
         chance: R@1 of a random ranking, in percent (``chance_recall``).
+        mean_cosine: mean cosine similarity of all pairs of clean embeddings.
     """
-    return recall_at_1 <= chance + CHANCE_MARGIN
+    return recall_at_1 <= chance + CHANCE_MARGIN or mean_cosine > UNRESOLVED

@@ -14,6 +14,11 @@ trapezoids instead, which is mAP-trapezoid:
 
     AP = mean_j ((j - 1) / (rank_j - 1) + j / rank_j) / 2,    where 0 / 0 is 1
 
+Of the metrics N and E squared distances are compared, in float32, and two are as far away if they
+differ by less than 1e-6 of the squared length of the longest embedding, about what float32 leaves
+of them. In a model whose neighbours are closer than a thousandth of that length most items are
+tied: such models are called collapsed (``collapse``).
+
 Queries are processed in blocks, so there is never a Q x N matrix, and the gallery is never sorted:
 only the few distances to the positives are, and a binary search then finds the place of each other
 item among them.
