@@ -42,7 +42,7 @@ class Session:
 
     Attributes:
         dataset: the data set.
-        data_root: folder of data sets that is searched first; None: only the usual folders.
+        data_root: folder of data sets; None: ``~/.cache/dmlbench``.
         cache: folder of decoded images; None: the default one.
         store: the results folder.
         compute: device, batch size, threads, precision, draws.

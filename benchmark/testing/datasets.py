@@ -81,7 +81,10 @@ def protocol(s: Subject) -> None:
         f"the threat has eps {threat.eps}, alpha {threat.alpha} and {threat.steps} steps: eps and "
         "alpha are lengths in a pixel range of 0 to 1, e.g. 8 / 255, and there is a step at least",
     )
-    require(threat.suite in SUITES, f"the threat's suite is {threat.suite!r}: write strict or ers")
+    require(
+        threat.suite in SUITES,
+        f"the threat's suite is {threat.suite!r}: write one of {', '.join(SUITES)}",
+    )
     require(
         0 < training.eps <= 1 and training.eta >= 1,
         f"the training threat has eps {training.eps} and eta {training.eta}: eps is a length in a "
