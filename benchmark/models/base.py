@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import sources, spec
@@ -85,10 +85,6 @@ class Model(Component, abc.ABC):
     def starts_trained(self) -> bool:
         """True if weights that were trained before are loaded into it; some may be random still."""
         return False
-
-    def named(self) -> Self:
-        """The model as tables show it: a file in its spec has no folder."""
-        return self
 
     @property
     def same_in_training(self) -> bool:
@@ -274,7 +270,7 @@ def canonical_model(model: Model) -> str:
 
 def shown_model(model: Model) -> str:
     """``canonical_model`` for tables: a class by the name of its card (``spec.shown``)."""
-    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model.named())
+    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model)
 
 
 def _spell_factory(model: FactoryModel) -> str:
