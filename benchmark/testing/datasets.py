@@ -20,7 +20,7 @@ from dmlbench.models.base import parse_model
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, LeftOutError, require
 from dmlbench.testing.randomness import no_global_randomness
-from dmlbench.training.batches import anchors
+from dmlbench.training.job import anchors
 
 SAID = "both splits"  # in the card's note, of a set whose splits share images
 

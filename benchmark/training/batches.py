@@ -14,16 +14,12 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dmlbench.training.job import anchors
+
 Index = npt.NDArray[np.int64]
 
 RESIDENT_BYTES = 2 * 2**30  # arrays up to this size stay in the memory of the device
 MOST_WORKERS = 4  # processes that read ahead; they only copy decoded pixels, so a few suffice
-
-
-def anchors(labels: Index) -> Index:
-    """Return the positions of images whose class has at least one other image."""
-    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.flatnonzero(sizes[inverse] > 1)
 
 
 def pair_batches(labels: Index, pairs: int, generator: np.random.Generator) -> list[Index]:
