@@ -43,7 +43,7 @@ class Worker:
             The failed cell; None if the task has succeeded.
 
         Raises:
-            UserError: other tasks would fail too (a full disk, a corrupt checkpoint).
+            UserError: other tasks would fail too (a full disk, a damaged checkpoint).
         """
         watch = Stopwatch()
         try:
