@@ -22,20 +22,10 @@ from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK
 from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import Paper
+from dmlbench.core.papers import BOUNIOT
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import pairwise
 
-BOUNIOT = Paper(
-    key="bouniot2020vulnerability",
-    title="Vulnerability of Person Re-Identification Models to Metric Adversarial Attacks",
-    authors="Bouniot, Quentin and Audigier, Romaric and Loesch, Angelique",
-    venue="CVPR Workshops",
-    year=2020,
-    url="https://openaccess.thecvf.com/content_CVPRW_2020/html/w47/"
-    "Bouniot_Vulnerability_of_Person_Re-Identification_Models_to_Metric_Adversarial_Attacks_"
-    "CVPRW_2020_paper.html",
-)
 COLUMNS = moved_query.recall_and_map("FNA")
 
 

@@ -51,7 +51,8 @@ PAPERNOT = Paper(
 )
 
 
-THREAT_KEYS = ("eps", "alpha", "steps", "suite", "optimizer")  # of an attack that has another in it
+# those of an attack that has another one in it, which takes them over
+SHARED_KEYS = ("eps", "alpha", "steps", "suite", "optimizer", "bits", "norm")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Transfer(TopOneAttack):
         whole = super(Transfer, replace(self, optimizer=optimizer)).resolve(threat)
         by = followed(self, self.by)
         assert whole.suite is not None
-        same: dict[str, Any] = {key: getattr(whole, key) for key in (*THREAT_KEYS, "bits", "norm")}
+        same: dict[str, Any] = {key: getattr(whole, key) for key in SHARED_KEYS}
         same["alpha"] = self.alpha  # None: as the attack on it has it
         same["optimizer"] = whole.optimizer or OPTIMIZER_OF[whole.suite]
         if isinstance(by, TopOneAttack):
@@ -147,7 +148,9 @@ class Transfer(TopOneAttack):
             if self.of == "item":
                 same["of"] = self.of
         try:
-            inner = replace(by, **same).resolve(replace(threat, suite=whole.suite))
+            inner = replace(by, **same)
+            spec.check(inner)  # certified knows no norm but l2
+            inner = inner.resolve(replace(threat, suite=whole.suite))
         except ValueError as error:
             raise UserError(f"transfer: by={self.by}: {error}") from None
         return replace(
@@ -230,9 +233,9 @@ def followed(outer: Attack, by: str) -> Attack:
         raise UserError(f"{name}: by={inner.card.name} is no attack that follows a gradient")
     if inner.perturbs != "query":
         raise UserError(f"{name}: by={by} perturbs no query: take one that does")
-    for key in (*THREAT_KEYS, "bits", "norm"):
-        if getattr(inner, key) not in (None, 32, "linf"):
-            raise UserError(f"{name}: {key} is a key of {name} itself, not of by={by}")
+    for p in spec.parameters(type(inner)):
+        if p.key in SHARED_KEYS and getattr(inner, p.name) != p.default:
+            raise UserError(f"{name}: {p.key} is a key of {name} itself, not of by={by}")
     return inner
 
 

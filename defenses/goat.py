@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
-from dmlbench.core.papers import Paper
+from dmlbench.core.papers import BOUNIOT
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.defenses.base import (
@@ -41,17 +41,6 @@ from dmlbench.metrics.distance import Metric, pairwise
 
 if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
-
-GOAT = Paper(
-    key="bouniot2020vulnerability",
-    title="Vulnerability of Person Re-Identification Models to Metric Adversarial Attacks",
-    authors="Bouniot, Quentin and Audigier, Romaric and Loesch, Angelique",
-    venue="CVPR Workshops",
-    year=2020,
-    url="https://openaccess.thecvf.com/content_CVPRW_2020/papers/w47/"
-    "Bouniot_Vulnerability_of_Person_Re-Identification_Models_to_Metric_Adversarial_Attacks_"
-    "CVPRW_2020_paper.pdf",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class GuidedObjective(RowWise):
 class GuidedOnlineTraining(AdversarialDefense):
     """GOAT[sampler]."""
 
-    card = Card("goat", "GOAT: each image away from its class, towards the furthest image", GOAT)
+    card = Card("goat", "GOAT: each image away from its class, towards the furthest image", BOUNIOT)
 
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
     guides: int = parameter(4, "images of its class that each image is pushed from", at_least=1)

@@ -194,6 +194,12 @@ def test_weights_that_are_not_available_or_do_not_fit_are_refused(
         parse_model("timm:name=nonsense,weights=none").build(3, SIDE)
 
 
+def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'dmlbench\[timm\]'"):
+        parse_model("timm:name=resnet10t,weights=none").build(3, SIDE)
+
+
 def lightning(path: Path, state: dict[str, Any], package: str = "pytorch_lightning") -> None:
     """A checkpoint as PyTorch Lightning 1.x wrote it: callbacks are keyed by their class, and
     hyper-parameters are a dict of its own kind.

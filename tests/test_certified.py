@@ -18,7 +18,6 @@ from dmlbench.attacks.certified import ABOVE, ATTACKED, CERTIFIED, levels
 from dmlbench.attacks.engine.bisectors import margin
 from dmlbench.attacks.engine.smoothing import (
     MeanOverNoise,
-    lipschitz,
     mean_error,
     noisy,
     radius,
@@ -39,6 +38,11 @@ THREAT = Threat(eps=0.1, alpha=0.03, steps=6, suite="auto")
 
 def resolved(**fields: Any) -> Attack:
     return ATTACKS.get("certified")(**fields).resolve(THREAT)
+
+
+def lipschitz(sigma: float) -> float:
+    """The Lipschitz constant of an embedding under noise, as RetrievalGuard bounds it."""
+    return math.sqrt(2 / math.pi) / sigma
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as students_t
 
-from dmlbench.analysis.compare import as_stored, checkpoint_path, compare, find
+from dmlbench.analysis.compare import as_stored, cells_of, checkpoint_path, compare, find
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
@@ -202,6 +202,8 @@ def test_a_file_that_is_called_like_a_model_is_not_taken_for_it(
     assert checkpoint_path("none", cells) is checkpoint_path("mine", cells) is None
     assert checkpoint_path("hm", cells) is None
     assert checkpoint_path("./mine", cells) == Path("mine")
+    assert [cell.about.defense for cell in cells_of("mine", cells)] == ["mine"]
+    assert cells_of("./mine", cells) == cells_of(Path("mine"), cells) == []
     assert [cell.about.label for cell in _chosen(store, "none", ())] == ["NONE"]
     with pytest.raises(UserError, match="has no Robust R@1"):  # the row itself is found
         find_row(store, "mine")

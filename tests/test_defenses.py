@@ -27,7 +27,8 @@ from dmlbench.defenses.hm import HardnessManipulation, HardnessObjective
 from dmlbench.defenses.none import NoDefense
 from dmlbench.defenses.samplers import Triplets, sample
 from dmlbench.models.small import C2F2
-from dmlbench.training.batches import anchors, pair_batches
+from dmlbench.training.batches import pair_batches
+from dmlbench.training.job import anchors
 from tests.steps import GAMMA, THREAT, flat_gradient, make_batch, mined, slow_pgd
 
 

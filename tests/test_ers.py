@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlbench.metrics.ers import ERS_COLUMNS, ers, ers_per_query
+from dmlbench.metrics.ers import ERS_COLUMNS, ers, ers_per_query, score_per_query
+from dmlbench.metrics.names import ERS, WORST
 
 with (resources.files("dmlbench.report") / "published.csv").open(encoding="utf-8") as file:
     PUBLISHED = list(csv.DictReader(file))
@@ -75,3 +76,10 @@ def test_the_share_of_a_query_is_its_own_score() -> None:
     broken = dict(zip(ERS_COLUMNS, (0, 100, 0, 100, 1, 2, 0, 0, 0, 0), strict=True))
     outcomes = {name: np.array([untouched[name], broken[name]]) for name in ERS_COLUMNS}
     assert ers_per_query(outcomes).tolist() == [100, 0]
+
+
+def test_robust_recall_is_the_least_outcome_of_each_query() -> None:
+    sources = [("ES:R", np.array([100.0, 0, np.nan])), ("LTM", np.array([100.0, 100, np.nan]))]
+    np.testing.assert_array_equal(score_per_query(WORST, sources), [100, 0, np.nan])
+    ten = [(name, np.array([1.0, 2])) for name in ERS_COLUMNS]
+    assert score_per_query(ERS, ten).tolist() == ers_per_query(dict(ten)).tolist()

@@ -19,7 +19,7 @@ from dmlbench.core.protocol import Recipe, Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.defenses.hm import HardnessManipulation
-from dmlbench.models.base import MODELS, canonical_model, parse_model
+from dmlbench.models.base import MODELS, FactoryModel, canonical_model, parse_model
 
 REGISTRIES = [ATTACKS, DEFENSES, DATASETS, MODELS]
 
@@ -161,6 +161,52 @@ def test_any_factory_is_a_model() -> None:
     assert model.metric == "C"
     assert tuple(model.backbone(1, 8).weight.shape) == (4, 3)
     assert parse_model("c2f2:metric=E") == spec.parse("c2f2:metric=E", MODELS)
+
+
+WORDS = st.text() | st.text(alphabet="\"'\\,[]{}=:5 \t")
+SCALARS = st.none() | st.booleans() | st.integers(-(2**62), 2**62) | WORDS
+SCALARS |= st.floats(-(2.0**62), 2.0**62)
+
+
+@given(
+    st.recursive(
+        SCALARS,
+        lambda x: st.lists(x) | st.lists(x).map(tuple) | st.dictionaries(WORDS, x),
+        max_leaves=5,
+    )
+)
+def test_any_argument_of_a_factory_round_trips(value: object) -> None:
+    model = FactoryModel(path="torch.nn:Linear", arguments=(("x", value), ("y", 1)))
+    read = parse_model(canonical_model(model))
+    assert read == model
+    assert canonical_model(read) == canonical_model(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "again"),
+    [
+        ("32", 32, "32"),
+        ("'32'", "32", "'32'"),
+        ('"32"', "32", "'32'"),
+        ('"None"', "None", "'None'"),
+        ("[32]", [32], "[32]"),
+        ('"[32, 64]"', [32, 64], '"[32, 64]"'),
+        ("\"{'a': (1, 2)}\"", {"a": (1, 2)}, "\"{'a': (1, 2)}\""),
+        ("{[1]}", "{[1]}", "{[1]}"),
+        ('""', "", '""'),
+        ('"a,b"', "a,b", '"a,b"'),
+        ('"a"', "a", "a"),
+        ("C:\\dir", "C:\\dir", "C:\\dir"),
+        ('"C:\\\\dir,1"', "C:\\dir,1", '"C:\\\\dir,1"'),
+    ],
+)
+def test_an_argument_of_a_factory_is_a_literal_or_text(
+    text: str, value: object, again: str
+) -> None:
+    model = parse_model(f"torch.nn:Linear:x={text}")
+    assert isinstance(model, FactoryModel)
+    assert model.arguments == (("x", value),)
+    assert canonical_model(model) == f"torch.nn:Linear:x={again}"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from tests.masks import Wrapped
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6)
 NETWORK = "c2f2:dim=8"
+CERTIFIED = "certified:samples=20,draws=2,judges=10"
 
 
 def network(seed: int) -> EmbeddingModel:
@@ -70,6 +71,7 @@ def gallery_of(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData)
         (',by="es",alpha=0.02,bits=32', "es:alpha=0.02,optimizer=apgd"),
         (",of=item,optimizer=pgd", "margin:of=item"),
         (',by="margin:restarts=2",eps=0.05', "margin:restarts=2,eps=0.05,optimizer=apgd"),
+        (f',by="{CERTIFIED}",norm=l2,eps=2,steps=3', f"{CERTIFIED},eps=2,steps=3"),
     ],
 )
 def test_it_is_the_attack_on_the_other_model_shown_to_this_one(
@@ -191,6 +193,10 @@ def test_models_that_are_missing_or_unfit_are_named(
         (
             f'transfer:from={weights},network=c2f2,by="margin:bits=8"',
             "bits is a key of transfer itself",
+        ),
+        (
+            f"transfer:from={weights},network=c2f2,by=certified",
+            "by=certified: certified: norm must be one of l2, got 'linf'",
         ),
         (f"transfer:from={weights},network=c2f2,by=ca+", "perturbs no query"),
         (f"transfer:from={weights},network=c2f2,by=nothing", "unknown attack 'nothing'"),

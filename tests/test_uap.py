@@ -169,6 +169,7 @@ def test_its_identity_has_the_other_attack() -> None:
         ('uap:by="ltm:bits=8"', "bits is a key of uap itself"),
         ('uap:by="ltm:restarts=5"', "the loss alone is taken"),
         ("uap:by=top1", "no search of its own"),
+        ("uap:by=certified", "no search of its own"),
         ("uap:by=nothing", "unknown attack 'nothing'"),
     ],
 )

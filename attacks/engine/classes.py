@@ -56,10 +56,12 @@ class _Block:
         return embeddings[self.items.clamp(min=0).flatten()]
 
     def pick(self, near: torch.Tensor, column: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Gallery positions (B, p, k) of the nearest items of the classes ``place`` (B, p).
+        """Gallery positions (B, p, k) of the nearest items of some classes, -1 for none.
 
         Args:
-            near, column: (B, c, k) the k nearest of every class: distance and column.
+            near: (B, c, k) the distances of the k nearest items of every class, inf for none.
+            column: (B, c, k) the columns of these items in ``items``.
+            place: (B, p) the places of the wanted classes in this block.
         """
         wide = place[..., None].expand(-1, -1, near.shape[2])
         found = self.items[place[..., None], column.gather(1, wide)]

@@ -33,11 +33,6 @@ LARGEST = 2.0  # |f - h|, as both have length 1 at most
 ITERATIONS = 50
 
 
-def lipschitz(sigma: float) -> float:
-    """L of the smoothed embedding."""
-    return math.sqrt(2 / math.pi) / sigma
-
-
 def radius(margin: torch.Tensor, sigma: float) -> torch.Tensor:
     """R(m) for ``margin`` (B,) float64; 0 where it is negative, inf from 1 on."""
     m = margin.clamp(0, 1)

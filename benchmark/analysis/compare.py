@@ -102,17 +102,14 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         UserError: it has no cells, or several configurations have that name.
     """
     path = checkpoint_path(name, store.cells())
-    digest = None if path is None else weights_digest(path)
     if path is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
         store = Store(home) if (home / "cells").is_dir() else store
     stored = store.cells()
     cells = [
         c
-        for c in stored
-        if (c.facts.get("checkpoint") == digest if digest else name in names_of(c))
-        and dataset in (None, c.about.dataset)
-        and store.done(c.id) is not None
+        for c in cells_of(path or name, stored)
+        if dataset in (None, c.about.dataset) and store.done(c.id) is not None
     ]
     if not cells:
         known = sorted({c.about.defense for c in stored})
@@ -120,7 +117,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
         raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
     found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
-    if digest is None and (len(found) > 1 or len(weights) > len(dict(weights))):
+    if path is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
         raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
     if len(sets := sorted({c.about.dataset for c in cells})) > 1:
@@ -224,6 +221,24 @@ def as_stored(name: str) -> str:
         if pointed is not None:
             raise
         return name  # an old row may have a key that there is no more
+
+
+def cells_of(name: str | Path, cells: Sequence[Cell]) -> list[Cell]:
+    """Those of ``cells`` that were measured of a model.
+
+    Args:
+        name: the checkpoint or the folder of a model; as text also its name in the zoo, or one that
+            cells have (``names_of``).
+        cells: stored cells.
+
+    Raises:
+        UserError: it is a folder that is no model's.
+    """
+    path = name if isinstance(name, Path) else checkpoint_path(name, cells)
+    if path is None:
+        return [cell for cell in cells if name in names_of(cell)]
+    digest = weights_digest(path)
+    return [cell for cell in cells if cell.facts.get("checkpoint") == digest]
 
 
 def has_cells(name: str, cells: Sequence[Cell]) -> bool:

@@ -75,10 +75,11 @@ def evaluate(
               ``"mobilenet_v2:head=none,weights=FILE"``: a network as it was published.
         dataset: spec of a data set, or what ``dmlbench.from_arrays`` made; None: the one in the
             manifest of a trained model, else ``"fashion-mini"``.
-        suite: ``"strict"``: the definitions of the papers; ``"ers"``: those of the published code;
-            or several.
-        attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: the
-            nine attacks of ERS.
+        suite: ``"strict"``: attacks as the papers define them; ``"ers"``: as the published code
+            computes them; ``"auto"``: as the papers define them, under a strong optimizer (APGD,
+            100 steps); or several.
+        attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: those
+            of the suite, which are the nine of ERS, and in auto also ``top1`` and ``radius``.
         queries: attack that many test images, drawn at random and the same for every model; None:
             each of them.
         recalls: also R@1, 2, 4 and 8 of the attacked queries and the distance that their embeddings
@@ -103,7 +104,7 @@ def evaluate(
             stored. A module with an attribute that cannot be compared (an object of any class, a
             lambda), or with code that is in no file, is measured again each time; a warning names
             it.
-        data_root: folder of data sets, searched first.
+        data_root: folder of data sets; None: ``~/.cache/dmlbench``.
         cache: folder for decoded images.
         progress: show progress on standard error.
 

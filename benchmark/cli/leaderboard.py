@@ -86,12 +86,9 @@ def leaderboard(
     chosen = [board for board in every if not datasets or board.name in datasets]
     written, kept = [], 0
     for board in chosen:
-        for kind in formats:
-            if kind in render.RENDERERS:
-                path = leaderboards / f"{board.name}.{kind}"
-                content = render.RENDERERS[kind](board).encode()
-                written += [path] * render.write_if_changed(path, content)
-                kept += path not in written
+        for path, new in render.write_tables(board, leaderboards, formats).items():
+            written += [path] * new
+            kept += not new
     if "plots" in formats:
         made = drawing.draw(chosen, leaderboards, style.FORMATS)
         files = drawing.write(made, leaderboards)

@@ -135,7 +135,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "data_root": click.option(
         "--data-root",
         type=PATH,
-        help="Folder of data sets, searched first. Default: ~/.cache/dmlbench.",
+        help="Folder of data sets. Default: ~/.cache/dmlbench.",
     ),
     "cache": click.option(
         "--cache",

@@ -47,6 +47,16 @@ ADVRANK = Paper(
     year=2020,
     url="https://arxiv.org/abs/2002.11293",
 )
+BOUNIOT = Paper(
+    key="bouniot2020vulnerability",
+    title="Vulnerability of Person Re-Identification Models to Metric Adversarial Attacks",
+    authors="Bouniot, Quentin and Audigier, Romaric and Loesch, Angelique",
+    venue="CVPR Workshops",
+    year=2020,
+    url="https://openaccess.thecvf.com/content_CVPRW_2020/html/w47/"
+    "Bouniot_Vulnerability_of_Person_Re-Identification_Models_to_Metric_Adversarial_Attacks_"
+    "CVPRW_2020_paper.html",
+)
 HM = Paper(
     key="zhou2022hm",
     title="Enhancing Adversarial Robustness for Deep Metric Learning",

@@ -66,6 +66,12 @@ class DatasetCard(Card):
     source: str = field(kw_only=True, default="it comes with its package")
     literature: str = field(kw_only=True, default="")
 
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """Name of a split -> its official figures, of those splits that have some."""
+        every = {"train": self.train, "test": self.test, "gallery": self.gallery}
+        return {part: figures for part, figures in every.items() if figures is not None}
+
 
 @dataclass(frozen=True)
 class Split:
@@ -97,6 +103,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def figures(self) -> Figures:
+        """The number of its images and classes; distractors have no class."""
+        return Figures(len(self), len(np.unique(self.labels[self.labels >= 0])))
 
     def batch(self, index: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """The images at ``index`` (B,), uint8 on ``device``."""

@@ -101,9 +101,9 @@ class FashionMini(Dataset):
         try:
             content = EMBEDDED.read_bytes()
         except OSError as error:
-            raise UserError(f"no embedded data set ({error}): reinstall dmlbench") from None
+            raise UserError(f"no embedded data set ({error}): install dmlbench again") from None
         if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
-            raise UserError(f"{EMBEDDED} is corrupt (SHA-256 differs): reinstall dmlbench")
+            raise UserError(f"{EMBEDDED} is damaged (SHA-256 differs): install dmlbench again")
         with np.load(EMBEDDED, allow_pickle=False) as arrays:
             return RetrievalData(
                 Split(arrays["train_images"], arrays["train_labels"].astype(np.int64)),

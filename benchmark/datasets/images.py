@@ -179,8 +179,8 @@ class ImageDataset(Dataset, abc.ABC):
     def _check(self, listing: Listing) -> None:
         card = self.protocol
         for part, found in listing.figures.items():
-            official = {"train": card.train, "test": card.test, "gallery": card.gallery}[part]
-            if official is not None and found != official:
+            official = card.figures.get(part, found)
+            if found != official:
                 raise UserError(
                     f"{card.name}: the {part} split in {listing.root} has {found}, the official "
                     f"one {official}: 'dmlbench data verify {card.name}' looks closer; a set of "

@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.lazy import np
 from dmlbench.datasets.base import Dataset, DatasetCard, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
 from dmlbench.datasets.files.decoding import Seen, read_files
@@ -69,25 +68,18 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
         UserError: it is not there (the message says where to get it), or its lists are malformed.
     """
     card = dataset.protocol
-    figures = {"train": card.train, "test": card.test, "gallery": card.gallery}
-    official = {part: known for part, known in figures.items() if known is not None}
     if isinstance(dataset, ImageDataset):
         cache = replace(cache, side=dataset.side)
-        return _files(card, dataset.found(data_root), official, cache)
+        return _files(card, dataset.found(data_root), cache)
     place = dataset.locate(data_root)
     if place is None and type(dataset).download is not Dataset.download:  # load would download it
         raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
     data = dataset.load(data_root)  # which checks digests of whole files
-    found = {
-        part: Figures(len(split), len(np.unique(split.labels[split.labels >= 0])))
-        for part, split in data.splits.items()
-    }
-    return Verification(card.name, place, found, official)
+    found = {part: split.figures for part, split in data.splits.items()}
+    return Verification(card.name, place, found, card.figures)
 
 
-def _files(
-    card: DatasetCard, listing: Listing, official: dict[str, Figures], cache: Cache
-) -> Verification:
+def _files(card: DatasetCard, listing: Listing, cache: Cache) -> Verification:
     names = listing.names
     missing = {name for name in names if not (listing.root / name).is_file()}
     there = [name for name in names if name not in missing]
@@ -101,7 +93,7 @@ def _files(
         card.name,
         listing.root,
         listing.figures,
-        official,
+        card.figures,
         "" if missing or unreadable else _digest(there, seen),
         card.files,
         tuple(sorted(missing)),

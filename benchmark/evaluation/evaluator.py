@@ -164,12 +164,14 @@ class Evaluation(EmbeddedTest):
     def moved(
         self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Retrieval with the queries at ``index`` (B,) shown as ``images``, adversarial ones.
+        """Retrieval with queries that are shown as adversarial images.
 
         Of a randomised network it is the mean over its draws.
 
         Args:
             wanted: columns of ``attacks.moved_query``; nothing is computed if there are none.
+            images: (B, C, H, W) the adversarial images.
+            index: (B,) the numbers of their queries.
         """
         if not wanted:
             return {}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 RESAMPLES = 1000
 LEVEL = 0.95
 PART = 1 << 18  # numbers drawn at once
+POINTS = 101  # of a step function, at most
 SEED = 20220304  # part of the protocol: the same outcomes have the same interval everywhere
 
 
@@ -69,18 +70,19 @@ def deciles(values: npt.ArrayLike) -> list[float]:
     return [float(q) for q in np.nanquantile(sample, np.linspace(0, 1, 11))]
 
 
-def shares_above(values: npt.ArrayLike, points: int = 101) -> list[tuple[float, float]]:
+def shares_above(values: npt.ArrayLike) -> list[tuple[float, float]]:
     """Points (x, percent of ``values`` that are above x) of a falling step function, by rising x.
+
+    Where the values have more than ``POINTS`` steps, these are thinned to quantiles; x = 0 is a
+    point besides.
 
     Args:
         values: (n,) numbers, at least 0; NaN is left out.
-        points: at most so many are returned, besides x = 0. Where the values have more steps,
-            they are thinned to quantiles.
     """
     sample = np.asarray(values, dtype=np.float64)
     sample = np.sort(sample[~np.isnan(sample)])
     steps = np.unique(sample)
-    if len(steps) > points:
-        steps = np.unique(np.quantile(sample, np.linspace(0, 1, points), method="higher"))
+    if len(steps) > POINTS:
+        steps = np.unique(np.quantile(sample, np.linspace(0, 1, POINTS), method="higher"))
     above = len(sample) - np.searchsorted(sample, steps := np.union1d([0.0], steps), side="right")
     return [(float(x), float(100 * k / len(sample))) for x, k in zip(steps, above, strict=True)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from dmlbench.metrics.names import ERS
 
 # column -> (a, b): a column with the value x contributes the term a + b x
 TERMS = {
@@ -69,3 +71,18 @@ def ers_per_query(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArr
     weight = queries.sum() / known.sum(axis=1, keepdims=True)
     mean = np.where(known, found * weight, 0).mean(axis=0)
     return np.where(queries, mean, np.nan)
+
+
+def score_per_query(
+    name: str, sources: Sequence[tuple[str, npt.NDArray[np.float64]]]
+) -> npt.NDArray[np.float64]:
+    """Compute a score of each query, (Q,): its ERS, or its Robust R@1, the least of the sources.
+
+    Args:
+        name: ``names.ERS`` or ``names.WORST``.
+        sources: (column, (Q,) outcome of each query) of each input.
+    """
+    if name == ERS:
+        return ers_per_query(dict(sources))
+    least: npt.NDArray[np.float64] = np.minimum.reduce([values for _, values in sources])
+    return least

@@ -6,9 +6,10 @@ import abc
 import ast
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import sources, spec
@@ -85,10 +86,6 @@ class Model(Component, abc.ABC):
         """True if weights that were trained before are loaded into it; some may be random still."""
         return False
 
-    def named(self) -> Self:
-        """The model as tables show it: a file in its spec has no folder."""
-        return self
-
     @property
     def same_in_training(self) -> bool:
         """True if a batch has the same embeddings in train mode as in eval mode.
@@ -164,8 +161,9 @@ class FactoryModel(Model):
     The factory is any callable that returns an ``nn.Module``.
 
     ``pkg.nets:make:width=32,metric=C`` calls ``pkg.nets.make(width=32)``. A value that is a Python
-    literal is passed as such, any other as a string. The network must map images in [0, 1] to
-    embeddings (B, D).
+    literal is passed as such, any other as a string. One with a comma is written in double quotes:
+    ``widths="[32, 64]"`` is a list; but ``size="32"`` is the string. The network must map images in
+    [0, 1] to embeddings (B, D).
 
     Attributes:
         path: ``module:factory``.
@@ -258,7 +256,7 @@ def parse_model(text: str) -> Model:
     pairs = spec.split_pairs(rest, f"model {text!r}")
     metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
     known = spec.build(FactoryModel, metric, f"model {place}", path=str(place))
-    arguments = tuple((key, _literal(value)) for key, value in sorted(pairs.items()))
+    arguments = tuple((key, _read(value)) for key, value in sorted(pairs.items()))
     for key, argument in arguments:
         if not _is_plain(argument):
             raise UserError(f"model {place}: {key} must be text, a finite number or a list of them")
@@ -272,7 +270,7 @@ def canonical_model(model: Model) -> str:
 
 def shown_model(model: Model) -> str:
     """``canonical_model`` for tables: a class by the name of its card (``spec.shown``)."""
-    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model.named())
+    return _spell_factory(model) if isinstance(model, FactoryModel) else spec.shown(model)
 
 
 def _spell_factory(model: FactoryModel) -> str:
@@ -281,10 +279,17 @@ def _spell_factory(model: FactoryModel) -> str:
     return f"{model.path}:{','.join(pairs)}" if pairs else model.path
 
 
+def _read(text: str) -> object:
+    """The value of an argument; what is no list and the like in double quotes stays text."""
+    value = _literal(spec.unquoted(text))
+    plain = not text.startswith('"') or isinstance(value, str | list | tuple | dict)
+    return value if plain else spec.unquoted(text)
+
+
 def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -300,5 +305,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _spell(value: object) -> str:
+    """``value`` as ``_read`` reads it back."""
     text = value if isinstance(value, str) and _literal(value) == value else repr(value)
-    return text if "," not in text and '"' not in text else '"' + text.replace('"', '\\"') + '"'
+    plain = text and text == text.strip() and not re.search(r'[",]', text)
+    return text if plain else spec.quoted(text)

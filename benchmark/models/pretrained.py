@@ -107,7 +107,7 @@ class Pretrained(Model, abc.ABC):
             weights = file_sha256(self._file())
         return {"weights": weights, "freeze_bn": self.freeze_bn}
 
-    def named(self) -> Self:
+    def in_tables(self) -> Self:
         """The model with the name of its file of weights, without the folder."""
         return (
             self

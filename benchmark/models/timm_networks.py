@@ -117,7 +117,9 @@ class TimmModel(Pretrained):
         try:
             import timm
         except ImportError:
-            raise UserError("model timm needs the timm library: pip install timm") from None
+            raise UserError(
+                "model timm needs the timm library: pip install 'dmlbench[timm]'"
+            ) from None
         return timm
 
 

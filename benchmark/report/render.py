@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,16 +84,22 @@ def write_board(results: Path, dataset: str, folder: Path) -> Path | None:
     None, and nothing is written, if the CSVs have no row of it.
     """
     found = [board for board in boards(read_folder(results)) if board.name == dataset]
-    return write_tables(found[0], folder)[0] if found else None
+    return next(iter(write_tables(found[0], folder))) if found else None
 
 
-def write_tables(board: Board, folder: Path, formats: Iterable[str] = RENDERERS) -> list[Path]:
-    """Write ``<data set>.md``, ``.tex`` and ``.csv`` (or some of them); returns their paths."""
-    paths = []
-    for kind in formats:
-        paths.append(folder / f"{board.name}.{kind}")
-        write_if_changed(paths[-1], RENDERERS[kind](board).encode())
-    return paths
+def write_tables(
+    board: Board, folder: Path, formats: Collection[str] = tuple(RENDERERS)
+) -> dict[Path, bool]:
+    """Write ``<data set>.md``, ``.tex`` and ``.csv``, or those of them that are in ``formats``.
+
+    Returns:
+        Path of a file -> True if it was written, False if it was the same already.
+    """
+    return {
+        (path := folder / f"{board.name}.{kind}"): write_if_changed(path, render(board).encode())
+        for kind, render in RENDERERS.items()
+        if kind in formats
+    }
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:

@@ -19,8 +19,8 @@ from dmlbench.metrics.bootstrap import (
     shares_above,
 )
 from dmlbench.metrics.distance import SLACK as BESIDE
-from dmlbench.metrics.ers import ers_per_query
-from dmlbench.metrics.names import ERS, OVER_STARTS
+from dmlbench.metrics.ers import score_per_query
+from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.storage.cell import PERCENT, UNBOUNDED, Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
@@ -101,7 +101,7 @@ def wrong_number(
         if len(sources) < len({column for _, column in task.sources}):
             return f"{name}: the cells that it is drawn from are not all there"
         (score,) = cell.columns
-        drawn = _combined(score, [(column, of[one][column]) for one, column in task.sources])
+        drawn = score_per_query(score, [(column, of[one][column]) for one, column in task.sources])
         if set(found) != {score} or not np.allclose(found[score], drawn, SLACK, 0, equal_nan=True):
             return f"{name}: its outcomes do not follow from those of its attacks"
     for metric, column, estimate in _estimates(cell, task):
@@ -132,15 +132,6 @@ def bounds(task: CellTask, column: str) -> tuple[float, float]:
     columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
     within = {one.name: one.within(task.cell.about.distance) for one in columns}
     return within.get(column.removesuffix(CLEAN), UNBOUNDED)
-
-
-def _combined(score: str, sources: list[tuple[str, Values]]) -> Values:
-    drawn: Values = (
-        ers_per_query(dict(sources))
-        if score == ERS
-        else np.minimum.reduce([values for _, values in sources])
-    )
-    return drawn
 
 
 def _estimates(

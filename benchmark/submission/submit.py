@@ -9,8 +9,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from dmlbench.analysis.compare import as_stored, checkpoint_path, names_of, weights_digest
+from dmlbench.analysis.compare import as_stored, cells_of
 from dmlbench.analysis.csv_files import export
+from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
 from dmlbench.common.errors import UserError
@@ -122,14 +123,11 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     name = as_stored(name)
     conditions = [condition(text, (*ROW, ATTACK_SEED)) for text in where]
     stored = [cell for cell in store.cells() if store.done(cell.id) is not None]
-    place = checkpoint_path(name, stored)
-    digest = None if place is None else weights_digest(place)
     found = [
         cell
-        for cell in stored
-        if (cell.facts.get("checkpoint") == digest if digest else name in names_of(cell))
-        and "external_files" not in cell.facts
-        and cell.facts["kind"] != "external"
+        for cell in cells_of(name, stored)
+        if "external_files" not in cell.facts
+        and cell.facts["kind"] != KIND
         and all(
             one.meets(_attack_seed(cell) if one.key == ATTACK_SEED else _value(cell, one.key))
             or (one.key in ("suite", "queries", ATTACK_SEED) and not cell.about.suite)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.compare import as_stored, checkpoint_path, names_of, weights_digest
+from dmlbench.analysis.compare import as_stored, cells_of
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
@@ -66,13 +66,10 @@ def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
     name = as_stored(name)
     conditions = [condition(text, ROW) for text in where]
     cells = [cell for cell in store.cells() if store.done(cell.id) is not None]
-    path = checkpoint_path(name, cells)
-    digest = None if path is None else weights_digest(path)
     mine = [
         cell
-        for cell in cells
-        if (cell.facts.get("checkpoint") == digest if digest else name in names_of(cell))
-        and all(one.meets(str(getattr(cell.about, one.key))) for one in conditions)
+        for cell in cells_of(name, cells)
+        if all(one.meets(str(getattr(cell.about, one.key))) for one in conditions)
     ]
     chosen = f"{name!r}{''.join(f' with {text}' for text in where)}"
     if not mine:

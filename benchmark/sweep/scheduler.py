@@ -92,7 +92,7 @@ class Scheduler:
             The cells of all entries, in their order, including those that were stored before.
 
         Raises:
-            UserError: no task can succeed (a full disk, a corrupt checkpoint). Finished results
+            UserError: no task can succeed (a full disk, a damaged checkpoint). Finished results
                 stay in the store.
         """
         for entry in self.entries:

@@ -26,7 +26,7 @@ from dmlbench.datasets.files.cache import Cache
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
-from dmlbench.training.job import Training
+from dmlbench.training.job import Training, anchors, small_batch
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
@@ -42,7 +42,7 @@ class Session:
 
     Attributes:
         dataset: the data set.
-        data_root: folder of data sets that is searched first; None: only the usual folders.
+        data_root: folder of data sets; None: ``~/.cache/dmlbench``.
         cache: folder of decoded images; None: the default one.
         store: the results folder.
         compute: device, batch size, threads, precision, draws.
@@ -112,12 +112,10 @@ class Session:
         usual = self.dataset.protocol.recipe.pairs
         if recipe.pairs != usual or self.dataset.known_digest is not None:
             return recipe
-        from dmlbench.training.batches import anchors
-
         found = len(anchors(self.data.train.labels))
         if not 2 <= found < usual:
             return recipe
-        pairs = max(2, found // 4)
+        pairs = small_batch(found)
         self.reporter.say(
             f"the train split has {found} images with a partner in their class, fewer than a batch "
             f"of {usual} pairs: a batch has {pairs} (another number: --recipe pairs=N)"

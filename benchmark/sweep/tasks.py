@@ -95,7 +95,6 @@ class Measure:
         weights: the weights.
         cell: the cell, without its result.
         attack: the attack; None: clean images (benign).
-        seed: seed of the attack.
         queries: number of test images that are perturbed; None: all.
         recalls: also measure R@K of the moved query.
     """

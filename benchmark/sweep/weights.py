@@ -212,7 +212,7 @@ def initial_weights(
             f"model {shown_model(model)}: its weights are random, because no checkpoint is named",
             stacklevel=2,
         )
-    held = module_model(built, name=canonical_model(model.named()))
+    held = module_model(built, name=canonical_model(model.in_tables()))
     held = replace(held, made_by=source)
     name = label or f"none ({state})"
     digest = held.weights_digest  # the spec and the code behind it say all else

@@ -6,7 +6,6 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 
-import numpy as np
 import torch
 from msgspec import structs
 
@@ -15,8 +14,7 @@ from dmlbench.common.hashing import file_sha256
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
-from dmlbench.metrics.ers import ers_per_query
-from dmlbench.metrics.names import ERS
+from dmlbench.metrics.ers import score_per_query
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
@@ -45,7 +43,7 @@ class Worker:
             The failed cell; None if the task has succeeded.
 
         Raises:
-            UserError: other tasks would fail too (a full disk, a corrupt checkpoint).
+            UserError: other tasks would fail too (a full disk, a damaged checkpoint).
         """
         watch = Stopwatch()
         try:
@@ -131,9 +129,7 @@ class Worker:
         outcomes = self.session.store.outcomes
         found = [(column, outcomes(cell_id)[column].to_numpy()) for cell_id, column in task.sources]
         (name,) = task.cell.columns
-        values = (
-            ers_per_query(dict(found)) if name == ERS else np.minimum.reduce([x for _, x in found])
-        )
+        values = score_per_query(name, found)
         return Measurement({name: bootstrap_mean(values)}, {}, {name: values})
 
 

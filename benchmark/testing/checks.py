@@ -38,7 +38,7 @@ def check_dataset(
 
     Args:
         dataset: what to check.
-        data_root: folder of data sets, searched first.
+        data_root: folder of data sets; None: ``~/.cache/dmlbench``.
         cache: folder for decoded images; None: the default one.
     """
     one = _made(dataset)

@@ -14,13 +14,13 @@ import torch
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITES, Recipe, Threat, TrainingThreat
-from dmlbench.datasets.base import Dataset, DatasetCard, Figures, RetrievalData, Split
+from dmlbench.datasets.base import Dataset, DatasetCard, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.models.base import parse_model
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, LeftOutError, require
 from dmlbench.testing.randomness import no_global_randomness
-from dmlbench.training.batches import anchors
+from dmlbench.training.job import anchors
 
 SAID = "both splits"  # in the card's note, of a set whose splits share images
 
@@ -81,7 +81,10 @@ def protocol(s: Subject) -> None:
         f"the threat has eps {threat.eps}, alpha {threat.alpha} and {threat.steps} steps: eps and "
         "alpha are lengths in a pixel range of 0 to 1, e.g. 8 / 255, and there is a step at least",
     )
-    require(threat.suite in SUITES, f"the threat's suite is {threat.suite!r}: write strict or ers")
+    require(
+        threat.suite in SUITES,
+        f"the threat's suite is {threat.suite!r}: write one of {', '.join(SUITES)}",
+    )
     require(
         0 < training.eps <= 1 and training.eta >= 1,
         f"the training threat has eps {training.eps} and eta {training.eta}: eps is a length in a "
@@ -218,11 +221,10 @@ def declared(s: Subject) -> None:
     )
     card = s.component.protocol
     for part, split in s.splits.items():
-        said = {"train": card.train, "test": card.test, "gallery": card.gallery}[part]
-        figures = Figures(len(split), len(np.unique(split.labels[split.labels >= 0])))
+        said = card.figures.get(part, split.figures)
         require(
-            said in (None, figures),
-            f"the card says that the {part} split has {said}, and it has {figures}",
+            said == split.figures,
+            f"the card says that the {part} split has {said}, and it has {split.figures}",
         )
 
 

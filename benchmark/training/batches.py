@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,16 +13,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dmlbench.compute.device import processors
+from dmlbench.training.job import anchors
+
 Index = npt.NDArray[np.int64]
 
 RESIDENT_BYTES = 2 * 2**30  # arrays up to this size stay in the memory of the device
 MOST_WORKERS = 4  # processes that read ahead; they only copy decoded pixels, so a few suffice
-
-
-def anchors(labels: Index) -> Index:
-    """Return the positions of images whose class has at least one other image."""
-    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.flatnonzero(sizes[inverse] > 1)
 
 
 def pair_batches(labels: Index, pairs: int, generator: np.random.Generator) -> list[Index]:
@@ -91,7 +87,7 @@ class ImageBatches:
             self._rows,
             batch_sampler=[index.tolist() for index in positions],
             # forked workers share the mapped file; elsewhere they would each be sent a copy
-            num_workers=min(MOST_WORKERS, os.cpu_count() or 1) if sys.platform == "linux" else 0,
+            num_workers=min(MOST_WORKERS, processors()) if sys.platform == "linux" else 0,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # its seed is not drawn from the network's generator

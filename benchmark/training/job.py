@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
+from dmlbench.common.lazy import np
 from dmlbench.core import spec
 from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import source_facts
 from dmlbench.defenses.base import Defense
 from dmlbench.models.base import Model
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Index = npt.NDArray[np.int64]
 
 TRAINING_VERSION = 1  # is raised when a change of the trainer changes the weights
 
@@ -70,6 +76,17 @@ class Training:
         return identity(self.facts)
 
 
+def anchors(labels: Index) -> Index:
+    """Return the positions of images whose class has at least one other image."""
+    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.flatnonzero(sizes[inverse] > 1)
+
+
+def small_batch(anchors: int) -> int:
+    """Pairs in a batch of a train split with so few anchors: an epoch has four batches then."""
+    return max(2, anchors // 4)
+
+
 def check_pairs(pairs: int, anchors: int) -> None:
     """UserError if a batch of ``pairs`` is more than the train split has.
 
@@ -86,5 +103,5 @@ def check_pairs(pairs: int, anchors: int) -> None:
         raise UserError(
             f"a batch of {pairs} pairs is larger than the train split, "
             f"which has {anchors} images with a partner in their class: name a smaller one "
-            f"(--recipe pairs={max(2, anchors // 4)})"
+            f"(--recipe pairs={small_batch(anchors)})"
         )

@@ -40,8 +40,8 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
-from dmlbench.training.batches import ImageBatches, Index, anchors, pair_batches
-from dmlbench.training.job import Training, check_pairs
+from dmlbench.training.batches import ImageBatches, Index, pair_batches
+from dmlbench.training.job import Training, anchors, check_pairs
 from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
