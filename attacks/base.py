@@ -185,14 +185,14 @@ class Attack(Component, abc.ABC):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: Any,
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Search the ball around ``images`` from ``start``, or from the images themselves."""
-        return optimizer.run(embed, images, goal, start)
+        return search.run(embed, images, goal, start)
 
     def again(self, goal: Any, restart: int) -> Any:
         """The goal of a restart from 0 on, for an attack that draws more than where it starts."""
@@ -295,7 +295,7 @@ class Attack(Component, abc.ABC):
         from dmlbench.compute.randomness import global_seeds
 
         spec.check(self)
-        optimizer = self.optimiser(active_set, draws)
+        search = self.search(active_set, draws)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
         if self.bits == 8 and not _has_8_bits(images):
@@ -312,12 +312,12 @@ class Attack(Component, abc.ABC):
 
         drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
         with frozen(model), global_seeds(drawn, images.device) if draws > 1 else nullcontext():
-            return self._run(embedded, optimizer, draws, images, goal, gallery, index, seed)
+            return self._run(embedded, search, draws, images, goal, gallery, index, seed)
 
     def _run(
         self,
         embed: Callable[[torch.Tensor], torch.Tensor],
-        optimizer: Search,
+        search: Search,
         draws: int,
         images: torch.Tensor,
         goal: Any,
@@ -332,7 +332,7 @@ class Attack(Component, abc.ABC):
             if self.restarts:
                 ball = BALLS[self.norm]
                 start = ball.start(images, self.eps or 0, index, seed, restart)
-            perturbed = self.perturb(optimizer, embed, images, self.again(goal, restart), start)
+            perturbed = self.perturb(search, embed, images, self.again(goal, restart), start)
             with torch.no_grad():
                 outcomes = mean_outcomes(
                     draws,
@@ -351,7 +351,7 @@ class Attack(Component, abc.ABC):
                 clean,
                 perturbed,
                 self.observe(goal, perturbed),
-                self._last(optimizer, goal, perturbed),
+                self._last(search, goal, perturbed),
             )
             found = one if found is None else self._worse(found, one)
         assert found is not None
@@ -364,16 +364,16 @@ class Attack(Component, abc.ABC):
             return gallery.queries[index]
         return gallery.embeddings[gallery.candidates[index]]
 
-    def _last(self, optimizer: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
         """Outcomes of the last iterate, of an optimizer that returns another; one draw of it."""
-        judges = isinstance(optimizer, Optimizer) and optimizer.judges_last
+        judges = isinstance(search, Optimizer) and search.judges_last
         if not judges or not any(column.unit == "%" for column in self.columns):
             return {}
         with torch.no_grad():
             outcomes: Outcomes = goal.outcome(perturbed.last_embeddings)
         return outcomes
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> Search:
+    def search(self, active_set: bool = True, draws: int = 1) -> Search:
         """The search of the ball; the attack must be resolved."""
         if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
             raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")

@@ -91,7 +91,7 @@ class BlackBoxAttack(Attack):
         return self.budget
 
     @abc.abstractmethod
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search of the ball; the attack must be resolved. Queries that are broken leave.
 
         Of a randomised network each pass shows one draw; its outcome is the mean over draws.
@@ -112,7 +112,7 @@ class TopOneBlackBox(BlackBoxAttack, TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: WithinBudget,
@@ -121,7 +121,7 @@ class TopOneBlackBox(BlackBoxAttack, TopOneAttack):
         """Search for the queries whose clean top-1 is right."""
         e = goal.loss.gallery.queries[goal.loss.index]
         rows = (goal.loss.first(e) > 0).nonzero()[:, 0]
-        return search_rows(optimizer, embed, images, goal.loss, rows, e)
+        return search_rows(search, embed, images, goal.loss, rows, e)
 
     def read(
         self, goal: WithinBudget, perturbed: Perturbed, after: torch.Tensor

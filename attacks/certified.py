@@ -184,7 +184,7 @@ class Certified(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: CertifiedGoal,
@@ -195,7 +195,7 @@ class Certified(TopOneAttack):
         Raises:
             CellError: embeddings have no bounded length (metric E).
         """
-        assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
+        assert isinstance(search, APGD)  # __post_init__ has seen to it
         seed = goal.seed
         if goal.gallery.metric == "E":
             raise CellError("certified is for the metrics N and C: those of E have any length")
@@ -219,14 +219,14 @@ class Certified(TopOneAttack):
         certified = radius(sure, self.sigma).masked_fill(~clean, 0).clamp(max=self.eps or 0)
         known = levels(self.eps or 0)
         lengths = torch.tensor([0.0, *known], device=images.device)
-        every = Levels(lengths, lengths, float(optimizer.alpha) / (self.eps or 1))
+        every = Levels(lengths, lengths, float(search.alpha) / (self.eps or 1))
         purpose = f"{self.card.name} attack"
         through = MeanOverNoise(embed, images, seed, purpose, self.sigma, self.draws)
-        found = bisect(optimizer, through, images, goal, every, clean, right, start)
+        found = bisect(search, through, images, goal, every, clean, right, start)
         values = {field.name: getattr(found, field.name) for field in fields(Bisected)}
         values |= {
             "passes": found.passes * self.draws,
-            "full_passes": len(images) * self.most_passes * optimizer.draws,
+            "full_passes": len(images) * self.most_passes * search.draws,
             "forward_passes": shown,
             "full_forward_passes": len(images) * self.most_forward_passes,
         }

@@ -95,7 +95,7 @@ class OrderListAttack(ListAttack):
             return resolved
         return replace(resolved, alpha=self.alpha or STEP)
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search."""
         if self.eps is None:
             raise ValueError("oa-list has auto fields: call resolve(threat) before run")

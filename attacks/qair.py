@@ -98,7 +98,7 @@ class QAIR(ListAttack):
             return resolved
         return replace(resolved, alpha=self.alpha or threat.alpha)
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search."""
         if self.eps is None:
             raise ValueError("qair has auto fields: call resolve(threat) before run")

@@ -119,17 +119,17 @@ class Radius(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: RadiusGoal,
         start: torch.Tensor | None,
     ) -> Bisected:
         """Bisect the levels (``bisection.bisect``)."""
-        assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
+        assert isinstance(search, APGD)  # __post_init__ has seen to it
         radii = torch.tensor([0.0, *self.levels], device=images.device)
-        first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
-        draws = optimizer.draws
+        first_step = float(search.alpha) / (self.eps or 1)  # in radii of the ball
+        draws = search.draws
 
         def right(part: RadiusGoal, x: torch.Tensor, number: int) -> torch.Tensor:
             with torch.no_grad():
@@ -137,6 +137,6 @@ class Radius(TopOneAttack):
 
         every = Levels(radii, radii / 255, first_step)
         clean = right(goal, images, 0)
-        found = bisect(optimizer, embed, images, goal, every, clean, right, start)
-        full = optimizer.steps * rounds(self.levels) * draws
+        found = bisect(search, embed, images, goal, every, clean, right, start)
+        full = search.steps * rounds(self.levels) * draws
         return replace(found, full_passes=len(images) * full)

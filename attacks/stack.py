@@ -111,7 +111,7 @@ class TopOneStack(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: StackGoal,
@@ -122,13 +122,13 @@ class TopOneStack(TopOneAttack):
         Of a randomised network the image of a stage is kept where it lowers the mean R@1 over
         draws, or leaves it as it is.
         """
-        assert isinstance(optimizer, Optimizer)
+        assert isinstance(search, Optimizer)
 
         def right(part: StackGoal, x: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                return expectation(optimizer.draws, lambda: part.first(embed(x)))
+                return expectation(search.draws, lambda: part.first(embed(x)))
 
-        found = optimizer.run(embed, images, goal, start)
+        found = search.run(embed, images, goal, start)
         found = replace(found, full_passes=found.full_passes * len(STAGES))
         held = right(goal, found.images)
         for stage, loss in enumerate(STAGES[1:], 1):
@@ -137,7 +137,7 @@ class TopOneStack(TopOneAttack):
                 break
             part = replace(goal.take(left), name=loss)
             begin = random_start(images[left], self.eps or 0, part.index, part.seed, stage)
-            other = optimizer.run(embed, images[left], part, begin)
+            other = search.run(embed, images[left], part, begin)
             found, held = _better(found, held, left, other, right(part, other.images))
         before, left = held, (held > 0).nonzero()[:, 0]
         if len(left):
@@ -150,9 +150,9 @@ class TopOneStack(TopOneAttack):
         values["full_forward_passes"] = BUDGET * len(images)
         return Stacked(**values, by_square=before - held)
 
-    def _last(self, optimizer: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
         """R@1 of the last iterate; what Square took is no matter of iterates."""
-        last = super()._last(optimizer, goal, perturbed)
+        last = super()._last(search, goal, perturbed)
         return {name: value for name, value in last.items() if name != BY_SQUARE}
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:

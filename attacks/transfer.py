@@ -193,7 +193,7 @@ class Transfer(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: TopOneGoal,
@@ -213,7 +213,7 @@ class Transfer(TopOneAttack):
             flat_start=torch.zeros_like(right),  # that is the other model's
         )
 
-    def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
         """Nothing: the last iterate was embedded by the other model."""
         return {}
 

@@ -198,32 +198,32 @@ class UniversalPerturbation(Attack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: UniversalGoal,
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Add the perturbation, which is made with the first batch of queries."""
-        assert isinstance(optimizer, Optimizer)
+        assert isinstance(search, Optimizer)
         passes = 0
 
         def make() -> torch.Tensor:
             nonlocal passes
             assert self.steps is not None
-            passes = self.steps * self.batch * optimizer.draws
-            return self._made(optimizer, embed, goal.gallery.train_split, goal.seed)
+            passes = self.steps * self.batch * search.draws
+            return self._made(search, embed, goal.gallery.train_split, goal.seed)
 
         found = goal.gallery.shared(f"{spec.canonical(self)} {goal.seed}", make)
-        ball = LInfBall.around(images, optimizer.eps)
-        adversarial = optimizer.shown(ball.project_(images + found), ball)
-        optimizer.verify(images, adversarial)
+        ball = LInfBall.around(images, search.eps)
+        adversarial = search.shown(ball.project_(images + found), ball)
+        search.verify(images, adversarial)
         e = goal.gallery.queries[goal.index]
         return Perturbed(adversarial, passes, passes, e, torch.zeros_like(goal.index).bool())
 
     def _made(
         self,
-        optimizer: Optimizer[Any],
+        search: Optimizer[Any],
         embed: Callable[[torch.Tensor], torch.Tensor],
         train: Gallery,
         seed: int,
@@ -239,9 +239,9 @@ class UniversalPerturbation(Attack):
         for step, rows in enumerate(torch.split(order, self.batch)):
             clean = train.images(rows)
             ball, moved = LInfBall.around(clean, self.eps), clean + perturbation
-            shown = optimizer.shown(ball.project_(moved.clone()), ball)
+            shown = search.shown(ball.project_(moved.clone()), ball)
             goal = self._loss(train, rows, seed, train)
-            _, _, _, dx = optimizer.slope(embed, shown, goal, step)
+            _, _, _, dx = search.slope(embed, shown, goal, step)
             clipped = (moved < 0) | (moved > 1)  # there v moves no pixel
             gradient = dx.masked_fill(clipped, 0).sum(0, keepdim=True)
             momentum += gradient / gradient.abs().sum().clamp(min=torch.finfo(dx.dtype).tiny)

@@ -184,7 +184,7 @@ def _generators_restored(device: torch.device) -> AbstractContextManager[None]:
 
 @dataclass
 class _TrainingRun:
-    """The state of a training run: model, optimiser, data.
+    """The state of a training run: model, optimizer, data.
 
     Attributes:
         state: tensors that the defense keeps from step to step, e.g. a moving average.
