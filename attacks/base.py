@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast, final
 
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.ball import BALLS, GREY, GRID_TOLERANCE
@@ -61,6 +61,7 @@ RESERVED = (*CLEAN, WORST, ERS, f"{EXTERNAL}:R@1")
 """Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
+ValueT = TypeVar("ValueT")
 L2_STEP = 2.5  # of PGD in an L2 ball, times eps / steps
 OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
@@ -228,6 +229,22 @@ class Attack(Component, abc.ABC):
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
         )
 
+    @final
+    def filled(self, value: ValueT | None) -> ValueT:
+        """The value of a field that ``resolve`` fills in.
+
+        Raises:
+            ValueError: it is None: the attack is not resolved.
+        """
+        if value is None:
+            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
+        return value
+
+    @final
+    def in_suite(self, suite: str) -> Self:
+        """The attack in that suite, unless it has a suite of its own."""
+        return self if self.suite else dataclasses.replace(self, suite=suite)
+
     @property
     def version(self) -> int:
         """Of its definition with these keys: the card's, or a later one for some values of keys."""
@@ -375,10 +392,9 @@ class Attack(Component, abc.ABC):
 
     def search(self, active_set: bool = True, draws: int = 1) -> Search:
         """The search of the ball; the attack must be resolved."""
-        if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
-            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
-        kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits, self.norm)
+        kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.filled(self.suite)]]
+        eps, alpha, steps = self.filled(self.eps), self.filled(self.alpha), self.filled(self.steps)
+        return kind(eps, alpha, steps, active_set, draws, self.bits, self.norm)
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""

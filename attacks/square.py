@@ -61,6 +61,4 @@ class SquareAttack(TopOneBlackBox):
 
     def search(self, active_set: bool = True, draws: int = 1) -> Square:
         """The search with squares."""
-        if self.eps is None:
-            raise ValueError("square has auto fields: call resolve(threat) before run")
-        return Square(self.eps, self.budget, self.p, bits=self.bits)
+        return Square(self.filled(self.eps), self.budget, self.p, bits=self.bits)

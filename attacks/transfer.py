@@ -200,12 +200,10 @@ class Transfer(TopOneAttack):
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Attack the other model; queries whose clean top-1 is wrong keep their image."""
-        gallery, source = goal.gallery, self.source
-        if source is None or self.attack is None:
-            raise ValueError("transfer has auto fields: call resolve(threat) before run")
+        gallery, source, attack = goal.gallery, self.filled(self.source), self.filled(self.attack)
         name = f"seen by {source.weights.sha256} {source.network}"
         model, seen = gallery.shared(name, lambda: _look(source, gallery, images))
-        found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
+        found = attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
         right = goal.first(gallery.queries[goal.index]) > 0
         return replace(
             found,

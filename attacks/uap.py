@@ -192,9 +192,7 @@ class UniversalPerturbation(Attack):
         """On the queries ``index`` (B,) of ``gallery``; pair takes its centres in ``clusters``."""
         if self.by == PAIR:
             return PairLoss.of(clusters, gallery.queries[index])
-        if self.attack is None:
-            raise ValueError("uap has auto fields: call resolve(threat) before run")
-        return self.attack.goal(gallery, index, seed)
+        return self.filled(self.attack).goal(gallery, index, seed)
 
     def perturb(
         self,
@@ -210,8 +208,7 @@ class UniversalPerturbation(Attack):
 
         def make() -> torch.Tensor:
             nonlocal passes
-            assert self.steps is not None
-            passes = self.steps * self.batch * search.draws
+            passes = self.filled(self.steps) * self.batch * search.draws
             return self._made(search, embed, goal.gallery.train_split, goal.seed)
 
         found = goal.gallery.shared(f"{spec.canonical(self)} {goal.seed}", make)
@@ -229,16 +226,14 @@ class UniversalPerturbation(Attack):
         seed: int,
     ) -> torch.Tensor:
         """The perturbation, (1, C, H, W)."""
-        assert self.steps is not None
-        assert self.eps is not None
-        assert self.alpha is not None
+        eps, alpha, steps = self.filled(self.eps), self.filled(self.alpha), self.filled(self.steps)
         assert train.images is not None
-        order = positions(len(train), self.steps * self.batch, seed, "uap").to(train.labels.device)
+        order = positions(len(train), steps * self.batch, seed, "uap").to(train.labels.device)
         perturbation = torch.zeros_like(train.images(order[:1]))
         momentum = torch.zeros_like(perturbation)
         for step, rows in enumerate(torch.split(order, self.batch)):
             clean = train.images(rows)
-            ball, moved = LInfBall.around(clean, self.eps), clean + perturbation
+            ball, moved = LInfBall.around(clean, eps), clean + perturbation
             shown = search.shown(ball.project_(moved.clone()), ball)
             goal = self._loss(train, rows, seed, train)
             _, _, _, dx = search.slope(embed, shown, goal, step)
@@ -246,7 +241,7 @@ class UniversalPerturbation(Attack):
             gradient = dx.masked_fill(clipped, 0).sum(0, keepdim=True)
             momentum += gradient / gradient.abs().sum().clamp(min=torch.finfo(dx.dtype).tiny)
             if not momentum.isfinite().all():
-                raise CellError(f"the gradient is not finite within {self.steps} steps")
-            perturbation = perturbation - self.alpha * momentum.sign()
-            perturbation = perturbation.clamp(-self.eps, self.eps)
+                raise CellError(f"the gradient is not finite within {steps} steps")
+            perturbation = perturbation - alpha * momentum.sign()
+            perturbation = perturbation.clamp(-eps, eps)
         return perturbation

@@ -157,9 +157,9 @@ def _attacks(dataset: Dataset, cells: Iterable[Cell], queries: int | None) -> li
         if about.attack_resolved and about.queries == number and cell.facts.get("kind") == "attack":
             with suppress(UserError):  # its cell is then none of the planned ones
                 attack = spec.parse(about.attack_resolved, ATTACKS)
-                complete = attack if attack.suite else replace(attack, suite=about.suite)
-                complete.resolve(dataset.protocol.threat)
-                wanted.append(complete)
+                attack = attack.in_suite(about.suite)
+                attack.resolve(dataset.protocol.threat)
+                wanted.append(attack)
     return plan.planned_attacks(wanted, dataset.protocol.threat, queries, recalls=True)
 
 
