@@ -57,7 +57,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         training_cost: forward and backward passes of a training step.
         parameters: number of parameters of the network.
         processes: number of processes that shared the training.
-        history: loss and other means of each epoch; None for a mean of nothing.
+        history: loss and other means of each epoch; None for a mean of nothing. Early versions
+            wrote ``spread`` for ``mean_cosine``.
         seconds: duration.
         started: seconds since 1970.
         provenance: code, libraries and machine that trained it.
