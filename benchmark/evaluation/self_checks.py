@@ -48,7 +48,7 @@ def _drift(measured: EmbeddedTest, index: torch.Tensor) -> float:
     """Largest distance of clean embeddings from those in the gallery, in lengths of these."""
     looked_at = spread(index, LOOKED_AT)
     with torch.no_grad():
-        e = measured.passes(measured.images(looked_at))
+        e = measured.embed(measured.images(looked_at))
     return moved_by(e, measured.gallery.queries[looked_at])
 
 
@@ -89,7 +89,7 @@ def _worst_noise(
     for draw in range(flags.NOISE_DRAWS):
         noisy = BALLS[attack.norm].far(images, eps, batch, seed, FAR + draw)
         with global_seeds(derived_seed(seed, "noise", draw, int(batch[0])), images.device):
-            found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.passes(x)))  # type: ignore[misc]
+            found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.embed(x)))  # type: ignore[misc]
         for column in attack.columns:
             value = found[column.name]
             known = worst.get(column.name, value)
