@@ -247,11 +247,11 @@ class Attack(Component, abc.ABC):
 
     @property
     def version(self) -> int:
-        """Of its definition with these keys: the card's, or a later one for some values of keys."""
+        """Version of the definition: the card's, or a later one for some values of its keys."""
         return self.card.version
 
     def version_under(self, metric: Metric) -> int:
-        """The same for a model of this metric, where a definition was changed for that alone."""
+        """``version``, or a later one if the definition was changed for this metric alone."""
         return self.version
 
     @property

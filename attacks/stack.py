@@ -91,7 +91,10 @@ class TopOneStack(TopOneAttack):
 
     @property
     def version(self) -> int:
-        """One more with several restarts, which all tried the same starts and squares once."""
+        """The card's version, plus 1 with several restarts.
+
+        In the earlier version the starts of dlr and knn, and the squares, were the same in each.
+        """
         return super().version + (self.restarts > 1)
 
     def flags(

@@ -165,7 +165,10 @@ class Transfer(TopOneAttack):
 
     @property
     def version(self) -> int:
-        """One more by an attack on the top-1, which stopped once at a broken query."""
+        """The card's version, plus 1 if ``by`` is an attack on the top-1.
+
+        The earlier version stopped at the first image that broke the other model.
+        """
         return super().version + isinstance(self.attack, TopOneAttack)
 
     @property

@@ -167,7 +167,7 @@ class UniversalPerturbation(Attack):
         return replace(whole, by=spec.canonical(by), attack=inner)
 
     def version_under(self, metric: Metric) -> int:
-        """Raised as that of the other attack is."""
+        """``version``, plus what is added to that of the attack ``by`` under this metric."""
         by = self.attack
         return self.version + (by.version_under(metric) - by.version if by else 0)
 
