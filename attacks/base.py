@@ -78,7 +78,10 @@ class Attack(Component, abc.ABC):
     columns: ClassVar[tuple[Column, ...]]
     perturbs: ClassVar[Literal["query", "candidate"]] = "query"
     held_against_noise: ClassVar[bool] = True
-    """In the suite auto random signs must not do as well: the attack follows gradients."""
+    """In the suite auto its row is flagged if random noise of size eps does as well.
+
+    False for an attack that follows no gradient, or need not be stronger than noise.
+    """
 
     eps: float | None = parameter(
         None,
@@ -195,8 +198,12 @@ class Attack(Component, abc.ABC):
         """Search the ball around ``images`` from ``start``, or from the images themselves."""
         return search.run(embed, images, goal, start)
 
-    def again(self, goal: Any, restart: int) -> Any:
-        """The goal of a restart from 0 on, for an attack that draws more than where it starts."""
+    def goal_of_restart(self, goal: Any, restart: int) -> Any:
+        """The goal of restart 0, 1, ...: by default the same in all.
+
+        They differ in where they start. An attack that draws more random numbers than its start
+        returns a goal with another seed.
+        """
         return goal
 
     def resolve(self, threat: Threat) -> Self:
@@ -349,7 +356,9 @@ class Attack(Component, abc.ABC):
             if self.restarts:
                 ball = BALLS[self.norm]
                 start = ball.start(images, self.eps or 0, index, seed, restart)
-            perturbed = self.perturb(search, embed, images, self.again(goal, restart), start)
+            perturbed = self.perturb(
+                search, embed, images, self.goal_of_restart(goal, restart), start
+            )
             with torch.no_grad():
                 outcomes = mean_outcomes(
                     draws,

@@ -41,7 +41,7 @@ def columns(name: str) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class WithinBudget(RowWise):
-    """A loss on the top-1, and both outcomes of a query that nothing but ``e`` was shown for."""
+    """A loss on the top-1, with R@1 and the passes until it is lost as its outcome."""
 
     loss: TopOneGoal
     budget: int
@@ -51,7 +51,10 @@ class WithinBudget(RowWise):
         return self.loss.value_and_grad(e, step)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1, and the whole budget where the top-1 is right."""
+        """R@1, and the passes if nothing but ``e`` is known: the budget where R@1 is 100, else 0.
+
+        The search has counted them (``TopOneBlackBox.read``).
+        """
         right = self.loss.first(e)
         return {self.loss.column: right, f"{self.loss.column}:Q": right / 100 * self.budget}
 

@@ -94,12 +94,15 @@ class Certificates(Bisected):
 
 @dataclass(frozen=True)
 class CertifiedGoal(TopOneGoal):
-    """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
+    """The margin, with both lengths as its outcome; ``end`` is the largest one."""
 
     end: float
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both radii of a query that nothing but ``e`` was tried on."""
+        """Both if nothing but ``e`` is known: ``end`` where its top-1 is right, else 0.
+
+        The certificate and the bisection find closer ones (``Certified.read``).
+        """
         whole = self.first(e) / 100 * self.end
         return {CERTIFIED: whole, ATTACKED: whole.clone()}
 

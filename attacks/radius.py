@@ -51,12 +51,15 @@ def levels_of_8_bits(eps: float) -> list[float]:
 
 @dataclass(frozen=True)
 class RadiusGoal(TopOneGoal):
-    """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
+    """The margin, with the radius as its outcome; ``end`` is the largest one, in 1/255."""
 
     end: float
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The radius of a query that nothing but ``e`` was tried on: eps where it is right."""
+        """The radius if nothing but ``e`` is known: ``end`` where its top-1 is right, else 0.
+
+        The bisection finds a closer one (``Radius.read``).
+        """
         return {self.column: self.first(e) / 100 * self.end}
 
 

@@ -33,10 +33,10 @@ BY_SQUARE = "Top1:Square"
 
 @dataclass(frozen=True)
 class StackGoal(TopOneGoal):
-    """The loss of a stage; of a query that nothing was tried on, Square has broken nothing."""
+    """The loss of a stage, with R@1 and what Square took of it as its outcome."""
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1, and 0."""
+        """R@1, and 0 as what Square took, which ``e`` does not tell (``TopOneStack.read`` does)."""
         right = self.first(e)
         return {self.column: right, BY_SQUARE: 0 * right}
 
@@ -85,7 +85,7 @@ class TopOneStack(TopOneAttack):
         margin = super().goal(gallery, index, seed)
         return StackGoal(**{field.name: getattr(margin, field.name) for field in fields(margin)})
 
-    def again(self, goal: StackGoal, restart: int) -> StackGoal:
+    def goal_of_restart(self, goal: StackGoal, restart: int) -> StackGoal:
         """With other starts of dlr and knn, and other squares, in every restart but the first."""
         return replace(goal, seed=derived_seed(goal.seed, "restart", restart)) if restart else goal
 

@@ -246,9 +246,10 @@ class _PipeReporter(progress.Reporter):
 
 @contextmanager
 def stops_deferred() -> Iterator[None]:
-    """Handle a stop (Ctrl-C, SIGTERM) at the end of the context: half a start is a traceback.
+    """Handle a stop (Ctrl-C, SIGTERM) that comes within the context at its end only.
 
-    A mask would hold it back in this thread alone, and another one would take it.
+    A process that is stopped while it starts another one prints a traceback. To mask the signals
+    would not help: a mask is that of one thread, and another thread would take them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # stops are handled in the main thread
