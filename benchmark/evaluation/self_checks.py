@@ -10,7 +10,7 @@ import torch
 
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.attacks.engine.ball import BALLS
-from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes
+from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes, worse_outcomes
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.compute.randomness import global_seeds
@@ -90,11 +90,7 @@ def _worst_noise(
         noisy = BALLS[attack.norm].far(images, eps, batch, seed, FAR + draw)
         with global_seeds(derived_seed(seed, "noise", draw, int(batch[0])), images.device):
             found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.embed(x)))  # type: ignore[misc]
-        for column in attack.columns:
-            value = found[column.name]
-            known = worst.get(column.name, value)
-            lower = column.better == "higher"
-            worst[column.name] = known.minimum(value) if lower else known.maximum(value)
+        worst = worse_outcomes(attack.columns, worst or found, found)
     return worst
 
 
