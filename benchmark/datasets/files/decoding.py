@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
+from dmlbench.common.processes import serve_parent
 from dmlbench.compute.device import processors
 
 if TYPE_CHECKING:
@@ -135,21 +133,8 @@ def _results(chunks: Sequence[Chunk]) -> Iterator[list[Seen]]:
         return
     # spawn, not fork: the parent may have threads and a GPU, which do not survive a fork
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
     try:
         yield from pool.map(read_chunk, chunks)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _serve() -> None:
-    """Set up a worker: it ignores Ctrl-C, which its parent handles, and ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
