@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np, torch
+from dmlbench.common.text import listed
 from dmlbench.datasets.base import Answers, RetrievalData, Split
-from dmlbench.datasets.files.cache import listed
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.common.processes import serve_parent
+from dmlbench.common.text import message_of
 from dmlbench.compute.device import processors
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def read_chunk(chunk: Chunk) -> list[Seen]:
                 content = read_file(root / name)
                 pixels = decode(content, side).tobytes()
             except Exception as error:  # decoders raise many kinds on broken bytes
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                found.append(Seen(problem=reason or type(error).__name__))
+                reason = getattr(error, "strerror", None) or message_of(error)
+                found.append(Seen(problem=reason))
                 continue
             found.append(Seen(sha256(content).digest(), sha256(pixels).digest()))
             if file is not None:

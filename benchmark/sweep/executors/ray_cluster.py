@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import QuietReporter, duration
+from dmlbench.common.text import message_of
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
@@ -65,7 +66,7 @@ class RayCluster:
             try:
                 ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
             except Exception as error:  # Ray has no class of its own for this
-                reason = " ".join(str(error).split())
+                reason = message_of(error)
                 raise UserError(
                     f"Ray cannot start: {reason} 'ray start --head' starts a cluster beforehand; "
                     "--workers alone needs no Ray"
