@@ -39,7 +39,7 @@ from typing import Any, Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
-from dmlbench.attacks.engine.bisection import Bisected, Levels, bisect, rounds
+from dmlbench.attacks.engine.bisection import LEVEL_ROUNDING, Bisected, Levels, bisect, rounds
 from dmlbench.attacks.engine.bisectors import margin
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search
@@ -73,7 +73,6 @@ STEPS = 20  # of one search
 PER_OCTAVE, OCTAVES = 4, 7  # levels of the lengths that are looked at
 LENGTHS = "eps, an L2 length"
 GALLERY = "certified gallery"  # the noise of its items
-ROUNDING = 1e-6  # of a level, which is kept in float32
 ABOVE = "certified_above_attack"  # a finding: the share of queries that contradict the certificate
 
 
@@ -272,7 +271,7 @@ class Certified(TopOneAttack):
     def observe(self, goal: CertifiedGoal, perturbed: Perturbed) -> dict[str, torch.Tensor]:
         """The error of the mean, and whether the attack went below the certificate."""
         assert isinstance(perturbed, Certificates)
-        above = perturbed.certified > perturbed.radius.double() * (1 + ROUNDING)
+        above = perturbed.certified > perturbed.radius.double() * (1 + LEVEL_ROUNDING)
         return {"monte_carlo_error": perturbed.error, ABOVE: above.double()}
 
     def flags(

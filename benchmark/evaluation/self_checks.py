@@ -10,6 +10,7 @@ import torch
 
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.attacks.engine.ball import BALLS
+from dmlbench.attacks.engine.bisection import LEVEL_ROUNDING
 from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes, worse_outcomes
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.model_checks import moved_by
@@ -17,9 +18,9 @@ from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag
 from dmlbench.evaluation.embedded import LOOKED_AT, EmbeddedTest, spread
+from dmlbench.metrics.names import CLEAN_SUFFIX
 
 FAR = 1_000_000  # number of the first start that noise is made from, which no restart has
-ROUNDING = 1e-6  # of a radius, which is kept in float32
 NEARLY_ALL = 0.99  # of the way to full success: where an attack is, noise need not be less
 
 
@@ -68,7 +69,7 @@ def _noise(
     for column in (one for one in attack.columns if one.pursued):
         drawn = torch.cat([part[column.name] for part in parts]).double().cpu().numpy()
         attacked, clean = (
-            outcomes[name][index.cpu().numpy()] for name in (column.name, f"{column.name} clean")
+            outcomes[column.name + suffix][index.cpu().numpy()] for suffix in ("", CLEAN_SUFFIX)
         )
         if column.curve:
             column, drawn, attacked, clean = _at_eps(column, drawn, attacked, clean)
@@ -109,7 +110,7 @@ def _at_eps(
     none = np.isnan(clean)
     noisy, found, before = (
         np.where(none, np.nan, 100.0 * part)
-        for part in (drawn >= end / 2, attacked > end * (1 - ROUNDING), clean >= end / 2)
+        for part in (drawn >= end / 2, attacked > end * (1 - LEVEL_ROUNDING), clean >= end / 2)
     )
     return Column(f"R@1 at eps by {column.name}", "%", column.better), noisy, found, before
 
