@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast, final
 
 from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.ball import BALLS, GREY, GRID_TOLERANCE
@@ -61,6 +61,7 @@ RESERVED = (*CLEAN, WORST, ERS, f"{EXTERNAL}:R@1")
 """Columns of the tables that no attack may have: benign metrics, scores, images from outside."""
 
 
+ValueT = TypeVar("ValueT")
 L2_STEP = 2.5  # of PGD in an L2 ball, times eps / steps
 OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
@@ -77,7 +78,10 @@ class Attack(Component, abc.ABC):
     columns: ClassVar[tuple[Column, ...]]
     perturbs: ClassVar[Literal["query", "candidate"]] = "query"
     held_against_noise: ClassVar[bool] = True
-    """In the suite auto random signs must not do as well: the attack follows gradients."""
+    """In the suite auto its row is flagged if random noise of size eps does as well.
+
+    False for an attack that follows no gradient, or need not be stronger than noise.
+    """
 
     eps: float | None = parameter(
         None,
@@ -185,17 +189,21 @@ class Attack(Component, abc.ABC):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: Any,
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Search the ball around ``images`` from ``start``, or from the images themselves."""
-        return optimizer.run(embed, images, goal, start)
+        return search.run(embed, images, goal, start)
 
-    def again(self, goal: Any, restart: int) -> Any:
-        """The goal of a restart from 0 on, for an attack that draws more than where it starts."""
+    def goal_of_restart(self, goal: Any, restart: int) -> Any:
+        """The goal of restart 0, 1, ...: by default the same in all.
+
+        They differ in where they start. An attack that draws more random numbers than its start
+        returns a goal with another seed.
+        """
         return goal
 
     def resolve(self, threat: Threat) -> Self:
@@ -228,13 +236,29 @@ class Attack(Component, abc.ABC):
             self, eps=eps, alpha=alpha, steps=steps, suite=suite, optimizer=optimizer
         )
 
+    @final
+    def filled(self, value: ValueT | None) -> ValueT:
+        """The value of a field that ``resolve`` fills in.
+
+        Raises:
+            ValueError: it is None: the attack is not resolved.
+        """
+        if value is None:
+            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
+        return value
+
+    @final
+    def in_suite(self, suite: str) -> Self:
+        """The attack in that suite, unless it has a suite of its own."""
+        return self if self.suite else dataclasses.replace(self, suite=suite)
+
     @property
     def version(self) -> int:
-        """Of its definition with these keys: the card's, or a later one for some values of keys."""
+        """Version of the definition: the card's, or a later one for some values of its keys."""
         return self.card.version
 
     def version_under(self, metric: Metric) -> int:
-        """The same for a model of this metric, where a definition was changed for that alone."""
+        """``version``, or a later one if the definition was changed for this metric alone."""
         return self.version
 
     @property
@@ -295,7 +319,7 @@ class Attack(Component, abc.ABC):
         from dmlbench.compute.randomness import global_seeds
 
         spec.check(self)
-        optimizer = self.optimiser(active_set, draws)
+        search = self.search(active_set, draws)
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise CellError("images must be finite and in [0, 1]")
         if self.bits == 8 and not _has_8_bits(images):
@@ -312,12 +336,12 @@ class Attack(Component, abc.ABC):
 
         drawn = derived_seed(seed, self.card.name, *index[:1].tolist())
         with frozen(model), global_seeds(drawn, images.device) if draws > 1 else nullcontext():
-            return self._run(embedded, optimizer, draws, images, goal, gallery, index, seed)
+            return self._run(embedded, search, draws, images, goal, gallery, index, seed)
 
     def _run(
         self,
         embed: Callable[[torch.Tensor], torch.Tensor],
-        optimizer: Search,
+        search: Search,
         draws: int,
         images: torch.Tensor,
         goal: Any,
@@ -332,7 +356,9 @@ class Attack(Component, abc.ABC):
             if self.restarts:
                 ball = BALLS[self.norm]
                 start = ball.start(images, self.eps or 0, index, seed, restart)
-            perturbed = self.perturb(optimizer, embed, images, self.again(goal, restart), start)
+            perturbed = self.perturb(
+                search, embed, images, self.goal_of_restart(goal, restart), start
+            )
             with torch.no_grad():
                 outcomes = mean_outcomes(
                     draws,
@@ -351,7 +377,7 @@ class Attack(Component, abc.ABC):
                 clean,
                 perturbed,
                 self.observe(goal, perturbed),
-                self._last(optimizer, goal, perturbed),
+                self._last(search, goal, perturbed),
             )
             found = one if found is None else self._worse(found, one)
         assert found is not None
@@ -364,21 +390,20 @@ class Attack(Component, abc.ABC):
             return gallery.queries[index]
         return gallery.embeddings[gallery.candidates[index]]
 
-    def _last(self, optimizer: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: Any, perturbed: Perturbed) -> Outcomes:
         """Outcomes of the last iterate, of an optimizer that returns another; one draw of it."""
-        judges = isinstance(optimizer, Optimizer) and optimizer.judges_last
+        judges = isinstance(search, Optimizer) and search.judges_last
         if not judges or not any(column.unit == "%" for column in self.columns):
             return {}
         with torch.no_grad():
             outcomes: Outcomes = goal.outcome(perturbed.last_embeddings)
         return outcomes
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> Search:
+    def search(self, active_set: bool = True, draws: int = 1) -> Search:
         """The search of the ball; the attack must be resolved."""
-        if self.eps is None or self.alpha is None or self.steps is None or self.suite is None:
-            raise ValueError(f"{self.card.name} has auto fields: call resolve(threat) before run")
-        kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.suite]]
-        return kind(self.eps, self.alpha, self.steps, active_set, draws, self.bits, self.norm)
+        kind = OPTIMIZERS[self.optimizer or OPTIMIZER_OF[self.filled(self.suite)]]
+        eps, alpha, steps = self.filled(self.eps), self.filled(self.alpha), self.filled(self.steps)
+        return kind(eps, alpha, steps, active_set, draws, self.bits, self.norm)
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:
         """Per query and column the outcome that is worse for the defender."""

@@ -41,7 +41,7 @@ def columns(name: str) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class WithinBudget(RowWise):
-    """A loss on the top-1, and both outcomes of a query that nothing but ``e`` was shown for."""
+    """A loss on the top-1, with R@1 and the passes until it is lost as its outcome."""
 
     loss: TopOneGoal
     budget: int
@@ -51,7 +51,10 @@ class WithinBudget(RowWise):
         return self.loss.value_and_grad(e, step)
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1, and the whole budget where the top-1 is right."""
+        """R@1, and the passes if nothing but ``e`` is known: the budget where R@1 is 100, else 0.
+
+        The search has counted them (``TopOneBlackBox.read``).
+        """
         right = self.loss.first(e)
         return {self.loss.column: right, f"{self.loss.column}:Q": right / 100 * self.budget}
 
@@ -91,7 +94,7 @@ class BlackBoxAttack(Attack):
         return self.budget
 
     @abc.abstractmethod
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search of the ball; the attack must be resolved. Queries that are broken leave.
 
         Of a randomised network each pass shows one draw; its outcome is the mean over draws.
@@ -112,7 +115,7 @@ class TopOneBlackBox(BlackBoxAttack, TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: WithinBudget,
@@ -121,7 +124,7 @@ class TopOneBlackBox(BlackBoxAttack, TopOneAttack):
         """Search for the queries whose clean top-1 is right."""
         e = goal.loss.gallery.queries[goal.loss.index]
         rows = (goal.loss.first(e) > 0).nonzero()[:, 0]
-        return search_rows(optimizer, embed, images, goal.loss, rows, e)
+        return search_rows(search, embed, images, goal.loss, rows, e)
 
     def read(
         self, goal: WithinBudget, perturbed: Perturbed, after: torch.Tensor

@@ -174,7 +174,10 @@ class CandidateDown(CandidateAttack):
     up = False
 
     def version_under(self, metric: Metric) -> int:
-        """One more but in ``ers`` and under C: a candidate like its query was not moved once."""
+        """The card's version, plus 1 under N and E in the suites strict and auto.
+
+        The earlier version did not move a candidate that has the embedding of its query.
+        """
         return self.version + (self.strict and metric != "C")
 
     def pool(self, gallery: Gallery, index: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ from typing import Any, Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
-from dmlbench.attacks.engine.bisection import Bisected, Levels, bisect, rounds
+from dmlbench.attacks.engine.bisection import LEVEL_ROUNDING, Bisected, Levels, bisect, rounds
 from dmlbench.attacks.engine.bisectors import margin
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.optimizer import Perturbed, Search
@@ -73,7 +73,6 @@ STEPS = 20  # of one search
 PER_OCTAVE, OCTAVES = 4, 7  # levels of the lengths that are looked at
 LENGTHS = "eps, an L2 length"
 GALLERY = "certified gallery"  # the noise of its items
-ROUNDING = 1e-6  # of a level, which is kept in float32
 ABOVE = "certified_above_attack"  # a finding: the share of queries that contradict the certificate
 
 
@@ -94,12 +93,15 @@ class Certificates(Bisected):
 
 @dataclass(frozen=True)
 class CertifiedGoal(TopOneGoal):
-    """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
+    """The margin, with both lengths as its outcome; ``end`` is the largest one."""
 
     end: float
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both radii of a query that nothing but ``e`` was tried on."""
+        """Both if nothing but ``e`` is known: ``end`` where its top-1 is right, else 0.
+
+        The certificate and the bisection find closer ones (``Certified.read``).
+        """
         whole = self.first(e) / 100 * self.end
         return {CERTIFIED: whole, ATTACKED: whole.clone()}
 
@@ -184,7 +186,7 @@ class Certified(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: CertifiedGoal,
@@ -195,7 +197,7 @@ class Certified(TopOneAttack):
         Raises:
             CellError: embeddings have no bounded length (metric E).
         """
-        assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
+        assert isinstance(search, APGD)  # __post_init__ has seen to it
         seed = goal.seed
         if goal.gallery.metric == "E":
             raise CellError("certified is for the metrics N and C: those of E have any length")
@@ -219,14 +221,14 @@ class Certified(TopOneAttack):
         certified = radius(sure, self.sigma).masked_fill(~clean, 0).clamp(max=self.eps or 0)
         known = levels(self.eps or 0)
         lengths = torch.tensor([0.0, *known], device=images.device)
-        every = Levels(lengths, lengths, float(optimizer.alpha) / (self.eps or 1))
+        every = Levels(lengths, lengths, float(search.alpha) / (self.eps or 1))
         purpose = f"{self.card.name} attack"
         through = MeanOverNoise(embed, images, seed, purpose, self.sigma, self.draws)
-        found = bisect(optimizer, through, images, goal, every, clean, right, start)
+        found = bisect(search, through, images, goal, every, clean, right, start)
         values = {field.name: getattr(found, field.name) for field in fields(Bisected)}
         values |= {
             "passes": found.passes * self.draws,
-            "full_passes": len(images) * self.most_passes * optimizer.draws,
+            "full_passes": len(images) * self.most_passes * search.draws,
             "forward_passes": shown,
             "full_forward_passes": len(images) * self.most_forward_passes,
         }
@@ -269,7 +271,7 @@ class Certified(TopOneAttack):
     def observe(self, goal: CertifiedGoal, perturbed: Perturbed) -> dict[str, torch.Tensor]:
         """The error of the mean, and whether the attack went below the certificate."""
         assert isinstance(perturbed, Certificates)
-        above = perturbed.certified > perturbed.radius.double() * (1 + ROUNDING)
+        above = perturbed.certified > perturbed.radius.double() * (1 + LEVEL_ROUNDING)
         return {"monte_carlo_error": perturbed.error, ABOVE: above.double()}
 
     def flags(

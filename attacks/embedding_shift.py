@@ -86,15 +86,19 @@ class EmbeddingShift(Attack):
     )
 
     def version_under(self, metric: Metric) -> int:
-        """One more under E, and in ``ers`` under C, where the first step was another one once.
+        """``version``, plus 1 under E, and in ``ers`` under C.
 
-        Under E it was lost to rounding for a long embedding; under C it was that of N.
+        In the first step of the earlier version, what is added to f(q) was lost to rounding under E
+        where f(q) is long. Under C it was what the published code adds under N.
         """
         return self.version + (metric == "E" or (metric == "C" and not self.strict))
 
     @property
     def version(self) -> int:
-        """One more for ``ers`` by APGD, where ES:D was that of an iterate that is not returned."""
+        """The card's version, plus 1 in ``ers`` by APGD.
+
+        ES:D of the earlier version was not that of the image that APGD returns.
+        """
         return super().version + (not self.strict and self.optimizer == "apgd")
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> ShiftGoal:

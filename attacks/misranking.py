@@ -104,7 +104,7 @@ class LearningToMisrank(Attack):
 
 
 @dataclass(frozen=True)
-class TopOneGoal(RowWise):
+class GreedyMisrankGoal(RowWise):
     """GTM: towards ``target`` (B, D) by distance."""
 
     gallery: Gallery
@@ -129,7 +129,7 @@ class GreedyTopOneMisranking(Attack):
     card = Card("gtm", "move a query onto the nearest item of another class", ROBRANK)
     columns = (Column("GTM", "%", "higher", "R@1 after the attack, in percent."),)
 
-    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> TopOneGoal:
+    def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> GreedyMisrankGoal:
         """The nearest item of another class; in ``ers`` the slip of the module's docstring."""
         if self.strict:
             target = gallery.nearest_of_another_class(index)
@@ -139,7 +139,7 @@ class GreedyTopOneMisranking(Attack):
             unlike = gallery.classes[None, :] != top1[:, None]
             before = torch.arange(len(gallery), device=index.device) < nearest[:, None]
             target = (unlike & before).sum(1)
-        return TopOneGoal(gallery, index, gallery.embeddings[target])
+        return GreedyMisrankGoal(gallery, index, gallery.embeddings[target])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import BOUNDS, rowwise
 from dmlbench.metrics.retrieval import retrieval
 
-RECALLS = (1, 2, 4, 8)
+CUTOFFS = (1, 2, 4, 8)  # K of the columns R@K
 MOVED = "Distance that the query's embedding is moved; at most 2 under metric N."
 
 
@@ -22,7 +22,7 @@ def columns(prefix: str, taken: Collection[str] = ()) -> tuple[Column, ...]:
     """The columns ``prefix:R@1`` to ``prefix:R@8`` and ``prefix:D``, without those in ``taken``."""
     found = [
         Column(f"{prefix}:R@{k}", "%", "higher", f"R@{k} of the moved query, in percent.")
-        for k in RECALLS
+        for k in CUTOFFS
     ]
     found.append(Column(f"{prefix}:D", "", "lower", MOVED, BOUNDS))
     return tuple(column for column in found if column.name not in taken)
@@ -63,6 +63,6 @@ def outcomes(
     if not wanted:
         return {}
     x, metric = gallery.embeddings, gallery.metric
-    found = retrieval(e, index, x, gallery.relevance, metric, RECALLS).scores
+    found = retrieval(e, index, x, gallery.relevance, metric, CUTOFFS).scores
     found["D"] = rowwise(e, gallery.queries[index], metric).double()
     return {column.name: found[column.name.rpartition(":")[2]] for column in wanted}

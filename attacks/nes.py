@@ -58,10 +58,7 @@ class NESAttack(TopOneBlackBox):
         resolved = super().resolve(threat)
         return replace(resolved, alpha=self.alpha or threat.alpha)
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> NES:
+    def search(self, active_set: bool = True, draws: int = 1) -> NES:
         """The search along estimates."""
-        if self.eps is None or self.alpha is None:
-            raise ValueError("nes has auto fields: call resolve(threat) before run")
-        return NES(
-            self.eps, self.budget, self.alpha, self.samples, self.sigma, MOMENTUM, bits=self.bits
-        )
+        eps, alpha = self.filled(self.eps), self.filled(self.alpha)
+        return NES(eps, self.budget, alpha, self.samples, self.sigma, MOMENTUM, bits=self.bits)

@@ -95,22 +95,20 @@ class OrderListAttack(ListAttack):
             return resolved
         return replace(resolved, alpha=self.alpha or STEP)
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search."""
-        if self.eps is None:
-            raise ValueError("oa-list has auto fields: call resolve(threat) before run")
+        eps = self.filled(self.eps)
         if self.by == "pso":
-            return PSO(self.eps, self.budget, bits=self.bits)
+            return PSO(eps, self.budget, bits=self.bits)
         if self.by == "random":
-            return RandomSearch(self.eps, self.budget, bits=self.bits)
-        assert self.alpha is not None
+            return RandomSearch(eps, self.budget, bits=self.bits)
         nes = self.by == "nes"
         return NES(
-            self.eps,
+            eps,
             self.budget,
-            self.alpha,
+            self.filled(self.alpha),
             SAMPLES,
-            2 * self.eps if nes else STEP,
+            2 * eps if nes else STEP,
             MOMENTUM if nes else 0.0,
             signs=not nes,
             side=COARSE,

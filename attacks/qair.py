@@ -98,14 +98,13 @@ class QAIR(ListAttack):
             return resolved
         return replace(resolved, alpha=self.alpha or threat.alpha)
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
+    def search(self, active_set: bool = True, draws: int = 1) -> BlackBox[Any]:
         """The search."""
-        if self.eps is None:
-            raise ValueError("qair has auto fields: call resolve(threat) before run")
+        eps = self.filled(self.eps)
         if self.by == "square":
-            return Square(self.eps, self.budget, SHARE, bits=self.bits)
-        assert self.alpha is not None
-        return NES(self.eps, self.budget, self.alpha, SAMPLES, SIGMA, MOMENTUM, bits=self.bits)
+            return Square(eps, self.budget, SHARE, bits=self.bits)
+        alpha = self.filled(self.alpha)
+        return NES(eps, self.budget, alpha, SAMPLES, SIGMA, MOMENTUM, bits=self.bits)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> OverlapGoal:
         """Away from the first n items of the clean query."""

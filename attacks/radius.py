@@ -51,12 +51,15 @@ def levels_of_8_bits(eps: float) -> list[float]:
 
 @dataclass(frozen=True)
 class RadiusGoal(TopOneGoal):
-    """The margin; what it says of an embedding is eps where the top-1 is right, else 0."""
+    """The margin, with the radius as its outcome; ``end`` is the largest one, in 1/255."""
 
     end: float
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The radius of a query that nothing but ``e`` was tried on: eps where it is right."""
+        """The radius if nothing but ``e`` is known: ``end`` where its top-1 is right, else 0.
+
+        The bisection finds a closer one (``Radius.read``).
+        """
         return {self.column: self.first(e) / 100 * self.end}
 
 
@@ -119,17 +122,17 @@ class Radius(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: RadiusGoal,
         start: torch.Tensor | None,
     ) -> Bisected:
         """Bisect the levels (``bisection.bisect``)."""
-        assert isinstance(optimizer, APGD)  # __post_init__ has seen to it
+        assert isinstance(search, APGD)  # __post_init__ has seen to it
         radii = torch.tensor([0.0, *self.levels], device=images.device)
-        first_step = float(optimizer.alpha) / (self.eps or 1)  # in radii of the ball
-        draws = optimizer.draws
+        first_step = float(search.alpha) / (self.eps or 1)  # in radii of the ball
+        draws = search.draws
 
         def right(part: RadiusGoal, x: torch.Tensor, number: int) -> torch.Tensor:
             with torch.no_grad():
@@ -137,6 +140,6 @@ class Radius(TopOneAttack):
 
         every = Levels(radii, radii / 255, first_step)
         clean = right(goal, images, 0)
-        found = bisect(optimizer, embed, images, goal, every, clean, right, start)
-        full = optimizer.steps * rounds(self.levels) * draws
+        found = bisect(search, embed, images, goal, every, clean, right, start)
+        full = search.steps * rounds(self.levels) * draws
         return replace(found, full_passes=len(images) * full)

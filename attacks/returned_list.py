@@ -114,7 +114,7 @@ class ListAttack(BlackBoxAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: ListGoal,
@@ -123,7 +123,7 @@ class ListAttack(BlackBoxAttack):
         """Search for the queries that do not have the wanted list from the start."""
         e = goal.lists.gallery.queries[goal.index]
         rows = (~goal.done(goal.scored(e))).nonzero()[:, 0]
-        return search_rows(optimizer, embed, images, goal, rows, e)
+        return search_rows(search, embed, images, goal, rows, e)
 
     def read(
         self, goal: ListGoal, perturbed: Perturbed, after: torch.Tensor

@@ -59,8 +59,6 @@ class SquareAttack(TopOneBlackBox):
         """The margin, or what the ranked list shows of it."""
         return goal.ranked() if self.see == "ranks" else goal
 
-    def optimiser(self, active_set: bool = True, draws: int = 1) -> Square:
+    def search(self, active_set: bool = True, draws: int = 1) -> Square:
         """The search with squares."""
-        if self.eps is None:
-            raise ValueError("square has auto fields: call resolve(threat) before run")
-        return Square(self.eps, self.budget, self.p, bits=self.bits)
+        return Square(self.filled(self.eps), self.budget, self.p, bits=self.bits)

@@ -33,10 +33,10 @@ BY_SQUARE = "Top1:Square"
 
 @dataclass(frozen=True)
 class StackGoal(TopOneGoal):
-    """The loss of a stage; of a query that nothing was tried on, Square has broken nothing."""
+    """The loss of a stage, with R@1 and what Square took of it as its outcome."""
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """R@1, and 0."""
+        """R@1, and 0 as what Square took, which ``e`` does not tell (``TopOneStack.read`` does)."""
         right = self.first(e)
         return {self.column: right, BY_SQUARE: 0 * right}
 
@@ -85,13 +85,16 @@ class TopOneStack(TopOneAttack):
         margin = super().goal(gallery, index, seed)
         return StackGoal(**{field.name: getattr(margin, field.name) for field in fields(margin)})
 
-    def again(self, goal: StackGoal, restart: int) -> StackGoal:
+    def goal_of_restart(self, goal: StackGoal, restart: int) -> StackGoal:
         """With other starts of dlr and knn, and other squares, in every restart but the first."""
         return replace(goal, seed=derived_seed(goal.seed, "restart", restart)) if restart else goal
 
     @property
     def version(self) -> int:
-        """One more with several restarts, which all tried the same starts and squares once."""
+        """The card's version, plus 1 with several restarts.
+
+        In the earlier version the starts of dlr and knn, and the squares, were the same in each.
+        """
         return super().version + (self.restarts > 1)
 
     def flags(
@@ -111,7 +114,7 @@ class TopOneStack(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: StackGoal,
@@ -122,13 +125,13 @@ class TopOneStack(TopOneAttack):
         Of a randomised network the image of a stage is kept where it lowers the mean R@1 over
         draws, or leaves it as it is.
         """
-        assert isinstance(optimizer, Optimizer)
+        assert isinstance(search, Optimizer)
 
         def right(part: StackGoal, x: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                return expectation(optimizer.draws, lambda: part.first(embed(x)))
+                return expectation(search.draws, lambda: part.first(embed(x)))
 
-        found = optimizer.run(embed, images, goal, start)
+        found = search.run(embed, images, goal, start)
         found = replace(found, full_passes=found.full_passes * len(STAGES))
         held = right(goal, found.images)
         for stage, loss in enumerate(STAGES[1:], 1):
@@ -137,7 +140,7 @@ class TopOneStack(TopOneAttack):
                 break
             part = replace(goal.take(left), name=loss)
             begin = random_start(images[left], self.eps or 0, part.index, part.seed, stage)
-            other = optimizer.run(embed, images[left], part, begin)
+            other = search.run(embed, images[left], part, begin)
             found, held = _better(found, held, left, other, right(part, other.images))
         before, left = held, (held > 0).nonzero()[:, 0]
         if len(left):
@@ -150,9 +153,9 @@ class TopOneStack(TopOneAttack):
         values["full_forward_passes"] = BUDGET * len(images)
         return Stacked(**values, by_square=before - held)
 
-    def _last(self, optimizer: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
         """R@1 of the last iterate; what Square took is no matter of iterates."""
-        last = super()._last(optimizer, goal, perturbed)
+        last = super()._last(search, goal, perturbed)
         return {name: value for name, value in last.items() if name != BY_SQUARE}
 
     def _worse(self, a: Attacked, b: Attacked) -> Attacked:

@@ -275,5 +275,9 @@ class Shift(TopOneAttack):
     loss = "shift"
 
     def version_under(self, metric: Metric) -> int:
-        """One more under E, as that of ES."""
+        """The card's version, plus 1 under E.
+
+        In the first step of the earlier version, what is added to a long embedding was lost to
+        rounding, as in ES.
+        """
         return self.version + (metric == "E")

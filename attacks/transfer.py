@@ -168,7 +168,10 @@ class Transfer(TopOneAttack):
 
     @property
     def version(self) -> int:
-        """One more by an attack on the top-1, which stopped once at a broken query."""
+        """The card's version, plus 1 if ``by`` is an attack on the top-1.
+
+        The earlier version stopped at the first image that broke the other model.
+        """
         return super().version + isinstance(self.attack, TopOneAttack)
 
     @property
@@ -196,19 +199,17 @@ class Transfer(TopOneAttack):
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: TopOneGoal,
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Attack the other model; queries whose clean top-1 is wrong keep their image."""
-        gallery, source = goal.gallery, self.source
-        if source is None or self.attack is None:
-            raise ValueError("transfer has auto fields: call resolve(threat) before run")
+        gallery, source, attack = goal.gallery, self.filled(self.source), self.filled(self.attack)
         name = f"seen by {source.weights.sha256} {source.network}"
         model, seen = gallery.shared(name, lambda: _look(source, gallery, images))
-        found = self.attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
+        found = attack.run(model, images, goal.index, seen, seed=goal.seed).perturbed
         right = goal.first(gallery.queries[goal.index]) > 0
         return replace(
             found,
@@ -216,7 +217,7 @@ class Transfer(TopOneAttack):
             flat_start=torch.zeros_like(right),  # that is the other model's
         )
 
-    def _last(self, optimizer: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
+    def _last(self, search: Search, goal: TopOneGoal, perturbed: Perturbed) -> Outcomes:
         """Nothing: the last iterate was embedded by the other model."""
         return {}
 

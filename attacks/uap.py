@@ -167,7 +167,7 @@ class UniversalPerturbation(Attack):
         return replace(whole, by=spec.canonical(by), attack=inner)
 
     def version_under(self, metric: Metric) -> int:
-        """Raised as that of the other attack is."""
+        """``version``, plus what is added to that of the attack ``by`` under this metric."""
         by = self.attack
         return self.version + (by.version_under(metric) - by.version if by else 0)
 
@@ -192,61 +192,56 @@ class UniversalPerturbation(Attack):
         """On the queries ``index`` (B,) of ``gallery``; pair takes its centres in ``clusters``."""
         if self.by == PAIR:
             return PairLoss.of(clusters, gallery.queries[index])
-        if self.attack is None:
-            raise ValueError("uap has auto fields: call resolve(threat) before run")
-        return self.attack.goal(gallery, index, seed)
+        return self.filled(self.attack).goal(gallery, index, seed)
 
     def perturb(
         self,
-        optimizer: Search,
+        search: Search,
         embed: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         goal: UniversalGoal,
         start: torch.Tensor | None,
     ) -> Perturbed:
         """Add the perturbation, which is made with the first batch of queries."""
-        assert isinstance(optimizer, Optimizer)
+        assert isinstance(search, Optimizer)
         passes = 0
 
         def make() -> torch.Tensor:
             nonlocal passes
-            assert self.steps is not None
-            passes = self.steps * self.batch * optimizer.draws
-            return self._made(optimizer, embed, goal.gallery.train_split, goal.seed)
+            passes = self.filled(self.steps) * self.batch * search.draws
+            return self._made(search, embed, goal.gallery.train_split, goal.seed)
 
         found = goal.gallery.shared(f"{spec.canonical(self)} {goal.seed}", make)
-        ball = LInfBall.around(images, optimizer.eps)
-        adversarial = optimizer.shown(ball.project_(images + found), ball)
-        optimizer.verify(images, adversarial)
+        ball = LInfBall.around(images, search.eps)
+        adversarial = search.shown(ball.project_(images + found), ball)
+        search.verify(images, adversarial)
         e = goal.gallery.queries[goal.index]
         return Perturbed(adversarial, passes, passes, e, torch.zeros_like(goal.index).bool())
 
     def _made(
         self,
-        optimizer: Optimizer[Any],
+        search: Optimizer[Any],
         embed: Callable[[torch.Tensor], torch.Tensor],
         train: Gallery,
         seed: int,
     ) -> torch.Tensor:
         """The perturbation, (1, C, H, W)."""
-        assert self.steps is not None
-        assert self.eps is not None
-        assert self.alpha is not None
+        eps, alpha, steps = self.filled(self.eps), self.filled(self.alpha), self.filled(self.steps)
         assert train.images is not None
-        order = positions(len(train), self.steps * self.batch, seed, "uap").to(train.labels.device)
+        order = positions(len(train), steps * self.batch, seed, "uap").to(train.labels.device)
         perturbation = torch.zeros_like(train.images(order[:1]))
         momentum = torch.zeros_like(perturbation)
         for step, rows in enumerate(torch.split(order, self.batch)):
             clean = train.images(rows)
-            ball, moved = LInfBall.around(clean, self.eps), clean + perturbation
-            shown = optimizer.shown(ball.project_(moved.clone()), ball)
+            ball, moved = LInfBall.around(clean, eps), clean + perturbation
+            shown = search.shown(ball.project_(moved.clone()), ball)
             goal = self._loss(train, rows, seed, train)
-            _, _, _, dx = optimizer.slope(embed, shown, goal, step)
+            _, _, _, dx = search.slope(embed, shown, goal, step)
             clipped = (moved < 0) | (moved > 1)  # there v moves no pixel
             gradient = dx.masked_fill(clipped, 0).sum(0, keepdim=True)
             momentum += gradient / gradient.abs().sum().clamp(min=torch.finfo(dx.dtype).tiny)
             if not momentum.isfinite().all():
-                raise CellError(f"the gradient is not finite within {self.steps} steps")
-            perturbation = perturbation - self.alpha * momentum.sign()
-            perturbation = perturbation.clamp(-self.eps, self.eps)
+                raise CellError(f"the gradient is not finite within {steps} steps")
+            perturbation = perturbation - alpha * momentum.sign()
+            perturbation = perturbation.clamp(-eps, eps)
         return perturbation

@@ -1,6 +1,6 @@
 """The base of defenses: a defense turns a batch into a training loss.
 
-The engine (``dmlbench.training.trainer``) owns the data, the optimiser, checkpoints and progress. A
+The engine (``dmlbench.training.trainer``) owns the data, the optimizer, checkpoints and progress. A
 defense mines triplets, may perturb them by PGD, and returns the loss to minimise.
 """
 

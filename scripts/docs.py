@@ -129,7 +129,8 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 def methods() -> str:
     """Every registered attack, defense, data set and network with its keys and its paper."""
-    from dmlbench.cli.list import describe, registries
+    from dmlbench.cli.list import describe
+    from dmlbench.cli.registries import registries
 
     parts = []
     for kind, registry in registries().items():

@@ -29,14 +29,14 @@ import torch
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.compute.embedding import EmbeddingModel, embed_frozen
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import acap, base, samplers, shift
 from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from scripts.peer import import_robrank
 from scripts.record import CSV, save
-from scripts.training import Workbench, embedded, prepare
+from scripts.training import Workbench, prepare
 
 NAMES = (
     "none",
@@ -199,7 +199,7 @@ def ours(workbench: Workbench, defense: Defense) -> tuple[float, torch.Tensor, D
         return real_coin(metric, offset, collapse)
 
     generator = torch.Generator(workbench.device).manual_seed(0)
-    embeddings = partial(embedded, model, workbench.images)
+    embeddings = partial(embed_frozen, model, workbench.images)
     companion = defense.companion(10, 512, "N")
     batch = Batch(workbench.images, workbench.labels, embeddings, generator, World(), companion)
     with (

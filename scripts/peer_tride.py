@@ -26,6 +26,7 @@ import torch
 
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World
+from dmlbench.compute.embedding import embed_frozen
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base, samplers
@@ -33,7 +34,7 @@ from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from dmlbench.defenses.ca_tride import TURN
 from scripts.peer import Backbone
 from scripts.record import CSV, save
-from scripts.training import Workbench, embedded, prepare
+from scripts.training import Workbench, prepare
 
 EPOCHS = 8
 ABSENT = ("sklearn", "sklearn.metrics", "tensorflow", "models", "models.template_rank", "datasets")
@@ -80,7 +81,7 @@ def ours(
     batch = Batch(
         workbench.images,
         workbench.labels,
-        partial(embedded, model, workbench.images),
+        partial(embed_frozen, model, workbench.images),
         generator,
         World(),
         progress=progress,
@@ -132,7 +133,7 @@ def negatives_that_may_be_drawn(
     miner: Any, workbench: Workbench, triplets: tuple[torch.Tensor, ...], progress: float
 ) -> int:
     """The count of our negatives that the authors' miner may draw for the same anchor."""
-    e = embedded(workbench.model, workbench.images)
+    e = embed_frozen(workbench.model, workbench.images)
     offered: list[set[int]] = []
 
     def choose(options: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ import torch
 from dmlbench.attacks.engine import pgd
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen, on_device
+from dmlbench.compute.embedding import EmbeddingModel, embed_frozen, frozen, on_device
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses import base
@@ -80,7 +80,7 @@ class Workbench:
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
         generator = torch.Generator(self.device).manual_seed(0)
-        embeddings = partial(embedded, model, self.images)
+        embeddings = partial(embed_frozen, model, self.images)
         batch = Batch(self.images, self.labels, embeddings, generator, World())
         step = defense.step(model.train(), batch, dict(self.state))
         assert step.loss is not None
@@ -177,18 +177,12 @@ def warm_up(model: EmbeddingModel, batches: list[tuple[torch.Tensor, torch.Tenso
     none = spec.parse("none", DEFENSES).resolve(FashionMini.card.training_threat, "N")
     for images, labels in batches:
         generator = torch.Generator(images.device).manual_seed(0)
-        batch = Batch(images, labels, partial(embedded, model, images), generator, World())
+        batch = Batch(images, labels, partial(embed_frozen, model, images), generator, World())
         step = none.step(model, batch, {})
         assert step.loss is not None
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-
-
-def embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    """Embed clean images as the trainer does in one process."""
-    with frozen(model), torch.no_grad():
-        return embed(model, images)
 
 
 def batch_of(train: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,7 +39,7 @@ def test_columns_of_a_moved_query_against_a_sorted_gallery(metric: str) -> None:
         torch.testing.assert_close(found["A:D"][row], moved)
         others = [i for i in range(30) if i != own]
         others.sort(key=lambda i: float((e[row] - x[i]).norm()))
-        for k in moved_query.RECALLS:
+        for k in moved_query.CUTOFFS:
             hit = any(labels[i] == labels[own] for i in others[:k])
             assert found[f"A:R@{k}"][row] == 100 * hit
 

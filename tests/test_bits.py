@@ -118,12 +118,12 @@ def test_a_broken_query_is_one_whose_rounded_image_is_broken(
 
     attack = resolved("margin")
     goal = attack.goal(gallery, index, 1)
-    found = attack.optimiser().run(watched, images, goal)
+    found = attack.search().run(watched, images, goal)
     assert all(on_grid(x) for x in shown)
     right = gallery.recall_at_1(embed(model, found.images), index)
     assert 0 < right.mean() < 100
     assert found.passes < found.full_passes  # some left early, and all of those are broken
-    slow = attack.optimiser(active_set=False).run(watched, images, goal)
+    slow = attack.search(active_set=False).run(watched, images, goal)
     assert torch.equal(slow.images, found.images)
 
 

@@ -232,6 +232,7 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
         find("est", store, "fashion")
 
 
+@pytest.mark.usefixtures("registries")
 def test_a_defense_is_found_by_any_spelling_that_a_run_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

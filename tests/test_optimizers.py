@@ -1,4 +1,4 @@
-"""``optimizer=``: any goal by any optimiser, and identities as they were before it."""
+"""``optimizer=``: any goal by any optimizer, and identities as they were before it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def resolved(text: str, threat: Threat = THREAT) -> dict[str, Any]:
 
 def test_a_suite_has_its_optimizer_and_a_key_changes_it() -> None:
     usual = {"eps": 0.2, "alpha": 0.05, "steps": 8, "restarts": 0, "suite": "strict"}
-    assert resolved("es") == usual  # as it was before there were optimisers
+    assert resolved("es") == usual  # as it was before there were optimizers
     assert resolved("es:optimizer=pgd") == usual
     assert resolved("es:optimizer=apgd") == usual | {"alpha": 0.4, "optimizer": "apgd"}
     auto = usual | {"alpha": 0.4, "steps": 100, "suite": "auto"}

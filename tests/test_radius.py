@@ -78,7 +78,7 @@ def test_it_is_the_least_level_of_the_bisection_that_breaks(
             ball = float(torch.tensor(radii[level]) / 255)
             attack: Any = resolved("margin", eps=ball)
             goal = attack.goal(gallery, rows, seed=0)
-            one = attack.optimiser().run(lambda x: embed(model, x), images[rows], goal, begin)
+            one = attack.search().run(lambda x: embed(model, x), images[rows], goal, begin)
             passes += one.passes
             if goal.outcome(embed(model, one.images))["Margin"] == 0:
                 broken, begin = level, one.images

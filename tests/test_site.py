@@ -13,8 +13,8 @@ import yaml
 from dmlbench import __version__
 from dmlbench.analysis.records import TIDY_COLUMNS
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.cli.list import registries
 from dmlbench.cli.main import main
+from dmlbench.cli.registries import registries
 from dmlbench.metrics.names import BENIGN, ERS, EXTERNAL, WORST
 from dmlbench.report.columns import DESCRIBING
 from scripts import docs, reading

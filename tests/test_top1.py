@@ -241,8 +241,8 @@ def test_the_stack_is_its_stages_in_turn(
             attack: Any = resolved(name, of=of, eps=eps)
             goal = attack.goal(gallery, rows, seed=3)
             start = random_start(images[rows], eps, rows, 3, number) if number else None
-            optimizer = attack.optimiser()
-            one = optimizer.run(lambda x: embed(model, x), images[rows], goal, start)
+            search = attack.search()
+            one = search.run(lambda x: embed(model, x), images[rows], goal, start)
             passes += one.passes
             (outcome,) = goal.outcome(embed(model, one.images)).values()
             if outcome == 0:

@@ -1,1 +1,1 @@
-"""The parts that all attacks share: objectives, optimisers, the gallery, the choice of targets."""
+"""The parts that all attacks share: objectives, optimizers, the gallery, the choice of targets."""

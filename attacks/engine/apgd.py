@@ -30,7 +30,7 @@ FIRST_GAP, GAP_DECREASE, LEAST_GAP = 22, 3, 6  # between checkpoints, in percent
 
 
 @dataclass(frozen=True)
-class Search(Iterate):
+class AdaptiveIterate(Iterate):
     """The samples that are still in the batch, between two steps.
 
     Attributes:
@@ -63,7 +63,7 @@ class Search(Iterate):
 
 
 @dataclass(frozen=True)
-class APGD(Optimizer[Search]):
+class APGD(Optimizer[AdaptiveIterate]):
     """``steps`` adaptive steps in a ball of radius ``eps``; the first has the size ``alpha``.
 
     Both are one number, or (B,) for each sample. The paper's ``alpha`` is 2 eps.
@@ -79,12 +79,12 @@ class APGD(Optimizer[Search]):
     bits: int = 32
     norm: str = "linf"
 
-    def begin(self, x: torch.Tensor, ball: Ball) -> Search:
+    def begin(self, x: torch.Tensor, ball: Ball) -> AdaptiveIterate:
         """Nothing is known of ``x`` yet."""
         size = x.new_ones(len(x)) * torch.as_tensor(self.alpha, device=x.device)
         unknown = x.new_full((len(x),), torch.inf, dtype=torch.float64)
         no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return Search(
+        return AdaptiveIterate(
             x=x,
             ball=ball,
             before=x,
@@ -100,8 +100,13 @@ class APGD(Optimizer[Search]):
         )
 
     def step(
-        self, now: Search, loss: torch.Tensor, dx: torch.Tensor, live: torch.Tensor, number: int
-    ) -> Search:
+        self,
+        now: AdaptiveIterate,
+        loss: torch.Tensor,
+        dx: torch.Tensor,
+        live: torch.Tensor,
+        number: int,
+    ) -> AdaptiveIterate:
         """Take in what was found at ``now.x``, look back at a checkpoint, and move on."""
         direction = now.ball.direction(dx)
         now = replace(_seen(now, loss, direction), live=now.live & live)
@@ -126,7 +131,7 @@ class APGD(Optimizer[Search]):
             now.ball.project_(new)
         return replace(now, x=new, before=x, size=size)
 
-    def judge(self, now: Search, loss: torch.Tensor) -> Search:
+    def judge(self, now: AdaptiveIterate, loss: torch.Tensor) -> AdaptiveIterate:
         """The last images count if they are the best."""
         return _seen(now, loss, now.best_direction)
 
@@ -143,7 +148,7 @@ def schedule(steps: int) -> dict[int, int]:
     return found
 
 
-def _seen(now: Search, loss: torch.Tensor, direction: torch.Tensor) -> Search:
+def _seen(now: AdaptiveIterate, loss: torch.Tensor, direction: torch.Tensor) -> AdaptiveIterate:
     """With the loss at ``now.x`` taken in; of a sample that is done nothing more is."""
     loss = loss.double()
     better = now.live & (loss < now.best_loss)

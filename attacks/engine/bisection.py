@@ -11,6 +11,8 @@ from dmlbench.attacks.engine.apgd import APGD
 from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.lazy import torch
 
+LEVEL_ROUNDING = 1e-6  # of a level, as a share of it: levels are kept in float32
+
 
 @dataclass(frozen=True)
 class Bisected(Perturbed):

@@ -17,7 +17,7 @@ from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import CHUNK
 from dmlbench.common.lazy import torch
 from dmlbench.metrics.distance import squared_norms
-from dmlbench.metrics.relevance import put
+from dmlbench.metrics.relevance import distinct, put
 
 RIVALS = 2  # other classes that are looked for
 
@@ -114,11 +114,7 @@ class Classes:
 
         An item is a gallery position, -1 for none.
         """
-        places = self.place_of_item[items.clamp(min=0)].masked_fill(items < 0, -1)
-        places = places.sort(dim=1, descending=True).values
-        places[:, 1:].masked_fill_(places[:, 1:] == places[:, :-1], -1)
-        places = places.sort(dim=1, descending=True).values
-        return places[:, : max(1, int((places >= 0).sum(1).max()))].contiguous()
+        return distinct(self.place_of_item[items.clamp(min=0)].masked_fill(items < 0, -1))
 
     def nearest(
         self, e: torch.Tensor, index: torch.Tensor, own: torch.Tensor, k: int = 1

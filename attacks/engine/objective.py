@@ -1,4 +1,4 @@
-"""Objectives: losses of the embeddings, one value a sample, which an optimiser minimises."""
+"""Objectives: losses of the embeddings, one value a sample, which an optimizer minimises."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RowWiseT = TypeVar("RowWiseT", bound="RowWise")
 
 
 class Objective(Protocol):
-    """A loss of the embeddings of a batch, which an optimiser minimises for each sample.
+    """A loss of the embeddings of a batch, which an optimizer minimises for each sample.
 
     Each sample's loss must depend on that sample's embeddings alone. A sample whose gradient is
     zero is done: it leaves the batch.

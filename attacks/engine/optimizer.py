@@ -1,4 +1,4 @@
-"""The base of optimisers, with all that they share: the active set, the checks.
+"""The base of optimizers, with all that they share: the active set, the checks.
 
 The objective gives dL/de for the embeddings directly, so no graph is ever built over the gallery.
 
@@ -25,7 +25,7 @@ COMPACT_SHARE = 1 / 16  # of the live samples must have stopped before the batch
 
 @dataclass(frozen=True)
 class Perturbed:
-    """A batch after an optimiser.
+    """A batch after an optimizer.
 
     Attributes:
         images: adversarial images, of the shape of the clean ones.

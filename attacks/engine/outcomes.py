@@ -75,12 +75,18 @@ def check_outcomes(
             )
 
 
-def worse(columns: Sequence[Column], a: Attacked, b: Attacked) -> Attacked:
+def worse_outcomes(columns: Sequence[Column], a: Outcomes, b: Outcomes) -> Outcomes:
     """Per query and column the outcome that is worse for the defender."""
-    outcomes = {}
+    found = {}
     for column in columns:
-        x, y = a.outcomes[column.name], b.outcomes[column.name]
-        outcomes[column.name] = x.minimum(y) if column.better == "higher" else x.maximum(y)
+        pick = torch.minimum if column.better == "higher" else torch.maximum
+        found[column.name] = pick(a[column.name], b[column.name])
+    return found
+
+
+def worse(columns: Sequence[Column], a: Attacked, b: Attacked) -> Attacked:
+    """Two attacks on a batch as one: ``worse_outcomes``, and the cost of both."""
+    outcomes = worse_outcomes(columns, a.outcomes, b.outcomes)
     first = columns[0].name
     newer = outcomes[first] != a.outcomes[first]
     p, q = a.perturbed, b.perturbed

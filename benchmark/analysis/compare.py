@@ -7,7 +7,7 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,9 +138,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
-        seeds = tuple((seed, seed) for seed in left if seed in right)
-        if not seeds and len(left) == len(right) == 1:  # one seed each: the images are the same
-            seeds = tuple(zip(left, right, strict=True))
+        seeds = paired_seeds(left, right)
         if not seeds:
             continue
         x = np.array([left[i].values for i, _ in seeds])
@@ -156,6 +154,15 @@ def compare(a: Side, b: Side) -> list[Difference]:
     if not found:
         raise UserError(f"{a.name} and {b.name} share no measurement: run the same attacks on both")
     return found
+
+
+def paired_seeds(a: Collection[int], b: Collection[int]) -> tuple[tuple[int, int], ...]:
+    """The seeds of two models that are compared: those that both have.
+
+    If they share none and have one each, these two: both were measured on the same images.
+    """
+    shared = tuple((seed, seed) for seed in a if seed in b)
+    return shared or (tuple(zip(a, b, strict=True)) if len(a) == len(b) == 1 else ())
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dmlbench.analysis.records import ROW, Row, headings
-from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.bootstrap import LEVEL, Estimate
 from dmlbench.metrics.names import OVER_STARTS
 
-LEVEL = 0.95
 CONFIGURATION = tuple(name for name in ROW if name != "seed")
 
 

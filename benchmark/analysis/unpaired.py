@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dmlbench.analysis.compare import TRAINED, Difference
+from dmlbench.analysis.compare import TRAINED, Difference, paired_seeds
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import Record, record_order
 from dmlbench.analysis.seeds import over
@@ -76,9 +76,7 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
-        seeds = [(seed, seed) for seed in left if seed in right]
-        if not seeds and len(left) == len(right) == 1:
-            seeds = list(zip(left, right, strict=True))
+        seeds = paired_seeds(left, right)
         if not seeds:
             continue
         pairs = [(left[i], right[j]) for i, j in seeds]
@@ -88,7 +86,7 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
         first, n = pairs[0][0], min(r["n"] for pair in pairs for r in pair)
         estimate = over([y["value"] - x["value"] for x, y in pairs], Estimate(0, -below, above, n))
         about = (first["suite"], first["attack"], first["metric"], first["better"])
-        found.append(Difference(*about, *means, estimate, tuple(seeds)))
+        found.append(Difference(*about, *means, estimate, seeds))
     if not found:
         raise UserError(f"{names[0]} and {names[1]} share no measurement with an interval")
     return found

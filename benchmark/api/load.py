@@ -24,7 +24,7 @@ from dmlbench.storage.checkpoint import (
     read_manifest,
     verified_manifest,
 )
-from dmlbench.storage.store import Store
+from dmlbench.storage.store import Store, no_results
 from dmlbench.zoo.fetch import local_or_zoo
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def load_results(source: str | Path = "results") -> Report:
     stored = {cell.id for cell in cells}
     others = [record for record in read_folder(path) if record["cell"] not in stored]
     if not cells and not others:
-        raise UserError(
-            f"no results in {path}: begin with 'dmlbench run --defense hm --attack ca+'"
-        )
+        raise UserError(no_results(path))
     return Report((*tidy(cells), *others))
 
 

@@ -89,7 +89,7 @@ def _component(text: str, kind: str | None) -> Component:
     Raises:
         UserError: there is none, it cannot be loaded, or the name is that of several kinds.
     """
-    from dmlbench.cli.list import registries
+    from dmlbench.cli.registries import registries
     from dmlbench.core import reference, spec
     from dmlbench.models.base import MODELS, parse_model
 

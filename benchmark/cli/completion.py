@@ -17,6 +17,8 @@ from click.shell_completion import (
     split_arg_string,
 )
 
+from dmlbench.cli.registries import registries
+
 if TYPE_CHECKING:
     from dmlbench.core.registry import Registry
 
@@ -65,27 +67,12 @@ class Bash(BashComplete):
 
 
 def specs(kind: str) -> Complete:
-    """The completion of a spec of ``attacks``, ``defenses``, ``datasets`` or ``models``."""
+    """The completion of a spec of one of ``registries.KINDS``."""
 
     def complete(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
-        return list(_items(_registry(kind), begun))
+        return list(_items(registries()[kind], begun))
 
     return complete
-
-
-def _registry(kind: str) -> Registry[Any]:
-    from dmlbench.attacks.base import ATTACKS
-    from dmlbench.datasets.base import DATASETS
-    from dmlbench.defenses.base import DEFENSES
-    from dmlbench.models.base import MODELS
-
-    found: dict[str, Registry[Any]] = {
-        "attacks": ATTACKS,
-        "defenses": DEFENSES,
-        "datasets": DATASETS,
-        "models": MODELS,
-    }
-    return found[kind]
 
 
 def _items(registry: Registry[Any], begun: str) -> Iterator[CompletionItem]:

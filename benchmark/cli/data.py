@@ -13,6 +13,7 @@ import click
 from dmlbench.cli.completion import specs
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
+from dmlbench.common.text import listed
 
 if TYPE_CHECKING:
     from dmlbench.datasets.verify import Verification
@@ -112,7 +113,6 @@ def download(dataset: str, data_root: Path | None) -> None:
 
 
 def _print(report: Verification, cache: Path) -> None:
-    from dmlbench.datasets.files.cache import listed
     from dmlbench.datasets.images import NEEDED
 
     click.echo(f"{report.name}{f' in {report.root}' if report.root else ''}")

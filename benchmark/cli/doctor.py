@@ -14,6 +14,7 @@ import click
 
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
+from dmlbench.common.text import message_of
 
 EXTRAS = ("pytorch-metric-learning", "tensorboard", "timm", "ray")
 WORDS = 60  # letters of a source that are shown
@@ -129,7 +130,7 @@ def _self_test(device: str, threads: int | None) -> dict[str, str]:
         with warnings.catch_warnings(action="ignore"):  # that it is untrained
             first, second = measure(), measure()
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = message_of(error)
         return {"result": f"failed: {type(error).__name__}: {said}"}
     seconds = f"{time.perf_counter() - begun:.1f} s"
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in first.items())

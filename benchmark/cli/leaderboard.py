@@ -69,11 +69,12 @@ def leaderboard(
     from dmlbench.analysis.csv_files import read_folder
     from dmlbench.common.files import check_writable
     from dmlbench.report import drawing, page, render, style
+    from dmlbench.storage.store import no_results
 
     export_folder(results)
     records = read_folder(results)
     if not records:
-        message = f"no results in {results}: begin with 'dmlbench run --defense hm --attack ca+'"
+        message = no_results(results)
         if against == "nothing":
             raise UserError(message)
         click.echo(f"{message}; these are the published rows alone", err=True)

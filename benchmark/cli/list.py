@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlbench.cli.options import options
+from dmlbench.cli.registries import KINDS, registries
 
 if TYPE_CHECKING:
-    from dmlbench.core.registry import Component, Registry
-
-KINDS = ("attacks", "defenses", "datasets", "models")
+    from dmlbench.core.registry import Component
 
 
 @click.command("list")
@@ -36,17 +35,6 @@ def list_(kind: str | None, as_json: bool) -> None:
         click.secho(name, bold=True)
         _print_kind(entries, help)
         click.echo()
-
-
-def registries() -> dict[str, Registry[Any]]:
-    """The registry of each of ``KINDS``."""
-    from dmlbench.attacks.base import ATTACKS
-    from dmlbench.datasets.base import DATASETS
-    from dmlbench.defenses.base import DEFENSES
-    from dmlbench.models.base import MODELS
-
-    registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, DATASETS, MODELS)
-    return dict(zip(KINDS, registries, strict=True))
 
 
 def describe(cls: type[Component]) -> dict[str, Any]:

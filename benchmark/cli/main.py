@@ -39,7 +39,7 @@ from dmlbench.common.errors import (
     Terminated,
     UserError,
 )
-from dmlbench.common.text import one_line
+from dmlbench.common.text import message_of, one_line
 
 
 class _Group(click.Group):
@@ -55,7 +55,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _fail(" ".join(str(error).split()), EXIT_USAGE)
+            _fail(message_of(error), EXIT_USAGE)
         except click.ClickException as error:
             vars(error)["message"] = _shortened(error.message)
             raise

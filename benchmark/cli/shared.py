@@ -81,7 +81,7 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
     that the repository has.
     """
     from dmlbench.analysis.csv_files import stored_records
-    from dmlbench.storage.store import Store
+    from dmlbench.storage.store import Store, no_results
 
     store = Store(results)
     warn_of_damage(store)
@@ -89,10 +89,7 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
     records = [r for r in stored_records(every, results) if dataset in (None, r["dataset"])]
     cells = [c for c in every if dataset in (None, c.about.dataset)]
     if not records:
-        raise UserError(
-            f"no results{f' of {dataset}' if dataset else ''} in {results}: "
-            "begin with 'dmlbench run --defense hm --attack ca+'"
-        )
+        raise UserError(no_results(results, dataset))
     return cells, records
 
 

@@ -1,8 +1,12 @@
-"""Text from elsewhere (an error, a bundle, a CSV) in a form that a terminal and a CSV can show."""
+"""Text from elsewhere (an error, a bundle, a CSV) in a form that a terminal and a CSV can show.
+
+Also lists in a sentence.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # control characters but a newline, marks of direction, line separators, halves of characters: they
 # colour or move what a terminal shows, and a lone carriage return breaks a CSV
@@ -19,3 +23,14 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """``text`` with a space for each control character."""
     return printable(text).replace("\n", " ")
+
+
+def message_of(error: BaseException, instead: str = "") -> str:
+    """The message of an error on one line; of one without a message ``instead``, or its type."""
+    return " ".join(str(error).split()) or instead or type(error).__name__
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """The first items: ``a, b, c and 4 more``."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -142,6 +142,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def embed_frozen(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """``embed`` in eval mode and without a gradient; afterwards the model is as it was."""
+    with torch.no_grad(), frozen(model):
+        return embed(model, images)
+
+
 @contextmanager
 def held(training: Sequence[nn.Module], trainable: Sequence[nn.Parameter]) -> Iterator[None]:
     """Put these modules in eval mode, these parameters without gradient, within a ``with`` block.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError
+from dmlbench.common.text import listed
 from dmlbench.compute.embedding import HALVES, EmbeddingModel, embed, embed_together
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import LEAST_DISTINCT, ROUNDING, Flag, lengths, precision
@@ -168,5 +169,4 @@ def _culprits(model: nn.Module) -> str:
         batch = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is None
         if (module.training or batch) and not list(module.children()):
             found.append(f"{name} ({type(module).__name__})")
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f" (in eval mode, still as in training: {', '.join(found[:3])}{more})" * bool(found)
+    return f" (in eval mode, still as in training: {listed(found)})" * bool(found)

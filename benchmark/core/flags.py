@@ -36,8 +36,6 @@ LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate; 0.2 on 
 LARGEST_STARTS = 2.0  # points between the clean image and random places as the start
 LARGEST_OPTIMIZERS = 3.0  # points between PGD and APGD at equal passes
 
-SIGNS = "random sign patterns of size eps"  # the noise of an attack in an L-infinity ball
-
 BETWEEN, BEFORE_REMEDY = " | ", "; remedy: "
 
 
@@ -97,7 +95,9 @@ def read_flags(text: str) -> tuple[Flag, ...]:
 
 
 def gradients(flat: float) -> list[Flag]:
-    """A share ``flat`` of queries has dL/de that is not zero, and dL/dx that is."""
+    """A flag if more than 1% of the queries have no gradient in the image although their loss has
+    one in the embedding; else an empty list. ``flat``: the share of such queries, in [0, 1].
+    """
     if flat <= LARGEST_FLAT:
         return []
     says = (
@@ -112,13 +112,19 @@ def gradients(flat: float) -> list[Flag]:
 
 
 def precision(coarse: str) -> list[Flag]:
-    """The numbers of embeddings are ``coarse``, in words; empty if they are float32 in full."""
+    """A flag if the numbers of embeddings are coarser than float32; else an empty list.
+
+    ``coarse``: in words, in what way they are; empty if they are not.
+    """
     remedy = "compute and return embeddings in float32: rounding hides gradients and makes ties"
     return [Flag("precision", f"embeddings {coarse}", remedy)] if coarse else []
 
 
 def lengths(shortest: float, longest: float) -> list[Flag]:
-    """Embeddings are ``shortest`` to ``longest`` before they are normalised."""
+    """A flag if an embedding has a length outside ``LENGTHS``; else an empty list.
+
+    ``shortest``, ``longest``: the least and the greatest length before they are normalised.
+    """
     if LENGTHS[0] <= shortest and longest <= LENGTHS[1]:
         return []
     says = f"embeddings have lengths from {shortest:.3g} to {longest:.3g}"
@@ -127,7 +133,12 @@ def lengths(shortest: float, longest: float) -> list[Flag]:
 
 
 def drift(moved: float, precision: str) -> list[Flag]:
-    """After an attack clean embeddings lie up to ``moved`` of their length from the gallery's."""
+    """A flag if the network embeds clean images elsewhere after an attack; else an empty list.
+
+    Args:
+        moved: the largest distance from the embedding before the attack, in lengths of it.
+        precision: number format of the network, a key of ``ROUNDING``.
+    """
     if moved <= ROUNDING[precision]:
         return []
     says = (
@@ -138,10 +149,15 @@ def drift(moved: float, precision: str) -> list[Flag]:
     return [Flag("clean", says, remedy)]
 
 
-def noise(column: str, unit: str, attacked: float, drawn: float, what: str = SIGNS) -> list[Flag]:
-    """Noise took ``column`` to ``drawn``, no less far than the attack, to ``attacked``.
+def noise(column: str, unit: str, attacked: float, drawn: float, what: str) -> list[Flag]:
+    """The flag that noise of size eps is no weaker than the attack.
 
-    ``what`` says which noise, of one size eps.
+    Args:
+        column: of the attack.
+        unit: of the column.
+        attacked: its value under the attack.
+        drawn: its value under the noise.
+        what: the noise in words (``Ball.random_places``).
     """
     says = (
         f"{column} is {attacked:.3g}{unit} under the attack, and {drawn:.3g}{unit} under the worst "
@@ -152,7 +168,10 @@ def noise(column: str, unit: str, attacked: float, drawn: float, what: str = SIG
 
 
 def black_box(share: float) -> list[Flag]:
-    """A black box broke ``share`` of all queries, in percent, that the white box had left."""
+    """A flag if a black box broke queries that the white-box attack left; else an empty list.
+
+    ``share``: of all queries, in percent; up to 0.2 there is no flag.
+    """
     if share <= LARGEST_BLACK_BOX:
         return []
     says = f"a black box broke {share:.1f}% of the queries, which the white-box attack had left"
@@ -161,7 +180,12 @@ def black_box(share: float) -> list[Flag]:
 
 
 def certificate(share: float, confidence: float) -> list[Flag]:
-    """An attack broke the ``share`` of queries at a length that was certified to be safe."""
+    """A flag if an attack broke more queries than a certificate allows; else an empty list.
+
+    Args:
+        share: of queries that it broke by a change shorter than their certified radius, in [0, 1].
+        confidence: of the certificate of each query; the rest may be wrong.
+    """
     if share <= 1 - confidence:
         return []
     says = (
@@ -183,9 +207,13 @@ def iterates(column: str, unit: str, best: float, last: float) -> list[Flag]:
 def rising(
     column: str, smaller: tuple[str, float], larger: tuple[str, float], queries: int
 ) -> list[Flag]:
-    """R@1 at the ``larger`` eps is above that at the ``smaller``: (eps, value) each.
+    """A flag if R@1 rises by more than 2 points from one eps to a larger one; else an empty list.
 
-    A query or two of few may turn right by chance, so it takes some of them.
+    Args:
+        column: R@1 after an attack.
+        smaller: an eps, and the value of the column.
+        larger: the same for a larger eps.
+        queries: their number; no flag if the rise is fewer than five, which may be chance.
     """
     rise = larger[1] - smaller[1]
     if rise <= LARGEST_RISE or rise / 100 * queries < LEAST_RISEN:

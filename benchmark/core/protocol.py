@@ -16,7 +16,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class Recipe(Component):
     """The training hyper-parameters that do not belong to the defense.
 
-    The optimiser is Adam. A batch is a list of pairs: two images of the same class each (SPC-2).
+    The optimizer is Adam. A batch is a list of pairs: two images of the same class each (SPC-2).
     """
 
     epochs: int = parameter(8, "passes over the train split", at_least=1)

@@ -22,6 +22,7 @@ from types import ModuleType
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import read_file
+from dmlbench.common.text import message_of
 from dmlbench.core import sources
 
 _PATTERN = re.compile(
@@ -141,11 +142,12 @@ def source_facts(component: object, key: str) -> dict[str, str | None]:
     known = origin(type(component))
     if known is not None:
         return {key: known.source}
-    digest = None if _is_own(type(component)) else sources.digest(type(component))
+    digest = None if is_own(type(component)) else sources.digest(type(component))
     return {key: digest} if digest else {}
 
 
-def _is_own(cls: type) -> bool:
+def is_own(cls: type) -> bool:
+    """True if a class is one of this package; false for one of a plugin or a user."""
     return cls.__module__.partition(".")[0] == "dmlbench"
 
 
@@ -160,7 +162,7 @@ def foreign(component: object) -> Iterator[None]:
     except (UserError, CellError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if _is_own(type(component)):
+        if is_own(type(component)):
             raise
         cls = type(component)
         place = sources.source_file(cls) or cls.__module__
@@ -218,7 +220,7 @@ def _imported(path: Path) -> ModuleType | None:
 
 def reason(error: BaseException) -> str:
     """The error in one line, with the line of the user's code that raised it."""
-    said = " ".join(str(error).split()) or "no message"
+    said = message_of(error, "no message")
     if isinstance(error, ModuleNotFoundError | SyntaxError):  # they name their place
         return said
     frames = traceback.extract_tb(error.__traceback__)

@@ -19,8 +19,9 @@ from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
+from dmlbench.common.text import message_of
 from dmlbench.core.papers import Paper
-from dmlbench.core.reference import Reference, origin, remember
+from dmlbench.core.reference import Reference, is_own, origin, remember
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Registry(Generic[C]):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # among them what its own code raises
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = message_of(error)
             raise UserError(f"{self.kind} {reference}: {said}") from None
         remember(cls, reference)
         found: type[C] = cls
@@ -166,7 +167,7 @@ class Registry(Generic[C]):
         if missing:
             raise TypeError(f"it is no {self.kind}: it lacks {', '.join(missing)}")
         typing.get_type_hints(cls)
-        if conflict := cls.conflict(c for c in self._classes.values() if _is_built_in(c)):
+        if conflict := cls.conflict(c for c in self._classes.values() if is_own(c)):
             raise TypeError(conflict)
 
     def _unknown(self, name: str) -> str:
@@ -209,10 +210,6 @@ def _check_card(card: Card) -> None:
         raise TypeError(f"the paper on its card must be a Paper or None, got {card.paper!r}")
     if isinstance(card.version, bool) or not isinstance(card.version, int) or card.version < 1:
         raise TypeError(f"the version on its card must be 1, 2, 3, ..., got {card.version!r}")
-
-
-def _is_built_in(cls: type[Component]) -> bool:
-    return cls.__module__.partition(".")[0] == "dmlbench"
 
 
 def _newer(cls: type[Component], known: type[Component]) -> bool:

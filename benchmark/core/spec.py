@@ -293,7 +293,7 @@ def build(cls: type[C], pairs: Mapping[str, str], subject: str, **fixed: object)
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever the code of a plugin raises
-        if cls.__module__.partition(".")[0] == "dmlbench":
+        if reference.is_own(cls):
             raise
         raise UserError(f"{subject}: {reference.reason(error)}") from None
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np, torch
+from dmlbench.common.text import listed
 from dmlbench.datasets.base import Answers, RetrievalData, Split
-from dmlbench.datasets.files.cache import listed
+from dmlbench.datasets.files.lines import numbered_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -195,16 +195,8 @@ def _places(names: Sequence[str]) -> dict[str, int]:
 
 def _rows(path: Path, columns: int, form: str) -> list[tuple[int, list[str]]]:
     """Number and words of each line of a text file, split at tabs, or at blanks if it has none."""
-    try:
-        lines = read_file(path).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         words = line.strip().split("\t") if "\t" in line else line.split(maxsplit=columns - 1)
         if len(words) != columns:
             raise UserError(f"{path}, line {number}: expected '{form}', got {line!r}")

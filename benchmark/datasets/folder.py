@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.text import listed
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
 from dmlbench.datasets.base import DATASETS, DatasetCard
-from dmlbench.datasets.files.cache import listed
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,

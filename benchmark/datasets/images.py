@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import check_alone, check_apart
 from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
+from dmlbench.datasets.files.lines import numbered_lines
 from dmlbench.datasets.files.places import existing
 
 if TYPE_CHECKING:
@@ -219,20 +219,12 @@ def numbered_table(path: Path, columns: int) -> list[tuple[int, list[str]]]:
     Raises:
         UserError: the file cannot be read, or a line has fewer words.
     """
-    try:
-        lines = read_file(path).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): the data set needs this list"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(path):
         words = line.strip().split(maxsplit=columns - 1)
-        if words and len(words) < columns:
+        if len(words) < columns:
             raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
-        rows += [(number, words)] if words else []
+        rows.append((number, words))
     return rows
 
 

@@ -14,8 +14,9 @@ import torch
 from dmlbench.attacks.base import Attack, Attacked, Column
 from dmlbench.attacks.engine.ball import BALLS
 from dmlbench.common.progress import Bar
-from dmlbench.evaluation.measurement import CLEAN, Outcomes
+from dmlbench.evaluation.measurement import Outcomes
 from dmlbench.metrics.bootstrap import deciles, shares_above
+from dmlbench.metrics.names import CLEAN_SUFFIX
 from dmlbench.storage import adversarial
 
 Parts = dict[str, list[torch.Tensor]]
@@ -85,7 +86,7 @@ class Collected:
         """One more batch: clean images, the attack's result, its outcomes and the clean ones."""
         for name, values in found.items():
             self.parts.setdefault(name, []).append(values)
-            self.parts.setdefault(name + CLEAN, []).append(clean[name])
+            self.parts.setdefault(name + CLEAN_SUFFIX, []).append(clean[name])
         for name, values in attacked.observed.items():
             self.observed.setdefault(name, []).append(values)
         for name, values in attacked.last.items():
@@ -120,7 +121,7 @@ class Collected:
         full = self.full_passes + self.full_forward_passes
         found: dict[str, Any] = {
             **_means(self.observed),
-            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN])) for c in columns},
+            "clean": {c.name: float(np.nanmean(outcomes[c.name + CLEAN_SUFFIX])) for c in columns},
             "deciles": {c.name: deciles(outcomes[c.name]) for c in columns},
             "curves": {c.name: shares_above(outcomes[c.name]) for c in attack.columns if c.curve},
             "radius": self.radius,

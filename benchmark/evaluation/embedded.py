@@ -76,7 +76,7 @@ class EmbeddedTest:
             self.model if self.draws > 1 else folded(self.model, self.images(self.index[:SAMPLE]))
         )
 
-    def passes(self, images: torch.Tensor) -> torch.Tensor:
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of images, from one pass without a gradient.
 
         Raises:
@@ -143,7 +143,7 @@ class EmbeddedTest:
             for batch in torch.split(index, self.rows):
                 seed = derived_seed(0, "draw", number, int(batch[0]))
                 with torch.no_grad(), global_seeds(seed, self.device):
-                    e = self.passes(self._pixels(split, batch))
+                    e = self.embed(self._pixels(split, batch))
                 if found is None:  # not joined from parts at the end, which takes twice the memory
                     found = e.new_empty(len(index), e.shape[1])
                 found[batch] = e
@@ -159,7 +159,7 @@ class EmbeddedTest:
     def expected(self, images: torch.Tensor) -> torch.Tensor:
         """(B, D) the mean embedding of images over the draws of a randomised model."""
         with torch.no_grad(), global_seeds(derived_seed(0, "expected"), self.device):
-            return expectation(self.draws, lambda: self.passes(images))
+            return expectation(self.draws, lambda: self.embed(images))
 
     def images(self, index: torch.Tensor) -> torch.Tensor:
         """The queries ``index`` (B,), float32 in [0, 1]."""

@@ -177,7 +177,7 @@ class Evaluation(EmbeddedTest):
             return {}
 
         def drawn() -> dict[str, torch.Tensor]:
-            return moved_query.outcomes(wanted, self.passes(images), index, self.gallery)
+            return moved_query.outcomes(wanted, self.embed(images), index, self.gallery)
 
         seed = derived_seed(0, "moved", int(index[0]))
         with torch.no_grad(), global_seeds(seed, self.device):

@@ -13,7 +13,6 @@ from dmlbench.core.flags import Flag
 from dmlbench.evaluation.attacked_queries import AttackedQuery
 from dmlbench.metrics.bootstrap import Estimate
 
-CLEAN = " clean"  # suffix of outcomes without an attack
 Outcomes = dict[str, npt.NDArray[np.float64]]
 
 

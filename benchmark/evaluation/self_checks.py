@@ -10,16 +10,17 @@ import torch
 
 from dmlbench.attacks.base import Attack, Column
 from dmlbench.attacks.engine.ball import BALLS
-from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes
+from dmlbench.attacks.engine.bisection import LEVEL_ROUNDING
+from dmlbench.attacks.engine.outcomes import Outcomes, mean_outcomes, worse_outcomes
 from dmlbench.common.hashing import derived_seed
 from dmlbench.compute.model_checks import moved_by
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import flags
 from dmlbench.core.flags import Flag
 from dmlbench.evaluation.embedded import LOOKED_AT, EmbeddedTest, spread
+from dmlbench.metrics.names import CLEAN_SUFFIX
 
 FAR = 1_000_000  # number of the first start that noise is made from, which no restart has
-ROUNDING = 1e-6  # of a radius, which is kept in float32
 NEARLY_ALL = 0.99  # of the way to full success: where an attack is, noise need not be less
 
 
@@ -48,7 +49,7 @@ def _drift(measured: EmbeddedTest, index: torch.Tensor) -> float:
     """Largest distance of clean embeddings from those in the gallery, in lengths of these."""
     looked_at = spread(index, LOOKED_AT)
     with torch.no_grad():
-        e = measured.passes(measured.images(looked_at))
+        e = measured.embed(measured.images(looked_at))
     return moved_by(e, measured.gallery.queries[looked_at])
 
 
@@ -68,7 +69,7 @@ def _noise(
     for column in (one for one in attack.columns if one.pursued):
         drawn = torch.cat([part[column.name] for part in parts]).double().cpu().numpy()
         attacked, clean = (
-            outcomes[name][index.cpu().numpy()] for name in (column.name, f"{column.name} clean")
+            outcomes[column.name + suffix][index.cpu().numpy()] for suffix in ("", CLEAN_SUFFIX)
         )
         if column.curve:
             column, drawn, attacked, clean = _at_eps(column, drawn, attacked, clean)
@@ -89,12 +90,8 @@ def _worst_noise(
     for draw in range(flags.NOISE_DRAWS):
         noisy = BALLS[attack.norm].far(images, eps, batch, seed, FAR + draw)
         with global_seeds(derived_seed(seed, "noise", draw, int(batch[0])), images.device):
-            found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.passes(x)))  # type: ignore[misc]
-        for column in attack.columns:
-            value = found[column.name]
-            known = worst.get(column.name, value)
-            lower = column.better == "higher"
-            worst[column.name] = known.minimum(value) if lower else known.maximum(value)
+            found = mean_outcomes(measured.draws, lambda x=noisy: goal.outcome(measured.embed(x)))  # type: ignore[misc]
+        worst = worse_outcomes(attack.columns, worst or found, found)
     return worst
 
 
@@ -113,7 +110,7 @@ def _at_eps(
     none = np.isnan(clean)
     noisy, found, before = (
         np.where(none, np.nan, 100.0 * part)
-        for part in (drawn >= end / 2, attacked > end * (1 - ROUNDING), clean >= end / 2)
+        for part in (drawn >= end / 2, attacked > end * (1 - LEVEL_ROUNDING), clean >= end / 2)
     )
     return Column(f"R@1 at eps by {column.name}", "%", column.better), noisy, found, before
 

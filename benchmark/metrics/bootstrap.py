@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 1000
-LEVEL = 0.95
+LEVEL = 0.95  # confidence of every interval
 PART = 1 << 18  # numbers drawn at once
 POINTS = 101  # of a step function, at most
 SEED = 20220304  # part of the protocol: the same outcomes have the same interval everywhere

@@ -57,10 +57,7 @@ class Lists:
     def joined(self, other: Lists) -> Lists:
         """The positions of both, each once."""
         index = torch.arange(len(self.row), device=self.row.device)
-        table = torch.cat([self.of(index), other.of(index)], dim=1).sort(1, descending=True).values
-        table[:, 1:] = table[:, 1:].masked_fill(table[:, 1:] == table[:, :-1], -1)
-        table = table.sort(dim=1, descending=True).values
-        return Lists(table[:, : max(1, int((table >= 0).sum(1).max()))].contiguous(), index)
+        return Lists(distinct(torch.cat([self.of(index), other.of(index)], dim=1)), index)
 
     @cached_property
     def lengths(self) -> torch.Tensor:
@@ -146,6 +143,17 @@ class Relevance:
             excluded = excluded.masked_fill(excluded < 0, -2)  # -1 is the end of the positives
             found[rows] -= (self.positives.of(rows)[:, :, None] == excluded).any(2).sum(1)
         return found
+
+
+def distinct(table: torch.Tensor) -> torch.Tensor:
+    """The different values of each row of ``table`` (L, k), in falling order: (L, p).
+
+    A negative value is none. Rows with fewer than the most, p, have -1 behind them; p >= 1.
+    """
+    table = table.sort(dim=1, descending=True).values
+    table[:, 1:].masked_fill_(table[:, 1:] == table[:, :-1], -1)
+    table = table.sort(dim=1, descending=True).values
+    return table[:, : max(1, int((table >= 0).sum(1).max()))].contiguous()
 
 
 def put(values: torch.Tensor, positions: torch.Tensor, value: float, first: int = 0) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.text import message_of
 from dmlbench.core import sources, spec
 from dmlbench.core.reference import Reference, source_facts
 from dmlbench.core.registry import Card, Component, Registry
@@ -130,7 +131,7 @@ class Model(Component, abc.ABC):
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # the code of a user may raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = message_of(error)
             reason = reason if isinstance(error, Exception) else f"{type(error).__name__} {reason}"
             shape = f"{channels}x{size}x{size}"
             raise UserError(

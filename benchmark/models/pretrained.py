@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
+from dmlbench.common.text import message_of
 from dmlbench.core.spec import parameter
 from dmlbench.models.base import Model, canonical_model
 from dmlbench.models.key_order import renamed_by_order
@@ -192,7 +193,7 @@ class Pretrained(Model, abc.ABC):
         try:
             load_state(backbone, wanted)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)[:200]
             raise UserError(
                 f"model {self.card.name}: {self.weights} does not fit: {reason}"
             ) from None
@@ -209,7 +210,7 @@ class Pretrained(Model, abc.ABC):
             with redirect_stdout(sys.stderr):  # the hub prints its progress
                 return self.download()
         except Exception as error:  # no connection, an error of the hub, a wrong hash
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)[:200]
             random = canonical_model(replace(self, weights=NONE))
             raise UserError(
                 f"model {self.card.name}: {self.published} is not available ({reason}): "

@@ -10,7 +10,7 @@ from dmlbench.core.naming import parameters, told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report import ranking
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
-from dmlbench.report.entries import Entry, Number, in_words
+from dmlbench.report.entries import Entry, Number, seeds_in_words
 from dmlbench.report.ranking import Mark
 
 LEADING = ("r50", "ERS")
@@ -274,7 +274,7 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
     if number is not None:
         said = [f"{flag.says}. Remedy: {flag.remedy}." for flag in entry.flags.get(name, ())]
         if number.seeds:
-            said.append(f"Of {in_words(number.seeds)} only.")
+            said.append(f"Of {seeds_in_words(number.seeds)} only.")
         if name in entry.failed:
             said.append(f"Failed for another seed: {entry.failed[name]}")
         return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))

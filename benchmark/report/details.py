@@ -26,7 +26,7 @@ def details(entry: Entry) -> dict[str, Any]:
         torch = record["torch"] and f"torch {record['torch']}"
         made = [f"dmlbench {record['dmlbench']}", record["git"][:12], torch, record["device"]]
     found: dict[str, Any] = {
-        "Defense": in_words(entry.defense),
+        "Defense": defense_in_words(entry.defense),
         "Spec": entry.resolved or entry.defense,
         "Source": entry.place if paper else f"Measured {entry.source}",
         "Paper": [f"{paper.short}: {paper.title}", paper.url] if paper else "",
@@ -45,7 +45,7 @@ def details(entry: Entry) -> dict[str, Any]:
 
 
 @cache
-def in_words(defense: str) -> str:
+def defense_in_words(defense: str) -> str:
     """A defense's spec in words: its summary and paper, and each key that was set with its meaning.
 
     Empty if the defense is not known here, as one of a plugin that is not installed.

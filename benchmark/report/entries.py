@@ -16,7 +16,7 @@ from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, ERS, WORST
 
 
-def in_words(seeds: Sequence[int]) -> str:
+def seeds_in_words(seeds: Sequence[int]) -> str:
     """``seed 0``, or ``seeds 0, 1 and 2``."""
     named = ", ".join(map(str, seeds[:-1]))
     named += " and " * bool(named) + "".join(map(str, seeds[-1:]))
@@ -63,7 +63,7 @@ class Number:
             around = f"± {self.spread:.{self.digits}f}"
         elif self.low is not None and self.high is not None:
             around = f"[{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
-        only = f"{in_words(self.seeds)} only" if self.seeds else ""
+        only = f"{seeds_in_words(self.seeds)} only" if self.seeds else ""
         return " ".join(filter(None, (around, only)))
 
 
@@ -128,7 +128,7 @@ class Entry:
         if "training" in self.failed:
             return "here, training failed"
         queries = f", n = {self.n:,}" if self.n else ""
-        return f"here{queries}, {in_words(self.seeds)}"
+        return f"here{queries}, {seeds_in_words(self.seeds)}"
 
     @property
     def details(self) -> dict[str, str]:

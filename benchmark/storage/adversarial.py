@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import atomic_file
 from dmlbench.common.lazy import np
+from dmlbench.common.text import message_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -166,7 +167,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        said = " ".join(str(error).split()) or "it is damaged"
+        said = message_of(error, "it is damaged")
         raise UserError(f"{path} is not an .npz file of adversarial images: {said}") from None
 
 

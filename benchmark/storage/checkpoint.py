@@ -18,6 +18,7 @@ import msgspec
 from dmlbench.common.errors import DamagedError, UserError
 from dmlbench.common.files import read_file, write_atomically, write_json
 from dmlbench.common.hashing import file_sha256, identity, sealed, unsealed
+from dmlbench.common.text import message_of
 from dmlbench.compute.provenance import Provenance
 from dmlbench.storage.cell import Count, Seconds, Sha256
 
@@ -57,7 +58,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         training_cost: forward and backward passes of a training step.
         parameters: number of parameters of the network.
         processes: number of processes that shared the training.
-        history: loss and other means of each epoch; None for a mean of nothing.
+        history: loss and other means of each epoch; None for a mean of nothing. Early versions
+            wrote ``spread`` for ``mean_cosine``.
         seconds: duration.
         started: seconds since 1970.
         provenance: code, libraries and machine that trained it.
@@ -247,7 +249,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         load_state(model, renamed)
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         wrong = "" if isinstance(error, ValueError) else misfit(renamed, own)
-        reason = wrong or " ".join(str(error).split())[:300]
+        reason = wrong or message_of(error)[:300]
         raise UserError(f"checkpoint {path} does not fit the model: {reason}") from None
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file
 from dmlbench.common.lazy import torch
+from dmlbench.common.text import listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,11 +141,7 @@ def misfit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -
 
 def named(names: Iterable[str]) -> str:
     """The first names of a list, and how many more there are."""
-    every = list(names)
-    more = len(every) - NAMED
-    return ", ".join([name or "no prefix" for name in every[:NAMED]]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    return listed([name or "no prefix" for name in names], NAMED)
 
 
 def _short(name: str) -> str:

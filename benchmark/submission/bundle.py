@@ -24,6 +24,7 @@ import msgspec
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import atomic_file, json_bytes, open_file, read_file
 from dmlbench.common.hashing import file_sha256, sealed, unsealed
+from dmlbench.common.text import message_of
 from dmlbench.compute.provenance import Provenance
 from dmlbench.storage.adversarial import DAMAGED
 from dmlbench.storage.cell import Sha256
@@ -125,7 +126,7 @@ def unpack(path: Path, folder: Path) -> Bundle:
         if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile):
             said = error.strerror or str(error)
         else:
-            said = " ".join(str(error).split()) or "it is damaged"
+            said = message_of(error, "it is damaged")
         raise UserError(f"{path} is no bundle of 'dmlbench submit': {said}") from None
     there = {info.filename for info in members} - {RECORD}
     if there != bundle.files.keys():

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
+from dmlbench.common.text import message_of
 from dmlbench.core import spec
 from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import SUITE_ATTACKS, SUITES, Recipe
@@ -73,7 +74,7 @@ def claim(
     try:
         return _claim(dataset, digest, cells, path, allow_code)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = message_of(error)[:200]
         raise UserError(f"cells or manifest have a value that cannot be read: {said}") from None
 
 
@@ -157,9 +158,9 @@ def _attacks(dataset: Dataset, cells: Iterable[Cell], queries: int | None) -> li
         if about.attack_resolved and about.queries == number and cell.facts.get("kind") == "attack":
             with suppress(UserError):  # its cell is then none of the planned ones
                 attack = spec.parse(about.attack_resolved, ATTACKS)
-                complete = attack if attack.suite else replace(attack, suite=about.suite)
-                complete.resolve(dataset.protocol.threat)
-                wanted.append(complete)
+                attack = attack.in_suite(about.suite)
+                attack.resolve(dataset.protocol.threat)
+                wanted.append(attack)
     return plan.planned_attacks(wanted, dataset.protocol.threat, queries, recalls=True)
 
 

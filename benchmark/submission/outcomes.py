@@ -20,7 +20,7 @@ from dmlbench.metrics.bootstrap import (
 )
 from dmlbench.metrics.distance import SLACK as BESIDE
 from dmlbench.metrics.ers import score_per_query
-from dmlbench.metrics.names import OVER_STARTS
+from dmlbench.metrics.names import CLEAN_SUFFIX, OVER_STARTS
 from dmlbench.storage.cell import PERCENT, UNBOUNDED, Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     Values = npt.NDArray[np.float64]
     Outcomes = dict[str, Values]
 
-CLEAN = " clean"  # behind the name of a column: the same outcome of the clean image
 MOST_BYTES = 64  # of an outcome in the file, headers included
 PLAIN = ("SNAPPY", "UNCOMPRESSED")  # neither makes much of little
 SLACK = 1e-6  # relative: libraries of other versions add up in another order
@@ -131,7 +130,7 @@ def bounds(task: CellTask, column: str) -> tuple[float, float]:
         return PERCENT
     columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
     within = {one.name: one.within(task.cell.about.distance) for one in columns}
-    return within.get(column.removesuffix(CLEAN), UNBOUNDED)
+    return within.get(column.removesuffix(CLEAN_SUFFIX), UNBOUNDED)
 
 
 def _estimates(
@@ -166,7 +165,7 @@ def _wrong_finding(cell: Cell, name: str, found: Outcomes) -> str:
     kinds: tuple[tuple[str, str, str, Callable[[Values], Any]], ...] = (
         ("deciles", "deciles", "", deciles),
         ("curves", "curve", "", shares_above),
-        ("clean", "clean value", CLEAN, np.nanmean),
+        ("clean", "clean value", CLEAN_SUFFIX, np.nanmean),
     )
     for key, what, suffix, statistic in kinds:
         for column, claimed in shown.get(key, {}).items():

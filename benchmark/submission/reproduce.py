@@ -331,9 +331,8 @@ def _attacks(records: Iterable[Record], queries: str) -> list[Attack]:
     found: dict[tuple[str, str], Attack] = {}
     for record in records:
         if record["attack_resolved"] and record["queries"] == queries:
-            attack = spec.parse(record["attack_resolved"], ATTACKS)
-            complete = attack if attack.suite else replace(attack, suite=record["suite"])
-            found.setdefault((record["attack_resolved"], record["suite"]), complete)
+            attack = spec.parse(record["attack_resolved"], ATTACKS).in_suite(record["suite"])
+            found.setdefault((record["attack_resolved"], record["suite"]), attack)
     return list(found.values())
 
 

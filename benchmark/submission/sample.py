@@ -11,7 +11,7 @@ from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.metrics.names import OVER_STARTS
+from dmlbench.metrics.names import CLEAN_SUFFIX, OVER_STARTS
 from dmlbench.storage.cell import Cell
 from dmlbench.submission.agreement import (
     Agreement,
@@ -21,7 +21,7 @@ from dmlbench.submission.agreement import (
     unexplained,
 )
 from dmlbench.submission.claims import Claim
-from dmlbench.submission.outcomes import CLEAN, SLACK, bounds, task_is_attack
+from dmlbench.submission.outcomes import SLACK, bounds, task_is_attack
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Combine, Measure
 
@@ -147,12 +147,12 @@ def _held(
     complete: bool,
 ) -> Iterator[Agreement]:
     """Each column of outcomes against the new ones; those of clean images are not shown."""
-    wanted = [one for one in found.outcomes if one.removesuffix(CLEAN) in cell.metrics]
+    wanted = [one for one in found.outcomes if one.removesuffix(CLEAN_SUFFIX) in cell.metrics]
     for column in wanted:
         if column not in claimed:
             raise Refused(f"{cell.about.attack or 'clean images'}: no outcomes of {column!r} in it")
     for column, values in claimed.items():
-        name = column.removesuffix(CLEAN)
+        name = column.removesuffix(CLEAN_SUFFIX)
         if column not in found.outcomes or name not in cell.metrics:
             raise Refused(
                 f"{cell.about.attack or 'clean images'}: it has no outcomes of {column!r}"

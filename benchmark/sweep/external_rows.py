@@ -22,7 +22,7 @@ from dmlbench.common.hashing import identity
 from dmlbench.common.lazy import np
 from dmlbench.core.naming import at_other_radius
 from dmlbench.metrics.bootstrap import bootstrap_mean
-from dmlbench.metrics.names import EXTERNAL, WORST
+from dmlbench.metrics.names import EXTERNAL, WORST, WORST_CASE
 from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.store import Store
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 COLUMNS = moved_query.columns(EXTERNAL)
 RIGHT = COLUMNS[0].name  # 100 where the top-1 is right, else 0
-PLAIN = "worst case"  # attack of the cell of the Robust R@1 that boards show
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
         )
         raise UserError(f"{chosen} is {len(rows)} rows ({said}): choose with --where")
     (row,) = rows
-    worst = sorted(filter(_is_worst, row), key=lambda cell: (cell.about.attack != PLAIN, cell.id))
+    worst = sorted(
+        filter(_is_worst, row), key=lambda cell: (cell.about.attack != WORST_CASE, cell.id)
+    )
     eps = {
         source.facts["attack_values"]["eps"]
         for cell in worst
@@ -168,7 +169,7 @@ def values_of(store: Store, cell: Cell, column: str) -> Values:
 
 def _is_worst(cell: Cell) -> bool:
     """True for a Robust R@1 as the attacks found it in the ball of the protocol."""
-    drawn = cell.facts.get("kind") == PLAIN and "external_files" not in cell.facts
+    drawn = cell.facts.get("kind") == WORST_CASE and "external_files" not in cell.facts
     return drawn and cell.ok and not at_other_radius(cell.about.attack)
 
 

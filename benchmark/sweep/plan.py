@@ -23,7 +23,7 @@ from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.metrics.names import BENIGN, ERS, WORST
+from dmlbench.metrics.names import BENIGN, ERS, WORST, WORST_CASE
 from dmlbench.models.base import Model
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
@@ -34,7 +34,7 @@ MEASURE_VERSION = 1  # is raised when a change of dmlbench.evaluation changes a 
 DRAWS_VERSION = 2  # the same of randomised networks, whose numbers are means over draws
 
 PERCENT = ColumnInfo("%", "higher")
-RECALLS = ("R@1", "ES:R", "LTM", "GTM", "Top1")  # of the clean images, and under attacks
+WORST_CASE_COLUMNS = ("R@1", "ES:R", "LTM", "GTM", "Top1")  # of the clean images, and under attacks
 
 
 def plan(
@@ -228,10 +228,10 @@ def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
             variant = f":{changed}" if changed else ""
             if cells.keys() >= set(worst_of):
                 plain = [benign, *(cells[name] for name in worst_of)]
-                draw(f"worst case{variant}", WORST, plain, RECALLS)
+                draw(f"{WORST_CASE}{variant}", WORST, plain, WORST_CASE_COLUMNS)
                 if not changed and (restarted := _restarted(same, worst_of)):
-                    name = f"worst case:{' '.join(restarted)}"
-                    draw(name, WORST, [*plain, *restarted.values()], RECALLS)
+                    name = f"{WORST_CASE}:{' '.join(restarted)}"
+                    draw(name, WORST, [*plain, *restarted.values()], WORST_CASE_COLUMNS)
             if weights.about.distance == "N" and cells.keys() >= set(ERS_ATTACKS):
                 draw(f"{ERS}{variant}", ERS, [cells[name] for name in ERS_ATTACKS], ERS_COLUMNS)
     return found

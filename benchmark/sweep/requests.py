@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from dmlbench.attacks.base import ATTACKS, Attack
@@ -53,7 +52,7 @@ def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[
     if not suites:
         return parse_all(specs, ATTACKS)
     return [
-        one if one.suite else replace(one, suite=suite)
+        one.in_suite(suite)
         for suite in suites
         for one in parse_all(specs or SUITE_ATTACKS[suite], ATTACKS)
     ]

@@ -16,7 +16,7 @@ from torch import nn
 
 from dmlbench.attacks.engine.objective import Objective
 from dmlbench.compute.distributed import World
-from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
+from dmlbench.compute.embedding import EmbeddingModel, embed_frozen
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
@@ -86,7 +86,7 @@ class Run:
         rows = self.batches[number]
         images = self.data.evaluation_pixels(torch.from_numpy(self.data.train.images[rows]))
         labels = torch.from_numpy(self.data.train.labels[rows])
-        embeddings = partial(_embedded, self.model, images)
+        embeddings = partial(embed_frozen, self.model, images)
         generator = torch.Generator().manual_seed(number)
         progress = number / len(self.batches)
         return Batch(images, labels, embeddings, generator, World(), self.companion, progress)
@@ -124,12 +124,7 @@ class Run:
     def embeddings(self) -> torch.Tensor:
         """(40, 8) of the test images."""
         images = self.data.evaluation_pixels(torch.from_numpy(self.data.test.images))
-        return _embedded(self.model, images)
-
-
-def _embedded(model: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), frozen(model):
-        return embed(model, images)
+        return embed_frozen(self.model, images)
 
 
 def label(s: Subject) -> None:
@@ -217,7 +212,7 @@ def perturbs(s: Subject) -> None:
         self: Any, model: Any, images: Any, objective: Any, *more: Any, **keys: Any
     ) -> Any:
         nonlocal moved
-        e = _embedded(model, images.flatten(0, 1)).view(*images.shape[:2], -1)
+        e = embed_frozen(model, images.flatten(0, 1)).view(*images.shape[:2], -1)
         found.append((objective, e))
         perturbed = plain(self, model, images, objective, *more, **keys)
         moved |= not torch.equal(perturbed.images, images)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.text import message_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 S = TypeVar("S")
@@ -99,7 +100,7 @@ def settled(name: str, found: Iterable[Finding]) -> list[Finding]:
 
 def _raised(error: BaseException) -> str:
     """The error in one line, with the deepest line of code that is the component's own."""
-    said = " ".join(str(error).split()) or "no message"
+    said = message_of(error, "no message")
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if PACKAGE not in Path(f.filename).resolve().parents] or frames
     last = next((f for f in reversed(own) if "site-packages" not in f.filename), own[-1])

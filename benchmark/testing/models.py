@@ -15,7 +15,7 @@ from torch import nn
 
 from dmlbench.common.errors import UserError
 from dmlbench.compute import model_checks
-from dmlbench.compute.embedding import EmbeddingModel, embed, embed_together, frozen
+from dmlbench.compute.embedding import EmbeddingModel, embed, embed_frozen, embed_together, frozen
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import ROUNDING
 from dmlbench.models.base import FactoryModel, Model, canonical_model, parse_model
@@ -91,7 +91,7 @@ def facts(s: Subject) -> None:
 
 def embeddings(s: Subject) -> None:
     """(B, C, H, W) images become (B, D) finite float32 embeddings."""
-    e = _embedded(s.network, s.images)
+    e = embed_frozen(s.network, s.images)
     require(
         e.ndim == 2 and len(e) == IMAGES and e.dtype == torch.float32,
         f"{IMAGES} images become {e.dtype} of shape {tuple(e.shape)}: it must be float32, "
@@ -129,7 +129,7 @@ def deterministic(s: Subject) -> None:
     found = []
     for seed in (1, 2):
         with global_seeds(seed), no_global_randomness("the network in eval mode", []):
-            found.append(_embedded(s.network, s.images))
+            found.append(embed_frozen(s.network, s.images))
     passes = _passes_of(s)
     _right(model_checks.not_deterministic(passes, s.images, passes(s.images), s.network))
     require(torch.equal(*found), "two forward passes in eval mode differ")
@@ -168,7 +168,7 @@ def trainable(s: Subject) -> None:
     """A training step reaches the parameters and changes the embeddings."""
     network = s.build().train()
     learned = [p for p in network.parameters() if p.requires_grad]
-    before = _embedded(network, s.images)
+    before = embed_frozen(network, s.images)
     with global_seeds(0):
         e = network(s.images)
     if e.requires_grad:
@@ -180,14 +180,14 @@ def trainable(s: Subject) -> None:
     )
     torch.optim.Adam(learned, lr=1e-2).step()
     require(
-        not torch.equal(before, _embedded(network, s.images)),
+        not torch.equal(before, embed_frozen(network, s.images)),
         "a training step does not change the embeddings: its parameters are not used",
     )
 
 
 def seeded(s: Subject) -> None:
     """The seed of a training decides the first weights, and only it."""
-    a, b, c = (_embedded(s.build(seed), s.images) for seed in (1, 1, 2))
+    a, b, c = (embed_frozen(s.build(seed), s.images) for seed in (1, 1, 2))
     require(
         torch.equal(a, b),
         "two networks of one seed have different weights: a training could not be repeated. Take "
@@ -204,7 +204,7 @@ def stored(s: Subject) -> None:
         checkpoint.save_weights(path, s.network)
         checkpoint.load_weights(path, other)
     require(
-        torch.equal(_embedded(s.network, s.images), _embedded(other, s.images)),
+        torch.equal(embed_frozen(s.network, s.images), embed_frozen(other, s.images)),
         "after saving and loading it gives other embeddings: something that decides them is not in "
         "its state dict. Register it as a parameter or a buffer",
     )
@@ -218,7 +218,7 @@ def same_in_training(s: Subject) -> None:
     with global_seeds(0), torch.no_grad():
         e = network(s.images)
     require(
-        torch.allclose(e, _embedded(network, s.images), rtol=1e-4, atol=1e-5),
+        torch.allclose(e, embed_frozen(network, s.images), rtol=1e-4, atol=1e-5),
         "it says that it is same_in_training, and a batch has other embeddings in training than in "
         "evaluation: triplets would be mined on the wrong ones; leave `same_in_training` out",
     )
@@ -229,12 +229,7 @@ def _right(wrong: str) -> None:
 
 
 def _passes_of(s: Subject) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda images: _embedded(s.network, images)
-
-
-def _embedded(network: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), frozen(network):
-        return embed(network, images)
+    return lambda images: embed_frozen(s.network, images)
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {

@@ -1,7 +1,8 @@
 """The log of a training run: JSON lines, and event files of TensorBoard on request.
 
-    log.jsonl     one line for each step (epoch, step, loss, hardness, spread, images_per_second)
-                  and one for each epoch (means, passes_saved, and R@1 if it was measured)
+    log.jsonl     one line for each step (epoch, step, loss, hardness, mean_cosine,
+                  images_per_second) and one for each epoch (means, passes_saved, and R@1 if it
+                  was measured)
     tensorboard/  the same numbers by step
 
 Both lie in the folder of the model.

@@ -56,28 +56,28 @@ class EpochStatistics:
 
     Attributes:
         losses, hardnesses: of each step that had a triplet.
-        spreads: mean cosine similarity in the batch, of each step.
+        mean_cosines: mean cosine similarity of the embeddings in the batch, of each step.
         passes: forward-backward passes of the adversary in total, counted per triplet.
         full_passes: their number if the active set had left out none.
     """
 
     losses: list[float] = field(default_factory=list)
     hardnesses: list[float] = field(default_factory=list)
-    spreads: list[float] = field(default_factory=list)
+    mean_cosines: list[float] = field(default_factory=list)
     passes: float = 0
     full_passes: float = 0
 
     @property
     def steps(self) -> int:
         """The number of steps."""
-        return len(self.spreads)
+        return len(self.mean_cosines)
 
     def last(self) -> dict[str, float | None]:
-        """Return the most recent loss, hardness and spread; None without a triplet so far."""
+        """Return the most recent loss, hardness and mean cosine; None without a triplet so far."""
         return {
             "loss": self.losses[-1] if self.losses else None,
             "hardness": self.hardnesses[-1] if self.hardnesses else None,
-            "spread": self.spreads[-1],
+            "mean_cosine": self.mean_cosines[-1],
         }
 
     def summary(self) -> dict[str, float | None]:
@@ -86,7 +86,7 @@ class EpochStatistics:
         return {
             "loss": fmean(self.losses) if self.losses else None,
             "hardness": fmean(self.hardnesses) if self.hardnesses else None,
-            "spread": fmean(self.spreads),
+            "mean_cosine": fmean(self.mean_cosines),
             "passes_saved": saved,
         }
 
@@ -184,7 +184,7 @@ def _generators_restored(device: torch.device) -> AbstractContextManager[None]:
 
 @dataclass
 class _TrainingRun:
-    """The state of a training run: model, optimiser, data.
+    """The state of a training run: model, optimizer, data.
 
     Attributes:
         state: tensors that the defense keeps from step to step, e.g. a moving average.
@@ -253,11 +253,11 @@ class _TrainingRun:
             found = {**statistics.last(), "images_per_second": round(rate, 1)}
             log.step(before + statistics.steps, number + 1, statistics.steps, found)
             task.advance(1, _progress_note(found | {"R@1": self.recall}))
-            if statistics.spreads[-1] > MEAN_COSINE_LIMIT and not warned:
+            if statistics.mean_cosines[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
                     f"{self.training.shown}: the embeddings are collapsing (mean cosine "
-                    f"{statistics.spreads[-1]:.4f} in {where})"
+                    f"{statistics.mean_cosines[-1]:.4f} in {where})"
                 )
         statistics.passes, statistics.full_passes = self.world.sum(
             torch.tensor([statistics.passes, statistics.full_passes], device=self.device)
@@ -303,7 +303,7 @@ class _TrainingRun:
         except CellError as error:
             raise self._diverged(where, str(error)) from None
         self.state = {k: self.world.mean(v, result.weight) for k, v in self.state.items()}
-        statistics.spreads.append(float(result.mean_cosine))
+        statistics.mean_cosines.append(float(result.mean_cosine))
         statistics.passes += result.passes
         statistics.full_passes += result.full_passes
         if result.loss is None:

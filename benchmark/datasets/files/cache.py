@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.lazy import np
+from dmlbench.common.text import listed
 from dmlbench.datasets.files.decoding import (
     DECODER_VERSION,
     SIDE,
@@ -228,9 +229,3 @@ def _refuse_unreadable(title: str, names: Sequence[str], seen: Sequence[Seen]) -
             f"{title}: {listed(bad)} cannot be decoded: fetch the files again, or leave them out "
             "of a data set of your own"
         )
-
-
-def listed(items: Sequence[str]) -> str:
-    """The first three items: ``a, b, c and 4 more``."""
-    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.files import read_file
 from dmlbench.common.lazy import np
+from dmlbench.common.processes import serve_parent
+from dmlbench.common.text import message_of
 from dmlbench.compute.device import processors
 
 if TYPE_CHECKING:
@@ -117,8 +116,8 @@ def read_chunk(chunk: Chunk) -> list[Seen]:
                 content = read_file(root / name)
                 pixels = decode(content, side).tobytes()
             except Exception as error:  # decoders raise many kinds on broken bytes
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                found.append(Seen(problem=reason or type(error).__name__))
+                reason = getattr(error, "strerror", None) or message_of(error)
+                found.append(Seen(problem=reason))
                 continue
             found.append(Seen(sha256(content).digest(), sha256(pixels).digest()))
             if file is not None:
@@ -135,21 +134,8 @@ def _results(chunks: Sequence[Chunk]) -> Iterator[list[Seen]]:
         return
     # spawn, not fork: the parent may have threads and a GPU, which do not survive a fork
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
     try:
         yield from pool.map(read_chunk, chunks)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _serve() -> None:
-    """Set up a worker: it ignores Ctrl-C, which its parent handles, and ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import is_folder
+from dmlbench.common.text import message_of
 
 
 def home() -> Path:
@@ -47,7 +48,7 @@ def torchvision_download(dataset: str, name: str, root: Path, source: str) -> No
         with redirect_stdout(sys.stderr):
             getattr(torchvision.datasets, dataset)(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_of(error)
         raise UserError(
             f"{name} is not in {root} and cannot be downloaded ({reason}): {source}"
         ) from None

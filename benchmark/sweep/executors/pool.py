@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any, Self
 
 from dmlbench.common import progress
 from dmlbench.common.errors import CellError, UserError
+from dmlbench.common.processes import serve_parent
 from dmlbench.compute.device import processors
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
@@ -246,9 +246,10 @@ class _PipeReporter(progress.Reporter):
 
 @contextmanager
 def stops_deferred() -> Iterator[None]:
-    """Handle a stop (Ctrl-C, SIGTERM) at the end of the context: half a start is a traceback.
+    """Handle a stop (Ctrl-C, SIGTERM) that comes within the context at its end only.
 
-    A mask would hold it back in this thread alone, and another one would take it.
+    A process that is stopped while it starts another one prints a traceback. To mask the signals
+    would not help: a mask is that of one thread, and another thread would take them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # stops are handled in the main thread
@@ -266,8 +267,7 @@ def stops_deferred() -> Iterator[None]:
 
 def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -> None:
     """Run in a worker process: do the tasks that arrive until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    threading.Thread(target=_exit_with_main_process, daemon=True).start()
+    serve_parent()
     reporter = _PipeReporter(connection)
     warnings.showwarning = lambda message, *_, **__: reporter.warn(str(message))
     try:
@@ -285,13 +285,6 @@ def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -
         connection.send(("refused", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the main process has ended
-
-
-def _exit_with_main_process() -> None:
-    main_process = multiprocessing.parent_process()
-    assert main_process is not None
-    main_process.join()
-    os._exit(1)
 
 
 def _device_of_worker(device: str, number: int) -> str:

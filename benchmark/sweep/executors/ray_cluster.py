@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from dmlbench.common import progress
 from dmlbench.common.errors import UserError
-from dmlbench.common.progress import duration
+from dmlbench.common.progress import QuietReporter, duration
+from dmlbench.common.text import message_of
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
@@ -68,7 +66,7 @@ class RayCluster:
             try:
                 ray.init(num_cpus=capacity, include_dashboard=False, **quiet)
             except Exception as error:  # Ray has no class of its own for this
-                reason = " ".join(str(error).split())
+                reason = message_of(error)
                 raise UserError(
                     f"Ray cannot start: {reason} 'ray start --head' starts a cluster beforehand; "
                     "--workers alone needs no Ray"
@@ -146,23 +144,11 @@ class RayCluster:
         return None, failure
 
 
-class _WarningCollector(progress.Reporter):
+class _WarningCollector(QuietReporter):
     """The reporter of a task on a cluster: it collects warnings and shows no progress."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
-
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[progress.Bar]:
-        """Show no bar."""
-
-        class Unseen:
-            def advance(self, amount: float, note: str | None = None) -> None: ...
-
-        yield Unseen()
-
-    def say(self, message: str) -> None:
-        """Do nothing."""
 
     def warn(self, message: str) -> None:
         """Keep a warning, which the main process prints when the task has ended."""
