@@ -13,6 +13,7 @@ in float32. For each model of RESULTS whose mean cosine is above 0.99 the column
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -24,6 +25,11 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.storage.store import Store
 from scripts.record import CSV, save
 
+KINDS = {
+    torch.float32: "use_mm_for_euclid_dist_if_necessary",  # what torch.cdist does by itself
+    torch.float64: "donot_use_mm_for_euclid_dist",
+}
+
 
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -31,7 +37,7 @@ from scripts.record import CSV, save
 def main(results: Path, path: Path | None) -> None:
     """Print a row for each model."""
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell in Store(results).cells():
         cosine = cell.findings.get("mean_cosine", 0)
         if cosine <= MEAN_COSINE_LIMIT:
@@ -42,21 +48,19 @@ def main(results: Path, path: Path | None) -> None:
         model = dmlbench.load_model(
             {"checkpoint_sha256": cell.facts["checkpoint"]}, results=results
         )
-        found = {}
-        for kind, name in ((torch.float32, "float32"), (torch.float64, "float64")):
+        recalls = {}
+        for kind, how in KINDS.items():
             with torch.no_grad():
                 e = model.to(kind)(images.to(kind))
-            exact = "use_mm_for_euclid_dist_if_necessary"
-            if kind == torch.float64:
-                exact = "donot_use_mm_for_euclid_dist"
-            distance = torch.cdist(e, e, compute_mode=exact).fill_diagonal_(torch.inf)
-            found[name] = 100 * float((labels[distance.argmin(1)] == labels).double().mean())
+            distance = torch.cdist(e, e, compute_mode=how).fill_diagonal_(torch.inf)
+            right = labels[distance.argmin(1)] == labels
+            recalls[str(kind).removeprefix("torch.")] = 100 * float(right.double().mean())
         row = {
             "defense": about.defense,
             "seed": about.seed,
             "mean cosine": f"{cosine:.7f}",
             "R@1": f"{cell.metrics['R@1'].value:.1f}",
-            **{f"R@1 {name}": f"{value:.1f}" for name, value in found.items()},
+            **{f"R@1 {name}": f"{value:.1f}" for name, value in recalls.items()},
             "nearest": f"{float(distance.min(1).values.median()):.1e}",
         }
         click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
