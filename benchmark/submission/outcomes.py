@@ -125,9 +125,12 @@ def task_is_attack(task: CellTask) -> bool:
 def bounds(task: CellTask, column: str) -> tuple[float, float]:
     """The least and the largest outcome that a query can have in a column, clean or attacked.
 
-    A column that the task does not have is unbounded here; ``sample`` refuses it.
+    A column that the task does not have is unbounded here; ``sample`` refuses it. So is the ERS of
+    a query, which may be above 100: it must be the one that its attacks give.
     """
-    if isinstance(task, Combine) or task.attack is None:
+    if isinstance(task, Combine):
+        return UNBOUNDED if column == ERS else PERCENT
+    if task.attack is None:
         return PERCENT
     columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
     within = {one.name: one.within(task.cell.about.distance) for one in columns}
