@@ -45,6 +45,8 @@ def test_an_honest_bundle_is_accepted_to_the_last_digit(place: Place) -> None:
         *((name, 2) for name in SUITE_ATTACKS["strict"]),
     }
     assert all(one["differing"] == 0 for one in found["numbers"])
+    attacked = [one for one in found["numbers"] if one["attack"]]  # with a column of clean outcomes
+    assert {one["compared"] for one in found["numbers"]} == {len(found["numbers"]) + len(attacked)}
     assert all(one["claimed"] == pytest.approx(one["measured"]) for one in found["numbers"])
 
 
