@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from importlib import resources
 
 import numpy as np
@@ -75,3 +76,11 @@ def test_the_share_of_a_query_is_its_own_score() -> None:
     broken = dict(zip(ERS_COLUMNS, (0, 100, 0, 100, 1, 2, 0, 0, 0, 0), strict=True))
     outcomes = {name: np.array([untouched[name], broken[name]]) for name in ERS_COLUMNS}
     assert ers_per_query(outcomes).tolist() == [100, 0]
+
+
+@pytest.mark.parametrize("name", ERS_COLUMNS)
+def test_a_column_without_any_outcome_has_no_score(name: str) -> None:
+    """Its term would be 0, as if every query were broken."""
+    outcomes = {column: np.ones(3) for column in ERS_COLUMNS} | {name: np.full(3, np.nan)}
+    with pytest.raises(ValueError, match=f"no query has an outcome of {re.escape(name)}, so"):
+        ers_per_query(outcomes)

@@ -124,6 +124,9 @@ def test_the_ers_of_a_query_may_be_above_100(place: Place, tmp_path: Path) -> No
     found[score.id]["ERS"][asked] += 1
     wrong = wrong_number(score, task, found[score.id], found, asked)
     assert wrong == "ERS: its outcomes do not follow from those of its attacks"
+    found[forgery.cell("tma").id]["TMA"][:] = np.nan
+    wrong = wrong_number(score, task, found[score.id], found, asked)
+    assert wrong == "ERS: no query has an outcome of TMA, so there is no ERS"
 
 
 @pytest.mark.slow

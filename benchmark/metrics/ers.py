@@ -66,10 +66,17 @@ def ers_per_query(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArr
 
     Returns:
         (Q,) float64; NaN for a query that has no outcome in any column.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: no query has an outcome in a column.
     """
     lines = [a + b * np.asarray(outcomes[name], np.float64) for name, (a, b) in TERMS.items()]
     found = np.stack(lines)  # (10, Q): the ten terms of each query
     known = ~np.isnan(found)
+    for name, given in zip(TERMS, known, strict=True):
+        if not given.any():
+            raise ValueError(f"no query has an outcome of {name}, so there is no ERS")
     queries = known.any(axis=0)
     weight = queries.sum() / known.sum(axis=1, keepdims=True)
     mean = np.where(known, found * weight, 0).mean(axis=0)

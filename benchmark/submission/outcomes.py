@@ -101,7 +101,10 @@ def wrong_number(
         if len(sources) < len({column for _, column in task.sources}):
             return f"{name}: the cells that it is drawn from are not all there"
         (score,) = cell.columns
-        drawn = _combined(score, [(column, of[one][column]) for one, column in task.sources])
+        try:
+            drawn = _combined(score, [(column, of[one][column]) for one, column in task.sources])
+        except ValueError as error:
+            return f"{name}: {error}"
         if set(found) != {score} or not np.allclose(found[score], drawn, SLACK, 0, equal_nan=True):
             return f"{name}: its outcomes do not follow from those of its attacks"
     for metric, column, estimate in _estimates(cell, task):
