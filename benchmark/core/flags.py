@@ -30,6 +30,7 @@ NOISE_DRAWS, NOISE_QUERIES = 5, 200  # 5 passes forward, where an attack of auto
 # What noise has changed for fewer queries than this is luck.
 LEAST_MOVED, LEAST_MOVED_QUERIES = 0.01, 5  # share of queries, and how many
 LARGEST_BLACK_BOX = 0.2  # points of R@1 that a black box breaks of what the white box has left
+ERRORS = 2  # standard errors of that number, where it has one, which are luck
 LARGEST_RISE = 2.0  # points of R@1 from one eps to a larger one: fixed steps are that uneven
 LEAST_RISEN = 4.5  # queries that such a rise takes, without the rounding of a percentage
 LARGEST_BEST_LAST = 2.0  # points between the best and the last iterate; 0.2 on committed models
@@ -152,9 +153,12 @@ def noise(column: str, unit: str, attacked: float, drawn: float, what: str = SIG
     return [Flag("noise", says, remedy)]
 
 
-def black_box(share: float) -> list[Flag]:
-    """A black box broke ``share`` of all queries, in percent, that the white box had left."""
-    if share <= LARGEST_BLACK_BOX:
+def black_box(share: float, error: float = 0.0) -> list[Flag]:
+    """A black box broke ``share`` of all queries, in percent, that the white box had left.
+
+    ``error``: its standard error, where it is an estimate over draws of a randomised network.
+    """
+    if share - ERRORS * error <= LARGEST_BLACK_BOX:
         return []
     says = f"a black box broke {share:.1f}% of the queries, which the white-box attack had left"
     remedy = "gradients do not show the way: raise steps or restarts, or attack a smooth stand-in"
