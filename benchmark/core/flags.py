@@ -210,12 +210,16 @@ def rising(
     return [Flag("eps", says, "the search fails in the larger ball: optimizer=apgd, restarts=5")]
 
 
-def starts(column: str, clean: float, drawn: float) -> list[Flag]:
-    """A note where ``column`` (in percent) depends on where the search begins."""
+def starts(column: str, clean: float, drawn: float, better: str) -> list[Flag]:
+    """A note where ``column`` (in percent) depends on where the search begins.
+
+    ``better``: ``higher`` or ``lower`` is better for the defender.
+    """
     if abs(clean - drawn) <= LARGEST_STARTS:
         return []
     says = f"{column} is {clean:.1f}% from the clean image and {drawn:.1f}% from random places"
-    return [Flag("starts", says, "report the lower one: restarts=n", note=True)]
+    worse = "lower" if better == "higher" else "higher"
+    return [Flag("starts", says, f"report the {worse} one: restarts=n", note=True)]
 
 
 def optimizers(column: str, pgd: float, apgd: float) -> list[Flag]:
