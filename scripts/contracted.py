@@ -13,6 +13,7 @@ in float32. For each model of RESULTS whose mean cosine is above 0.99 the column
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -51,7 +52,7 @@ def main(results: Path, path: Path | None) -> None:
                 exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(e, e, compute_mode=exact).fill_diagonal_(torch.inf)
             found[name] = 100 * float((labels[distance.argmin(1)] == labels).double().mean())
-        row = {
+        row: dict[str, Any] = {
             "defense": about.defense,
             "seed": about.seed,
             "mean cosine": f"{cosine:.7f}",
