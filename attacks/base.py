@@ -303,7 +303,8 @@ class Attack(Component, abc.ABC):
             index: (B,) the numbers of the queries; of a candidate attack, of its candidates.
             gallery: clean embeddings of the items and the queries.
             seed: the cell's seed; together with ``index`` it decides the targets.
-            active_set: samples whose gradient is zero leave the batch, which changes no result.
+            active_set: samples whose gradient is zero leave the batch, which changes no result but
+                that of a randomised network, whose next draws might have had one.
             draws: passes of a randomised network that gradients and outcomes are the means of
                 (``--eot``). Its random numbers follow from the seed, the attack and the first query
                 of the batch: another batch has others.

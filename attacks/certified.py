@@ -271,11 +271,18 @@ class Certified(TopOneAttack):
     def observe(self, goal: CertifiedGoal, perturbed: Perturbed) -> dict[str, torch.Tensor]:
         """The error of the mean, and whether the attack went below the certificate."""
         assert isinstance(perturbed, Certificates)
-        above = perturbed.certified > perturbed.radius.double() * (1 + LEVEL_ROUNDING)
+        above = _contradicted(perturbed.certified, perturbed.radius.double())
         return {"monte_carlo_error": perturbed.error, ABOVE: above.double()}
 
     def flags(
         self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
     ) -> list[Flag]:
-        """A flag where more certificates are contradicted than the confidence allows."""
-        return certificate(findings[ABOVE], self.confidence)
+        """A flag where more certificates are contradicted than the confidence explains."""
+        certified, attacked = outcomes[CERTIFIED], outcomes[ATTACKED]
+        broken, queries = _contradicted(certified, attacked).sum(), (~np.isnan(certified)).sum()
+        return certificate(int(broken), int(queries), self.confidence)
+
+
+def _contradicted(certified: Any, attacked: Any) -> Any:
+    """True where the attack broke a query below its certified radius; tensors or arrays."""
+    return certified > attacked * (1 + LEVEL_ROUNDING)

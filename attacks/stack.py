@@ -5,10 +5,15 @@ shows images to what is left and sees ranked lists alone (``dmlbench.attacks.squ
 breaks counts as broken, and its share is a number of its own. A black box that breaks what white
 box left is a sign that gradients are masked. 200 forward passes cost less than one of the stages,
 and find most of what 1000 do: HM's committed model falls from 90 to 55 and 45 (60 queries, 26/255).
+
+Of a randomised network an image is kept by its R@1 over some draws, so what Square took by these
+draws is too much: 2 points where it took nothing. So the images with and without Square are shown
+to it once more, and the flag follows from these other draws and their standard error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -29,6 +34,7 @@ from dmlbench.core.registry import Card
 STAGES = ("margin", "dlr", "knn")  # shift broke nothing that these had left, on any model measured
 BUDGET = 200  # forward passes of the Square Attack
 BY_SQUARE = "Top1:Square"
+AGAIN, AGAIN_SQUARED = "square_by_other_draws", "square_by_other_draws_squared"  # findings
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,15 @@ class StackGoal(TopOneGoal):
 
 @dataclass(frozen=True)
 class Stacked(Perturbed):
-    """With the points of R@1 that the Square Attack took from each query, (B,) float64."""
+    """With the points of R@1 that the Square Attack took from each query, (B,) float64.
+
+    Attributes:
+        by_square: by the draws that its images were kept by.
+        again: by other draws of a randomised network; else None.
+    """
 
     by_square: torch.Tensor
+    again: torch.Tensor | None
 
 
 @ATTACKS.register
@@ -101,7 +113,18 @@ class TopOneStack(TopOneAttack):
         self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
     ) -> list[Flag]:
         """A flag where Square broke what the gradient had left."""
-        return black_box(float(np.nanmean(outcomes[BY_SQUARE])))
+        took = outcomes[BY_SQUARE]
+        if AGAIN not in findings:
+            return black_box(float(np.nanmean(took)))
+        share, queries = findings[AGAIN], int((~np.isnan(took)).sum())
+        variance = max(0.0, findings[AGAIN_SQUARED] - share**2)
+        return black_box(share, math.sqrt(variance / (queries - 1)) if queries > 1 else math.inf)
+
+    def observe(self, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
+        """Of a randomised network, what Square took by other draws, and the square of that."""
+        assert isinstance(perturbed, Stacked)
+        again = perturbed.again
+        return {} if again is None else {AGAIN: again, AGAIN_SQUARED: again**2}
 
     def read(
         self, goal: StackGoal, perturbed: Perturbed, after: torch.Tensor
@@ -125,6 +148,8 @@ class TopOneStack(TopOneAttack):
         Of a randomised network the image of a stage is kept where it lowers the mean R@1 over
         draws, or leaves it as it is.
         """
+        from dmlbench.compute.randomness import global_seeds
+
         assert isinstance(search, Optimizer)
 
         def right(part: StackGoal, x: torch.Tensor) -> torch.Tensor:
@@ -142,16 +167,25 @@ class TopOneStack(TopOneAttack):
             begin = random_start(images[left], self.eps or 0, part.index, part.seed, stage)
             other = search.run(embed, images[left], part, begin)
             found, held = _better(found, held, left, other, right(part, other.images))
-        before, left = held, (held > 0).nonzero()[:, 0]
+        white, before, left = found, held, (held > 0).nonzero()[:, 0]
         if len(left):
             part = goal.take(left)
             square = Square(self.eps or 0, BUDGET, SHARE, bits=self.bits)
             shown = square.run(embed, images[left], part.ranked())
             after = right(part, shown.images).masked_fill(shown.until < 0, torch.inf)
             found, held = _better(found, held, left, shown, after)
+        took, again = before - held, None
+        if search.draws > 1:
+            moved = (found.images != white.images).flatten(1).any(dim=1).nonzero()[:, 0]
+            again, part = 0 * took, goal.take(moved)
+            drawn = derived_seed(goal.seed, AGAIN, *goal.index[:1].tolist())
+            with global_seeds(drawn, images.device):  # later draws are what they would have been
+                if len(moved):
+                    without, its = (right(part, x.images[moved]) for x in (white, found))
+                    again[moved] = without - its
         values = {field.name: getattr(found, field.name) for field in fields(Perturbed)}
         values["full_forward_passes"] = BUDGET * len(images)
-        return Stacked(**values, by_square=before - held)
+        return Stacked(**values, by_square=took, again=again)
 
     def _last(self, search: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
         """R@1 of the last iterate; what Square took is no matter of iterates."""
@@ -164,7 +198,8 @@ class TopOneStack(TopOneAttack):
         white = torch.zeros_like(a.outcomes[BY_SQUARE], dtype=torch.bool)
         for one in (a, b):
             white |= (one.outcomes["Top1"] == 0) & (one.outcomes[BY_SQUARE] == 0)
-        merged.outcomes[BY_SQUARE][white] = 0
+        for took in (merged.outcomes[BY_SQUARE], *merged.observed.values()):
+            took[white] = 0
         return merged
 
 

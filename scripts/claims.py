@@ -5,7 +5,8 @@ suite with its 95% interval, over seeds and queries: ``python -m scripts.reading
 
 ``yes`` and ``no`` are said where the interval leaves out zero, and are printed bold where the
 difference also holds beside all the other ones: by Holm's correction, the probability that one of
-the bold verdicts is wrong is at most 5%.
+the bold verdicts is wrong is at most 5%. None is bold of fewer than ``LEAST_SEEDS`` shared seeds:
+the interval of one covers the queries alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dmlbench.metrics.bootstrap import LEVEL
 from dmlbench.metrics.names import ERS
 from dmlbench.report.entries import Entry
 from dmlbench.report.literature import published
+from scripts.order import LEAST_SEEDS
 
 ETA = 8  # of the published rows beside which a difference stands
 PLACE = "CVPR 2022"
@@ -105,7 +107,7 @@ class Measured:
     firm: bool = False
 
     def __str__(self) -> str:
-        """``**yes** +2.1 [1.0, 3.3]``; with one or two seeds it says how many.
+        """``**yes** +2.1 [1.0, 3.3]``; with fewer than ``LEAST_SEEDS`` it says how many.
 
         The verdict is that of the interval as it is shown: its ends are drawn, and move by some
         hundredths with other draws.
@@ -116,7 +118,7 @@ class Measured:
         verdict = "yes" if low > 0 else "no" if high < 0 else "open"
         if self.firm and verdict != "open":
             verdict = f"**{verdict}**"
-        alone = "" if self.seeds > 2 else f" ({self.seeds} seed{'s' * (self.seeds > 1)})"
+        alone = "" if self.seeds >= LEAST_SEEDS else f" ({self.seeds} seed{'s' * (self.seeds > 1)})"
         return f"{verdict} {self.found.mean:+.1f} [{low + 0:.1f}, {high + 0:.1f}]{alone}"
 
 
@@ -133,7 +135,8 @@ class Statements:
         every += [(one, "", False) for one in RECALLS]
         every += [(one, "auto", right) for one in RADII for right in (False, True)]
         found = {key: measured(outcomes, *key) for key in every}
-        firm = holm({key: one.found.p for key, one in found.items() if one.found})
+        enough = {k: one.found for k, one in found.items() if one.seeds >= LEAST_SEEDS}
+        firm = holm({key: one.p for key, one in enough.items() if one})
         self._measured = {k: replace(one, firm=k in firm) for k, one in found.items()}
 
     def claims(self, recall: bool = False) -> tuple[Sequence[str], Lines]:

@@ -17,7 +17,8 @@ def orders(
 ) -> dict[str, list[Placed]]:
     """Suite -> the models in order, over the seeds that all of them have.
 
-    Those with fewer than ``LEAST_SEEDS`` seeds, and those that boards do not rank, are left out.
+    Those with fewer than ``LEAST_SEEDS`` seeds, and those that boards do not rank, are left out;
+    and so is a suite in which the others share fewer.
     """
     found = {}
     kept = outcomes[(outcomes["metric"] == metric) & ~outcomes["label"].isin(unranked)]
@@ -27,6 +28,8 @@ def orders(
         if not labels:
             continue
         seeds = sorted(set.intersection(*labels.values()))
+        if len(seeds) < LEAST_SEEDS:
+            continue
         shared = part[part["seed"].isin(seeds)]
         wide = shared.pivot(index=["label", "seed"], columns="query", values="value")
         values = {str(label): np.asarray(wide.loc[label], dtype=np.float64) for label in labels}

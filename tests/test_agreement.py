@@ -18,7 +18,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission import sample
-from dmlbench.submission.agreement import agreement, chance, differs_alone, unexplained
+from dmlbench.submission.agreement import ALPHA, agreement, chance, differs_alone, unexplained
 from tests.bundles import Forgery, Place, look_at
 
 
@@ -150,6 +150,25 @@ def test_noise_is_accepted_and_a_shift_is_not() -> None:
     hidden = truth.copy()
     hidden[3] = np.nan
     assert held(hidden, truth, stated, False).refused
+
+
+def test_noise_alone_refuses_one_honest_bundle_of_a_hundred_at_most() -> None:
+    """Of 36 columns, in each of which 20 of 500 queries end elsewhere on another machine."""
+    generator, columns, bundles = np.random.default_rng(0), 36, 200
+    truth = 100.0 * (np.arange(500) % 2)
+    stated, refused = bootstrap_mean(truth), 0
+    for _ in range(bundles):
+        numbers = []
+        for _ in range(columns):
+            other = truth.copy()
+            flipped = generator.choice(500, 20, replace=False)
+            other[flipped] = 100 - other[flipped]
+            numbers.append(replace(held(truth, other, stated, False), compared=columns))
+        refused += any(one.refused for one in numbers)
+    assert refused <= ALPHA * bundles
+    better = truth.copy()
+    better[:40:2] = 100  # 20 of 500 queries in one direction
+    assert replace(held(better, truth, stated, False), compared=columns).refused
 
 
 def test_one_absurd_outcome_is_refused_however_wide_it_makes_its_own_interval() -> None:

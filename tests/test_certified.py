@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from dmlbench.attacks.base import ATTACKS, Attack, Attacked, Gallery
 from dmlbench.attacks.certified import ABOVE, ATTACKED, CERTIFIED, levels
@@ -424,9 +424,23 @@ def test_what_cannot_be_certified_is_refused(
     assert levels(0) == [0.0]
 
 
-def test_a_contradicted_certificate_is_flagged() -> None:
-    attack: Any = resolved()
-    assert attack.flags({}, {ABOVE: 0.001}) == []
-    (flag,) = attack.flags({}, {ABOVE: 0.02})
-    assert flag.name == "certificate"
-    assert "2.00% of the queries" in flag.says
+@pytest.mark.parametrize(("confidence", "queries"), [(0.999, 100), (0.999, 2000), (0.95, 100)])
+def test_more_contradicted_certificates_than_chance_explains_are_flagged(
+    confidence: float, queries: int
+) -> None:
+    """One of 100 queries at 99.9% is no sign: a tenth of all honest rows have one."""
+    attack: Any = resolved(confidence=confidence)
+    raised = []
+    for broken in range(queries + 1):
+        outcomes = {CERTIFIED: np.full(queries + 7, 0.5), ATTACKED: np.full(queries + 7, 0.7)}
+        outcomes[ATTACKED][:broken] = 0.4
+        for values in outcomes.values():
+            values[queries:] = np.nan  # not attacked
+        flags = attack.flags(outcomes, {})
+        assert bool(flags) == (binom.sf(broken - 1, queries, 1 - confidence) < 0.01)
+        raised += [broken] if flags else []
+    least = raised[0]
+    assert 1 < least < 20
+    assert raised == list(range(least, queries + 1))
+    assert flags[0].name == "certificate"
+    assert "broke 100.00% of the queries" in flags[0].says

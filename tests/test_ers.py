@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from importlib import resources
 
 import numpy as np
@@ -83,3 +84,11 @@ def test_robust_recall_is_the_least_outcome_of_each_query() -> None:
     np.testing.assert_array_equal(score_per_query(WORST, sources), [100, 0, np.nan])
     ten = [(name, np.array([1.0, 2])) for name in ERS_COLUMNS]
     assert score_per_query(ERS, ten).tolist() == ers_per_query(dict(ten)).tolist()
+
+
+@pytest.mark.parametrize("name", ERS_COLUMNS)
+def test_a_column_without_any_outcome_has_no_score(name: str) -> None:
+    """Its term would be 0, as if every query were broken."""
+    outcomes = {column: np.ones(3) for column in ERS_COLUMNS} | {name: np.full(3, np.nan)}
+    with pytest.raises(ValueError, match=f"no query has an outcome of {re.escape(name)}, so"):
+        ers_per_query(outcomes)

@@ -172,6 +172,27 @@ def test_of_large_images_expectations_do_not_depend_on_the_batch_size() -> None:
     np.testing.assert_array_equal(values[0], values[2])
 
 
+@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("luck", [True, False])
+def test_a_black_box_is_told_from_luck_over_draws(
+    tiny: RetrievalData, luck: bool, restarts: int
+) -> None:
+    """Square keeps an image of lower R@1, which no image has of a network that sees noise alone."""
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        return torch.rand_like(x) if luck else x.detach() + 0.05 * torch.randn_like(x)
+
+    model = EmbeddingModel(Wrapped(backbone(), before=seen), "N")
+    attack = dataclasses.replace(ATTACKS.get("top1")(), restarts=restarts)
+    with measured(tiny, model, eot=8) as found:
+        one = found.attack(attack.resolve(dataclasses.replace(THREAT, eps=0.3)), 0, "top1")
+    assert one.metrics["Top1:Square"].value > 2
+    raised = {flag["name"]: flag["says"] for flag in one.findings["flags"]}
+    assert ("black box" in raised) == (not luck)
+    share = one.findings["square_by_other_draws"]
+    assert luck or raised["black box"].startswith(f"a black box broke {share:.1f}% of the queries")
+
+
 class FaintNoise(torch.nn.Module):
     """So little noise that a query is broken in all draws or in none."""
 

@@ -325,6 +325,10 @@ def record(
 ) -> dict[str, Any]:
     short = split_attack_seed(attack)
     row = {"metric": metric, "value": value, "clean": clean, "n": n}
+    row |= {
+        "unit": "" if metric == "ES:D" else "%",
+        "better": {"CA-": "lower"}.get(metric, "higher"),
+    }
     return row | {"attack": attack if short[1] else "es", "attack_resolved": short[0]}
 
 
@@ -352,6 +356,21 @@ def test_variants_of_one_attack_are_held_against_each_other() -> None:
     (flag,) = variant_flags({"a": record(50, plain), "b": pgd}, "auto")["b"]
     assert flag.note
     assert "ES:R is 54.0% by PGD and 50.0% by APGD" in flag.says
+
+
+def test_notes_are_on_every_column_in_percent_and_name_the_worse_number() -> None:
+    plain = "ca+:eps=8/255,alpha=2/255,steps=8,suite=auto"
+    for metric, worse in (("CA+", "lower"), ("CA-", "higher")):
+        drawn = record(47, f"{plain},restarts=1", metric)
+        pgd = record(54, f"{plain},optimizer=pgd", metric)
+        raised = variant_flags({"a": record(50, plain, metric), "b": drawn, "c": pgd}, "auto")
+        assert {key: [(x.name, x.note) for x in some] for key, some in raised.items()} == {
+            "b": [("starts", True)],
+            "c": [("optimizers", True)],
+        }
+        assert raised["b"][0].remedy == f"report the {worse} one: restarts=n"
+    distance = {"a": record(1, plain, "ES:D"), "b": record(9, f"{plain},restarts=1", "ES:D")}
+    assert variant_flags(distance, "auto") == {}
 
 
 def test_the_command_line_shows_flags(attacked: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dmlbench.report.entries import measured
 from dmlbench.storage.store import Store
 from scripts import ablations, claims, collect
 from scripts.facts import Findings
+from scripts.order import orders
 from scripts.reading import pages, photographs, unattacked, written
 from tests.synthetic import FULL, attacked, failed, model, write
 
@@ -77,6 +78,35 @@ def test_a_statement_is_the_difference_of_the_seeds_that_both_models_have() -> N
     assert str(said("b", "a")).startswith("no -")
     assert str(replace(said("a", "a"), firm=True)) == "open +0.0 [0.0, 0.0]"
     assert str(said("a", "c")) == "–"
+
+
+def seeded(seeds: dict[str, tuple[int, ...]]) -> pd.DataFrame:
+    """An ERS of 30 queries for each seed of each label, a point more for each label."""
+    generator = np.random.default_rng(0)
+    rows = [
+        ("auto", "ERS", label, seed, query, generator.normal(number, 0.1))
+        for number, label in enumerate(seeds)
+        for seed in seeds[label]
+        for query in range(30)
+    ]
+    return pd.DataFrame(rows, columns=["suite", "metric", "label", "seed", "query", "value"])
+
+
+def test_only_a_difference_of_three_shared_seeds_is_bold() -> None:
+    """However sure the interval of fewer seems; and it takes nothing from the others."""
+    three, other = (0, 1, 2), (2, 3, 4)
+    outcomes = seeded({"N/A[R]": other, "EST[R]": three, "ACT[R]": three})
+    protects, more = (line[-1] for line in claims.Statements(outcomes).claims()[1][:2])
+    assert protects.startswith("yes +1.0 ")
+    assert protects.endswith(" (1 seed)")
+    assert more.startswith("**yes** +1.0 ")
+
+
+@pytest.mark.parametrize(("shared", "count"), [(3, 2), (2, 0)])
+def test_an_order_takes_three_seeds_that_all_models_have(shared: int, count: int) -> None:
+    other = tuple(range(5 - shared, 10 - shared))
+    found = orders(seeded({"a": (0, 1, 2, 3, 4), "b": other}), "ERS")
+    assert [one.name for one in found.get("auto", [])] == ["b", "a"][:count]
 
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.04, "open"), (0.06, "yes")])

@@ -39,5 +39,9 @@ def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:
     assert (alone.low, alone.high) == (2, 5)
     assert (without.low, without.high) == (None, None)
     assert spread_of("NMI", found).low == plain.low  # its range over starts is no interval
+    partly = spread_of("CA+", [*found[:2], Estimate(10, None, None, 40)])  # the reach of two seeds
+    assert partly.low == pytest.approx(6 - math.hypot(6 - plain.low, 1.5))
+    none = spread_of("CA+", [Estimate(v, None, None, 40) for v in (3, 5, 10)])
+    assert (none.low, none.high) == (plain.low, plain.high)
     both = over([3, 5, 10], Estimate(0, -2, 2, 40))
     assert (both.value, both.low, both.high, both.n) == (6, one.low, one.high, 40)

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,12 +21,16 @@ from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITE_ATTACKS
 from dmlbench.datasets.base import DATASETS
+from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
+from dmlbench.submission import bundle as bundles
 from dmlbench.submission.claims import training_of
+from dmlbench.submission.outcomes import wrong_number
 from dmlbench.submission.submit import submit
 from dmlbench.submission.verify import verify
 from dmlbench.sweep.session import open_session
+from dmlbench.sweep.tasks import Combine
 from dmlbench.zoo.fetch import zoo_folder
 from dmlbench.zoo.registry import model
 from tests.bundles import QUERIES, Forgery, Place, look_at
@@ -40,6 +45,8 @@ def test_an_honest_bundle_is_accepted_to_the_last_digit(place: Place) -> None:
         *((name, 2) for name in SUITE_ATTACKS["strict"]),
     }
     assert all(one["differing"] == 0 for one in found["numbers"])
+    attacked = [one for one in found["numbers"] if one["attack"]]  # with a column of clean outcomes
+    assert {one["compared"] for one in found["numbers"]} == {len(found["numbers"]) + len(attacked)}
     assert all(one["claimed"] == pytest.approx(one["measured"]) for one in found["numbers"])
 
 
@@ -93,6 +100,33 @@ def test_an_outcome_outside_its_column_is_refused(place: Place, tmp_path: Path) 
 
     verdict = look_at(place.forged(absurd, tmp_path))
     assert verdict.reasons == ["ca+: CA+ is 101 for a query; it is within 0 and 100"]
+
+
+def test_the_ers_of_a_query_may_be_above_100(place: Place, tmp_path: Path) -> None:
+    """As it is where a rank stays high: 110.7 of one query of the committed HM[R,M]."""
+    forgery = Forgery(tmp_path, bundles.unpack(place.bundle, tmp_path))
+    best = dict(zip(ERS_COLUMNS, (100, 0, 100, 0, -1, 0, 100, 100, 100, 100), strict=True))
+    for cell in forgery.store.cells():
+        for column in best.keys() & cell.metrics.keys():
+            values = forgery.store.outcomes(cell.id)[column].to_numpy(copy=True)
+            values[np.flatnonzero(~np.isnan(values))[0]] = best[column]
+            forgery.outcomes(cell.about.attack, column, values)
+    found = {
+        cell.id: {str(k): v.to_numpy(copy=True) for k, v in forgery.store.outcomes(cell.id).items()}
+        for cell in forgery.store.cells()
+    }
+    score = forgery.cell("ERS")
+    sources = [(one, column) for one in score.facts["cells"] for column in found[one]]
+    task = Combine(Mock(), Mock(), tuple(one for one in sources if one[1] in ERS_COLUMNS))
+    asked = ~np.isnan(found[score.id]["ERS"])
+    assert np.nanmax(found[score.id]["ERS"]) == 130
+    assert wrong_number(score, task, found[score.id], found, asked) == ""
+    found[score.id]["ERS"][asked] += 1
+    wrong = wrong_number(score, task, found[score.id], found, asked)
+    assert wrong == "ERS: its outcomes do not follow from those of its attacks"
+    found[forgery.cell("tma").id]["TMA"][:] = np.nan
+    wrong = wrong_number(score, task, found[score.id], found, asked)
+    assert wrong == "ERS: no query has an outcome of TMA, so there is no ERS"
 
 
 @pytest.mark.slow

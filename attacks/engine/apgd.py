@@ -12,7 +12,7 @@ before and at least 0.06. (The published code rounds the gaps instead; at T = 10
 The best iterate by loss is the result, where PGD takes the last one.
 
 Of a sample that is done (dL/de is zero) the best iterate is kept from then on, whether it has left
-the batch or not, so the active set is exact.
+the batch or not, so the active set is exact (but for a randomised network, see ``optimizer``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The objective gives dL/de for the embeddings directly, so no graph is ever built
 
 A sample whose dL/de is zero is done: PGD leaves it where it is, as a step has the direction 0, in
 this step and therefore in every later one, and APGD keeps its best image. It leaves the batch. This
-is exact, not a heuristic.
+is exact, not a heuristic, but for a randomised network: a gradient that is zero in all draws of a
+step need not be in those of the next one, and a smaller batch draws other numbers.
 """
 
 from __future__ import annotations

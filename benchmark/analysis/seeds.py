@@ -25,8 +25,8 @@ class Spread:
         mean: mean over seeds.
         sd: sample standard deviation; None for one seed.
         below, above: how far the 95% interval over queries reaches from the number, as a mean over
-            seeds; None if it has none. All seeds share the same queries, so more seeds do not make
-            it smaller.
+            the seeds that have one; None if none has. All seeds share the same queries, so more
+            seeds do not make it smaller.
     """
 
     n: int
@@ -79,7 +79,7 @@ def spread_of(name: str, estimates: Sequence[Estimate]) -> Spread:
         for e in estimates
         if e.low is not None and e.high is not None and name not in OVER_STARTS
     ]
-    if len(reach) < len(estimates):
+    if not reach:
         return one
     below, above = (fmean(ends) for ends in zip(*reach, strict=True))
     return replace(one, below=below, above=above)

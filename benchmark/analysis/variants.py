@@ -16,10 +16,11 @@ Variant = tuple[str, Mapping[str, Any], dict[str, str]]  # heading, its tidy rec
 
 
 def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[str, list[Flag]]:
-    """Heading -> flags of the columns that are R@1 after an attack.
+    """Heading -> flags of the columns in percent.
 
-    R@1 must not rise with eps, and not from the clean image. A note says where random starts
-    (suite auto alone: the other suites are known to search weakly) or the optimizer matter.
+    R@1 after an attack must not rise with eps, and not from the clean image. A note says where
+    random starts (suite auto alone: the other suites are known to search weakly) or the optimizer
+    matter, of ranks too.
 
     Args:
         records: heading -> tidy record, of one model, suite and number of queries.
@@ -28,10 +29,11 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
     variants: list[Variant] = [
         (heading, record, parameters(record["attack_resolved"]) | _seed(record["attack"]))
         for heading, record in records.items()
-        if record["metric"] in RECALLS and record["attack_resolved"]
+        if record["unit"] == "%" and record["attack_resolved"]
     ]
+    recalls = [one for one in variants if one[1]["metric"] in RECALLS]
     found: dict[str, list[Flag]] = {}
-    for group in _alike(variants, ("eps", "alpha")):
+    for group in _alike(recalls, ("eps", "alpha")):
         by_eps = sorted(group, key=lambda one: _eps(one[2]))
         for heading, record, keys in by_eps:
             clean, here = ("0", record["clean"]), (keys.get("eps", ""), record["value"])
@@ -43,13 +45,14 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
             risen = flags.rising(more["metric"], smaller, larger, min(less["n"], more["n"]))
             found.setdefault(heading, []).extend(risen)
     for group in _alike(variants, ("restarts",)):
-        for heading, name, plain, drawn in _against_plain(group, "restarts"):
+        for heading, record, plain, drawn in _against_plain(group, "restarts"):
             if suite == "auto":
-                found.setdefault(heading, []).extend(flags.starts(name, plain, drawn))
+                differ = flags.starts(record["metric"], plain, drawn, record["better"])
+                found.setdefault(heading, []).extend(differ)
     for group in _alike(variants, ("optimizer", "alpha")):
-        for heading, name, usual, other in _against_plain(group, "optimizer"):
+        for heading, record, usual, other in _against_plain(group, "optimizer"):
             both = (other, usual) if suite == "auto" else (usual, other)  # PGD, APGD
-            found.setdefault(heading, []).extend(flags.optimizers(name, *both))
+            found.setdefault(heading, []).extend(flags.optimizers(record["metric"], *both))
     return {heading: some for heading, some in found.items() if some}
 
 
@@ -67,12 +70,14 @@ def _alike(variants: Iterable[Variant], but_for: tuple[str, ...]) -> list[list[V
     return list(groups.values())
 
 
-def _against_plain(group: Iterable[Variant], key: str) -> Iterator[tuple[str, str, float, float]]:
-    """Each variant with ``key`` beside the one without: heading, column, the value of both."""
+def _against_plain(
+    group: Iterable[Variant], key: str
+) -> Iterator[tuple[str, Mapping[str, Any], float, float]]:
+    """Each variant with ``key`` beside the one without: heading, record, the value of both."""
     plain = [record["value"] for _, record, keys in group if key not in keys]
     for heading, record, keys in group:
         if key in keys and plain:
-            yield heading, record["metric"], plain[0], record["value"]
+            yield heading, record, plain[0], record["value"]
 
 
 def _eps(keys: Mapping[str, str]) -> Fraction:

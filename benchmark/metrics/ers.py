@@ -26,7 +26,7 @@ ERS_COLUMNS = tuple(TERMS)
 
 
 def ers(columns: Mapping[str, float]) -> float:
-    """Compute ERS: the mean of the ten ``terms``, in [0, 100]; higher is more robust.
+    """Compute ERS: the mean of the ten ``terms``; higher is more robust.
 
     Arguments and errors are those of ``terms``.
     """
@@ -35,7 +35,10 @@ def ers(columns: Mapping[str, float]) -> float:
 
 
 def terms(columns: Mapping[str, float]) -> dict[str, float]:
-    """Compute the ten terms of ERS, column -> term in [0, 100]; higher is more robust.
+    """Compute the ten terms of ERS, column -> term; higher is more robust.
+
+    Of the means over queries each is in [0, 100], as long as no mean cosine is negative and no mean
+    rank of CA+ or QA+ above 50. Of a single query 2 CA+, 2 QA+ and 100 (1 - TMA) reach 200.
 
     2 CA+, 100 - CA-, 2 QA+, 100 - QA-, 100 (1 - TMA), 50 (2 - ES:D), ES:R, LTM, GTM, GTT
 
@@ -55,6 +58,8 @@ def terms(columns: Mapping[str, float]) -> dict[str, float]:
 def ers_per_query(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
     """Compute the ERS of each query, (Q,). Their mean is the ERS of the means of the columns.
 
+    That of a single query may be above 100 (``terms``).
+
     Args:
         outcomes: column -> (Q,) outcome of each query, for the ten columns. NaN means that the
             query has no outcome: it was not attacked (NaN in all columns), or no other image has
@@ -63,10 +68,17 @@ def ers_per_query(outcomes: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArr
 
     Returns:
         (Q,) float64; NaN for a query that has no outcome in any column.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: no query has an outcome in a column.
     """
     lines = [a + b * np.asarray(outcomes[name], np.float64) for name, (a, b) in TERMS.items()]
     found = np.stack(lines)  # (10, Q): the ten terms of each query
     known = ~np.isnan(found)
+    for name, given in zip(TERMS, known, strict=True):
+        if not given.any():
+            raise ValueError(f"no query has an outcome of {name}, so there is no ERS")
     queries = known.any(axis=0)
     weight = queries.sum() / known.sum(axis=1, keepdims=True)
     mean = np.where(known, found * weight, 0).mean(axis=0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Values = npt.NDArray[np.float64]
 
 TOLERANCE = 0.25  # of half the width of the interval: what a mean may differ unasked
-ALPHA = 0.01  # chance at most that noise in either direction alone refuses a number
+ALPHA = 0.01  # chance at most that noise in either direction alone refuses any number of a bundle
 QUIET = 0.002  # share of all other outcomes that differ, below which rounding explains nothing
 FEW = 2  # outcomes that differ in one number for it to count then
 RARE = 3.0  # outcomes that may be others though n were all the same (95%: the rule of three)
@@ -50,6 +50,8 @@ class Agreement:
         complete: true if every query of the row was measured again.
         outside: true if so, and the claimed mean lies outside the interval of the new outcomes.
         alone: true if several outcomes differ and those of other attacks do not.
+        compared: columns of the bundle that were measured again. ``chance`` counts so many times,
+            as noise in any of them could refuse the bundle (Bonferroni's correction).
     """
 
     metric: str
@@ -65,6 +67,7 @@ class Agreement:
     complete: bool
     outside: bool
     alone: bool = False
+    compared: int = 1
 
     @property
     def close(self) -> bool:
@@ -74,7 +77,8 @@ class Agreement:
     @property
     def refused(self) -> bool:
         """True if the claim cannot be right."""
-        return not self.close and (self.chance < ALPHA or self.outside or self.alone)
+        unlikely = self.chance * self.compared < ALPHA
+        return not self.close and (unlikely or self.outside or self.alone)
 
 
 def agreement(

@@ -20,7 +20,7 @@ from dmlbench.metrics.bootstrap import (
 )
 from dmlbench.metrics.distance import SLACK as BESIDE
 from dmlbench.metrics.ers import score_per_query
-from dmlbench.metrics.names import CLEAN_SUFFIX, OVER_STARTS
+from dmlbench.metrics.names import CLEAN_SUFFIX, ERS, OVER_STARTS
 from dmlbench.storage.cell import PERCENT, UNBOUNDED, Cell
 from dmlbench.sweep.tasks import CellTask, Combine
 
@@ -100,7 +100,10 @@ def wrong_number(
         if len(sources) < len({column for _, column in task.sources}):
             return f"{name}: the cells that it is drawn from are not all there"
         (score,) = cell.columns
-        drawn = score_per_query(score, [(column, of[one][column]) for one, column in task.sources])
+        try:
+            drawn = score_per_query(score, [(c, of[one][c]) for one, c in task.sources])
+        except ValueError as error:
+            return f"{name}: {error}"
         if set(found) != {score} or not np.allclose(found[score], drawn, SLACK, 0, equal_nan=True):
             return f"{name}: its outcomes do not follow from those of its attacks"
     for metric, column, estimate in _estimates(cell, task):
@@ -124,9 +127,12 @@ def task_is_attack(task: CellTask) -> bool:
 def bounds(task: CellTask, column: str) -> tuple[float, float]:
     """The least and the largest outcome that a query can have in a column, clean or attacked.
 
-    A column that the task does not have is unbounded here; ``sample`` refuses it.
+    A column that the task does not have is unbounded here; ``sample`` refuses it. So is the ERS of
+    a query, which may be above 100: it must be the one that its attacks give.
     """
-    if isinstance(task, Combine) or task.attack is None:
+    if isinstance(task, Combine):
+        return UNBOUNDED if column == ERS else PERCENT
+    if task.attack is None:
         return PERCENT
     columns = (*task.attack.columns, *moved_query.columns_of(type(task.attack)))
     within = {one.name: one.within(task.cell.about.distance) for one in columns}

@@ -114,7 +114,8 @@ def measured_again(
             held = _held(part.cell, part.task, claims, part.found, part.asked, True)
             part.numbers = list(held)
     worker.close()
-    every = [one for part in parts for one in part.numbers]
+    compared = sum(len(outcomes[part.cell.id]) for part in parts)
+    every = [replace(one, compared=compared) for part in parts for one in part.numbers]
     reasons = [_said(one) for one in every if one.refused]
     reasons += [one for part in parts for one in _other_findings(part.cell, part.found)]
     alone = [one for one in unexplained(every) if not one.refused]
@@ -168,7 +169,7 @@ def _held(
             attack=cell.about.attack,
             suite=cell.about.suite,
         )
-        if name == column or one.refused or not one.close:
+        if name == column or not one.close:
             yield one
 
 
