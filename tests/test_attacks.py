@@ -37,7 +37,11 @@ def test_targets_are_drawn_with_the_seed(name: str, held: str) -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64],
+    ids=["f32", "f64"],
+)
 @pytest.mark.parametrize("suite", ["strict", "ers"])
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
 @pytest.mark.parametrize("m", [1, 5])

@@ -300,7 +300,9 @@ def found(trained: EmbeddingModel, images: torch.Tensor, learned_gallery: Galler
     return resolved(**SMALL).run(trained, images, torch.arange(40), learned_gallery, seed=0)
 
 
-@pytest.mark.parametrize(("of", "apart"), [("class", False), ("item", True)])
+@pytest.mark.parametrize(
+    ("of", "apart"), [pytest.param("class", False, marks=pytest.mark.slow), ("item", True)]
+)
 def test_a_smoothed_gallery_holds_the_means_of_noisy_copies(
     trained: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData, of: str, apart: bool
 ) -> None:

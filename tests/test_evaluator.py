@@ -296,7 +296,7 @@ def test_compute_restores_what_it_sets() -> None:
     "given",
     [
         'torch.set_float32_matmul_precision("medium")',
-        'torch.backends.fp32_precision = "tf32"',
+        pytest.param('torch.backends.fp32_precision = "tf32"', marks=pytest.mark.slow),
     ],
 )
 def test_float32_is_float32_whatever_the_user_has_set(given: str) -> None:

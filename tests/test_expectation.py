@@ -172,7 +172,7 @@ def test_of_large_images_expectations_do_not_depend_on_the_batch_size() -> None:
     np.testing.assert_array_equal(values[0], values[2])
 
 
-@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("restarts", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("luck", [True, False])
 def test_a_black_box_is_told_from_luck_over_draws(
     tiny: RetrievalData, luck: bool, restarts: int
