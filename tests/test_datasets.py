@@ -8,18 +8,23 @@ import pickle
 import shutil
 import struct
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import dmlbench as dml
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.datasets import cifar, fashion, mnist
+from dmlbench.datasets.arrays import ArrayDataset
 from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
+from dmlbench.metrics.names import benign
 from dmlbench.models.base import parse_model
-from dmlbench.testing import make_split
+from dmlbench.report.terminal import all_tables
+from dmlbench.testing import make_split, tiny_network
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(
@@ -246,3 +251,33 @@ def test_the_scale_of_sp_qa_is_robranks() -> None:
     """As AdvRank.update_xi in its attacks/advrank.py has it for each data set."""
     expected = {"mnist": 2e4, "fashion": 4e4, "cub": 4e4, "cars": 7e4, "sop": 7e4}
     assert {name: DATASETS.get(name)().protocol.threat.sp_scale for name in expected} == expected
+
+
+def test_the_recalls_of_a_card_are_measured_and_shown(small: ArrayDataset, tmp_path: Path) -> None:
+    card = replace(small.own_card, recalls=(1, 4, 10))
+    dataset = replace(small, own_card=card)
+    report = dml.evaluate(
+        tiny_network(), dataset, attacks="tma:steps=1", results=tmp_path, progress=False
+    )
+    assert {"R@1", "R@4", "R@10"} <= set(report)
+    assert "R@2" not in report
+    assert report["R@1"].value <= report["R@4"].value <= report["R@10"].value
+    (table,) = all_tables(report.records)
+    names = [column.name for column in table.columns]
+    assert names[names.index("R@1") :][:4] == ["R@1", "R@4", "R@10", "mAP"]
+    (said,) = (column.help for column in table.columns if column.name == "R@4")
+    assert said == "Recall at 4: one of the 4 nearest items is of the query's class, in percent."
+    for wrong in ((4, 10), (1, 5)):
+        with pytest.raises(ValueError, match="recalls must be 1 and others of"):
+            replace(card, recalls=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "recalls"),
+    [("cub", (1, 2, 4, 8)), ("cars", (1, 2, 4, 8)), ("sop", (1, 2, 10, 100, 1000))],
+)
+def test_paper_data_sets_have_the_recalls_of_their_papers(
+    name: str, recalls: tuple[int, ...]
+) -> None:
+    dataset = spec.parse(name, DATASETS)
+    assert dataset.benign == benign(recalls)

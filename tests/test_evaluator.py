@@ -23,6 +23,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
+from dmlbench.metrics.names import benign
 from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY
 from tests.test_training import Silent
@@ -261,6 +262,19 @@ def test_an_adversarial_image_without_an_embedding_is_no_success_of_the_defense(
                 found.images(found.index[:3]) * 0.999,
                 found.index[:3],
             )
+
+
+def test_clean_images_have_the_recalls_of_their_data_set(tiny: RetrievalData) -> None:
+    with measured(dataclasses.replace(tiny, recalls=(1, 4, 10))) as found:
+        one = found.benign()
+        e = found.gallery.embeddings
+    assert tuple(one.metrics) == benign((1, 4, 10))
+    labels = tiny.test.labels
+    distance = torch.cdist(e.double(), e.double()).fill_diagonal_(torch.inf)
+    nearest = labels[distance.argsort(dim=1).numpy()]
+    for k in (1, 4, 10):
+        right = [labels[i] in nearest[i, :k] for i in range(len(labels))]
+        assert one.metrics[f"R@{k}"].value == pytest.approx(100 * np.mean(right))
 
 
 def test_a_dead_model_is_collapsed_and_earns_nothing(tiny: RetrievalData) -> None:

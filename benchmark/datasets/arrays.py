@@ -15,6 +15,7 @@ from dmlbench.common.numbers import check_whole
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.apart import check_alone, check_apart, numbered
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
+from dmlbench.metrics.names import benign
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,8 +43,8 @@ class ArrayDataset(Dataset):
 
     @property
     def benign(self) -> tuple[str, ...]:
-        """Those of the data."""
-        return self.data.benign
+        """Those of instance retrieval, if the answers of each query are listed."""
+        return benign(self.protocol.recalls, listed=self.data.answers is not None)
 
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:
         """The arrays; nothing is read."""

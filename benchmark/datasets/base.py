@@ -13,7 +13,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np, torch
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.registry import Card, Component, Registry
-from dmlbench.metrics.names import BENIGN, INSTANCE
+from dmlbench.metrics.names import RECALLS_AT, benign
 from dmlbench.metrics.relevance import Groups, Lists, Relevance
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class DatasetCard(Card):
         files: official SHA-256 over the paths and contents of all files; empty if there is none.
         source: in words, where to get the files and where to put them.
         literature: another data set whose published rows are shown too, if this one has none.
+        recalls: the values of K in the R@K of clean images that papers report of it.
     """
 
     model: str = field(kw_only=True)
@@ -65,6 +66,11 @@ class DatasetCard(Card):
     files: str = field(kw_only=True, default="")
     source: str = field(kw_only=True, default="it comes with its package")
     literature: str = field(kw_only=True, default="")
+    recalls: tuple[int, ...] = field(kw_only=True, default=(1, 2))
+
+    def __post_init__(self) -> None:
+        if 1 not in self.recalls or not set(self.recalls) <= set(RECALLS_AT):
+            raise ValueError(f"recalls must be 1 and others of {RECALLS_AT}, got {self.recalls}")
 
     @property
     def figures(self) -> dict[str, Figures]:
@@ -139,6 +145,7 @@ class RetrievalData:
             random in training, cut from the centre in evaluation. None: the whole image.
         gallery: images that the queries search, where they are apart from the test images.
         answers: what answers each query, where that does not follow from the labels.
+        recalls: the values of K in the R@K of clean images; a session takes those of the card.
     """
 
     train: Split
@@ -146,6 +153,7 @@ class RetrievalData:
     crop: int | None = None
     gallery: Split | None = None
     answers: Answers | None = None
+    recalls: tuple[int, ...] = (1, 2)
 
     @property
     def searched(self) -> Split:
@@ -161,7 +169,7 @@ class RetrievalData:
     @property
     def benign(self) -> tuple[str, ...]:
         """Names of the metrics of its clean images."""
-        return BENIGN if self.answers is None else INSTANCE
+        return benign(self.recalls, listed=self.answers is not None)
 
     @cached_property
     def digest(self) -> str:
@@ -263,7 +271,7 @@ class Dataset(Component, abc.ABC):
     @property
     def benign(self) -> tuple[str, ...]:
         """Names of the metrics of its clean images, known before any is read."""
-        return BENIGN
+        return benign(self.protocol.recalls)
 
     @abc.abstractmethod
     def load(self, data_root: Path | None, cache: Cache | None = None) -> RetrievalData:

@@ -55,6 +55,7 @@ class Cars(ImageDataset):
         training_threat=TRAINING_THREAT,
         train=Figures(8_054, 98),
         test=Figures(8_131, 98),
+        recalls=(1, 2, 4, 8),
         source="its host is gone; from a copy, put cars_annos.mat and car_ims/ into cars/ of the "
         "data root, or torchvision's stanford_cars/ (cars_train/, cars_test/, devkit/, "
         "cars_test_annos_withlabels.mat)",

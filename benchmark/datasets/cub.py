@@ -57,6 +57,7 @@ class Birds(ImageDataset):
         training_threat=TRAINING_THREAT,
         train=Figures(5_864, 100),
         test=Figures(5_924, 100),
+        recalls=(1, 2, 4, 8),
         source="unpack CUB_200_2011.tgz (https://data.caltech.edu/records/65de6-vp158, or "
         "'dmlbench data download cub') in the data root",
     )

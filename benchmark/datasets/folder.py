@@ -22,7 +22,7 @@ from dmlbench.datasets.images import (
     Listing,
     numbered_table,
 )
-from dmlbench.metrics.names import BENIGN, INSTANCE
+from dmlbench.metrics.names import benign
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"),
@@ -118,7 +118,7 @@ class Folder(ImageDataset):
     @property
     def benign(self) -> tuple[str, ...]:
         """Without classes those of instance retrieval."""
-        return INSTANCE if self.positives else BENIGN
+        return benign(listed=bool(self.positives))
 
     def found(self, data_root: Path | None) -> Listing:
         """The listing of the folders; UserError if none was named."""

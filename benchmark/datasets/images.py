@@ -169,7 +169,9 @@ class ImageDataset(Dataset, abc.ABC):
         if listing.sources is not None:
             for name, sources in zip(("test", "gallery"), listing.sources, strict=True):
                 splits[name] = replace(splits[name], sources=sources)
-        data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
+        data = RetrievalData(
+            **splits, crop=self.size, answers=listing.answers, recalls=self.protocol.recalls
+        )
         if data.gallery is not None:
             check_apart(self.card.name, data)
         else:

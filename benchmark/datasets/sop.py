@@ -57,6 +57,7 @@ class Products(ImageDataset):
         training_threat=replace(TRAINING_THREAT, ics=0.05),
         train=Figures(59_551, 11_318),
         test=Figures(60_502, 11_316),
+        recalls=(1, 2, 10, 100, 1000),
         source="unpack Stanford_Online_Products.zip (https://cvgl.stanford.edu/projects/"
         "lifted_struct, or 'dmlbench data download sop') in the data root",
     )

@@ -50,7 +50,10 @@ class Evaluation(EmbeddedTest):
         queries = (
             (self.drawn(number, "queries") for number in numbers) if numbers else (gallery.queries,)
         )
-        every = [retrieval(q, self.index, e, relevance, gallery.metric) for q in queries]
+        every = [
+            retrieval(q, self.index, e, relevance, gallery.metric, self.data.recalls)
+            for q in queries
+        ]
         found = every[0]
         if not found.valid.any():
             raise CellError(

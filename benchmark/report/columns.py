@@ -78,12 +78,20 @@ _SCORES = {
 def column(name: str, better: str, suite: str) -> BoardColumn:
     """The column of a metric; its heading may name a variant, as in ``CA+ (w=5)``."""
     bare, _, variant = name.partition(" (")
-    text = _BENIGN_HELP.get(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
+    text = _benign_help(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
     if bare == WORST and suite == "auto":
         text = f"{text} It also has to be right under Top1."
     return BoardColumn(
         name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text
     )
+
+
+def _benign_help(name: str) -> str:
+    """The meaning of a metric of clean images; empty if it is none."""
+    if name in _BENIGN_HELP or not name.startswith("R@"):
+        return _BENIGN_HELP.get(name, "")
+    k = name.removeprefix("R@")
+    return f"Recall at {k}: one of the {k} nearest items is of the query's class, in percent."
 
 
 @cache

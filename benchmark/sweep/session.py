@@ -84,6 +84,7 @@ class Session:
         said = warnings.catch_warnings(action="ignore") if self.read_before else nullcontext()
         with foreign(self.dataset), said:
             data = self.dataset.load(self.data_root, cache)
+        data = replace(data, recalls=self.dataset.protocol.recalls)
         known = self.dataset.known_digest
         if known not in (None, data.digest):
             raise UserError(
