@@ -21,16 +21,11 @@ from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.metrics.distance import BOUNDS, Metric
 from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY
-from tests.twins import (
-    THREAT,
-    make_gallery,
-    resolved,
-)
+from tests.twins import THREAT, make_gallery, resolved
 
 
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
-    torch.manual_seed(0)
     return tiny_network().eval().requires_grad_(False)
 
 

@@ -65,7 +65,6 @@ PAIRS = [(TargetedMismatch(), AutogradMismatch()), (CandidateUp(w=3), AutogradCa
 
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
-    torch.manual_seed(0)
     return tiny_network().eval().requires_grad_(False)
 
 

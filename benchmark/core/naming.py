@@ -26,10 +26,10 @@ def parameters(spec: str) -> dict[str, str]:
 
 
 def variant(attack: str) -> str:
-    """What stands in brackets behind a metric: the keys that the spec of its attack has.
+    """The keys of an attack's spec, as headings have them in brackets behind the metric.
 
-    Beside the weights of another model (``from``), which their digest names, its network does not
-    stand: it would be most of the heading.
+    ``network`` is left out where ``from`` stands: the digest of the weights names the model, and
+    the network would be most of the heading.
 
     >>> variant('transfer:from=w@1a2b3c4d,network="timm:name=x"')
     'from=w@1a2b3c4d'

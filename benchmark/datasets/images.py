@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
@@ -162,16 +162,14 @@ class ImageDataset(Dataset, abc.ABC):
         cache = replace(cache or Cache(), side=self.side)
         decoded = cache.decoded(self.card.name, listing.root, listing.names)
         labels = np.array([label for _, label in listing.labelled], np.int64)
-        splits = {
+        splits: dict[str, Any] = {
             name: Split(decoded.images[part], labels[part], decoded.hashes[part])
             for name, part in listing.parts.items()
         }
         if listing.sources is not None:
             for name, sources in zip(("test", "gallery"), listing.sources, strict=True):
                 splits[name] = replace(splits[name], sources=sources)
-        data = RetrievalData(
-            **splits, crop=self.size, answers=listing.answers, recalls=self.protocol.recalls
-        )
+        data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
         if data.gallery is not None:
             check_apart(self.card.name, data)
         else:
