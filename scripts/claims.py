@@ -131,6 +131,7 @@ class Statements:
     """
 
     def __init__(self, outcomes: pd.DataFrame) -> None:
+        outcomes = outcomes.astype(dict.fromkeys(("suite", "metric", "label"), "category"))
         every = [(one, suite, False) for one in (*CLAIMS, *NEWER, *CHEAP) for suite in SUITES]
         every += [(one, "", False) for one in RECALLS]
         every += [(one, "auto", right) for one in RADII for right in (False, True)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dmlbench.attacks.base import ATTACKS
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -19,3 +21,5 @@ EVERY = {
     for cls in ATTACKS
     if cls.card.name != "transfer"  # tests/test_transfer.py has its own
 }
+LONG = ("certified", "nes", "oa-list", "qair", "radius", "square", "top1")  # of many passes
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in EVERY]

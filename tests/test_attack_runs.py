@@ -20,7 +20,7 @@ from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.metrics.distance import BOUNDS, Metric
 from dmlbench.testing import tiny_network
-from tests.every_attack import EVERY
+from tests.every_attack import EVERY, LONG
 from tests.twins import THREAT, make_gallery, resolved
 
 
@@ -58,7 +58,11 @@ TOP1 = (
 
 @pytest.mark.parametrize(
     ("name", "suite"),
-    [(name, suite) for name in EVERY for suite in ("strict", "ers")[: 2 - (name in TOP1)]],
+    [
+        pytest.param(name, suite, marks=pytest.mark.slow if name in LONG else ())
+        for name in EVERY
+        for suite in ("strict", "ers")[: 2 - (name in TOP1)]
+    ],
 )
 def test_batches_and_the_active_set_change_no_outcome(
     name: str, suite: str, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData

@@ -15,7 +15,8 @@ from tests.every_attack import EVERY
 QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
 LONG = (
     *("certified", "dlr", "knn", "margin", "nes", "oa", "oa-list", "qair", "radius", "shift"),
-    *("sp-qa+", "sp-qa-", "square", "top1", "ca-tride", "fashion"),
+    *("sp-qa+", "sp-qa-", "square", "top1", "fna", "odfa", "uap", "fashion"),
+    *("ca-tride", "rest", "ses", "tbc"),
 )  # run with -m slow
 NETWORKS = [
     pytest.param(cls, marks=() if cls.card.name in QUICK else pytest.mark.slow) for cls in MODELS
@@ -43,7 +44,13 @@ def test_the_loss_of_a_universal_perturbation_without_labels_conforms() -> None:
     assert all(one.passed for one in testing.check(ATTACKS.get("uap")(by="pair")))
 
 
-@pytest.mark.parametrize("attack", ["ca-", "es", "gtm", "gtt", "ltm", "sp-qa+", "fna"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        *("es", "sp-qa+"),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("ca-", "gtm", "gtt", "ltm", "fna")),
+    ],
+)
 def test_the_definitions_of_the_published_code_conform(attack: str) -> None:
     found = testing.check(ATTACKS.get(attack)(suite="ers"))
     assert [finding.check for finding in found if finding.passed is None] == ["own entry"]

@@ -205,7 +205,14 @@ class FaintNoise(torch.nn.Module):
         return e
 
 
-@pytest.mark.parametrize("text", ["margin:steps=6", "radius:steps=3", "dlr:optimizer=pgd,steps=6"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "margin:steps=6",
+        pytest.param("radius:steps=3", marks=pytest.mark.slow),
+        "dlr:optimizer=pgd,steps=6",
+    ],
+)
 def test_a_query_may_be_broken_in_all_of_ten_draws(tiny: RetrievalData, text: str) -> None:
     """The tenth part of the lowest number, ten times, is below it by rounding."""
     attack = spec.parse(text, ATTACKS).resolve(dataclasses.replace(THREAT, suite="auto", eps=0.3))

@@ -144,10 +144,7 @@ def test_images_of_another_size_are_refused_with_both_remedies(name: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "siglip" in name else ())  # 90 million numbers
-        for name in TOWERS
-    ],
+    [pytest.param(name, marks=() if "clip" in name else pytest.mark.slow) for name in TOWERS],
 )
 def test_a_tower_has_its_own_normalisation_and_size(name: str, tmp_path: Path) -> None:
     head = TOWERS[name][0]

@@ -251,6 +251,7 @@ def test_all_attacks_are_those_that_need_no_key() -> None:
     assert "transfer" not in names
 
 
+@pytest.mark.slow
 def test_it_conforms(weights: Path) -> None:
     torch.manual_seed(1)
     save_weights(weights, parse_model("c2f2").build(1, 8))

@@ -36,6 +36,7 @@ from dmlbench.sweep.external import row_weights
 from dmlbench.sweep.external_rows import StoredRow
 from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import new_cell
+from tests import trees
 from tests.cells import cell, manifest, with_facts
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -375,8 +376,10 @@ class Moves(Attack):
 
 def test_a_results_folder_that_moves_during_a_run_is_said(tmp_path: Path) -> None:
     Path("moves.py").write_text(MOVES)
-    done = call("run", "--defense", "none", "--attack", "moves.py:Moves", "--queries", "2",
-                "--recipe", "epochs=1", "--threads", "1")  # fmt: skip
+    root = trees.folder(tmp_path / "images", classes=4, each=3)
+    done = call("run", "--defense", "none", "--attack", "moves.py:Moves", "--model", "lenet",
+                "--dataset", f"folder:root={root},size=32", "--recipe", "epochs=1,pairs=4",
+                "--threads", "1")  # fmt: skip
     refused(done, "results", "was moved or deleted during the run")
     assert (tmp_path / "moved" / "models").is_dir()
     assert not list(tmp_path.glob("results/cells/*"))

@@ -134,8 +134,10 @@ def _means(every: Values, shares: Values) -> Values:
     known = ~np.isnan(every[0])  # of all models: see _together
     weights = known @ shares.T
     none = (weights == 0).any(0)  # draws without a known query of some seed: as if all were drawn
-    shares = np.where(none[:, None], 1 / shares.shape[1], shares)
-    means: Values = np.where(known, every, 0) @ shares.T / (known @ shares.T)
+    if none.any():
+        shares = np.where(none[:, None], 1 / shares.shape[1], shares)
+        weights = known @ shares.T
+    means: Values = np.where(known, every, 0) @ shares.T / weights
     return means
 
 
