@@ -57,6 +57,9 @@ CLAIMS = (
         "ACT[R]",
     ),
     Claim("with ICS too", "HM[S,g_LGA]&ICS", "ACT[R]"),
+    Claim("the gradual adversary adds to HM from random triplets too", "HM[R,g_LGA]", "HM[R,M]"),
+    Claim("and is then above ACT", "HM[R,g_LGA]", "ACT[R]"),
+    Claim("ICS adds to that", "HM[R,g_LGA]&ICS", "HM[R,g_LGA]"),
 )
 RECALLS = (
     Claim("without a defense R@1 is higher than with HM", "N/A[R]", "HM[S,g_LGA]", RECALL),
