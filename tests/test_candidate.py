@@ -170,6 +170,7 @@ def model() -> EmbeddingModel:
     return tiny_network().eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
 def test_batch_size_and_active_set_change_no_outcome(
     cls: type[CandidateUp] | type[CandidateDown], model: EmbeddingModel, tiny: RetrievalData

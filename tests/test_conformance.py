@@ -16,6 +16,7 @@ QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
 LONG = (
     *("certified", "dlr", "knn", "margin", "nes", "oa", "oa-list", "qair", "radius", "shift"),
     *("sp-qa+", "sp-qa-", "square", "top1", "fna", "odfa", "uap", "fashion"),
+    *("ca-", "qa-", "gtt", "ltm"),
     *("ca-tride", "rest", "ses", "tbc"),
 )  # run with -m slow
 NETWORKS = [

@@ -220,7 +220,9 @@ def test_the_first_iterate_that_breaks_a_query_is_kept_and_confirmed(
     assert torch.equal(found.perturbed.images[wrong], images[wrong])
 
 
-@pytest.mark.parametrize(("of", "eps"), [("class", 0.05), ("item", 0.02)])
+@pytest.mark.parametrize(
+    ("of", "eps"), [("class", 0.05), pytest.param("item", 0.02, marks=pytest.mark.slow)]
+)
 def test_the_stack_is_its_stages_in_turn(
     of: str,
     eps: float,
