@@ -16,8 +16,8 @@ QUICK = ("c2f2", "lenet")  # the ImageNet networks take a minute
 LONG = (
     *("certified", "dlr", "knn", "margin", "nes", "oa", "oa-list", "qair", "radius", "shift"),
     *("sp-qa+", "sp-qa-", "square", "top1", "fna", "odfa", "uap", "fashion"),
-    *("ca-", "qa-", "gtt", "ltm"),
-    *("ca-tride", "rest", "ses", "tbc"),
+    *("ca-", "qa+", "qa-", "gtt", "ltm"),
+    *("acap", "amd", "ca-tride", "goat", "rest", "ses", "tbc"),
 )  # run with -m slow
 NETWORKS = [
     pytest.param(cls, marks=() if cls.card.name in QUICK else pytest.mark.slow) for cls in MODELS

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parent.parent / "src"
 # Low to high. Storage lies below the models, which read weights from files, and the analysis
 # below the sweep, which exports CSVs when it has finished. "dmlbench" is the Python interface.
@@ -59,26 +61,30 @@ def level(module: str) -> int:
     return LEVELS.index(name)
 
 
-MODULES = dict(source_files(SOURCE / "dmlbench", "dmlbench"))
-IMPORTS: dict[str, set[str]] = {module: set() for module in MODULES}
-for module, path in MODULES.items():
-    for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
-        while name and name not in MODULES:  # a function or class: the module that defines it
-            name = name.rpartition(".")[0]
-        IMPORTS[module] |= {name} - {"", module}
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """The modules of the package that each of its modules imports."""
+    modules = dict(source_files(SOURCE / "dmlbench", "dmlbench"))
+    found: dict[str, set[str]] = {module: set() for module in modules}
+    for module, path in modules.items():
+        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            while name and name not in modules:  # a function or class: the module that defines it
+                name = name.rpartition(".")[0]
+            found[module] |= {name} - {"", module}
+    return found
 
 
-def test_every_import_points_down_or_stays_in_its_folder() -> None:
-    up = {(a, b) for a, found in IMPORTS.items() for b in found if level(b) > level(a)}
+def test_every_import_points_down_or_stays_in_its_folder(imports: dict[str, set[str]]) -> None:
+    up = {(a, b) for a, found in imports.items() for b in found if level(b) > level(a)}
     assert sorted(up) == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    TopologicalSorter(IMPORTS).prepare()  # CycleError names the circle
+def test_no_modules_import_each_other_in_a_circle(imports: dict[str, set[str]]) -> None:
+    TopologicalSorter(imports).prepare()  # CycleError names the circle
 
 
-def test_importing_the_command_line_imports_no_torch() -> None:
+def test_importing_the_command_line_imports_no_torch(imports: dict[str, set[str]]) -> None:
     """Not by way of another module either: ``dmlbench --help`` would take seconds."""
-    modules = [module for module in MODULES if module.startswith("dmlbench.cli")]
+    modules = [module for module in imports if module.startswith("dmlbench.cli")]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
