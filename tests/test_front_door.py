@@ -156,6 +156,7 @@ def test_the_doctor_says_it_all_on_one_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     done = run("doctor", "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -163,6 +164,7 @@ def test_the_doctor_says_it_all_on_one_page(
     assert found["data"].keys() == set(DATASETS.names())
     assert found["data"]["fashion-mini"].startswith("in ")
     assert {"dmlbench", "python", "torch"} <= found["versions"].keys()
+    assert found["compute"]["OMP_WAIT_POLICY"] == "passive"
     assert str(Path.home()) + "/.cache" not in done.stdout
 
 
@@ -182,7 +184,9 @@ def test_a_user_without_a_home_works_in_the_working_folder() -> None:
 
 def test_the_doctor_says_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     done = run("doctor", "--device", "cuda:99")
     assert done.exit_code == 1
+    assert "active" in done.output  # as the user has set it
     assert "failed: UserError: --device cuda:99 cannot be used" in done.output
     assert len(done.output.splitlines()) < 50

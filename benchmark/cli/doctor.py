@@ -16,6 +16,7 @@ from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS, UserError
 from dmlbench.common.text import message_of
 
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 EXTRAS = ("pytorch-metric-learning", "tensorboard", "timm", "ray")
 WORDS = 60  # letters of a source that are shown
 
@@ -52,7 +53,7 @@ def doctor(
             "device": made.device or "none",
             "gpus": _gpus(),
             "threads": f"{made.threads} of PyTorch, {processors()} processors",
-            **{name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ},
+            **{name: os.environ[name] for name in OPENMP if name in os.environ},
         },
         "data": _data(data_root),
         "weights": _weights(results),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -103,6 +104,9 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.version_option(__version__, prog_name="dmlbench")
 def main() -> None:
     """The benchmark of adversarial robustness for deep metric learning (image retrieval)."""
+    # A thread that waits for another one sleeps. By default it keeps its core busy for a while,
+    # which others need on a busy machine. OpenMP reads this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _one_line_warning
     if threading.current_thread() is threading.main_thread():  # the only one that may
         signal.signal(signal.SIGTERM, _terminate)
