@@ -135,6 +135,9 @@ def test_every_format_has_no_date_and_is_vector_where_it_can_be(table: Table) ->
 def test_a_sweep_is_drawn_from_the_clean_value_to_the_protocols(table: Table) -> None:
     figure = PLOTS["eps"](table)
     assert figure is not None
+    (legend,) = figure.legends
+    swept = [line.entry for line in table.lines if "CA+ (eps=8/255)" in line.entry.numbers]
+    assert len(legend.get_texts()) == len(swept) > 1
     (axis,) = figure.axes
     curve = axis.lines[-1]
     assert np.allclose(curve.get_xdata(), [0, 8, 16, 77])
@@ -403,3 +406,6 @@ def test_lines_of_one_family_have_other_dashes() -> None:
     entries = [line.entry for line in table.lines]
     looks = {(style.family(e).color, str(style.dashes(entries)[id(e)])) for e in entries}
     assert len(looks) == len(labels)
+    assert style.colors(entries) == {id(e): style.family(e).color for e in entries}
+    networks = [e for e in entries if style.family(e) == style.OTHER]
+    assert len(set(style.colors(networks).values())) == len(networks) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def shares_above(table: Table) -> Figure | None:
     if not panels:
         return None
     drawn = [e for e in entries if any(e in found for one in panels for found in one.values())]
-    names = names_of(drawn, table)
+    names, colors = names_of(drawn, table), style.colors(drawn)
     with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
@@ -56,7 +56,8 @@ def shares_above(table: Table) -> Figure | None:
                 bare, dashes = name.partition(" (")[0], style.dashes(drawn, place)
                 for entry in found:
                     label = names[id(entry)] if len(panel) == 1 else f"{names[id(entry)]}: {bare}"
-                    _draw(axis, entry, name, label, dashes[id(entry)])
+                    looks = {"color": colors[id(entry)], "ls": dashes[id(entry)]}
+                    _draw(axis, entry.records[name], label, looks)
             title, over = _meaning(name)
             axis.set(title=title, xlabel=over, ylim=(0, 100))
             every = [r for name, found in panel.items() for e in found for r in e.records[name]]
@@ -102,9 +103,9 @@ def _panels(entries: Sequence[Entry]) -> list[dict[str, list[Entry]]]:
     return list(panels.values())[:PANELS]
 
 
-def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: Any) -> None:
+def _draw(axis: Axes, records: Sequence[Record], label: str, looks: Mapping[str, Any]) -> None:
     """A step function with its band, up to the largest x that was tried."""
-    records = [record for record in entry.records[name] if record["curve"]]
+    records = [record for record in records if record["curve"]]
     end = min(map(_most, records))
     xs = np.unique([end, *(x for record in records for x, _ in record["curve"] if x < end)])
     shares = np.array([_at(record["curve"], xs) for record in records])
@@ -114,9 +115,8 @@ def _draw(axis: Axes, entry: Entry, name: str, label: str, dash: Any) -> None:
         low, high = _interval(shares[0], records[0]["n"])
     else:
         low, high = shares.min(axis=0), shares.max(axis=0)
-    color = style.family(entry).color
-    axis.plot(xs, shares.mean(axis=0), drawstyle="steps-post", color=color, ls=dash, label=label)
-    axis.fill_between(xs, low, high, step="post", color=color, alpha=0.15, lw=0)
+    axis.plot(xs, shares.mean(axis=0), drawstyle="steps-post", label=label, **looks)
+    axis.fill_between(xs, low, high, step="post", color=looks["color"], alpha=0.15, lw=0)
 
 
 def _most(record: Record) -> float:

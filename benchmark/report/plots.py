@@ -176,7 +176,7 @@ def intervals(table: Table) -> Figure | None:
         return None
     down, across = grid(len(shown))
     with style.figure(1.6 + 1.25 * across, 0.9 + down * (0.4 + 0.24 * len(found))) as fig:
-        axes = fig.subplots(down, across, sharey=True, squeeze=False).flat
+        axes = list(fig.subplots(down, across, sharey=True, squeeze=False).flat)
         names = names_of(found, table)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()

@@ -120,15 +120,29 @@ def dashes(entries: Sequence[Entry], first: int = 0) -> dict[int, Any]:
     return found
 
 
-def marker(entry: Entry) -> dict[str, Any]:
-    """Marker options for matplotlib: filled if measured here, hollow if published."""
-    kind = family(entry)
-    face = "none" if entry.paper else kind.color
+def colors(entries: Sequence[Entry]) -> dict[int, str]:
+    """Identity of each entry -> the colour of its line, which is that of its family.
+
+    Where none is of a known family, as networks without a defense are, each has one of its own.
+    """
+    if any(family(entry) != OTHER for entry in entries):
+        return {id(entry): family(entry).color for entry in entries}
+    own = (OTHER, *FAMILIES[1:-1], UNDEFENDED)
+    return {id(entry): own[i % len(own)].color for i, entry in enumerate(entries)}
+
+
+def marker(entry: Entry, color: str | None = None) -> dict[str, Any]:
+    """Marker options for matplotlib: filled if measured here, hollow if published.
+
+    ``color`` is that of the family where none is given.
+    """
+    color = color or family(entry).color
+    face = "none" if entry.paper else color
     return {
-        "marker": kind.marker,
-        "color": kind.color,
+        "marker": family(entry).marker,
+        "color": color,
         "markerfacecolor": face,
-        "markeredgecolor": kind.color,
+        "markeredgecolor": color,
     }
 
 

@@ -44,22 +44,20 @@ def _curves(
     swept = [e for e in entries if any(id(e) in found for found in curves.values())]
     down, across = grid(len(curves))
     with style.figure(1.0 + 1.75 * max(across, 2), 0.6 + 2.3 * down) as fig:
-        axes = fig.subplots(down, across, squeeze=False).flat
-        names, dashes = names_of(swept, table), style.dashes(swept)
+        axes = list(fig.subplots(down, across, squeeze=False).flat)
+        names, dashes, colors = names_of(swept, table), style.dashes(swept), style.colors(swept)
         for axis in axes[len(curves) :]:
             axis.set_axis_off()
         for axis, name in zip(axes, curves, strict=False):
             for entry in swept:
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
-                    looks = style.marker(entry) | {"ls": dashes[id(entry)]}
+                    looks = style.marker(entry, colors[id(entry)]) | {"ls": dashes[id(entry)]}
                     axis.plot(xs, ys, label=names[id(entry)], clip_on=False, **looks)
             axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(
-            fig, title, f"{protocol(table, swept)}; here {key} varies", list(axes)[: len(curves)]
-        )
+        style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
     return fig
 
 
