@@ -406,6 +406,16 @@ def test_lines_of_one_family_have_other_dashes() -> None:
     entries = [line.entry for line in table.lines]
     looks = {(style.family(e).color, str(style.dashes(entries)[id(e)])) for e in entries}
     assert len(looks) == len(labels)
-    assert style.colors(entries) == {id(e): style.family(e).color for e in entries}
-    networks = [e for e in entries if style.family(e) == style.OTHER]
-    assert len(set(style.colors(networks).values())) == len(networks) == 4
+
+
+def test_where_no_family_is_known_all_are_drawn_and_look_different() -> None:
+    labels = ["FAST[R]", "AMD[R]", "GOAT[R]", "HEAD[R]", "CA-TRIDE"]
+    (table,) = tables(measured(tidy([c for label in labels for c in model(label=label)])))
+    entries = [line.entry for line in table.lines]
+    assert style.families(entries) == {id(e): style.family(e) for e in entries}
+    assert len(style.best_of_families(entries)) == 2
+    others = [e for e in entries if style.family(e) == style.OTHER]
+    assert style.best_of_families(others) == others
+    for part in ("color", "marker"):
+        looks = {getattr(kind, part) for kind in style.families(others).values()}
+        assert len(looks) == len(others) == 4

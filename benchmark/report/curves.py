@@ -48,7 +48,7 @@ def shares_above(table: Table) -> Figure | None:
     if not panels:
         return None
     drawn = [e for e in entries if any(e in found for one in panels for found in one.values())]
-    names, colors = names_of(drawn, table), style.colors(drawn)
+    names, kinds = names_of(drawn, table), style.families(drawn)
     with style.figure(1.0 + 4.2 * len(panels), 3.8) as fig:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
@@ -56,7 +56,7 @@ def shares_above(table: Table) -> Figure | None:
                 bare, dashes = name.partition(" (")[0], style.dashes(drawn, place)
                 for entry in found:
                     label = names[id(entry)] if len(panel) == 1 else f"{names[id(entry)]}: {bare}"
-                    looks = {"color": colors[id(entry)], "ls": dashes[id(entry)]}
+                    looks = {"color": kinds[id(entry)].color, "ls": dashes[id(entry)]}
                     _draw(axis, entry.records[name], label, looks)
             title, over = _meaning(name)
             axis.set(title=title, xlabel=over, ylim=(0, 100))

@@ -145,24 +145,24 @@ def against_eta(table: Table) -> Figure | None:
 
 def ten_terms(table: Table) -> Figure | None:
     """The ten terms of ERS, from 0 (broken) to 100, for the best of each family."""
-    found = style.best_of_families(
-        [e for e in ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
-    )
+    complete = [e for e in ranked(table) if e.numbers.keys() >= set(ERS_COLUMNS)]
+    found = style.best_of_families(complete)
     if not found:
         return None
     with style.figure(5.2, 4.0) as fig:
         axis = fig.add_subplot()
-        names = names_of(found, table)
+        names, kinds = names_of(found, table), style.families(found)
         for entry in found:
             mapped = terms({name: entry.numbers[name].value for name in ERS_COLUMNS})
             label = f"{names[id(entry)]}: ERS {entry.numbers['ERS'].text}"
             xs = [mapped[name] for name in ERS_COLUMNS]
-            axis.plot(xs, range(len(xs)), ls="", label=label, clip_on=False, **style.marker(entry))
+            looks = style.marker(entry, kinds[id(entry)]) | {"ls": ""}
+            axis.plot(xs, range(len(xs)), label=label, clip_on=False, **looks)
         axis.set_yticks(range(len(ERS_COLUMNS)), ERS_COLUMNS)
         axis.invert_yaxis()
         axis.set(xlim=(0, 100), xlabel="term of ERS, from 0 (broken) to 100")
         axis.grid(axis="x", visible=False)
-        title = "The ten terms of ERS, the best of each family"
+        title = "The ten terms of ERS" + ", the best of each family" * (len(found) < len(complete))
         style.say(fig, title, protocol(table, found), [axis])
     return fig
 
@@ -212,11 +212,11 @@ def distributions(table: Table) -> Figure | None:
         return None
     with style.figure(1.0 + 1.75 * len(columns), 2.9) as fig:
         axes = fig.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-        names = names_of(entries, table)
+        names, kinds = names_of(entries, table), style.families(entries)
         for axis, name in zip(axes, columns, strict=True):
             for entry in entries:
                 if shares := _deciles(entry, name):
-                    looks = style.marker(entry) | {"markersize": 3}
+                    looks = style.marker(entry, kinds[id(entry)]) | {"markersize": 3}
                     axis.plot(
                         shares, range(0, 101, 10), label=names[id(entry)], clip_on=False, **looks
                     )

@@ -97,13 +97,29 @@ def family(entry: Entry) -> Family:
     return known.get(label.partition("[")[0], OTHER)
 
 
+def families(entries: Sequence[Entry]) -> dict[int, Family]:
+    """Identity of each entry -> the family whose colour and marker it is drawn with.
+
+    Where none is of a known family, as networks without a defense are, each has those of another.
+    """
+    found = {id(entry): family(entry) for entry in entries}
+    if set(found.values()) != {OTHER}:
+        return found
+    looks = (OTHER, *FAMILIES[1:-1], UNDEFENDED)
+    return {id(entry): looks[i % len(looks)] for i, entry in enumerate(entries)}
+
+
 def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
-    """The best entry of each family, in the order of ``FAMILIES``; ``entries`` come best first."""
+    """The best entry of each family, in the order of ``FAMILIES``; ``entries`` come best first.
+
+    Where none is of a known family these are the best of all.
+    """
+    entries = [entry for entry in entries if not entry.collapsed]
+    kinds = families(entries)
     first: dict[Family, Entry] = {}
     for entry in entries:
-        if not entry.collapsed:
-            first.setdefault(family(entry), entry)
-    return [first[kind] for kind in FAMILIES if kind in first]
+        first.setdefault(kinds[id(entry)], entry)
+    return sorted(first.values(), key=lambda entry: FAMILIES.index(family(entry)))
 
 
 def dashes(entries: Sequence[Entry], first: int = 0) -> dict[int, Any]:
@@ -120,29 +136,17 @@ def dashes(entries: Sequence[Entry], first: int = 0) -> dict[int, Any]:
     return found
 
 
-def colors(entries: Sequence[Entry]) -> dict[int, str]:
-    """Identity of each entry -> the colour of its line, which is that of its family.
-
-    Where none is of a known family, as networks without a defense are, each has one of its own.
-    """
-    if any(family(entry) != OTHER for entry in entries):
-        return {id(entry): family(entry).color for entry in entries}
-    own = (OTHER, *FAMILIES[1:-1], UNDEFENDED)
-    return {id(entry): own[i % len(own)].color for i, entry in enumerate(entries)}
-
-
-def marker(entry: Entry, color: str | None = None) -> dict[str, Any]:
+def marker(entry: Entry, kind: Family | None = None) -> dict[str, Any]:
     """Marker options for matplotlib: filled if measured here, hollow if published.
 
-    ``color`` is that of the family where none is given.
+    Colour and marker are those of ``kind``, which is the family of the entry if it is not given.
     """
-    color = color or family(entry).color
-    face = "none" if entry.paper else color
+    kind = kind or family(entry)
     return {
-        "marker": family(entry).marker,
-        "color": color,
-        "markerfacecolor": face,
-        "markeredgecolor": color,
+        "marker": kind.marker,
+        "color": kind.color,
+        "markerfacecolor": "none" if entry.paper else kind.color,
+        "markeredgecolor": kind.color,
     }
 
 

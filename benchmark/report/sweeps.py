@@ -45,14 +45,14 @@ def _curves(
     down, across = grid(len(curves))
     with style.figure(1.0 + 1.75 * max(across, 2), 0.6 + 2.3 * down) as fig:
         axes = list(fig.subplots(down, across, squeeze=False).flat)
-        names, dashes, colors = names_of(swept, table), style.dashes(swept), style.colors(swept)
+        names, dashes, kinds = names_of(swept, table), style.dashes(swept), style.families(swept)
         for axis in axes[len(curves) :]:
             axis.set_axis_off()
         for axis, name in zip(axes, curves, strict=False):
             for entry in swept:
                 if id(entry) in curves[name]:
                     xs, ys = zip(*curves[name][id(entry)], strict=True)
-                    looks = style.marker(entry, colors[id(entry)]) | {"ls": dashes[id(entry)]}
+                    looks = style.marker(entry, kinds[id(entry)]) | {"ls": dashes[id(entry)]}
                     axis.plot(xs, ys, label=names[id(entry)], clip_on=False, **looks)
             axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
