@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -282,6 +283,46 @@ def test_points_that_lie_close_all_have_a_name_that_covers_nothing() -> None:
         for box in boxes:
             assert [other for other in others if box.overlaps(other)] == [box]
             assert not any(line.intersects_bbox(box, filled=False) for line in style._lines(axis))
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=8).map(sorted))
+def test_names_are_moved_as_little_as_keeps_them_apart(heights: list[float]) -> None:
+    """Those that have room stay; a block of others is centred on its points unless it lies low."""
+    found = style.spread(heights)
+    assert all(b - a >= style.LINE - 1e-9 for a, b in itertools.pairwise(found))
+    assert found[0] >= style.LINE / 2 - 1e-9
+    cuts = [i for i, (a, b) in enumerate(itertools.pairwise(found), 1) if b - a > style.LINE + 1e-6]
+    for first, last in itertools.pairwise([0, *cuts, len(found)]):
+        centre = np.mean(heights[first:last])
+        lowest = style.LINE / 2 * (last - first)
+        if first == 0:
+            centre = max(centre, lowest)
+        assert np.mean(found[first:last]) == pytest.approx(centre, abs=1e-6)
+
+
+def test_names_at_the_ends_stand_by_their_points_and_cover_no_other() -> None:
+    """Models of fashion-mini under auto. Names of another cost do not move one."""
+    nine = [25.9, 24.8, 24.3, 23.3, 20.5, 20.3, 19.5, 19.3, 18.6, 18.4, 17.9, 11.8]
+    points = [(9.0, y, f"HM {y}") for y in nine]
+    points += [(1.0, 5.7, "N/A[R]"), (1.0, 5.6, "a"), (2.0, 19.9, "FAST[R]"), (17.0, 21.0, "TRIDE")]
+    with style.figure(5.2, 3.8) as fig:
+        axis = fig.add_subplot()
+        axis.set_xscale("log", base=2)
+        for x, y, _ in points:
+            axis.plot([x], [y], ls="", marker="o")
+        style.name_ends(axis, points)
+        fig.draw_without_rendering()
+        texts = {text.get_text(): text for text in axis.texts}
+        assert texts.keys() == {name for *_, name in points}
+        boxes = {name: Text.get_window_extent(text) for name, text in texts.items()}
+        for name, box in boxes.items():
+            assert [other for other in boxes if box.overlaps(boxes[other])] == [name]
+            assert box.y0 >= axis.get_window_extent().y0 - 1
+        order = sorted((name for x, _, name in points if x == 9), key=lambda one: boxes[one].y0)
+        assert order == [name for *_, name in sorted(points[:12], key=lambda point: point[1])]
+        for x, y, name in (*points[14:], points[11]):
+            there = axis.transData.transform((x, y))[1]
+            assert (boxes[name].y0 + boxes[name].y1) / 2 == pytest.approx(there, abs=2)
 
 
 def test_names_in_legends_tell_apart_what_shares_a_label() -> None:

@@ -31,6 +31,7 @@ SIDES = tuple(
 """Places of a name beside its point, in order of preference: alignment, and points aside and up."""
 BESIDE = 9  # a name that is further up or down than so many points has a line to its point
 NAME_SIZE = 6.5  # of the letters of a name
+LINE = 8.0  # from one name to the next below it, in points
 LEADER = {"arrowstyle": "-", "lw": 0.4, "color": INK, "shrinkA": 0, "shrinkB": 3}
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LETTERS = 19  # of a caption in one inch
@@ -294,15 +295,53 @@ def _lines(axis: Axes) -> list[Any]:
 
 
 def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name to the right of its point, moved down where it would overlap another."""
-    fig = axis.figure
-    fig.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout
-    last = float("inf")
-    for x, y, name in sorted(points, key=lambda point: -point[1]):
-        height = axis.transData.transform((x, y))[1] * 72 / fig.dpi
-        last = min(height, last - 8)
-        place = (7, last - height)
-        axis.annotate(name, (x, y), place, textcoords="offset points", va="center", fontsize=6.5)
+    """Write each name to the right of its point.
+
+    Names that would overlap are moved up and down, as little as can be, in the order of their
+    points; one that is moved has a line to its point. None is below the axes.
+    """
+    axis.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout
+    scale, bottom = axis.figure.dpi / 72, axis.get_window_extent().y0
+    names, boxes = [], []
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        text = axis.annotate(name, (x, y), (7, 0), textcoords="offset points", fontsize=NAME_SIZE)
+        boxes.append(text.get_window_extent())
+        text.remove()
+        names.append((x, y, name, (axis.transData.transform((x, y))[1] - bottom) / scale))
+    for group in _side_by_side(boxes):
+        places = spread([names[i][3] for i in group])
+        for i, place in zip(group, places, strict=True):
+            x, y, name, height = names[i]
+            up = place - height
+            looks: dict[str, Any] = {"va": "center", "fontsize": NAME_SIZE}
+            moved = abs(up) > NAME_SIZE / 2
+            looks["arrowprops"] = LEADER | {"relpos": (0, 0.5)} if moved else None  # to its left
+            axis.annotate(name, (x, y), (11, up), textcoords="offset points", **looks)
+
+
+def spread(heights: Sequence[float]) -> list[float]:
+    """Heights that are ``LINE`` apart at least and not below zero, nearest to the given ones.
+
+    Nearest by the sum of squares. ``heights`` rise, and so do those that are returned.
+    """
+    import numpy as np
+    from scipy.optimize import isotonic_regression
+
+    apart = LINE * np.arange(len(heights))
+    found = isotonic_regression(np.asarray(heights) - apart).x
+    return list(np.maximum(found, LINE / 2) + apart)
+
+
+def _side_by_side(boxes: Sequence[Any]) -> list[list[int]]:
+    """The places of the boxes in groups, none of which has a box above or below one of another."""
+    groups: list[tuple[float, list[int]]] = []  # right end, places
+    for i in sorted(range(len(boxes)), key=lambda i: boxes[i].x0):
+        if groups and boxes[i].x0 < groups[-1][0]:
+            right, group = groups.pop()
+            groups.append((max(right, boxes[i].x1), [*group, i]))
+        else:
+            groups.append((boxes[i].x1, [i]))
+    return [sorted(group) for _, group in groups]
 
 
 def save(fig: Figure, kind: str) -> bytes:
