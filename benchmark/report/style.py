@@ -101,7 +101,7 @@ def family(entry: Entry) -> Family:
 def families(entries: Sequence[Entry]) -> dict[int, Family]:
     """Identity of each entry -> the family whose colour and marker it is drawn with.
 
-    Where none is of a known family, as networks without a defense are, each has those of another.
+    Where none is of a known family, as networks without a defense are, each looks like another one.
     """
     found = {id(entry): family(entry) for entry in entries}
     if set(found.values()) != {OTHER}:
@@ -113,7 +113,7 @@ def families(entries: Sequence[Entry]) -> dict[int, Family]:
 def best_of_families(entries: Sequence[Entry]) -> list[Entry]:
     """The best entry of each family, in the order of ``FAMILIES``; ``entries`` come best first.
 
-    Where none is of a known family these are the best of all.
+    Where none is of a known family these are the seven best, as there are seven looks.
     """
     entries = [entry for entry in entries if not entry.collapsed]
     kinds = families(entries)
@@ -320,7 +320,7 @@ def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Heights that are ``LINE`` apart at least and not below zero, nearest to the given ones.
+    """Heights in points, ``LINE`` apart at least and not below zero, nearest to the given ones.
 
     Nearest by the sum of squares. ``heights`` rise, and so do those that are returned.
     """
