@@ -108,13 +108,18 @@ class Command:
 def _serve() -> None:
     import click  # noqa: F401
     import faiss  # noqa: F401
+    import matplotlib.backends.backend_pdf
+    import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
     import msgspec  # noqa: F401
     import pandas  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.pandas_compat
     import pyarrow.parquet  # noqa: F401
     import rich.progress
     import rich.table  # noqa: F401
     import safetensors.torch  # noqa: F401
+    import scipy.special  # noqa: F401
     import torch.utils.data  # noqa: F401
     import torchvision  # noqa: F401
     import yaml  # noqa: F401
