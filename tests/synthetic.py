@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from dmlbench.analysis import csv_files
 from dmlbench.analysis.records import TIDY_COLUMNS, tidy
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.report.board import Board
+from dmlbench.report.board import Board, Table, tables
+from dmlbench.report.entries import measured
 from dmlbench.report.render import boards
 from dmlbench.storage.cell import Cell, ColumnInfo
 from tests.cells import cell, failing
@@ -86,3 +90,23 @@ def one_board(*cells: dict[str, object]) -> Board:
     """The board of cells of one data set, without the literature."""
     (board,) = boards(tidy(cells), literature=False)
     return board
+
+
+@functools.cache
+def swept() -> Table:
+    """Two defenses and an undefended model, a sweep over eps and steps, ranks of queries."""
+    cells = []
+    for label, cost, share in (("N/A[R]", 1, 0.2), ("ACT[R]", 9, 0.9), ("HM[S,<g>$_2]", 33, 1.0)):
+        about = {"label": label, "training_cost": cost}
+        values = {name: value * share for name, value in FULL.items()}
+        cells += [c for c in model(values, **about) if c.about.attack != "ca+"]
+        cells.append(attacked("CA+", 10 * share, deciles=range(0, 101, 10), **about))
+        curve = [(0, 80), (2.0, 60 * share), (9.0, 20 * share), (77.0, 0)]
+        cells.append(attacked("Radius", 20 * share, curve=curve, **about))
+        for changed in ("eps=8/255", "eps=16/255", "steps=4", "steps=8", "w=5"):
+            cells.append(attacked("CA+", 30 * share, changed=changed, **about))
+        fgsm = attacked("CA+", 40 * share, changed="steps=1", **about)
+        resolved = fgsm.about.attack_resolved.replace("alpha=3/255", "alpha=77/255")
+        cells.append(replace(fgsm, about=replace(fgsm.about, attack_resolved=resolved)))
+    (one,) = tables(measured(tidy(cells)))
+    return one
