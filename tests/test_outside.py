@@ -173,6 +173,24 @@ def test_every_kind_by_reference_from_flags_to_csv_and_back(outside: Call, files
     assert "there is no file stripes.py in" in lost.stderr
 
 
+def test_a_row_of_a_defense_from_a_file_is_handed_in_and_verified_without_its_code(
+    outside: Call, files: Path
+) -> None:
+    """However it is named, and whether its class is known where the bundle is looked at."""
+    defense = "near.py:NearNegatives:eta=1"
+    run = ("run", "--dataset", "tiny", "--defense", defense, "--attack", "tma:steps=2")
+    assert outside(*run, "--recipe", "epochs=1", "--threads", "1").returncode == 0
+    (label,) = {row["label"] for row in rows(files) if row["defense"] != "none"}
+    empty = files / "empty"
+    empty.mkdir()
+    for name in (defense, label):
+        packed = outside("submit", name, "--by", "Jane Doe", "--out", "near.zip")
+        assert packed.returncode == 0, packed.stderr
+        assert "\n  the defense is code from outside\n" in packed.stdout
+        done = outside("verify", str(files / "near.zip"), cwd=empty)
+        assert done.returncode == 0, done.stdout
+
+
 def test_a_changed_file_gives_new_numbers(outside: Call, files: Path) -> None:
     sweep = ("run", "--dataset", "tiny", "--defense", "near.py:NearNegatives:eta=1", "--attack",
              "own.py:TowardsAttack", "--recipe", "epochs=1", "--threads", "1")  # fmt: skip

@@ -34,6 +34,7 @@ from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Weights
 from dmlbench.sweep.weights import checkpoint_weights, trained_weights
 from dmlbench.training.job import Training
 
+OUTSIDE = "defense_source"  # the digest of a defense's code, in a training's facts
 ATTACKED = ("suite", "queries", "attack", "attack_resolved")  # of ``About``: what an attack adds
 
 
@@ -45,12 +46,14 @@ class Claim:
         dataset: the data set.
         weights: the weights, checked against their manifest if there is one.
         training: the training that the manifest tells of; None: unknown, or other than today's.
+        from_outside: the defense is code that is not part of dmlbench; ``training`` is None then.
         tasks: identity of a cell -> its task.
     """
 
     dataset: Dataset
     weights: Weights
     training: Training | None
+    from_outside: bool
     tasks: dict[str, CellTask]
 
 
@@ -102,7 +105,8 @@ def _claim(
     for queries in _queries(cells):
         planned = _attacks(dataset, cells, queries)
         tasks |= {task.cell.id: task for task in plan.cells(weights, planned, dataset.benign)}
-    return Claim(dataset, weights, training or None, tasks)
+    from_outside = manifest is not None and OUTSIDE in manifest.training
+    return Claim(dataset, weights, training or None, from_outside, tasks)
 
 
 def refuse_references(cells: Iterable[Cell], path: Path) -> None:
@@ -119,8 +123,14 @@ def refuse_references(cells: Iterable[Cell], path: Path) -> None:
 
 
 def training_of(manifest: Manifest, dataset: Dataset, digest: str) -> Training | None:
-    """The training that a manifest tells of, planned anew; None if today's code plans another."""
+    """The training that a manifest tells of, planned anew; None if today's code plans another.
+
+    None too if the defense is code from outside: whether it is known must not decide, as it is on
+    the machine that packs a bundle, and seldom on the one that verifies it.
+    """
     raw = manifest.training
+    if OUTSIDE in raw:
+        return None
     try:
         defense = spec.parse(manifest.resolved, DEFENSES)
         network = parse_model(manifest.model)
@@ -221,15 +231,15 @@ def changes(claimed: Claim, cells: Sequence[PlannedCell]) -> tuple[str, ...]:
     if spec.canonical(claimed.dataset) != card.name or source_facts(claimed.dataset, "source"):
         found.append("the data set has keys, or is code from outside")
     training, about = claimed.training, claimed.weights.about
-    if training is None:
+    if claimed.from_outside:
+        found.append("the defense is code from outside")
+    elif training is None:
         found.append("the training is unknown, or not one that this version would do")
     else:
         if training.recipe_changes:
             found.append(f"the recipe has {training.recipe_changes}")
         if canonical_model(training.model) != canonical_model(parse_model(card.model)):
             found.append(f"the network is {canonical_model(training.model)}, not {card.model}")
-        if source_facts(training.defense, "source"):
-            found.append("the defense is code from outside")
         eps = getattr(training.defense, "eps", None)
         if eps not in (None, card.training_threat.eps):
             found.append(f"the training has eps {255 * eps:g}/255")
