@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -161,6 +162,14 @@ def test_any_factory_is_a_model() -> None:
     assert model.metric == "C"
     assert tuple(model.backbone(1, 8).weight.shape) == (4, 3)
     assert parse_model("c2f2:metric=E") == spec.parse("c2f2:metric=E", MODELS)
+
+
+def test_facts_of_a_factory_are_what_a_manifest_gives_back(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("def make(widths):\n    return widths\n")
+    model = parse_model(f'{tmp_path / "nets.py"}:make:widths="(8, (4, 2))"')
+    assert isinstance(model, FactoryModel)
+    assert model.facts == json.loads(json.dumps(model.facts))
+    assert model.arguments == (("widths", (8, (4, 2))),)  # the factory gets its tuple
 
 
 WORDS = st.text() | st.text(alphabet="\"'\\,[]{}=:5 \t")

@@ -6,6 +6,7 @@ import abc
 import ast
 import copy
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,7 +184,8 @@ class FactoryModel(Model):
     def facts(self) -> dict[str, Any]:
         """The facts of every model, the arguments, and the digest of the factory's source code."""
         source = sources.digest(self._factory())
-        return super().facts | {"arguments": dict(self.arguments), "source": source}
+        arguments = json.loads(json.dumps(dict(self.arguments)))  # a tuple as a manifest has it
+        return super().facts | {"arguments": arguments, "source": source}
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of what the factory returns, which may be a network that others use too.
