@@ -92,8 +92,8 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "benchmark/analysis/csv_files.py",
-        "while (now := store.state()) != seen:",
-        "for now in [store.state()]:",
+        "            stack.enter_context(FileLock(store.root / LOCK, timeout=LOCK_SECONDS))\n",
+        "            pass\n",
     ),
     ("benchmark/metrics/clustering.py", "KMEANS_SEED + number", "KMEANS_SEED"),
     ("benchmark/common/files.py", "        temporary.chmod(0o666 & ~_umask())\n", ""),

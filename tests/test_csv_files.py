@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from msgspec.structs import replace
@@ -69,21 +69,41 @@ def test_a_folder_with_a_failed_cell_or_a_label_of_any_text_stays_usable(tmp_pat
     assert {row["label"] for row in rows} == {cell().about.label, "a b"}
 
 
-def test_a_cell_that_another_run_stores_during_an_export_is_in_it(
+def test_of_runs_that_end_together_the_last_exports_the_cells_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, real = Store(tmp_path), Store.cells
-    store.put(cell("CA+", 1.0), {"CA+": np.ones(3)})
+    store.put(cell("CA+", 1.0))
+    other = threading.Thread(target=export, args=[store])
 
     def cells(self: Store) -> list[Cell]:
         found = real(self)
-        if len(found) == 1:
-            self.put(cell("CA-", 2.0), {"CA-": np.ones(3)})
+        if threading.current_thread() is not other:
+            self.put(cell("CA-", 2.0))
+            other.start()
+            other.join(0.2)  # it waits for this export
         return found
 
     monkeypatch.setattr(Store, "cells", cells)
-    tidy, _ = export(store)
-    assert set(pd.read_csv(tidy)["metric"]) == {"CA+", "CA-"}
+    export(store)
+    other.join()
+    assert {row["metric"] for row in read_folder(tmp_path)} == {"CA+", "CA-"}
+
+
+def test_an_export_ends_while_other_runs_store_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, seeds = Store(tmp_path), Store.cells, iter(range(5))
+
+    def cells(self: Store) -> list[Cell]:
+        self.put(cell(seed=next(seeds)))
+        found = real(self)
+        self.put(cell(seed=next(seeds)))
+        return found
+
+    monkeypatch.setattr(Store, "cells", cells)
+    export(store)
+    assert next(seeds) == 2  # the cells were read once
 
 
 def test_the_largest_seed_is_read_again(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from dmlbench.analysis import records, seeds
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
@@ -37,13 +40,15 @@ from dmlbench.storage.store import Store
 
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 EXPORTED = ".exported"  # holds the SHA-256 of the results.csv that was exported last
+LOCK, LOCK_SECONDS = ".exported.lock", 300  # longer than any other run takes for its export
 LONGEST = 1 << 26  # characters of a text in a CSV: cells of older versions have long errors
 
 
 def export(store: Store) -> tuple[Path, Path]:
     """Write results.csv, wide.csv and seeds.csv; returns the paths of the first two.
 
-    If several runs share the folder, the last one to write has seen the cells of all.
+    If several runs share the folder, one exports after the other, so the last one sees the cells of
+    all. Where no lock can be had, as on a read-only disk, none is waited for.
 
     A results.csv that was not exported here may hold rows of which the folder has no cell, such as
     those of a CSV that a user copied here under that name. They are kept in a CSV of another name,
@@ -54,16 +59,16 @@ def export(store: Store) -> tuple[Path, Path]:
         UserError: the results.csv that is there cannot be read, or a file cannot be written.
     """
     tidy, wide = store.root / "results.csv", store.root / "wide.csv"
-    _keep_foreign(tidy, store)
-    seen = None
-    while (now := store.state()) != seen:
-        seen = now
+    with ExitStack() as stack:
+        with suppress(OSError, NotImplementedError):
+            stack.enter_context(FileLock(store.root / LOCK, timeout=LOCK_SECONDS))
+        _keep_foreign(tidy, store)
         cells = store.cells()
         write(tidy, records.TIDY_COLUMNS, records.tidy(cells))
+        write_atomically(store.root / EXPORTED, file_sha256(tidy).encode())
         rows = records.wide(cells)
         write(wide, records.wide_columns(rows), [row.record() for row in rows])
         write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
-    write_atomically(store.root / EXPORTED, file_sha256(tidy).encode())
     return tidy, wide
 
 

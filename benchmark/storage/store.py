@@ -6,7 +6,7 @@ results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
 results/adversarial/         adversarial images: <id>.npz of a cell, and pictures
 results/quarantine/          damaged cells and models
-results/.exported            digest of the last results.csv
+results/.exported            digest of the last results.csv; .exported.lock is held meanwhile
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
 """
 
@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import io
 import itertools
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 _ID = "[0-9a-f]" * 16
 WRITTEN = (
-    *("results.csv", "results-????????.csv*", "wide.csv", "seeds.csv", ".exported"),
+    *("results.csv", "results-????????.csv*", "wide.csv", "seeds.csv", ".exported*"),
     *(f"cells/{_ID}.json", f"cells/{_ID}*.parquet", f"models/{_ID}/*", f"runs/{_ID}.yaml"),
     *(f"adversarial/{_ID}.npz", f"adversarial/*/*-{_ID}/query-*.png"),
 )
@@ -251,12 +250,6 @@ class Store:
     def ids(self) -> set[str]:
         """The identities of all cells, damaged ones and those that do not count included."""
         return {path.stem for path in self._paths()}
-
-    def state(self) -> list[tuple[str, int]]:
-        """Names and times of the cells' files, which change when a cell is written or deleted."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "cells") as entries:
-            return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
-        return []
 
     @property
     def quarantine(self) -> Path:
