@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import re
+import tempfile
 import threading
 from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 from msgspec.structs import replace
 
 from dmlbench.analysis import csv_files
@@ -88,6 +91,26 @@ def test_of_runs_that_end_together_the_last_exports_the_cells_of_all(
     export(store)
     other.join()
     assert {row["metric"] for row in read_folder(tmp_path)} == {"CA+", "CA-"}
+
+
+def test_an_export_of_the_same_cells_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So boards can be rendered from results on a read-only disk."""
+    store = Store(tmp_path)
+    store.put(cell())
+    export(store)
+    (tmp_path / csv_files.LOCK).unlink()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    export(store)
+    monkeypatch.setattr(Store, "cells", lambda _: [])
+    with pytest.raises(UserError, match=r"cannot write .*results.csv: Read-only"):
+        export(store)
 
 
 def test_an_export_ends_while_other_runs_store_cells(

@@ -19,14 +19,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dmlbench.analysis import records, seeds
 from dmlbench.analysis.records import COLLAPSE, ROW, Record
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import open_file, read_file, write_atomically
+from dmlbench.common.files import open_file, read_file, write_atomically, write_if_changed
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
@@ -58,6 +56,8 @@ def export(store: Store) -> tuple[Path, Path]:
     Raises:
         UserError: the results.csv that is there cannot be read, or a file cannot be written.
     """
+    from filelock import FileLock
+
     tidy, wide = store.root / "results.csv", store.root / "wide.csv"
     with ExitStack() as stack:
         with suppress(OSError, NotImplementedError):
@@ -65,7 +65,7 @@ def export(store: Store) -> tuple[Path, Path]:
         _keep_foreign(tidy, store)
         cells = store.cells()
         write(tidy, records.TIDY_COLUMNS, records.tidy(cells))
-        write_atomically(store.root / EXPORTED, file_sha256(tidy).encode())
+        write_if_changed(store.root / EXPORTED, file_sha256(tidy).encode())
         rows = records.wide(cells)
         write(wide, records.wide_columns(rows), [row.record() for row in rows])
         write(store.root / "seeds.csv", seeds.columns(rows), seeds.over_seeds(rows))
@@ -112,13 +112,13 @@ def _keep_foreign(tidy: Path, store: Store) -> None:
 
 
 def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV; texts that a spreadsheet would take for a formula are guarded."""
+    """Write a CSV that differs; texts that a spreadsheet would take for a formula are guarded."""
     text = io.StringIO()
     names = list(columns)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(_written, names))
     writer.writerows([_written(row.get(name, "")) for name in names] for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    write_if_changed(path, text.getvalue().encode())
 
 
 def _written(value: Any) -> Any:

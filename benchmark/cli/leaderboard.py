@@ -67,7 +67,7 @@ def leaderboard(
     be the same are left alone, and plots are drawn only where their numbers have changed.
     """
     from dmlbench.analysis.csv_files import read_folder
-    from dmlbench.common.files import check_writable
+    from dmlbench.common.files import check_writable, write_if_changed
     from dmlbench.report import drawing, page, render, style
     from dmlbench.storage.store import no_results
 
@@ -98,7 +98,7 @@ def leaderboard(
     if "html" in formats:
         pictures = drawing.draw(every, leaderboards, ("svg",)).pictures
         path = leaderboards / "index.html"
-        written += [path] * render.write_if_changed(path, page.render(every, pictures).encode())
+        written += [path] * write_if_changed(path, page.render(every, pictures).encode())
         kept += path not in written
     for path in written:
         click.echo(path)

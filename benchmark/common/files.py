@@ -59,6 +59,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Write ``content`` atomically unless the file holds it already; True if it was written."""
+    with contextlib.suppress(OSError):
+        if read_file(path) == content:
+            return False
+    write_atomically(path, content)
+    return True
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file beside ``path`` to write into, which becomes ``path`` at the end.

@@ -10,7 +10,7 @@ from dmlbench.analysis.csv_files import read_folder
 from dmlbench.analysis.records import Record
 from dmlbench.analysis.where import condition
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import read_file, write_atomically
+from dmlbench.common.files import write_if_changed
 from dmlbench.common.suggest import unknown
 from dmlbench.datasets.base import DATASETS
 from dmlbench.report import drawing, latex, markdown, spreadsheet
@@ -100,17 +100,6 @@ def write_tables(
         for kind, render in RENDERERS.items()
         if kind in formats
     }
-
-
-def write_if_changed(path: Path, content: bytes) -> bool:
-    """Write ``content`` unless the file holds it already; True if it was written."""
-    try:
-        if read_file(path) == content:
-            return False
-    except OSError:
-        pass
-    write_atomically(path, content)
-    return True
 
 
 def figures(board: Board) -> Iterator[tuple[str, Figure]]:
