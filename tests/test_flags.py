@@ -344,6 +344,12 @@ def test_variants_of_one_attack_are_held_against_each_other() -> None:
 
     assert found(a=record(50, plain), b=record(52, wide)) == {}
     assert found(a=record(50, plain), b=record(52.5, wide)) == {"b": ["eps"]}
+    other_steps = wide.replace("alpha=4/255", "alpha=1/255")
+    assert found(a=record(50, wide), b=record(60, other_steps)) == {}  # no ball is smaller
+    weak = {"a": record(50, plain), "b": record(51, wide), "c": record(60, other_steps)}
+    assert found(**weak) == {"c": ["eps"]}
+    widest = record(53, wide.replace("eps=16/255", "eps=32/255"))  # 2 above b, 3 above a
+    assert found(a=record(50, plain), b=record(51, wide), c=widest) == {"c": ["eps"]}
     assert found(a=record(50, plain), b=record(60, wide, n=40)) == {}  # four queries
     assert found(a=record(50, plain), b=record(62.5, wide, n=40)) == {"b": ["eps"]}
     assert found(a=record(50, plain), b=record(70, wide.replace("steps=8", "steps=9"))) == {}

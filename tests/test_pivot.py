@@ -51,6 +51,9 @@ def test_filters_and_pivots() -> None:
         pivot(tidy(cells), ["label"], ["seed"])
     newer = cell("CA+", 99, seed=0, versions={"attack_version": 9})
     assert pivot(tidy([*cells[:1], newer]), ["seed"], ["metric"])["0",]["CA+",].mean == 99
+    scores = [cell("ERS", v, attack=a) for v, a in ((30, "ERS"), (40, "ERS:eps=4/255"))]
+    with pytest.raises(UserError, match="2 values fall into one place: they differ in attack;"):
+        pivot(tidy(scores), ["label"], ["metric"])
     with pytest.raises(UserError, match="did you mean 'metric'"):
         column("metrics")
     with pytest.raises(UserError, match="key=value"):

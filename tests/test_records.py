@@ -57,6 +57,20 @@ def test_of_two_versions_of_a_cell_the_newer_counts() -> None:
         assert row.estimates["CA+"].value == 2
 
 
+def test_a_number_of_an_older_version_does_not_stand_in_for_a_cell_that_failed() -> None:
+    """Nor is a score drawn from it. A failure of the same version does not hide a number."""
+    cells = [cell(n, 1.0, suite="ers", versions={"attack_version": 1}) for n in ERS_COLUMNS]
+    newer = cell("CA-", 2.0, suite="ers", versions={"attack_version": 2})
+    (row,) = wide([*cells, failing(newer, "no disk")])
+    assert row.failed == {"CA-": "no disk"}
+    assert "CA-" not in row.estimates
+    assert "CA-" not in row.records
+    assert "ERS" not in row.estimates
+    (row,) = wide([*cells, failing(cells[1], "no disk")])
+    assert not row.failed
+    assert "ERS" in row.estimates
+
+
 def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:
     benign = cell("R@1", 80, suite="", attack="")
     cells = [benign, cell("CA+", 1), cell("CA+", 2, suite="ers")]

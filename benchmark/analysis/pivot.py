@@ -14,7 +14,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
 from dmlbench.storage.cell import Cell
 
-_IDENTIFYING = (*ROW, "attack_resolved", "metric")
+_IDENTIFYING = (*ROW, "attack", "attack_resolved", "metric")
 
 
 def column(name: str) -> str:

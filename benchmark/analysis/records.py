@@ -157,7 +157,7 @@ class Row:
     flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
-        """Add a number, or the error of a failed cell."""
+        """Add a number, or the error of a failed cell, in the place of what had that heading."""
         name, changed = record["metric"], variant(record["attack"])
         if not name:
             self.failed["training"] = record["error"]
@@ -167,6 +167,8 @@ class Row:
         self.digits[heading] = 1 if record["unit"] == "%" else 3
         if record["status"] != "ok":
             self.failed[heading] = record["error"]
+            for known in (self.records, self.estimates, self.flags):
+                known.pop(heading, None)
             return
         self.failed.pop(heading, None)
         self.flags.pop(heading, None)
@@ -209,6 +211,11 @@ class Row:
             self.estimates.setdefault(score, Estimate(value, None, None, n))
             self.better[score], self.digits[score] = "higher", 1
             self.failed.pop(score, None)
+
+    @property
+    def data(self) -> str:
+        """The digest of its images; empty if no number tells it."""
+        return next((one["data"] for one in self.records.values() if one["data"]), "")
 
     @property
     def flag_names(self) -> str:

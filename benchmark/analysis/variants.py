@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
 from dmlbench.core import flags
@@ -18,7 +17,8 @@ Variant = tuple[str, Mapping[str, Any], dict[str, str]]  # heading, its tidy rec
 def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[str, list[Flag]]:
     """Heading -> flags of the columns in percent.
 
-    R@1 after an attack must not rise with eps, and not from the clean image. A note says where
+    R@1 after an attack must not be above that of the clean image, nor above the least one in any
+    smaller ball, which the larger one contains. A note says where
     random starts (suite auto alone: the other suites are known to search weakly) or the optimizer
     matter, of ranks too.
 
@@ -40,10 +40,11 @@ def variant_flags(records: Mapping[str, Mapping[str, Any]], suite: str) -> dict[
             if isinstance(clean[1], float) and _eps(keys):
                 risen = flags.rising(record["metric"], clean, here, record["n"])
                 found.setdefault(heading, []).extend(risen)
-        for (_, less, a), (heading, more, b) in pairwise(by_eps):
-            smaller, larger = (a.get("eps", ""), less["value"]), (b.get("eps", ""), more["value"])
-            risen = flags.rising(more["metric"], smaller, larger, min(less["n"], more["n"]))
-            found.setdefault(heading, []).extend(risen)
+            smaller = [one for one in by_eps if _eps(one[2]) < _eps(keys)]
+            if smaller:
+                _, least, its = min(smaller, key=lambda one: one[1]["value"])
+                there, n = (its.get("eps", ""), least["value"]), min(least["n"], record["n"])
+                found.setdefault(heading, []).extend(flags.rising(record["metric"], there, here, n))
     for group in _alike(variants, ("restarts",)):
         for heading, record, plain, drawn in _against_plain(group, "restarts"):
             if suite == "auto":
