@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as students_t
 
+from dmlbench.analysis import unpaired
 from dmlbench.analysis.compare import as_stored, cells_of, checkpoint_path, compare, find
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
@@ -29,7 +30,14 @@ def digest(name: str) -> str:
     return sha256(name.encode()).hexdigest()
 
 
-def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: Any) -> None:
+def put(
+    store: Store,
+    defense: str,
+    values: np.ndarray,
+    seed: int = 0,
+    versions: tuple[int, int] = (1, 1),
+    **other: Any,
+) -> None:
     """A measured CA+ cell of ``defense`` with these outcomes."""
     about: dict[str, Any] = {
         "dataset": "tiny",
@@ -49,6 +57,7 @@ def put(store: Store, defense: str, values: np.ndarray, seed: int = 0, **other: 
     } | other
     weights = digest(f"{defense}{seed}{other.get('model', '')}")
     facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
+    facts |= zip(("measure_version", "attack_version"), versions, strict=True)
     columns = {name: ColumnInfo("%", "higher") for name in ("CA+", "NMI")}
     planned = PlannedCell(id=identity(facts), facts=facts, about=About(**about), columns=columns)
     metrics = dict.fromkeys(columns, Estimate(50.0, None, None, N))
@@ -162,6 +171,22 @@ def test_precisions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
         put(store, "hm", noise + shift, precision=precision)
     found = compare(find("none", store, None), find("hm", store, None))
     assert sorted(round(one.difference.value) for one in found) == [1, 3]
+
+
+def test_definitions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
+    """Neither by the outcomes of queries nor by the rows of a CSV; the newest one counts."""
+    store = Store(tmp_path)
+    put(store, "none", noise, versions=(1, 1))
+    put(store, "hm", noise + 5, versions=(1, 2))
+    sides = [find(name, store, None) for name in ("none", "hm")]
+    with pytest.raises(UserError, match="share no measurement: run the same attacks on both"):
+        compare(*sides)
+    rows = [[r | {"low": 40.0, "high": 60.0} for r in side.records] for side in sides]
+    with pytest.raises(UserError, match="share no measurement"):
+        unpaired.compare(*rows, ["none", "hm"])
+    put(store, "none", noise + 2, versions=(1, 2))
+    (found,) = compare(find("none", store, None), sides[1])
+    assert found.difference.value == pytest.approx(3)
 
 
 def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:

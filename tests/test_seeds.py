@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy.stats import t as students_t
 
 from dmlbench.analysis.records import wide
 from dmlbench.analysis.seeds import over, over_seeds, spread, spread_of
 from dmlbench.metrics.bootstrap import Estimate
-from tests.cells import cell
+from tests.cells import cell, with_facts
 
 
 def test_mean_deviation_and_interval_over_seeds() -> None:
@@ -25,6 +26,14 @@ def test_mean_deviation_and_interval_over_seeds() -> None:
     (record,) = over_seeds(rows)
     assert record["seeds"] == "0 1 2"
     assert (record["CA+"], record["CA+ n"], record["TMA n"], record["TMA sd"]) == (6, 3, 1, None)
+
+
+def test_a_mean_is_of_seeds_on_the_same_images() -> None:
+    """A folder has changed, and one seed was measured again: the other is of the older images."""
+    old = [with_facts(cell("CA+", 30, seed=s), data="before") for s in (0, 1)]
+    new = replace(with_facts(cell("CA+", 10, seed=1), data="after"), started=9.0)
+    (record,) = over_seeds(wide([*old, new]))
+    assert (record["seeds"], record["CA+"], record["CA+ n"]) == ("1", 10, 1)
 
 
 def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:

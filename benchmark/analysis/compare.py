@@ -7,7 +7,7 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dmlbench.analysis.records import Record, tidy
+from dmlbench.analysis.records import Record, record_order, tidy
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
@@ -138,7 +138,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
-        seeds = paired_seeds(left, right)
+        seeds = paired_seeds(*({i: one.definition for i, one in s.items()} for s in (left, right)))
         if not seeds:
             continue
         x = np.array([left[i].values for i, _ in seeds])
@@ -156,13 +156,23 @@ def compare(a: Side, b: Side) -> list[Difference]:
     return found
 
 
-def paired_seeds(a: Collection[int], b: Collection[int]) -> tuple[tuple[int, int], ...]:
-    """The seeds of two models that are compared: those that both have.
+def definition(record: Record) -> str:
+    """The versions of measurement and attack; a third part is no part of the definition."""
+    return ".".join(record["versions"].split(".")[:2])
+
+
+def paired_seeds(a: Mapping[int, str], b: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
+    """The seeds of two models that are compared: those that both have, of one definition.
 
     If they share none and have one each, these two: both were measured on the same images.
+
+    Args:
+        a, b: seed -> definition of what was measured.
     """
-    shared = tuple((seed, seed) for seed in a if seed in b)
-    return shared or (tuple(zip(a, b, strict=True)) if len(a) == len(b) == 1 else ())
+    pairs = [(seed, seed) for seed in a if seed in b]
+    if not pairs and len(a) == len(b) == 1:
+        pairs = [*zip(a, b, strict=True)]
+    return tuple((i, j) for i, j in pairs if a[i] == b[j])
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,7 @@ class _Measured:
     """A metric of one seed: ``values`` (Q,) has one value for each query."""
 
     attack: str
+    definition: str
     better: str
     values: npt.NDArray[np.float64]
 
@@ -190,12 +201,13 @@ class _Measured:
 def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
     """Metric -> seed -> values; a metric without a value for each query (NMI) is left out.
 
-    Outcomes under attacks with another seed than the training are of metrics of their own.
+    Outcomes under attacks with another seed than the training are of metrics of their own. Of
+    several measurements of a metric the last counts, as in tables.
     """
     digests = {one["data"] for one in side.records} - {""}
     only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
     found: dict[_Key, dict[int, _Measured]] = {}
-    for one in side.records:
+    for one in sorted(side.records, key=record_order):
         outcomes = side.outcomes[one["cell"]]
         if one["metric"] not in outcomes:
             continue
@@ -206,7 +218,7 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
         what = one["suite"], one["queries"], attack, one["metric"]
         key = _Key(*what, one["precision"], one["eot"], one["data"] or only)
         values = outcomes[one["metric"]].to_numpy(dtype=np.float64)
-        measured = _Measured(one["attack"], one["better"], values)
+        measured = _Measured(one["attack"], definition(one), one["better"], values)
         found.setdefault(key, {})[one["seed"]] = measured
     return found
 

@@ -94,7 +94,7 @@ class Difference:
     Attributes:
         mean: over seeds and queries.
         low, high: its 95% interval over both; with one seed over queries alone.
-        p: probability of a mean at least as far on the other side of zero, of both sides together.
+        p: two-sided p-value: twice the share of draws whose mean lies on the other side of zero.
     """
 
     mean: float

@@ -104,14 +104,17 @@ def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
     """Groups of rows that differ in the seed alone, one row for each seed, sorted by seed.
 
     Of several rows with one seed the one that was measured last counts: weights that were trained
-    again may differ in their last bits, and a folder of images may have changed.
+    again may differ in their last bits. Only rows of one state of the images count, that of the row
+    that was measured last: a folder may have changed, and a mean is of seeds on the same images.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.about[name] for name in CONFIGURATION), []).append(row)
     found = []
     for group in groups.values():
-        latest = {row.about["seed"]: row for row in sorted(group, key=_newest)}
+        ascending = sorted(group, key=_newest)
+        images = next((row.data for row in reversed(ascending) if row.data), "")
+        latest = {row.about["seed"]: row for row in ascending if row.data in ("", images)}
         found.append([latest[seed] for seed in sorted(latest)])
     return found
 

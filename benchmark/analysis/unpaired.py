@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dmlbench.analysis.compare import TRAINED, Difference, paired_seeds
+from dmlbench.analysis.compare import TRAINED, Difference, definition, paired_seeds
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import Record, record_order
 from dmlbench.analysis.seeds import over
@@ -76,7 +76,7 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
-        seeds = paired_seeds(left, right)
+        seeds = paired_seeds(*({i: definition(one) for i, one in s.items()} for s in (left, right)))
         if not seeds:
             continue
         pairs = [(left[i], right[j]) for i, j in seeds]
