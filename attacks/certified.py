@@ -70,6 +70,7 @@ WU = Paper(
 CERTIFIED, ATTACKED = "Certified", "Smoothed"
 REACH = 8  # eps over sigma, unless it is given
 STEPS = 20  # of one search
+LENGTH_ROUNDING = 1e-3  # of a length of 1, in any precision
 PER_OCTAVE, OCTAVES = 4, 7  # levels of the lengths that are looked at
 LENGTHS = "eps, an L2 length"
 GALLERY = "certified gallery"  # the noise of its items
@@ -195,7 +196,7 @@ class Certified(TopOneAttack):
         """Certify the queries, then bisect the lengths at which the attack breaks them.
 
         Raises:
-            CellError: embeddings have no bounded length (metric E).
+            CellError: embeddings have no bounded length (metric E), or one of the gallery is zero.
         """
         assert isinstance(search, APGD)  # __post_init__ has seen to it
         seed = goal.seed
@@ -203,6 +204,7 @@ class Certified(TopOneAttack):
             raise CellError("certified is for the metrics N and C: those of E have any length")
         if self.gallery_samples:
             goal = self._in_smoothed_gallery(goal, embed, len(images))
+        _check_lengths(goal.gallery)
         shown = len(images) * self.samples
 
         def mean(part: CertifiedGoal, x: torch.Tensor, purpose: str, count: int) -> torch.Tensor:
@@ -281,6 +283,18 @@ class Certified(TopOneAttack):
         certified, attacked = outcomes[CERTIFIED], outcomes[ATTACKED]
         broken, queries = _contradicted(certified, attacked).sum(), (~np.isnan(certified)).sum()
         return certificate(int(broken), int(queries), self.confidence)
+
+
+def _check_lengths(gallery: Gallery) -> None:
+    """CellError if an item has no unit length: R(m) holds for planes through the origin alone."""
+    lengths = torch.linalg.vector_norm(gallery.embeddings, dim=1)
+    far = (lengths - 1).abs()
+    if len(lengths) and float(far.max()) > LENGTH_ROUNDING:
+        item = int(far.argmax())
+        raise CellError(
+            f"certified needs gallery embeddings of length 1, and that of item {item} has length "
+            f"{float(lengths[item]):g}: leave that image out of the gallery"
+        )
 
 
 def _contradicted(certified: Any, attacked: Any) -> Any:

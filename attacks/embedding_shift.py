@@ -23,7 +23,7 @@ from dmlbench.attacks.engine.optimizer import Perturbed
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, Paper
 from dmlbench.core.registry import Card
-from dmlbench.metrics.distance import BOUNDS, Metric, rowwise, rowwise_gradient
+from dmlbench.metrics.distance import BOUNDS, SHORTEST, Metric, rowwise, rowwise_gradient
 
 TMA = Paper(
     key="tolias2019targeted",
@@ -125,7 +125,7 @@ class MismatchGoal(RowWise):
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,) and gradients (B, D)."""
-        norm = torch.linalg.vector_norm(e, dim=1, keepdim=True)
+        norm = torch.linalg.vector_norm(e, dim=1, keepdim=True).clamp(min=SHORTEST)
         unit, target = e / norm, torch.nn.functional.normalize(self.target, dim=1)
         cosine = (unit * target).sum(1, keepdim=True)
         return 1 - cosine[:, 0], (cosine * unit - target) / norm

@@ -147,7 +147,10 @@ class TranslocationGoal(QueryLoss):
     """GTT: the QA- loss on the top-1 item; the outcome is 100 while it is in the top 4."""
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
-        """100 where fewer than 4 others are closer (ties half), else 0; own entry left out."""
+        """100 where fewer than 4 others are closer, else 0; own entry left out.
+
+        A tie counts half, and in ``ers`` not at all.
+        """
         ahead = self.items_ahead(e)
         return {"GTT": 100 * (ahead[:, 0] < RETAINED).double()}
 

@@ -22,7 +22,7 @@ from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
-from dmlbench.metrics.distance import rowwise, rowwise_gradient
+from dmlbench.metrics.distance import SHORTEST, rowwise, rowwise_gradient
 
 ZHENG = Paper(
     key="zheng2022uturn",
@@ -46,7 +46,7 @@ class OppositeGoal(RowWise):
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (B,), minus the distance of the unit vectors, and gradients (B, D)."""
         origin = self.origin + FIRST_OFFSET if step == 0 else self.origin
-        length = torch.linalg.vector_norm(e, dim=1, keepdim=True)
+        length = torch.linalg.vector_norm(e, dim=1, keepdim=True).clamp(min=SHORTEST)
         unit = e / length
         slope = rowwise_gradient(unit, origin, "N")
         tangent = slope - (slope * unit).sum(1, keepdim=True) * unit

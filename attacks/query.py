@@ -23,6 +23,7 @@ from typing import ClassVar, Self
 from dmlbench.attacks.base import ATTACKS, Attack, Column
 from dmlbench.attacks.engine.gallery import Gallery
 from dmlbench.attacks.engine.query_loss import QueryLoss
+from dmlbench.common.errors import CellError
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK, ROBRANK
 from dmlbench.core.protocol import Threat
@@ -116,9 +117,18 @@ class SemanticsPreservingQueryAttack(QueryAttack):
         return replace(super().resolve(threat), xi=scale)
 
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> SemanticsPreservingGoal:
-        """The loss on the candidates, and QA+ on the nearest items that are not candidates."""
+        """The loss on the candidates, and QA+ on the nearest items that are not candidates.
+
+        Raises:
+            CellError: the gallery is too small for both.
+        """
+        if gallery.least_seen < SP_ITEMS + self.m:
+            raise CellError(
+                f"{self.card.name} keeps {SP_ITEMS} items in place and moves {self.m}, and a query "
+                f"sees {gallery.least_seen}: the gallery is too small"
+            )
         chosen = self.candidates(gallery, index, seed)
-        near = gallery.nearest(index, min(SP_ITEMS + self.m, gallery.least_seen))
+        near = gallery.nearest(index, SP_ITEMS + self.m)
         taken = (near[..., None] == chosen[:, None]).any(2)
         order = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, :SP_ITEMS]
         kept = QueryLoss(True, self.strict, gallery, index, near.gather(1, order))

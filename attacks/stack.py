@@ -6,9 +6,9 @@ breaks counts as broken, and its share is a number of its own. A black box that 
 box left is a sign that gradients are masked. 200 forward passes cost less than one of the stages,
 and find most of what 1000 do: HM's committed model falls from 90 to 55 and 45 (60 queries, 26/255).
 
-Of a randomised network an image is kept by its R@1 over some draws, so what Square took by these
-draws is too much: 2 points where it took nothing. So the images with and without Square are shown
-to it once more, and the flag follows from these other draws and their standard error.
+With a randomised network an image is kept if its R@1 over a few draws is lower. This choice makes
+Square look about 2 points stronger than it is. So the images with and without Square are shown to
+the network once more, and the flag follows from these new draws and their standard error.
 """
 
 from __future__ import annotations

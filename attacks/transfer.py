@@ -2,7 +2,7 @@
 
 The other model (``from``) is attacked in full sight of its gradient, with its own embeddings of
 the same gallery. The model under test sees the result once, so it is a black box of one pass.
-A query whose clean top-1 is wrong under that model keeps its clean image.
+A query whose clean top-1 is wrong under the model under test keeps its clean image.
 
 An attack on the top-1 (``by=margin``, the default) goes on after the other model is broken, for all
 its steps: a farther image breaks more models. With ``of=item`` it goes for the item that is the

@@ -12,6 +12,7 @@ from dmlbench.attacks import misranking
 from dmlbench.attacks.base import Gallery
 from dmlbench.attacks.engine import query_loss
 from dmlbench.attacks.query import SemanticsPreservingGoal
+from dmlbench.common.errors import CellError
 from tests.twins import (
     N,
     compare,
@@ -91,6 +92,20 @@ def test_semantics_preserving_attacks_add_a_weighted_term(name: str, metric: str
         assert outcome[f"{name.upper()}:GT"][row].item() == pytest.approx(slow)
 
 
+@pytest.mark.parametrize("name", ["sp-qa+", "sp-qa-"])
+def test_no_item_is_both_kept_in_place_and_moved(name: str) -> None:
+    """So a gallery in which a query sees too few is refused."""
+    x = torch.nn.functional.normalize(torch.randn(7, 6, dtype=torch.float64), dim=1)
+    attack, index = resolved(name, "strict"), torch.arange(6)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    goal: Any = attack.goal(Gallery(x, labels, "N"), index, seed=0)
+    both = torch.cat([goal.semantics.candidates, goal.candidates], 1).sort(1).values
+    assert both.tolist() == [[n for n in range(7) if n != own] for own in range(6)]
+    small = Gallery(x[:6], labels[:6], "N")
+    with pytest.raises(CellError, match="keeps 5 items in place and moves 1, and a query sees 5"):
+        attack.goal(small, index, seed=0)
+
+
 def test_xi_is_bounded() -> None:
     g, index = make_gallery("N"), torch.tensor([3])
     goal = resolved("sp-qa+", "strict", xi=1e9).goal(g, index, seed=2)
@@ -168,6 +183,17 @@ def test_gtt_pushes_the_top1_out_of_the_top4(metric: str, suite: str) -> None:
     x = e[5].clone().requires_grad_()
     expected = slow_qa(x, 5, goal.candidates[5].tolist(), g, up=False, suite=suite)
     compare(goal, e, 5, expected, x, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["tma", "odfa", "es", "ltm", "qa+"])
+def test_an_embedding_of_zero_has_a_loss_and_a_gradient(name: str) -> None:
+    """A black image may turn all units of a network off."""
+    g, index = make_gallery("N"), torch.tensor([3, 0])
+    loss, gradient = resolved(name, "strict").goal(g, index, seed=0).value_and_grad(
+        torch.zeros(2, 6, dtype=torch.float64), 1
+    )  # fmt: skip
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("metric", ["N", "E", "C"])

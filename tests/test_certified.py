@@ -421,6 +421,10 @@ def test_what_cannot_be_certified_is_refused(
     unbounded = dataclasses.replace(gallery, metric="E")
     with pytest.raises(CellError, match="those of E have any length"):
         resolved().run(model, images[:2], torch.arange(2), unbounded, seed=0)
+    dark = dataclasses.replace(gallery, embeddings=gallery.embeddings.clone(), _shared={})
+    dark.embeddings[3] = 0  # its bisectors do not go through the origin
+    with pytest.raises(CellError, match="length 1, and that of item 3 has length 0: leave that"):
+        resolved().run(model, images[:2], torch.arange(2), dark, seed=0)
     assert (resolved().eps, resolved(sigma=0.5).eps, resolved().steps) == (2.0, 4.0, 20)
     assert spec.shown(resolved(eps=1.5, samples=10)).startswith("certified:eps=1.5,alpha=3,")
     assert levels(0) == [0.0]

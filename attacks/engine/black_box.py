@@ -96,7 +96,7 @@ class BlackBox(abc.ABC, Generic[KnownT]):
             embed: images (b, C, H, W) -> embeddings (b, D); no gradient is taken.
             clean: the centre of the ball.
             objective: its losses are all that the search sees.
-            start: no use is made of it.
+            start: ignored.
 
         Raises:
             CellError: a loss is not finite.

@@ -27,8 +27,8 @@ class Nearest(NamedTuple):
 
     Attributes:
         own: (B, k) of the query's own classes, of the items that it sees.
-        rivals: (B, 2, k) of the two nearest other classes: those whose k nearest items are
-            nearest on average (fewer where a class is smaller).
+        rivals: (B, 2, k) of the two other classes whose k nearest items have the least mean
+            distance to the query. Of a class with fewer than k items all count.
         closest: (B,) the nearest item of all other classes together.
     """
 

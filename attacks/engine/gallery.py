@@ -237,9 +237,8 @@ class Gallery:
     def nearest(self, index: torch.Tensor, count: int) -> torch.Tensor:
         """(B, count) positions of the items nearest to the queries ``index`` (B,), closest first.
 
-        Kept, so that each query is searched for once, until more of them are asked for. Which of
-        equally near items come first depends on the index and on how many of the nearest are
-        searched for, so there is a table for each such number.
+        The results are kept. Which of equally near items come first may depend on how many items
+        are searched for, so each such number has a table of its own.
 
         Raises:
             CellError: a query sees fewer than ``count`` items.

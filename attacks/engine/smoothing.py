@@ -81,8 +81,8 @@ def mean_error(length: torch.Tensor, count: int, confidence: float) -> torch.Ten
         |mean - h| <= B(v) = M l / N + sqrt((M l / N)^2 + 2 v l / N),     M = 2 / 3.
 
     v is not known, but |h| >= |mean| - |mean - h|. So if e bounds the error, then so does
-    B(1 - (|mean| - e)^2), where |mean| > e. This begins at e = 2, which always holds, and goes on
-    until e stays. All follows from one event: no confidence is lost.
+    B(1 - (|mean| - e)^2), where |mean| > e. Begin with e = 2, which always holds, and repeat until
+    e no longer changes. Every step follows from the same event, so the confidence stays c.
 
     Args:
         length: (B,) float64, |mean|.

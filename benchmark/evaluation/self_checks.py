@@ -60,7 +60,10 @@ def _noise(
     seed: int,
     outcomes: Mapping[str, np.ndarray[Any, Any]],
 ) -> list[Flag]:
-    """A flag for each pursued column that noise takes as far as the attack (``Ball.far``)."""
+    """A flag for each column that the attack aims at and that noise makes at least as bad.
+
+    The noise is ``Ball.far``.
+    """
     parts: list[Outcomes] = []
     for batch in torch.split(index, measured.rows):
         with torch.no_grad():
@@ -103,8 +106,8 @@ def _at_eps(
 ) -> tuple[Column, np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The share of queries that hold out, in percent, in the place of the radii of ``column``.
 
-    Noise of size eps shows that a query is broken at eps, and not its radius. What only the search
-    in the largest ball has broken counts as held, as its radius is eps too.
+    Noise of size eps shows that a query is broken at eps, and not its radius. A query that is
+    broken in the largest ball alone has the radius eps too, so it counts as not broken here.
     """
     end = float(np.nanmax(clean))  # of a query that is right: eps
     none = np.isnan(clean)
@@ -122,7 +125,10 @@ def _as_far(
     attacked: np.ndarray[Any, Any],
     clean: np.ndarray[Any, Any],
 ) -> bool:
-    """True if noise gets a column no less far than the attack, and that is not all the way."""
+    """True if noise makes the column at least as bad as the attack does.
+
+    False if the attack has reached nearly the worst value that there is.
+    """
     sign = 1 if column.better == "higher" else -1
     low, high = column.within(measured.gallery.metric)
     worst, best = (low, high) if sign == 1 else (high, low)

@@ -19,6 +19,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 SLACK = 1e-4  # of the bounds of any number: float32 embeddings have unit length to about 1e-7
 BOUNDS: dict[Metric, tuple[float, float]] = {"N": (0, 2), "E": (0, inf), "C": (0, 2)}
 """The least and the largest distance under each metric."""
+SHORTEST = 1e-12  # what a shorter embedding is divided by, as by torch's normalize
 PART = 1024  # embeddings that are squared at once
 
 
