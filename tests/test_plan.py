@@ -37,8 +37,9 @@ from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, store_failure
 from dmlbench.sweep.status import StoredCells
-from dmlbench.sweep.tasks import Measure, Train, new_cell
+from dmlbench.sweep.tasks import Combine, Measure, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
+from dmlbench.training.job import Training
 from tests.cells import cell, with_facts
 from tests.plans import CARD, PLANNED, Fake, assessed, planned, ran, row, trainings
 from tests.test_training import Silent
@@ -158,6 +159,40 @@ def test_policies(tmp_path: Path) -> None:
     assert did == []
     assert old.id in [r.id for r in rows]
     assert ran(store, found)[2] == ["ca+"]
+
+
+def older(store: Store, found: list[Training], version: int) -> None:
+    """Store the cells of the first model as an older version of its attacks measured them."""
+    ids: dict[str, str] = {}
+    for task, _ in assessed(store, found)[0][0].cells:
+        one = replace(row(task), started=float(version))
+        if isinstance(task, Combine):
+            one = with_facts(one, cells=[ids[source] for source, _ in task.sources])
+        elif task.attack is not None:
+            one = with_facts(one, attack_version=version)
+        ids[task.cell.id] = one.id
+        store.put(one, {"x": np.zeros(4)})
+
+
+def test_of_older_versions_the_newest_is_taken_and_the_score_of_its_attacks(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found)
+    for task, _ in assessed(store, found)[0][0].cells[1:]:
+        store.remove(task.cell.id)
+    for version in (95, 90, 98, 97, 96):
+        older(store, found, version)
+    scheduler, rows, did = ran(store, found, "always")
+    assert did == []
+    assert (scheduler.done, scheduler.failed) == (6, 0)
+    assert [one.started for one in rows[1:]] == [98.0] * 5
+    assert "cells" in rows[-1].facts
+    _, rows, did = ran(store, found, lost=("es",))  # another policy takes no older score
+    assert did == ["ca+", "es", "ltm", "gtm"]
+    assert [one.about.attack for one in rows] == ["", *did]
+    for one in store.cells():
+        if one.about.attack == "es":
+            store.remove(one.id)
+    assert ran(store, found, "always")[2] == ["es", "worst case"]  # nor does a new measurement
 
 
 @pytest.mark.parametrize(

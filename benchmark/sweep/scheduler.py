@@ -228,7 +228,9 @@ class Scheduler:
         tasks = (
             self.models[first_tasks[0].model].tasks if first_tasks else [t for t, _ in entry.cells]
         )
-        return [row for task in tasks if (row := self.known.find(task.cell)) is not None]
+        rows = ((task.cell.id, self.known.find(task.cell)) for task in tasks)
+        older = STALE in KEPT_STATUSES[self.resume]
+        return [row for cell_id, row in rows if row and (older or row.id == cell_id)]
 
     def _report(self) -> None:
         counts = self.total, self.done, self.failed, len(self.running)

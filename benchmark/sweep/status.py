@@ -11,7 +11,7 @@ from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells
-from dmlbench.sweep.tasks import CellTask, PlannedAttack, Task, Train, Weights, new_cell
+from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train, Weights, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 
@@ -24,6 +24,7 @@ KEPT_STATUSES = {  # policy of --resume -> statuses of cells that a run keeps as
 }
 # facts that may change while a cell stays the same measurement
 _VERSION_FACTS = ("checkpoint", "measure_version", "attack_version", "attack_source")
+_SCORE_ABOUT = ("attack", "suite", "queries", "precision", "eot")
 
 
 class StoredCells:
@@ -42,10 +43,12 @@ class StoredCells:
     ) -> None:
         self._complete = complete
         self.cells = {cell.id: cell for cell in cells}
-        self._stale = {_identity_of_measurement(c): c for c in self.cells.values() if c.ok}
+        measured = (cell for cell in self.cells.values() if cell.ok)
+        by_age = sorted(measured, key=lambda cell: (cell.versions, cell.started))
+        self._stale = {_identity_of_measurement(cell): cell for cell in by_age}
 
     def find(self, cell: PlannedCell) -> Cell | None:
-        """Return the stored cell for a planned one; a stale one if there is no other."""
+        """Return the stored cell for a planned one; the newest stale one if there is no other."""
         return self.cells.get(cell.id) or self._stale.get(_identity_of_measurement(cell))
 
     def status(self, cell: PlannedCell) -> str:
@@ -120,10 +123,22 @@ def plan_weights(
     known: StoredCells,
     benign: Sequence[str] = BENIGN,
 ) -> PlannedModel:
-    """Find the status of each cell of weights that exist; ``benign`` as in ``plan.measures``."""
+    """Find the status of each cell of weights that exist; ``benign`` as in ``plan.measures``.
+
+    An older score does not stand for one whose attacks must be measured.
+    """
     tasks = cells(weights, attacks, benign)
-    return PlannedModel(None, DONE, tuple((task, known.status(task.cell)) for task in tasks))
+    found = {task.cell.id: known.status(task.cell) for task in tasks}
+    for task in tasks:
+        sources = task.sources if isinstance(task, Combine) else ()
+        if found[task.cell.id] == STALE and TO_DO in (found[one] for one, _ in sources):
+            found[task.cell.id] = TO_DO
+    return PlannedModel(None, DONE, tuple((task, found[task.cell.id]) for task in tasks))
 
 
 def _identity_of_measurement(cell: PlannedCell) -> str:
-    return identity({k: v for k, v in cell.facts.items() if k not in _VERSION_FACTS})
+    """The identity without versions; for a score, whose sources have some, by its row and name."""
+    facts = {k: v for k, v in cell.facts.items() if k not in _VERSION_FACTS}
+    if facts.pop("cells", None) is not None:
+        facts |= {key: getattr(cell.about, key) for key in _SCORE_ABOUT}
+    return identity(facts)
