@@ -25,6 +25,7 @@ from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import ERS_ATTACKS, recipe_changes
+from dmlbench.core.registry import Card
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.metrics.ers import ERS_COLUMNS
@@ -377,6 +378,21 @@ def test_the_duration_of_a_radius_is_estimated_by_all_its_passes(tmp_path: Path)
     ratio = radius.attack.most_passes / es.attack.most_passes
     assert ratio > 2
     assert times.seconds(times.kind(radius)) == pytest.approx(ratio)
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_stored_cell_of_an_attack_that_has_changed_ends_no_run(tmp_path: Path) -> None:
+    @ATTACKS.register
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Stricter(ATTACKS.get("ca+")):  # type: ignore[misc]
+        card = Card("stricter", "refuses what it took when the cell was stored")
+
+        def __post_init__(self) -> None:
+            raise RuntimeError(f"steps={self.steps}")
+
+    ca = planned(Store(tmp_path), *trainings(defenses=("none",)), StoredCells([])).cells[1][0]
+    old = with_facts(row(ca), attack="stricter")
+    Durations("cpu: x", [old], Store(tmp_path))
 
 
 def test_texts_of_a_recipe_are_exact() -> None:
