@@ -67,6 +67,11 @@ def test_known_digests_are_those_of_the_data() -> None:
     assert data.digest == fashion.known_digest
 
 
+def test_a_run_without_a_seed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"name a seed \(--seed 0, in Python seeds=\[0\]\)"):
+        trainings(seeds=())
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 7), st.permutations(range(4)))
 def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, seeds: Any) -> None:

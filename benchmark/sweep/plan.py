@@ -57,7 +57,12 @@ def plan(
 
     Returns:
         Each configuration once, also if the arguments contain it twice.
+
+    Raises:
+        UserError: there is no seed, a seed is no whole number, or a defense is unfit.
     """
+    if not seeds:
+        raise UserError("name a seed (--seed 0, in Python seeds=[0])")
     check_seeds(seeds)
     card = dataset.protocol
     name, changes = spec.shown(dataset), recipe_changes(spec.values(recipe), card.recipe)
