@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dmlbench.attacks.base import Attack, Column, RowWise
 from dmlbench.attacks.engine.black_box import BlackBox, Breakable, Counted
@@ -69,14 +69,16 @@ class BlackBoxAttack(Attack):
         BUDGET, "forward passes that a query may take, each with one image", at_least=1
     )
 
+    norm: Literal["linf"] = parameter(
+        "linf", "what eps bounds: the change of every pixel; a black box knows no other", late=True
+    )
+
     def __post_init__(self) -> None:
         for key, value in (("steps", self.steps), ("restarts", self.restarts or None)):
             if value is not None:
                 raise ValueError(f"{key} is not for a black box: give it a larger budget")
         if self.optimizer is not None:
             raise ValueError("optimizer is not for a black box: it takes no gradient")
-        if self.norm != "linf":
-            raise ValueError("norm must be linf: the searches without a gradient know no other")
 
     def resolve(self, threat: Threat) -> Self:
         """Fill in the ball and the suite; there are no steps."""

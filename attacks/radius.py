@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.attacks.engine.apgd import APGD
@@ -28,6 +28,7 @@ from dmlbench.attacks.top1 import CROCE, TopOneAttack, TopOneGoal
 from dmlbench.common.lazy import torch
 from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 
 LEAST, DENSE_UP_TO = 1 / 32, 2  # in 1/255: the first level, and where whole numbers begin
 HALF = 50  # percent of the draws of a randomised network; of another the top-1 is right or wrong
@@ -84,11 +85,13 @@ class Radius(TopOneAttack):
     )
     loss = "margin"
 
+    norm: Literal["linf"] = parameter(
+        "linf", "what eps bounds: the change of every pixel, as radii are in 1/255", late=True
+    )
+
     def __post_init__(self) -> None:
         if self.optimizer == "pgd":
             raise ValueError("optimizer must be apgd: the balls of a batch differ in their steps")
-        if self.norm != "linf":
-            raise ValueError("norm must be linf: its radii are in 1/255 of a pixel")
 
     def resolve(self, threat: Threat) -> Self:
         """By APGD in every suite; in the suite auto a search has 50 steps."""

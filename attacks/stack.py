@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from dmlbench.attacks.base import ATTACKS, Attacked, Column
 from dmlbench.attacks.engine.gallery import Gallery
@@ -30,6 +30,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.lazy import np, torch
 from dmlbench.core.flags import Flag, black_box
 from dmlbench.core.registry import Card
+from dmlbench.core.spec import parameter
 
 STAGES = ("margin", "dlr", "knn")  # shift broke nothing that these had left, on any model measured
 BUDGET = 200  # forward passes of the Square Attack
@@ -78,9 +79,12 @@ class TopOneStack(TopOneAttack):
     )
     loss = "margin"
 
-    def __post_init__(self) -> None:
-        if self.norm != "linf":
-            raise ValueError("norm must be linf, as Square knows no other: use margin, dlr or knn")
+    norm: Literal["linf"] = parameter(
+        "linf",
+        "what eps bounds: the change of every pixel, as Square knows no other (margin, dlr and knn "
+        "do)",
+        late=True,
+    )
 
     @property
     def most_passes(self) -> int:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack, RowWise
@@ -128,6 +128,9 @@ class UniversalPerturbation(Attack):
         spec_of=ATTACKS,
     )
     batch: int = parameter(32, "train images in a step", at_least=1)
+    norm: Literal["linf"] = parameter(
+        "linf", "what eps bounds: the change of every pixel, in which it is clipped", late=True
+    )
     attack: Attack | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -135,8 +138,6 @@ class UniversalPerturbation(Attack):
             raise ValueError("restarts are not for uap: the perturbation begins at zero")
         if self.optimizer == "apgd":
             raise ValueError("optimizer must be pgd: the steps of one perturbation for all")
-        if self.norm != "linf":
-            raise ValueError("norm must be linf: the perturbation is clipped in each pixel")
 
     def resolve(self, threat: Threat) -> Self:
         """By sign steps of eps / 10, 500 of them, in every suite; complete the other attack.

@@ -409,7 +409,7 @@ def test_what_cannot_be_certified_is_refused(
     model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
     for text, words in (
-        ("norm=linf", "norm must be one of l2"),
+        ("norm=linf", "norm must be l2, got 'linf'"),
         ("restarts=2", "restarts are not for certified"),
         ("optimizer=pgd", "optimizer must be apgd"),
         ("confidence=1", "confidence must be below 1, got 1"),

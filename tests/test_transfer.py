@@ -196,7 +196,7 @@ def test_models_that_are_missing_or_unfit_are_named(
         ),
         (
             f"transfer:from={weights},network=c2f2,by=certified",
-            "by=certified: certified: norm must be one of l2, got 'linf'",
+            "by=certified: certified: norm must be l2, got 'linf'",
         ),
         (f"transfer:from={weights},network=c2f2,by=ca+", "perturbs no query"),
         (f"transfer:from={weights},network=c2f2,by=nothing", "unknown attack 'nothing'"),

@@ -160,7 +160,8 @@ class Parameter:
         if self.choices and value not in self.choices:
             known = [str(choice) for choice in self.choices]
             hint = did_you_mean(str(value), known)
-            raise ValueError(f"{hint}must be one of {', '.join(known)}, got {value!r}")
+            one_of = "one of " if len(known) > 1 else ""
+            raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
             (above is not None and not value > above)
