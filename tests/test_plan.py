@@ -28,15 +28,17 @@ from dmlbench.core.protocol import ERS_ATTACKS, recipe_changes
 from dmlbench.core.registry import Card
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
+from dmlbench.evaluation.measurement import Measurement
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.storage.cell import ExceptionInfo
+from dmlbench.storage.cell import ColumnInfo, ExceptionInfo
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
-from dmlbench.sweep.session import Session, Stopwatch, store_failure
+from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.status import StoredCells
 from dmlbench.sweep.tasks import Combine, Measure, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
@@ -305,6 +307,20 @@ def test_a_failure_does_not_replace_a_number(tmp_path: Path) -> None:
     # as a slower run would
     store_failure(scheduler.session, rows[1], "ca+", CellError("late"), Stopwatch())
     assert store.cells() == sorted(rows, key=lambda one: one.order)
+
+
+def test_columns_that_another_run_has_stored_meanwhile_stay(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    scheduler, rows, _ = ran(store, found)
+    more = {name: ColumnInfo("%", "higher") for name in (*rows[1].columns, "CA+:R@4")}
+    wider = replace(rows[1], columns=more, metrics=dict.fromkeys(more, Estimate(1.0, 0.0, 2.0, 4)))
+    for stored in (wider, rows[1]):  # the run that wants fewer is the last to store
+        values = Measurement(stored.metrics, {}, dict.fromkeys(stored.columns, np.ones(4)))
+        store_success(scheduler.session, stored, values, Stopwatch())
+        kept = store.get(wider.id)
+        assert kept is not None
+        assert kept.metrics == wider.metrics
+        assert set(store.outcomes(wider.id)) == set(more)
 
 
 def test_a_number_that_cannot_be_measured_again_is_a_failure_and_stays(tmp_path: Path) -> None:

@@ -257,11 +257,14 @@ class Stopwatch:
 def store_success(
     session: Session, cell: PlannedCell, found: Measurement, watch: Stopwatch
 ) -> None:
-    """Store what a cell has found.
+    """Store what a cell has found, unless another run has stored more columns of it meanwhile.
 
     Raises:
         CellError: it is out of bounds.
     """
+    known = session.store.done(cell.id)
+    if known is not None and known.columns.keys() > cell.columns.keys():
+        return
     made = provenance(session.compute.torch_device())
     done = cell.measured(found.metrics, found.findings, watch.started, watch.seconds, made)
     session.store.put(done, found.outcomes)
