@@ -229,6 +229,24 @@ def test_two_configs_are_refused(dmlbench: Run, tmp_path: Path) -> None:
     refused(dmlbench("run", *two, "--dry-run"), "--config is given 2 times (a.yaml, b.yaml)")
 
 
+def test_each_recipe_counts_and_a_second_data_set_or_network_is_refused(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    def shown(*flags: str) -> list[str]:
+        done = dmlbench(*FIRST, *flags, "--dry-run", "--json")
+        assert done.returncode == 0, done.stderr
+        return [record["training"] for record in json.loads(done.stdout)]
+
+    together = shown("--recipe", "epochs=2,pairs=4")
+    assert shown("--recipe", "epochs=2", "--recipe", "pairs=4") == together != shown()
+    (tmp_path / "a.yaml").write_text("recipe: {epochs: 2, pairs: 4}\n")
+    assert shown("--config", "a.yaml") == together
+    twice = ("--recipe", "epochs=2", "--recipe", "epochs=3")
+    refused(dmlbench(*FIRST, *twice, "--dry-run"), "epochs is given twice")
+    refused(dmlbench(*FIRST, "--dataset", "fashion"), "--dataset is given 2 times (tiny, fashion)")
+    refused(dmlbench(*FIRST, "--model", "c2f2", "--model", "lenet"), "--model is given 2 times")
+
+
 def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Path) -> None:
     dmlbench("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
              "--recipe", "epochs=1")  # fmt: skip

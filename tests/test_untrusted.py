@@ -84,6 +84,8 @@ CONFIGS = {
     "empty": ("", "keys and values"),
     "null": ("defense: hm\nattack: ca+\nmodel: ~\n", "single value, got nothing"),
     "mapping as a key": ("{a: b}: c\n", "a key must be"),
+    "several data sets": ("dataset: [fashion, sop]\n", "single value, got a list"),
+    "no data set": ("dataset: []\n", "single value, got a list"),
     "list in a list": ("defense: hm\nseed: [[0]]\n", "single value, got a list"),
     "5,000 digits": ("defense: hm\nattack: ca+\nseed: " + "9" * 4000, "Invalid value for '--seed'"),
     "a secret": ("defense: hm\nattack: ca+\nseed: {root: hunter2}\n", "Invalid value"),

@@ -136,11 +136,14 @@ def _shown(text: str) -> str:
 
 
 def _value(subject: str, value: Any, parameter: click.Parameter) -> Any:
-    """The value as on the command line: text, or a list of texts for a flag that may repeat."""
+    """The value as on the command line: text, or a list of texts for a flag that may repeat.
+
+    A callback makes one value of a flag's texts, so there is one in the file.
+    """
     if isinstance(value, dict):  # recipe: {epochs: 2, pairs: 32}
         value = ",".join(f"{k}={_text(subject, v)}" for k, v in value.items())
     if isinstance(parameter, click.Option) and parameter.multiple:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list) and parameter.callback is None else [value]
         return [_text(subject, item) for item in items]
     return _text(subject, value)
 

@@ -10,6 +10,7 @@ import click
 
 from dmlbench.cli.completion import specs
 from dmlbench.cli.numbers import Whole
+from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import PRECISIONS, SUITES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,12 +27,27 @@ class _AnyPath(click.Path):
             self.fail("it is not the name of a file", param, context)
 
 
+def _only(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of an option that is given at most once: a second one is refused, not dropped."""
+    if len(values) > 1:
+        given = ", ".join(values)
+        raise UserError(f"{option.opts[0]} is given {len(values)} times ({given}): name one")
+    return values[0] if values else None
+
+
+def _joined(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str:
+    """The pairs ``key=value`` of an option that may be repeated, as one text."""
+    return ",".join(filter(None, values))
+
+
 PATH = _AnyPath(path_type=Path)
 DATASET = "fashion-mini"
 OPTIONS: dict[str, Callable[[F], F]] = {
     "dataset": click.option(
         "--dataset",
-        default=DATASET,
+        multiple=True,
+        callback=_only,
+        default=(DATASET,),
         show_default=True,
         metavar="SPEC",
         shell_complete=specs("datasets"),
@@ -50,6 +66,8 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "model": click.option(
         "--model",
+        multiple=True,
+        callback=_only,
         metavar="SPEC",
         shell_complete=specs("models"),
         help="Network that embeds the images, e.g. resnet18, or a function of your own, "
@@ -57,10 +75,11 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "recipe": click.option(
         "--recipe",
-        default="",
+        multiple=True,
+        callback=_joined,
         metavar="KEY=VALUE,...",
         help="Changes to the data set's training recipe, e.g. epochs=2,pairs=32 (pairs in a "
-        "batch).",
+        "batch). May be repeated.",
     ),
     "seeds": click.option(
         "--seed",
