@@ -27,7 +27,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
-from dmlbench.sweep.executors.pool import stops_deferred
+from dmlbench.sweep.executors.pool import Pool, stops_deferred
 from dmlbench.sweep.pictures import draw_attacks
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
@@ -178,6 +178,21 @@ def test_pictures_come_from_the_measurement_and_of_a_stored_cell_from_a_few_quer
     monkeypatch.setattr(session.reporter, "warn", said.append)
     assert draw_attacks(dataclasses.replace(session, kept={}), cells) == []
     assert said[0].startswith("no pictures of ca+:steps=2 on ")
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked", "threads"), [(1, None, 16), (8, None, 8), (1, 40, 40)]
+)
+def test_a_worker_has_its_share_of_the_threads_but_no_more_than_one_process_takes(
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    asked: int | None,
+    threads: int,
+) -> None:
+    monkeypatch.setattr("dmlbench.sweep.executors.pool.processors", lambda: 64)
+    asking = dataclasses.replace(session, compute=Compute("cpu", threads=asked))
+    assert Pool(asking, workers, None)._session[-1].threads == threads
 
 
 def test_a_stop_waits_until_a_worker_has_started() -> None:

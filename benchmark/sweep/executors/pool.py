@@ -1,7 +1,7 @@
 """The executor that uses several worker processes on this machine.
 
-GPUs are assigned to the workers in turn, and CPU threads are divided among them. A worker that
-hangs or dies is replaced.
+GPUs are assigned to the workers in turn, and CPU threads are divided among them, 16 to each at
+most. A worker that hangs or dies is replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Self
 from dmlbench.common import progress
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.processes import serve_parent
-from dmlbench.compute.device import processors
+from dmlbench.compute.device import MOST_THREADS, processors
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
 from dmlbench.sweep.tasks import Task
@@ -82,8 +82,8 @@ class Pool:
         self.workers = workers
         self._limit = limit
         self._reporter = session.reporter
-        threads = session.compute.threads or max(1, processors() // workers)
-        compute = replace(session.compute, threads=threads)
+        share = min(MOST_THREADS, max(1, processors() // workers))
+        compute = replace(session.compute, threads=session.compute.threads or share)
         self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
         self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[str] = Counter()
