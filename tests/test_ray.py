@@ -9,11 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from dmlbench.cli.main import main
 from dmlbench.common.errors import UserError
 from dmlbench.compute.device import Compute
+from dmlbench.datasets.fashion import FashionMini
+from dmlbench.storage.store import Store
 from dmlbench.sweep.executors.ray_cluster import RayCluster
+from dmlbench.sweep.run import RunOptions, run
+from dmlbench.sweep.session import Session
 from tests.faults import PATIENCE, SWEEP, Sweeps, exports, kill, until
+from tests.plans import PLANNED, trainings
+from tests.test_training import Silent
 
 
 @pytest.mark.slow
@@ -41,11 +49,34 @@ def test_ray_gives_what_one_process_gives_though_a_worker_is_killed(
     assert "stopped after 40 s (--cell-timeout)" in hung.stderr
 
 
-def test_a_cluster_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that cannot start."""
+
     def init(address: str = "", **_: object) -> None:
         raise ConnectionError if address else Exception("The node timed out\nduring startup.")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_device_that_the_cluster_alone_has_is_not_looked_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--defense", "hm", "--attack", "ca+", "--device", "cuda:99")
+    dry = CliRunner().invoke(main, ["run", *flags, "--executor", "ray", "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "tasks to do, on cuda:99" in dry.output
+    session = Session(FashionMini(), None, None, Store(tmp_path), Compute("cuda:99"), Silent())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="Ray cannot start"):
+        run(session, trainings(defenses=("none",)), PLANNED, RunOptions(executor="ray"))
+    with pytest.raises(UserError, match="--device cuda:99 cannot be used"):
+        run(session, trainings(defenses=("none",)), PLANNED)
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_cluster_that_does_not_start_is_one_line() -> None:
     session: Any = SimpleNamespace(compute=Compute("cpu"))
     with (
         pytest.raises(UserError, match=r"Ray cannot start: The node timed out during startup\. "),

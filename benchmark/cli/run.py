@@ -199,9 +199,10 @@ def _show(
 
     known = read_store(session, repair=False)
     models = plan_models(session, of_shard(trainings, run_options), attacks, known, repair=False)
+    here = run_options.executor == "local"
     if any(model.first_tasks(run_options.resume) for model in models):
-        check_feasible(session, trainings, here=run_options.executor == "local")
-    device = expected_device(session.compute)
+        check_feasible(session, trainings, here)
+    device = expected_device(session.compute, here)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, run_options.resume, durations)
     if as_json:

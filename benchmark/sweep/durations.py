@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
 from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name, processor_name
@@ -89,12 +90,21 @@ class Durations:
             self._per_pass[kind.family].append(seconds / kind.passes)
 
 
-def expected_device(compute: Compute) -> str:
-    """Return the name of the device of a run. torch is imported only if there may be a GPU."""
+def expected_device(compute: Compute, here: bool = True) -> str:
+    """Return the name of the device of a run. torch is imported only if there may be a GPU.
+
+    If a cluster computes (``here`` is False), this machine may lack the device: then the name is
+    that of ``--device``.
+    """
     nvidia = Path("/proc/driver/nvidia").exists()
     if compute.device == "cpu" or (compute.device == "auto" and not nvidia):
         return f"cpu: {processor_name()}"
-    return device_name(compute.torch_device())
+    try:
+        return device_name(compute.torch_device())
+    except UserError:
+        if here:
+            raise
+        return compute.device
 
 
 def _training_kind(facts: dict[str, Any], passes: int) -> TaskKind:

@@ -95,7 +95,7 @@ def run(
     """
     known = read_store(session)
     planned = plan_models(session, of_shard(models, options), attacks, known)
-    device = expected_device(session.compute)
+    device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)
     executor = _executor(session, options)
     idle = not any(model.first_tasks(options.resume) for model in planned)
