@@ -40,7 +40,7 @@ from dmlbench.sweep.run import write_config
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.status import StoredCells
-from dmlbench.sweep.tasks import Combine, Measure, Train, new_cell
+from dmlbench.sweep.tasks import Combine, Measure, Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 from tests.cells import cell, with_facts
@@ -228,13 +228,22 @@ def test_the_policies_are_those_of_the_command_line() -> None:
     assert tuple(status.KEPT_STATUSES) == RESUME
 
 
-def test_the_policy_never_trains_every_model_again(tmp_path: Path) -> None:
+def test_the_policy_never_deletes_each_model_once_and_trains_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, found = Store(tmp_path), trainings(defenses=("none",))
     ran(store, found)
-    entries, _ = assessed(store, found)
-    (again,) = entries[0].first_tasks("never")
-    assert isinstance(again, Train)
-    assert again.retrain
+    seen: list[bool] = []
+
+    def start(self: Fake, task: Task) -> None:
+        if isinstance(task, Train):
+            seen.append(store.model_folder(task.model).exists())
+        plain(self, task)
+
+    plain = Fake.start
+    monkeypatch.setattr(Fake, "start", start)
+    assert ran(store, found, "never")[2][0] == "training"
+    assert seen == [False]
 
 
 def test_a_failed_training_fails_its_cells_and_is_tried_again(tmp_path: Path) -> None:

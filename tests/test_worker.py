@@ -101,6 +101,16 @@ def test_a_training_that_cannot_be_is_a_row_with_the_remedy(
     assert entry(session).trained == "done"
 
 
+def test_a_training_is_not_repeated_where_its_model_is_there(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a worker has died: what it has trained is left to the next attempt."""
+    task = entry(session).first_tasks("never")[0]
+    Worker(session).do(task)
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
+    assert Worker(session).do(task) is None
+
+
 def test_weights_replaced_while_a_run_lasts_are_not_measured(session: Session) -> None:
     worker, first = Worker(session), entry(session)
     assert first.train is not None

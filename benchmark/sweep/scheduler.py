@@ -5,6 +5,7 @@ It can be repeated: tasks whose result is stored already are not done again.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -151,8 +152,11 @@ class Scheduler:
         self.running[task.cell.id] = self.times.kind(task), Stopwatch()
         if self.resume != "never" and self.session.done(task.cell):
             self._finish(task)  # another run in this folder has done it since it was planned
-        else:
-            self.executor.start(task)
+            return True
+        if self.resume == "never" and isinstance(task, Train):
+            # here, once: if the worker dies, the next one goes on after the last epoch
+            shutil.rmtree(self.session.store.model_folder(task.model), ignore_errors=True)
+        self.executor.start(task)
         return True
 
     def _record_end(self, finished: FinishedTask) -> None:

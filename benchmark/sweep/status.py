@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dmlbench.common.hashing import identity
 from dmlbench.metrics.names import BENIGN
@@ -86,9 +86,7 @@ class PlannedModel:
         wanted = tuple(task for task, status in self.cells if status not in KEPT_STATUSES[resume])
         if not wanted or self.train is None:
             return wanted
-        if resume == "never":
-            return (replace(self.train, retrain=True),)
-        if self.trained == DONE:
+        if self.trained == DONE and resume != "never":
             return wanted
         return () if self.trained in KEPT_STATUSES[resume] else (self.train,)
 

@@ -69,12 +69,10 @@ class Train:
     Attributes:
         training: the training.
         cell: is stored, as failed, only if the training fails.
-        retrain: True: delete the stored model and train again.
     """
 
     training: Training
     cell: PlannedCell
-    retrain: bool = False
 
     @property
     def model(self) -> str:

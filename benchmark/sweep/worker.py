@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -92,8 +91,6 @@ class Worker:
         self.close()  # training needs the memory
         session, training = self.session, task.training
         folder = session.store.model_folder(training.id)
-        if task.retrain:
-            shutil.rmtree(folder, ignore_errors=True)
         if checkpoint.verified_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
         session.store.remove(task.cell.id)  # the row of an earlier failure
