@@ -98,7 +98,6 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     epilog="\b\nFirst command:\n  dmlbench run --defense hm --attack ca+\n\n"
     "\b\nSee what there is:\n  dmlbench list\n\n"
     "\b\nComplete names and specs with Tab (bash; zsh_source and fish_source for others):\n"
-    "  COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]/}  # bash alone: a spec is one word\n"
     '  eval "$(_DMLBENCH_COMPLETE=bash_source dmlbench)"',
 )
 @click.version_option(__version__, prog_name="dmlbench")
