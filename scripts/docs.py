@@ -2,7 +2,8 @@
 
 Copies ``docs/`` to ``build/docs/``. There a line ``<!-- generated: NAME -->`` is replaced by what
 ``PAGES[NAME]`` returns, and files from outside ``docs/`` are added. So a command, a key or a method
-that is new is documented by its own docstring and help.
+that is new is documented by its own docstring and help. Text right below that line is replaced too:
+it says to those who read the file in the repository where they find what the site has there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scripts.reading import pages
 ROOT = Path(__file__).parent.parent
 BUILT = ROOT / "build" / "docs"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)]*)?\)")
-MARK = re.compile(r"<!-- generated: (\w+) -->")
+MARK = re.compile(r"<!-- generated: (\w+) -->(?:\n.+)*")
 FILES = {  # file of the repository that pages of docs/ link to -> place in the site
     "leaderboards/index.html": "board/index.html",
     "leaderboards/plots/fashion-strict-terms.png": "assets/fashion-strict-terms.png",
@@ -51,8 +52,12 @@ def main() -> None:
 
 
 def completed(markdown: str) -> str:
-    """A page of docs/ with its generated parts; its links lead to the copies of ``FILES``."""
+    """A page of docs/ with its generated parts; its links lead to the copies of ``FILES``.
+
+    Those to CONTRIBUTING.md lead to the page that has its text.
+    """
     page = MARK.sub(lambda match: PAGES[match[1]](), markdown)
+    page = page.replace("../CONTRIBUTING.md", "contributing.md")
     for source, place in FILES.items():
         page = page.replace(f"](../{source})", f"]({place})")
     return page
