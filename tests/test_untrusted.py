@@ -34,6 +34,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import external
 from dmlbench.sweep.external import row_weights
 from dmlbench.sweep.external_rows import StoredRow
+from dmlbench.sweep.run import write_config
 from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import new_cell
 from tests import trees
@@ -100,6 +101,13 @@ def test_a_config_that_is_wrong_is_one_line(name: str) -> None:
     text, word = CONFIGS[name]
     Path("x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(call("run", "--config", "x.yaml", "--dry-run"), word)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000"])
+def test_a_config_may_have_any_space_of_a_folder_name(space: str) -> None:
+    path = write_config(Path(), {"defense": ["none"], "attack": ["ca+"], "results": f"r{space}1"})
+    done = call("run", "--config", str(path), "--dry-run")
+    assert done.exit_code == 0, done.output
 
 
 def test_values_of_a_config_are_the_text_that_stands_there() -> None:

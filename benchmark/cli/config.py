@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.suggest import unknown
+from dmlbench.common.text import one_line
 
 if TYPE_CHECKING:
     from dmlbench.core.registry import Registry
@@ -126,7 +127,7 @@ def _plain(node: yaml.Node | None, path: Path, level: int = 0) -> Any:
         return found
     if not isinstance(node, yaml.ScalarNode) or (node.style is None and node.value in _NOTHING):
         return None
-    if len(node.value) > LONGEST or not node.value.isprintable():
+    if len(node.value) > LONGEST or one_line(node.value) != node.value:
         raise UserError(f"--config {path}: a value is longer than a line, or is not text")
     return node.value
 
