@@ -20,6 +20,7 @@ from dmlbench.analysis.csv_files import export, read_folder
 from dmlbench.api.evaluate import evaluate
 from dmlbench.api.load import load_model
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.cli import options
 from dmlbench.cli.main import main
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.files import write_atomically
@@ -108,6 +109,17 @@ def test_a_config_may_have_any_space_of_a_folder_name(space: str) -> None:
     path = write_config(Path(), {"defense": ["none"], "attack": ["ca+"], "results": f"r{space}1"})
     done = call("run", "--config", str(path), "--dry-run")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("flag", ["--results=~/out", "--config=x.yaml"])
+def test_a_path_may_begin_with_the_home_folder(
+    flag: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "out").touch()
+    Path("x.yaml").write_text("results: ~/out\n")
+    refused(call(*RUN, flag, "--dry-run"), f"--results {folder}/out cannot", "not a folder")
+    assert options.PATH.convert("~no one/out", None, None) == Path("~no one/out")
 
 
 def test_values_of_a_config_are_the_text_that_stands_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +21,17 @@ class _AnyPath(click.Path):
     """A path of a file or folder, which need not be there."""
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
-        """The path; text that no file can be called is refused."""
+        """The path, ``~`` at its beginning expanded, as a shell does not do in ``--results=~/out``.
+
+        Text that no file can be called is refused.
+        """
         try:
-            return super().convert(value, param, context)
+            path = super().convert(value, param, context)
         except ValueError:
             self.fail("it is not the name of a file", param, context)
+        with suppress(RuntimeError):  # no user is called so: it is the name of a file
+            return path.expanduser()
+        return path
 
 
 def _only(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
