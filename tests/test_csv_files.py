@@ -141,6 +141,17 @@ def test_the_largest_seed_is_read_again(tmp_path: Path) -> None:
         check_seeds([LARGEST + 1])
 
 
+def test_hidden_files_of_an_editor_or_a_mac_are_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(cell())
+    export(store)
+    (tmp_path / ".#results.csv").symlink_to("jane@host.1234")  # Emacs' lock: it leads nowhere
+    for file in (tmp_path / "results.csv", store.path(cell().id)):
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert [row["cell"] for row in read_folder(tmp_path)] == [cell().id]
+    assert store.read() == ([cell()], [])
+
+
 def test_rows_of_the_user_in_results_csv_are_kept_in_another_file(tmp_path: Path) -> None:
     store, theirs = Store(tmp_path / "a"), Store(tmp_path / "b")
     own, gone, other = cell("CA+"), cell("CA-"), cell("LTM", label="theirs")

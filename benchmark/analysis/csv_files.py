@@ -144,10 +144,13 @@ def read_folder(folder: Path) -> list[Record]:
 
 
 def tidy_files(folder: Path) -> list[Path]:
-    """The CSVs in ``folder`` that are to be tidy, sorted by name; UserError if it is a file."""
+    """The CSVs in ``folder`` that are to be tidy, sorted by name; UserError if it is a file.
+
+    Hidden ones are left out: editors and other systems put files of their own beside a CSV.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results {folder} is not a folder")
-    return sorted(path for path in folder.glob("*.csv") if path.name not in OTHERS)
+    return sorted(path for path in folder.glob("[!.]*.csv") if path.name not in OTHERS)
 
 
 def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:

@@ -245,7 +245,7 @@ class Store:
         return self.root / "cells" / f"{cell_id}.{kind}"
 
     def _paths(self) -> list[Path]:
-        return sorted((self.root / "cells").glob("*.json"))
+        return sorted((self.root / "cells").glob("[!.]*.json"))
 
     def ids(self) -> set[str]:
         """The identities of all cells, damaged ones and those that do not count included."""
