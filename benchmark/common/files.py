@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from dmlbench.common.errors import UserError
 
-ABANDONED_SECONDS = 3600
+ABANDONED_SECONDS = 2 * 24 * 3600  # adversarial images are written batch by batch, over hours
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -152,8 +152,8 @@ def _check_name(folder: Path, flag: str) -> None:
 def remove_abandoned(folder: Path, written: Iterable[str]) -> None:
     """Delete temporary files of ``atomic_file`` that killed processes have left in ``folder``.
 
-    A temporary file counts as abandoned one hour after it was written. The time is that of the
-    file system, because the clock of this machine may differ or jump.
+    A temporary file counts as abandoned two days after it was last written to. The time is that of
+    the file system, because the clock of this machine may differ or jump.
 
     Args:
         folder: may hold files of others, which stay.
