@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,19 @@ def test_a_file_and_the_name_of_it_are_on_the_disk(
     monkeypatch.setattr(os, "fsync", fsync)
     write_atomically(tmp_path / "x.json", b"1")
     assert flushed == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_a_folder_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match="cannot write") if refused else nullcontext():
+        write_atomically(tmp_path / "x.json", b"1")
 
 
 def test_killed_writers_leave_no_torn_file(tmp_path: Path) -> None:

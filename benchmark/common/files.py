@@ -195,5 +195,8 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # this file system cannot flush a folder
+            raise
     finally:
         os.close(handle)
