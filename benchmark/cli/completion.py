@@ -45,8 +45,9 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 class Bash(BashComplete):
     """Completion in bash, which splits a word at ``:`` and ``=`` and replaces the last part only.
 
-    Click's own gets these parts as words, and completes no spec. Here the line is split as a
-    command is, and of each completion only the part is returned that bash replaces.
+    Click's own completion gets these parts as separate words, so it cannot complete a spec. Here
+    the line is split as a command is, and of each completion only the part is returned that bash
+    replaces.
     """
 
     source_template = BASH

@@ -71,9 +71,10 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
 
 
 def price(records: Sequence[dict[str, Any]], threat: Threat) -> str:
-    """Passes that the attacks of each suite take a query, and those of the suite strict.
+    """How many passes the attacks of each suite take for a query.
 
-    A pass is forward and backward; those that are forward alone are counted apart.
+    For comparison it also says how many those of strict take. A pass is forward and backward; those
+    that are forward alone are counted apart.
     """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for record in records:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def check_outputs(results: Path, leaderboards: Path, writing: bool = True) -> None:
     """UserError now rather than after hours: a folder that cannot be written, a CSV that is wrong.
 
-    The CSVs of stored cells are written first, so that only those of the user's own can be wrong.
-    Without ``writing`` (a dry run) these alone are read.
+    results.csv is first written again from the cells, so only CSVs that the user added can be
+    wrong. A dry run (``writing`` is False) writes nothing and reads only those.
     """
     from dmlbench.analysis.csv_files import export, read_tidy, tidy_files
     from dmlbench.common.files import check_may_write, check_writable

@@ -1,4 +1,7 @@
-"""Reads of plain files alone, and atomic writes: after a crash a file is complete or absent."""
+"""Reads only plain files, and writes atomically.
+
+After a crash a file is either complete or not there.
+"""
 
 from __future__ import annotations
 

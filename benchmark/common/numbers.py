@@ -5,7 +5,7 @@ from __future__ import annotations
 from dmlbench.common.errors import UserError
 
 LARGEST = 2**63 - 1
-"""The largest whole number that anything takes, stores or reads: that of 64 bits with a sign."""
+"""The largest whole number that is accepted anywhere: the largest signed integer of 64 bits."""
 
 
 def check_whole(name: str, value: object, least: int) -> None:

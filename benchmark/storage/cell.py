@@ -265,8 +265,9 @@ def decode(content: bytes, place: Path) -> Cell:
 
 
 def named_by_seed(cell: Cell, seed: int | None) -> Cell:
-    """The cell of an attack or a score with the seed of the attacks in its name, where that is due.
+    """The cell, with the seed of its attacks added to its name.
 
+    It stays as it is if that seed is the training's, or the name has it already.
     ``plan.cells`` names new ones so; older versions did not. ``seed``: None if it is not known.
     """
     about = cell.about

@@ -1,4 +1,7 @@
-"""The findings of a cell that tables show; all else that a cell found is free."""
+"""The findings that tables show and that must have a certain form.
+
+Any other finding of a cell may have any form.
+"""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class Store:
         return not there or self.get(cell.id) != cell
 
     def _places(self, cell: Cell) -> list[Path]:
-        """The files that may hold the outcomes of a cell; the first one there has them."""
+        """The files in which a cell's outcomes may lie; the first one that exists holds them."""
         place = self.path(cell.id, "parquet")
         return [place] if cell.outcomes is None else [_beside(place, cell.outcomes), place]
 
@@ -300,7 +300,10 @@ def no_results(folder: Path, dataset: str | None = None) -> str:
 
 
 def _seed_of_score(score: Cell, seeds: Mapping[str, int | None]) -> int | None:
-    """The seed of the attacks that a score is drawn from; None if it is unknown, or no score."""
+    """The seed of the attacks that a score was computed from.
+
+    None if it is unknown or the cell is no score.
+    """
     found = (seeds.get(source) for source in score.facts.get("cells", ()))
     return next((seed for seed in found if seed is not None), None)
 

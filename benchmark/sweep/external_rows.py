@@ -1,8 +1,7 @@
-"""Rows of the results folder with their worst case, and images from outside joined to it.
+"""Adversarial images from outside that break queries which the row's own attacks left.
 
-Images that were handed in and break a query which a row's attacks have left are a cell of their own
-(``external``). Wherever such cells are, ``join`` draws the row's Robust R@1 again with them, as a
-cell that counts before the one without.
+Each file is a cell of its own (``external``), and ``join`` computes the row's Robust R@1 again with
+them, as a cell that counts before the one without.
 """
 
 from __future__ import annotations

@@ -211,9 +211,10 @@ def measure_version(about: About) -> int:
 def combines(weights: Weights, tasks: Sequence[Measure]) -> list[Combine]:
     """List the cells of Robust R@1 and ERS, for each suite that has all attacks they need.
 
-    Both use the attacks as the protocol defines them, and again those that change the same keys,
-    eps among them: ``eps=4/255`` is then part of their names. If attacks of Robust R@1 were also
-    run with restarts, a second Robust R@1 includes those, and their names are part of its name.
+    Each score is drawn once from the attacks of the protocol, and once more from each group of
+    attacks that change the same keys to the same values, if ``eps`` is one of these keys:
+    ``eps=4/255`` is then part of its name. If attacks of Robust R@1 were also run with restarts, a
+    second Robust R@1 includes those, and their names are part of its name.
     """
     found = []
     benign, attacked = tasks[0].cell, [task.cell for task in tasks[1:]]

@@ -107,8 +107,7 @@ class Session:
     def fitted(self, recipe: Recipe) -> Recipe:
         """``recipe``, with a smaller batch if the data set's is larger than its train split.
 
-        An epoch has four batches then. Another batch size than the data set's was asked for, and
-        stays.
+        An epoch has four batches then. A batch size that the user chose is kept.
         """
         usual = self.dataset.protocol.recipe.pairs
         if recipe.pairs != usual or self.dataset.known_digest is not None:
@@ -219,7 +218,9 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
 
 
 def check_label(session: Session, weights: Weights) -> None:
-    """Check that stored cells of these weights have the same label, as tables show one for all.
+    """Check that stored cells of these weights have the same label.
+
+    Tables show one label for all cells of the same weights.
 
     Raises:
         UserError: they have another one.

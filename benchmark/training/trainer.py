@@ -58,7 +58,7 @@ class EpochStatistics:
         losses, hardnesses: of each step that had a triplet.
         mean_cosines: mean cosine similarity of the embeddings in the batch, of each step.
         passes: forward-backward passes of the adversary in total, counted per triplet.
-        full_passes: their number if the active set had left out none.
+        full_passes: the number of passes if the active set had left out no triplet.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -234,7 +234,8 @@ class _TrainingRun:
     def epoch(self, number: int, task: Bar, log: TrainingLog) -> dict[str, float | None]:
         """Train for one epoch and return its summary.
 
-        Each image whose class has another one is the anchor once, or one in ``replays`` of them.
+        Each image with a partner in its class is the anchor once; if batches are replayed, only one
+        in ``replays`` of these images is.
         """
         seed = derived_seed(self.training.seed, "epoch", number)
         torch.manual_seed(seed)
