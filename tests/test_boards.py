@@ -423,7 +423,12 @@ def test_the_adversary_is_told_with_the_optimizer_that_searched_for_it() -> None
     by_apgd = "radius:eps=77/255,alpha=154/255,steps=32,suite=strict,optimizer=apgd"
     radius = attacked("Radius", 4)
     radius = replace(radius, about=replace(radius.about, attack_resolved=by_apgd))
+    top1 = attacked("Top1", 4)
+    of_more = by_apgd.replace("radius", "top1").replace("32", "100")
+    top1 = replace(top1, about=replace(top1.about, attack_resolved=of_more))
+    both = "eps 77/255, 100 steps (radius: 32 steps)"
     for cells, said in (
+        ([radius, top1], f"White-box APGD in the L∞ ball, {both}."),
         ([radius], "White-box APGD in the L∞ ball, eps 77/255, 32 steps."),
         ([radius, *model()], "White-box PGD in the L∞ ball, eps 77/255, 32 steps of 3/255."),
     ):

@@ -116,6 +116,8 @@ class Table:
     def notes(self) -> list[str]:
         """Sentences to print below the table: the adversary, and what its marks mean."""
         notes = [f"White-box {by} in the L∞ ball, {words}." for by, words in self.threats]
+        if any(column.name == "Top1" for column in self.columns):
+            notes.append("Top1 ends with the Square Attack, a black box.")
         if self.threats and not all(line.entry.paper for line in self.lines):
             notes += UPPER_BOUND.get(self.suite, [])
         entries = [line.entry for line in self.lines]

@@ -39,8 +39,8 @@ class BoardColumn:
 
 
 DESCRIBING = {
-    "Rank": "By ERS as it is shown; equal scores share a rank. Collapsed models are not ranked, "
-    "nor those that lack one of its ten columns.",
+    "Rank": "By ERS as it is shown; equal scores share a rank. Collapsed and flagged models are "
+    "not ranked, nor those without an ERS, which needs all ten columns and metric N.",
     "Defense": "The defense in the papers' notation.",
     "Model": "The network that embeds the images.",
     "Loss": "The loss of the training and its metric: N is the Euclidean distance of normalised "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -297,17 +298,28 @@ def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str
     """The threat of an entry, ``eps 77/255, 32 steps of 3/255``, and its optimizer, ``PGD``.
 
     They are those of the attacks that follow the protocol, by the optimizer of the suite where one
-    does: ``radius`` is by APGD in every suite. APGD has no step of one size.
+    does: ``radius`` is by APGD in every suite. APGD has no step of one size. Attacks with another
+    number of steps than most stand in brackets: ``eps 8/255, 100 steps (radius: 50 steps)``.
     """
     usual = OPTIMIZER_OF.get(suite, "pgd")
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, tuple[str, str]]] = {}  # optimizer -> attack -> its ball and steps
     for record in (record for made in records.values() for record in made):
         known = parameters(record["attack_resolved"])
-        plain = record["attack"] and ":" not in split_attack_seed(record["attack"])[0]
-        if plain and {"eps", "alpha", "steps"} <= known.keys():
-            size = (
-                "" if (by := known.get("optimizer", usual)) == "apgd" else f" of {known['alpha']}"
-            )
-            found.setdefault(by, f"eps {known['eps']}, {known['steps']} steps{size}")
+        name = split_attack_seed(record["attack"])[0]
+        if name and ":" not in name and {"eps", "alpha", "steps"} <= known.keys():
+            by = known.get("optimizer", usual)
+            size = "" if by == "apgd" else f" of {known['alpha']}"
+            search = f"eps {known['eps']}", f"{known['steps']} steps{size}"
+            found.setdefault(by, {}).setdefault(name, search)
     by = usual if usual in found or not found else next(iter(found))
-    return found.get(by, ""), by.upper()
+    searches = found.get(by, {})
+    if not searches:
+        return "", by.upper()
+    names = sorted(searches, key=lambda name: name == "radius")  # which has its own steps in auto
+    most, _ = Counter(searches[name] for name in names).most_common(1)[0]
+    others = [
+        f"{name}: {', '.join(part for part in searches[name] if part not in most)}"
+        for name in names
+        if searches[name] != most
+    ]
+    return ", ".join(most) + (f" ({'; '.join(others)})" if others else ""), by.upper()
