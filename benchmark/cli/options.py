@@ -26,7 +26,7 @@ class _AnyPath(click.Path):
         Text that no file can be called is refused.
         """
         try:
-            path = super().convert(value, param, context)
+            path: Any = super().convert(value, param, context)
         except ValueError:
             self.fail("it is not the name of a file", param, context)
         with suppress(RuntimeError):  # no user is called so: it is the name of a file
