@@ -28,8 +28,10 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import latex, markdown, page, spreadsheet
 from dmlbench.report.board import Board, tables
 from dmlbench.report.details import command, details
+from dmlbench.report.drawing import named
 from dmlbench.report.entries import Entry, Number, measured
 from dmlbench.report.literature import published
+from dmlbench.report.plots import PLOTS
 from dmlbench.report.ranking import tied
 from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_tables
@@ -300,6 +302,27 @@ def test_suites_and_data_sets_are_tables_of_their_own() -> None:
     (mini, *_) = boards(tidy(model(dataset="fashion-mini")))
     titles = [table.title for table in mini.tables]
     assert titles == ["fashion-mini, suite strict", "fashion, suite ers"]  # and the literature
+
+
+def test_models_on_other_images_than_the_last_have_a_table_of_their_own() -> None:
+    """A folder whose images have changed; a cell that does not know its images is in the usual."""
+    old, new = (
+        [
+            replace(with_facts(one, data=digest), started=started)
+            for one in (*model(label=f"{digest} A"), *model({"CA+": 50.0}, label=f"{digest} B"))
+        ]
+        for digest, started in (("before", 0.0), ("after", 9.0))
+    )
+    board = one_board(*old, *new, *model({"CA+": 60.0}, label="unknown"))
+    assert [(t.title, [line.entry.label for line in t.lines]) for t in board.tables] == [
+        ("tiny, suite strict", ["after A", "after B", "unknown"]),
+        ("tiny (other images, before), suite strict", ["before A", "before B"]),
+    ]
+    assert [line.cells[0].text for t in board.tables for line in t.lines] == [*"1––", *"1–"]
+    names = [name for name, _, _ in named(board)]
+    assert len(names) == len(set(names)) == 2 * len(one_board(*new).tables) * (len(PLOTS) + 1)
+    rows = csv.DictReader(io.StringIO(spreadsheet.render(board)))
+    assert {row["dataset"] for row in rows} == {"tiny", "tiny (other images, before)"}
 
 
 def test_a_sweep_is_for_plots_but_a_lone_variant_is_shown() -> None:

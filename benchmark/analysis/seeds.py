@@ -112,11 +112,17 @@ def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
         groups.setdefault(tuple(row.about[name] for name in CONFIGURATION), []).append(row)
     found = []
     for group in groups.values():
+        images = last_images(group)
         ascending = sorted(group, key=_newest)
-        images = next((row.data for row in reversed(ascending) if row.data), "")
         latest = {row.about["seed"]: row for row in ascending if row.data in ("", images)}
         found.append([latest[seed] for seed in sorted(latest)])
     return found
+
+
+def last_images(rows: Iterable[Row]) -> str:
+    """The digest of the images of the row that was measured last; empty if no row tells it."""
+    known = [row.data for row in sorted(rows, key=_newest) if row.data]
+    return known[-1] if known else ""
 
 
 def _newest(row: Row) -> str:

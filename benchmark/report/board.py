@@ -82,6 +82,7 @@ class Table:
     """Lines that can be compared: measured on one data set by one suite of definitions.
 
     Attributes:
+        dataset: ``data`` of its lines.
         threats: of its lines: the optimizer (``PGD`` or ``APGD``), and the rest in words.
         chosen: True if the user has named the columns: all of them are then shown at once.
     """
@@ -158,6 +159,8 @@ class Board:
 def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table, ...]:
     """Make a table for each data set and suite, in the order of ``entries``.
 
+    Models that were measured on other images than the last have tables of their own, at the end.
+
     Args:
         entries: models measured here, and rows of the literature.
         columns: headings of the metrics to show, in this order; empty: those of the papers.
@@ -168,14 +171,15 @@ def tables(entries: Iterable[Entry], columns: Sequence[str] = ()) -> tuple[Table
     ] = []  # not attacked, or the training failed: shown in the table of every suite
     for entry in entries:
         if entry.suite:
-            groups.setdefault((entry.dataset, entry.suite), []).append(entry)
+            groups.setdefault((entry.data, entry.suite), []).append(entry)
         else:
             bare.append(entry)
     for entry in bare:
-        keys = [key for key in groups if key[0] == entry.dataset]
-        for key in keys or [(entry.dataset, "")]:
+        keys = [key for key in groups if key[0] == entry.data]
+        for key in keys or [(entry.data, "")]:
             groups.setdefault(key, []).append(entry)
-    return tuple(_table(*key, group, columns) for key, group in groups.items())
+    newest_first = sorted(groups.items(), key=lambda one: one[1][0].images != "")
+    return tuple(_table(*key, group, columns) for key, group in newest_first)
 
 
 def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[str]) -> Table:
@@ -285,5 +289,5 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
 
 
 def base(dataset: str) -> str:
-    """The name in the spec of a data set: ``fashion`` in ``fashion:subset=2``."""
-    return dataset.partition(":")[0]
+    """The name in ``data`` of an entry: ``fashion`` in ``fashion:subset=2 (other images, ...)``."""
+    return dataset.partition(":")[0].partition(" (")[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
-from dmlbench.analysis.seeds import by_configuration, spread_of
+from dmlbench.analysis.seeds import by_configuration, last_images, spread_of
 from dmlbench.core.flags import Flag, read_flags
 from dmlbench.core.naming import parameters, split_attack_seed
 from dmlbench.core.papers import Paper
@@ -79,6 +79,7 @@ class Entry:
         label: the defense in the papers' notation.
         numbers: heading -> number; ``ERS`` is one of them.
         better: heading -> ``higher`` or ``lower``.
+        images: the digest of its images, if others of the data set were measured last; else empty.
         threat: the adversary of the evaluation, in words.
         optimizer: what searches for it, ``PGD`` or ``APGD``.
         defense: the spec of the defense; empty for published rows.
@@ -105,6 +106,7 @@ class Entry:
     better: Mapping[str, str]
     threat: str
     optimizer: str
+    images: str = ""
     defense: str = ""
     resolved: str = ""
     eta: int | None = None
@@ -130,6 +132,11 @@ class Entry:
             return "here, training failed"
         queries = f", n = {self.n:,}" if self.n else ""
         return f"here{queries}, {seeds_in_words(self.seeds)}"
+
+    @property
+    def data(self) -> str:
+        """The data set, and the digest of its images if others were measured last."""
+        return f"{self.dataset} (other images, {self.images[:8]})" if self.images else self.dataset
 
     @property
     def details(self) -> dict[str, str]:
@@ -217,12 +224,19 @@ class Entry:
 
 def measured(records: Iterable[Record]) -> list[Entry]:
     """The entries of tidy records: models that differ only in their seed are one entry."""
-    return [_entry(group) for group in by_configuration(rows(records))]
+    every = rows(records)
+    names = {row.about["dataset"] for row in every}
+    last = {name: last_images(r for r in every if r.about["dataset"] == name) for name in names}
+    return [_entry(group, last) for group in by_configuration(every)]
 
 
-def _entry(group: Sequence[Row]) -> Entry:
-    """The entry of rows that differ only in their seed."""
+def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
+    """The entry of rows that differ only in their seed.
+
+    ``last``: data set -> digest of the images that were measured last.
+    """
     about = group[0].about
+    data = next((row.data for row in group if row.data), "")
     numbers = {name: _over_models(group, name) for row in group for name in row.estimates}
     # an ERS that a seed lacks is left out: it would be ranked beside means over all seeds
     numbers = {k: n for k, n in numbers.items() if not (n.seeds and k.partition(" (")[0] == ERS)}
@@ -261,6 +275,7 @@ def _entry(group: Sequence[Row]) -> Entry:
         contributors=contributors,
         threat=threat,
         optimizer=optimizer,
+        images=data if data != last[about["dataset"]] else "",
     )
 
 

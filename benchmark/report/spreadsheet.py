@@ -43,7 +43,7 @@ def _record(table: Table, line: Line) -> dict[str, str | int | None]:
     by_name = {c.name: cell for c, cell in zip(table.columns, line.cells, strict=True)}
     rank = by_name.get("Rank", BoardCell(""))
     record: dict[str, str | int | None] = {
-        "dataset": entry.dataset,
+        "dataset": table.dataset,
         "suite": entry.suite,
         "rank": rank.text.rstrip("=") if entry.score is not None else "",
         "model": entry.model,
