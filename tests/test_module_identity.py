@@ -110,6 +110,49 @@ def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
     assert held.digest != held.weights_digest  # PyTorch prints no number of heads
 
 
+def with_plain(name: str, value: torch.Tensor) -> nn.Module:
+    """A layer of which a parameter is a plain tensor instead, which the state dict lacks."""
+    layer = nn.Linear(2, 2)
+    delattr(layer, name)
+    setattr(layer, name, value)
+    return layer
+
+
+UNPRINTED: dict[str, Callable[[], nn.Module]] = {
+    "ceil_mode": lambda: nn.AvgPool2d(3, ceil_mode=True),
+    "count_include_pad": lambda: nn.AvgPool1d(3, padding=1, count_include_pad=False),
+    "divisor_override": lambda: nn.AvgPool3d(3, divisor_override=2),
+    "align_corners": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    "recompute_scale_factor": lambda: nn.Upsample(scale_factor=2, recompute_scale_factor=True),
+    "weight": lambda: with_plain("weight", torch.ones(2, 2)),
+    "bias": lambda: with_plain("bias", torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", UNPRINTED)
+def test_what_a_layer_of_pytorch_does_not_print_is_part_of_its_identity(name: str) -> None:
+    layer = nn.Sequential(UNPRINTED[name]())
+    known = module_model(layer).attributes.known
+    assert f"0.{name}" in known
+    setattr(layer[0], name, -getattr(layer[0], name))
+    assert module_model(layer).attributes.known[f"0.{name}"] != known[f"0.{name}"]
+
+
+def test_a_forward_of_its_own_is_part_of_the_identity_of_a_layer_of_pytorch() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    layer[0].forward = halved  # type: ignore[method-assign]
+    assert list(module_model(layer).attributes.known) == ["0.forward"]
+    layer[0].forward = lambda x: x
+    assert module_model(layer).attributes.unknown == ["0.forward"]
+
+
+def test_layers_of_pytorch_with_default_values_keep_their_identity() -> None:
+    """Cells that were stored before unprinted values were looked at stay valid."""
+    layers = (nn.AvgPool2d(3, padding=1), nn.Upsample(scale_factor=2), nn.MaxPool2d(2), nn.ReLU6())
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *layers, nn.GRU(2, 2))
+    assert module_model(network).attributes == Attributes()
+
+
 def test_stored_cells_of_another_module_are_not_taken(
     net: nn.Module, small: Dataset, tmp_path: Path
 ) -> None:

@@ -10,7 +10,9 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import inspect
 import json
+import re
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -79,20 +81,33 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     for name in HOOKS:
         if hooks := getattr(layer, name):
             yield name, list(hooks.values())
-    every, printed = vars(torch.nn.Module()), _printed(type(layer))
+    every, printed, defaults = vars(torch.nn.Module()), *_declared(type(layer))
     for name, value in vars(layer).items():
+        if name in every:
+            continue
         derived = bool(printed) and name.startswith("_")  # from what is printed
-        if not (name in every or name in printed or derived):
+        usual = name not in defaults or value == defaults[name]
+        if isinstance(value, torch.Tensor) or not (derived or (name in printed and usual)):
             yield name, value
 
 
-def _printed(cls: type[nn.Module]) -> set[str]:
-    """The attributes that a layer of PyTorch's own declares and prints; empty for other classes."""
+@functools.cache
+def _declared(cls: type[nn.Module]) -> tuple[set[str], dict[str, Any]]:
+    """The attributes that a layer of PyTorch's own declares; empty for other classes.
+
+    It prints them all but some arguments, as ``ceil_mode`` of ``AvgPool2d``: the defaults of these
+    come second.
+    """
     own = cls.__module__.startswith("torch.nn.modules.")
     if not own or cls.extra_repr is torch.nn.Module.extra_repr:
-        return set()
+        return set(), {}
     places = ("__constants__", "__annotations__")
-    return {name for c in cls.mro() for place in places for name in getattr(c, place, ())}
+    classes = [one for one in cls.mro() if one is not torch.nn.Module]  # it declares ``forward``
+    names = {name for one in classes for place in places for name in getattr(one, place, ())}
+    words = set(re.findall(r"\w+", inspect.getsource(cls.extra_repr)))
+    arguments = inspect.signature(cls).parameters
+    hidden = names.intersection(arguments) - words
+    return names, {name: arguments[name].default for name in hidden}
 
 
 def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
