@@ -194,6 +194,25 @@ def test_train_run_load_and_evaluate_agree(small: Dataset, tmp_path: Path) -> No
         assert dml.evaluate(model, small, attacks="ca+", progress=False)["CA+"].value == value
 
 
+def test_a_model_is_found_though_others_are_damaged_or_set_aside(
+    small: Dataset, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"recipe": {"epochs": 1, "pairs": 8}, "progress": False}
+    trained = dml.train("none", small, results=tmp_path, **how)
+    (folder,) = (tmp_path / "models").iterdir()
+    aside = tmp_path / "quarantine" / "models"
+    shutil.copytree(folder, aside / folder.name)
+    (aside / folder.name / "checkpoint.safetensors").write_bytes(b"damaged")
+    for place in (aside, tmp_path / "models"):
+        (place / "other").mkdir()
+        (place / "other" / "manifest.json").write_text("{}")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(dml.load_model("none", results=tmp_path)(x), trained(x))
+    said = r"no model 'hm' in .*; there are none; .*models/other/manifest.json is damaged"
+    with pytest.raises(dml.UserError, match=said):
+        dml.load_model("hm", results=tmp_path)
+
+
 def test_reports_are_compared_query_by_query_as_the_stored_models_are(
     net: nn.Module, small: Dataset, tmp_path: Path
 ) -> None:

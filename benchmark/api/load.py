@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import msgspec
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
-from dmlbench.common.errors import UserError
+from dmlbench.common.errors import DamagedError, UserError
 from dmlbench.common.lazy import torch
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
@@ -111,20 +111,21 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
         if not named and (path.is_dir() or path.name == MANIFEST):
             return path if path.is_dir() else path.parent
         names = {str(source)}
+    known, damaged = _manifests(results)
     found = {
         manifest.sha256: folder
-        for folder, manifest in _manifests(results)
+        for folder, manifest in known.items()
         if names & {str(getattr(manifest, name)) for name in NAMES}
         or any(_is_defense(name, manifest) for name in names)
     }
     if len(found) != 1:
         (name,) = names
-        known = sorted({manifest.defense for _, manifest in _manifests(results)})
+        there = ", ".join(sorted({manifest.defense for manifest in known.values()})) or "none"
         several = ", ".join(str(folder) for folder in found.values())
         raise UserError(
             f"{name!r} is several models: name one of {several}"
             if found
-            else f"no model {name!r} in {results}; there are {', '.join(known) or 'none'}"
+            else "; ".join([f"no model {name!r} in {results}; there are {there}", *damaged])
         )
     return found.popitem()[1]
 
@@ -148,12 +149,24 @@ def _is_defense(text: str, manifest: Manifest) -> bool:
     )
 
 
-def _manifests(results: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Folder and manifest of each complete model in ``results`` and below."""
+def _manifests(results: Path) -> tuple[dict[Path, Manifest], list[str]]:
+    """Folder -> manifest of each complete model in ``results`` and below, and what is damaged.
+
+    Models that a run has set aside as damaged are left out.
+    """
+    known: dict[Path, Manifest] = {}
+    damaged = []
     for path in sorted(results.rglob(f"models/*/{MANIFEST}")):
-        manifest = read_manifest(path.parent)
+        if "quarantine" in path.relative_to(results).parts:
+            continue
+        try:
+            manifest = read_manifest(path.parent)
+        except DamagedError as error:
+            damaged.append(str(error))
+            continue
         if manifest is not None:
-            yield path.parent, manifest
+            known[path.parent] = manifest
+    return known, damaged
 
 
 def _image_shape(manifest: Manifest) -> tuple[int, int]:
