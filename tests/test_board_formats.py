@@ -94,6 +94,15 @@ def test_a_thousand_rows_are_all_rendered(tmp_path: Path) -> None:
     assert all(text.count("HM[S,") >= 1000 for text in texts)
 
 
+def test_no_two_data_sets_have_the_same_ids_on_the_page() -> None:
+    names = ["my_set", "my-set", "花", "鳥", "tiny"]
+    html = page.render(boards(tidy([c for name in names for c in model(dataset=name)]), False))
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert "board-tiny" in ids
+    assert len(set(ids)) == len(ids)
+    assert len([one for one in ids if one.startswith("board-")]) == len(names)
+
+
 def test_a_table_shows_few_columns_first_and_all_of_those_that_are_asked_for() -> None:
     (table,) = one_board(*model()).tables
     heads = [table.columns[place].name for place in table.few]

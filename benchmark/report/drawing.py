@@ -119,16 +119,16 @@ def named(board: Board) -> Iterator[tuple[str, str, tuple[Table, ...]]]:
     own = [table for table in board.tables if base(table.dataset) == board.name]
     for dataset in dict.fromkeys(table.dataset for table in own):
         of = tuple(table for table in own if table.dataset == dataset)
-        yield from ((f"{_stem(dataset)}-{plot}", plot, of) for plot in ACROSS)
+        yield from ((f"{file_stem(dataset)}-{plot}", plot, of) for plot in ACROSS)
     for table in own:
-        stem = _stem(table.dataset, table.suite)
+        stem = file_stem(table.dataset, table.suite)
         yield from ((f"{stem}-{plot}", plot, (table,)) for plot in PLOTS)
 
 
-def _stem(dataset: str, suite: str = "") -> str:
+def file_stem(dataset: str, suite: str = "") -> str:
     """The start of the names of files: the words of a spec, and its hash if they are not all of it.
 
-    So no two data sets have the same files.
+    So no two data sets have the same files, nor the same ids on the page.
     """
     text = f"{dataset} {suite}".strip()
     words = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")

@@ -15,7 +15,7 @@ from dmlbench.report import style
 from dmlbench.report.board import Board, Table
 from dmlbench.report.columns import BoardColumn
 from dmlbench.report.details import details
-from dmlbench.report.drawing import Picture, named
+from dmlbench.report.drawing import Picture, file_stem, named
 from dmlbench.report.entries import Entry
 from dmlbench.report.render import figures
 
@@ -118,7 +118,7 @@ def _tab(board: Board, pictures: Mapping[str, Picture] | None) -> Tab:
         Drawing(name, _inline(svg, name, f"{title}: {board.name}"), wide=width > WIDE)
         for name, svg, title, width in drawn
     )
-    key = re.sub(r"[^A-Za-z0-9]+", "-", board.name)
+    key = file_stem(board.name)
     sheets = tuple(_sheet(table, f"{key}-{n}") for n, table in enumerate(board.tables))
     return Tab(key, board.name, board.summary, board.note, sheets, drawings)
 
