@@ -51,7 +51,7 @@ def test_the_latex_compiles(tmp_path: Path) -> None:
     body = "\n".join(latex.render(board) for board in shown)
     (tmp_path / "boards.tex").write_text(
         "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,graphicx}\n"
-        f"\\begin{{document}}\n{body}\n\\end{{document}}\n"
+        f"\\begin{{document}}\n{body}\n\\clearpage\\appendixtables\n\\end{{document}}\n"
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "boards.tex"],
@@ -117,7 +117,11 @@ def test_a_table_shows_few_columns_first_and_all_of_those_that_are_asked_for() -
 
 def test_the_latex_has_a_main_table_and_the_rest_for_the_appendix() -> None:
     text = latex.render(one_board(*model(), *model({"CA+": 20.0}, label="other")))
-    main, more = text.split(r"\renewcommand{\appendixtables}")
+    # a paper has several boards: each adds its tables to those of the boards before it
+    main, more = text.split("\\providecommand{\\appendixtables}{}\n")
+    assert more.startswith("\\makeatletter\\g@addto@macro\\appendixtables{%\n\\begin{table*}")
+    assert more.endswith("\\end{table*}\n\n}\\makeatother")
+    assert r"\renewcommand{\appendixtables}" not in text
     assert r"CA+ $\uparrow$ &" in main
     assert "QA+" not in main
     assert r"QA+ $\uparrow$ &" in more

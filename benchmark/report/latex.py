@@ -47,7 +47,8 @@ _GRADUAL = re.compile(r"g\\_(1/2|[A-Za-z0-9]+)")
 PREAMBLE = r"""% Rendered by 'dmlbench leaderboard'. Needs \usepackage[T1]{fontenc} and
 % \usepackage{booktabs,graphicx}. \interval sets what stands below a number that was measured:
 % say \renewcommand{\interval}[1]{} to leave it out. \fitted narrows a table that is wider than
-% the page; \appendixtables holds those of all other columns: call it in the appendix.
+% the page; \appendixtables holds those of all other columns, of every board that was \input so
+% far: call it in the appendix.
 \providecommand{\interval}[1]{{\tiny #1}}
 \providecommand{\measured}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-3pt]\interval{#2}\end{tabular}}
 \providecommand{\fitted}[1]{\sbox0{#1}\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\usebox0}%
@@ -71,7 +72,7 @@ def render(board: Board) -> str:
         for part in _parts(table, places, f", appendix {number}")
     ]
     if more:
-        more = [r"\renewcommand{\appendixtables}{%", *more, "}"]
+        more = [r"\makeatletter\g@addto@macro\appendixtables{%", *more, r"}\makeatother"]
         more.insert(0, r"\providecommand{\appendixtables}{}")
     return "\n".join([PREAMBLE, *main, *more])
 
