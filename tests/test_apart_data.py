@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -52,8 +53,12 @@ def test_from_arrays_refuses_what_makes_no_sense() -> None:
         ({"gallery": (images[:0], [])}, "must be"),
         ({"gallery": (images[:5], ["z"] * 5)}, "no query has an answer"),
         ({"gallery": (images[:20], None)}, "20 gallery images need as many labels, got 0"),
-        ({"train": (images, [None, *labels[1:]])}, "1 of 40 train images have the label None"),
-        ({"labels": [None, *labels[1:]]}, "1 of 40 images have the label None, which only a g"),
+        (
+            {"train": (images, [None, *labels[1:]])},
+            r"1 of 40 train images have no label \(None or NaN\)",
+        ),
+        ({"labels": [None, *labels[1:]]}, "1 of 40 images have no label"),
+        ({"labels": [float("nan"), *map(str, labels[1:])]}, "1 of 40 images have no label"),
         ({"gallery": gallery, "positives": [[0]]}, "need as many lists"),
         ({"gallery": gallery, "positives": [[20]] * 40}, "not in the gallery"),
         (
@@ -78,6 +83,23 @@ def test_labels_may_be_none_where_none_is_read() -> None:
     assert len({one.digest for one in found}) == 1
     with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
         data = dml.from_arrays(images, [0] + [None] * 39, gallery=(others, [0] + [None] * 19))
+    assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
+
+
+def test_missing_labels_of_pandas_are_none() -> None:
+    """NaN and NA, which a list of texts beside them must not make a text, either."""
+    images, others = make_split(0).images, make_split(1).images[:20]
+    names = ["0", *[None] * 39]
+    digests = set()
+    for kind in (object, str, "string"):
+        for given in (pd.Series(names, dtype=kind), pd.Series(names, dtype=kind).tolist()):
+            with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
+                data = dml.from_arrays(images, given, gallery=(others, given[:20]))
+            digests.add(data.load(None).digest)
+    floats = np.array([0.0, *[np.nan] * 39])
+    with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
+        data = dml.from_arrays(images, floats, gallery=(others, floats[:20]))
+    assert digests == {data.load(None).digest}
     assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
 
 

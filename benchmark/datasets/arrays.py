@@ -79,7 +79,7 @@ def from_arrays(
         labels: N classes, numbers or text. Retrieval needs two classes of two images or more.
         gallery: images and labels that the queries search; the label None is that of a distractor,
             which has no class. With a gallery the label None of a query means that it has no
-            answer. Nowhere else may a label be None.
+            answer. Nowhere else may a label be None. A missing label of pandas (NaN) is None.
         sources: the source of each of ``images`` and of each gallery image (a camera, an object): a
             query does not see the gallery images of its own.
         positives: of each query the positions of its answers in the gallery, in place of classes:
@@ -214,19 +214,24 @@ def _split(
         images, labels: the arrays.
         what: name of the images, for errors.
         classes: gives each label its number and learns new ones.
-        bare: some labels may be None, as of images without a class.
+        bare: some labels may be missing, as of images without a class.
         unlabelled: there may be no labels at all.
     """
+    import pandas as pd
+
     pixels = _pixels(images, what)
     if labels is None:
         labels = [None] * len(pixels) if unlabelled else []
-    named = np.asarray(_on_cpu(labels)).reshape(-1).tolist()
+    labels = _on_cpu(labels)
+    missing = pd.isna(np.asarray(labels, object)).reshape(-1)  # before numbers become text
+    named = np.asarray(labels).reshape(-1).tolist()
+    named = [None if gone else one for one, gone in zip(named, missing, strict=True)]
     if len(named) != len(pixels):
         raise UserError(f"{len(pixels)} {what} need as many labels, got {len(named)}")
     if None in named and not bare:
         raise UserError(
-            f"{named.count(None)} of {len(named)} {what} have the label None, which only a gallery "
-            "and its queries may have: leave these images out"
+            f"{named.count(None)} of {len(named)} {what} have no label (None or NaN), which only "
+            "those of a gallery and its queries may lack: leave these images out"
         )
     numbers = [-1 if one is None else classes.setdefault(one, len(classes)) for one in named]
     return Split(pixels, np.array(numbers, np.int64))
