@@ -46,10 +46,10 @@ class StepOutput:
         hardness: scalar, mean of d(a, p) - d(a, n) over the triplets that the loss is taken on.
         mean_cosine: scalar, mean pairwise cosine of the clean batch; near 1 in a collapse.
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
-        passes: adversarial forward-backward passes spent, counted a triplet.
+        passes: adversarial forward-backward passes spent, counted per triplet.
         full_passes: what they would have been without the active set.
         after: called with the state when the gradients of the loss are known, in all processes.
-            It may write into the state what is alike in all of them.
+            It may write into the state only values that are the same in all processes.
     """
 
     loss: torch.Tensor | None
@@ -167,6 +167,14 @@ class Defense(Component, abc.ABC):
 
         Raises:
             UserError: it is such a network; the message says why.
+        """
+        return None
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a training that is too short for this defense; called before the first step.
+
+        Raises:
+            UserError: it is too short; the message says why.
         """
         return None
 
@@ -299,9 +307,9 @@ class AdversarialDefense(Defense):
 
     @property
     def training_cost(self) -> int:
-        """Passes of a training step: eta that perturb, and one that updates the weights."""
+        """Passes of a step that perturbs: eta for it, and one that updates the weights."""
         assert self.eta is not None
-        return self.eta + 1
+        return self.eta + 1 if self.runs_pgd else 1
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """Fill in eta, eps and alpha from the data set's training threat.

@@ -181,6 +181,18 @@ class CollapseAwareTripletDecoupling(AdversarialDefense):
             CollapseAwareTripletDecoupling, dataclasses.replace(self, margin=margin)
         ).resolve(threat, metric)
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse one epoch, as the steps of the first one have no length.
+
+        Raises:
+            UserError: it is one epoch.
+        """
+        if epochs < 2:
+            raise UserError(
+                "defense ca-tride: the PGD steps of the first epoch have no length, so one epoch "
+                "perturbs nothing: take two or more (--recipe epochs=2)"
+            )
+
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine clean triplets, perturb candidates or anchors, take the loss."""
         assert self.margin is not None

@@ -6,9 +6,9 @@ and in the images: the first updates the weights, the second the perturbation,
     delta <- clip(delta + alpha sign(dL/dx), -eps, eps)
 
 which the next step, on the same or on the next batch, begins with. alpha is eps in the paper. Here
-it is that of PGD in 32 steps, as in RobRank: the triplet loss does not stand steps of a large eps
-(of 77/255 on Fashion-MNIST it stays near the margin). A step thus costs what a step
-of plain training does. An epoch takes one in m batches, drawn at random, so that the number of
+it is that of PGD in 32 steps, as in RobRank: training by the triplet loss fails if each step is as
+long as a large eps (with 77/255 on Fashion-MNIST the loss stays near the margin). A step thus costs
+what a step of plain training does. An epoch takes one in m batches, drawn at random, so that the number of
 steps stays as it is; the paper runs through all batches in 1/m of the epochs, which is the same
 number of steps. Triplets are mined on the perturbed batch, and anew in each step.
 

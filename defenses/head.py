@@ -124,6 +124,19 @@ class RobustHead(AdversarialDefense):
                 "network that ends in a linear layer (head=fc)"
             )
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a training of clean epochs alone, whose head would learn nothing.
+
+        Raises:
+            UserError: it is such a training.
+        """
+        if self.runs_pgd and (epochs - 1) / epochs < self.clean:
+            raise UserError(
+                f"defense head: of {epochs} epochs all are clean (clean={self.clean:g}), so its "
+                "head is never trained: take more epochs (--recipe epochs=...), or clean=1 for a "
+                "training on clean images alone"
+            )
+
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Train the whole network on the clean batch, or its head on perturbed triplets."""
         if batch.progress >= self.clean:
@@ -133,5 +146,6 @@ class RobustHead(AdversarialDefense):
         e = batch.gather(model(batch.images[batch.share]))
         whole = self.mine_whole(self.sampler, batch, model.metric)
         step = self.loss_step(batch, whole, e, model.metric)
-        step.full_passes = len(whole.share(batch.world)) * self.eta
+        if self.runs_pgd:
+            step.full_passes = len(whole.share(batch.world)) * self.eta
         return step

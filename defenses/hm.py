@@ -130,11 +130,6 @@ class HardnessManipulation(AdversarialDefense):
         """False for HM[X,X], which is plain training."""
         return self.source != self.destination or self.xi > 0
 
-    @property
-    def training_cost(self) -> int:
-        """Passes of a training step: eta + 1; HM[X,X] perturbs nothing and takes 1."""
-        return super().training_cost if self.runs_pgd else 1
-
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
         """Fill in u (by default the margin gamma) and the weight of ICS too."""
         filled = super().resolve(threat, metric)

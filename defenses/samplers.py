@@ -13,7 +13,12 @@ Two samplers of RobRank's code differ from their definitions, and are choices of
   classes gives 38% such anchors in batches of 56 pairs from 100 classes (CUB), and 4% in batches
   of 128 pairs from 10 classes (Fashion-MNIST). All published rows S of HM and ACT contain them.
 - ``semihard-robrank`` (``M_1``): the window above d(a, p) is 1 wide instead of the margin, which is
-  0.2. RobRank mines so in all its defenses but EST and HM.
+  0.2. RobRank mines so in all its defenses but EST, SES and HM, under N and E; under C its window
+  is 0.2, as that of ``semihard``.
+
+An image that is in a batch twice, as the anchor of one pair and the positive of another, may be
+drawn by softhard as its own positive: it is left out by its position alone. That is rare where
+classes are large; with classes of two images and batches of 20 pairs it is 16% of the anchors.
 """
 
 from __future__ import annotations
@@ -172,8 +177,8 @@ def own_positive_offset(sampler: str) -> float:
     """The number added to differences of anchors to positives and negatives under ``sampler``.
 
     RobRank's code adds 1e-6 (torch's pairwise_distance does). It matters where an anchor is its own
-    positive: d(a, p) has no gradient at zero, and the 1e-6 gives it one. Everywhere else it is
-    below what decides a sign, so it is added with ``softhard-robrank`` alone.
+    positive: d(a, p) has no gradient at zero, and the 1e-6 gives it one. Everywhere else it is too
+    small to change the sign of a gradient, so it is added with ``softhard-robrank`` alone.
     """
     return ROBRANK_OFFSET if sampler == SELF_POSITIVE else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,27 @@ def test_a_step_of_head(tiny: RetrievalData) -> None:
     assert (defense.label, defense.training_cost) == ("HEAD[R]", THREAT.eta + 1)
 
 
+def test_a_training_that_never_perturbs_is_refused(tiny: RetrievalData, tmp_path: Path) -> None:
+    """Its row would have the name of the defense, and the weights of plain training."""
+    for text, epochs, words in (
+        ("head", 1, "of 1 epochs all are clean (clean=0.5)"),
+        ("head:clean=0.9", 4, "of 4 epochs all are clean (clean=0.9)"),
+        ("ca-tride", 1, "one epoch perturbs nothing"),
+    ):
+        defense = spec.parse(text, DEFENSES).resolve(THREAT, "N")
+        recipe = Recipe(epochs=epochs, pairs=8)
+        training = Training("tiny", tiny.digest, C2F2(dim=8), defense, recipe, seed=0)
+        with pytest.raises(UserError, match=re.escape(words)) as caught:
+            train(training, tiny, tmp_path, Compute("cpu"), Silent())
+        assert "\n" not in str(caught.value)
+        defense.check_epochs(epochs + 1 if text != "head:clean=0.9" else 10)
+    plain = RobustHead(clean=1).resolve(THREAT, "N")
+    plain.check_epochs(1)
+    assert plain.training_cost == 1
+    model = network()
+    assert plain.step(model, make_batch(model, tiny), {}).full_passes == 0
+
+
 def test_the_frozen_layers_do_not_move() -> None:
     """Neither by a gradient, nor by the statistics of a batch norm."""
     layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
@@ -183,7 +205,7 @@ def test_head_refuses_a_network_without_a_head(tmp_path: Path) -> None:
     data = dml.from_arrays(
         *(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
         train=(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
-        recipe=Recipe(epochs=1, pairs=2),
+        recipe=Recipe(epochs=2, pairs=2),
     )
     chosen = {"model": "resnet18:weights=none,head=none", "results": tmp_path, "progress": False}
     said = r"defense head: .* layer4.1.bn2 \(BatchNorm2d\), only scales"

@@ -24,7 +24,8 @@ from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.registry import Card, Component
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import Answers, Dataset, DatasetCard, Figures, RetrievalData, Split
-from dmlbench.defenses import act
+from dmlbench.defenses import act, ca_tride
+from dmlbench.defenses.acap import AnchorPerplexing
 from dmlbench.defenses.act import AntiCollapseTriplet, CollapseObjective
 from dmlbench.defenses.base import Batch, Defense, StepOutput
 from dmlbench.defenses.none import NoDefense
@@ -119,6 +120,8 @@ class TestDefenses:
     def test_a_cost_that_is_not_reported(self) -> None:
         cost = property(lambda _: 5)
         refused(changed(AntiCollapseTriplet, training_cost=cost), "cost", "return eta + 1")
+        forgotten = property(lambda self: self.eta)  # the pass that updates the weights
+        refused(changed(AntiCollapseTriplet, training_cost=forgotten), "cost", "return eta + 1")
 
     @pytest.mark.parametrize(
         ("slope", "cosine"),
@@ -141,6 +144,28 @@ class TestDefenses:
                 return AntiCollapseTriplet.step(self, model, batch, state)
 
         refused(changed(AntiCollapseTriplet, step=step), "perturbs", f"have a cosine of {cosine}")
+
+    @pytest.mark.parametrize("objective", ["CandidatePerturbation", "AnchorPerturbation"])
+    def test_a_gradient_of_an_adversary_that_begins_late(
+        self, objective: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CA-TRIDE perturbs nothing in the first epoch, and then candidates and anchors in turn."""
+        right = getattr(ca_tride, objective)
+
+        @dataclass(frozen=True)
+        class Wrong(right):
+            def value_and_grad(
+                self, e: torch.Tensor, step: int
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+                value, gradient = super().value_and_grad(e, step)
+                return value, -gradient
+
+        monkeypatch.setattr(ca_tride, objective, Wrong)
+        refused(ca_tride.CollapseAwareTripletDecoupling, "perturbs", "have a cosine of -1.00")
+
+    def test_a_single_step_of_pgd_is_checked_too(self) -> None:
+        found = {one.check: one for one in testing.check(AnchorPerplexing(eta=1))}
+        assert found["perturbs"].passed
 
     def test_a_loss_of_the_clean_images(self) -> None:
         """PGD runs, and its images are thrown away."""

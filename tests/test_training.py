@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import derived_seed, file_sha256
@@ -23,6 +25,7 @@ from dmlbench.defenses.base import Defense
 from dmlbench.defenses.hm import HardnessManipulation
 from dmlbench.defenses.none import NoDefense
 from dmlbench.evaluation.evaluator import evaluation
+from dmlbench.models.base import parse_model
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
 from dmlbench.testing import make_split
@@ -121,6 +124,52 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert resumed.sha256 == whole.sha256
         assert resumed.history == whole.history
         assert not (folder / trainer.STATE).exists()
+
+
+class Dropping(nn.Module):
+    """A network that draws from the generators of Python and of NumPy while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(np.random.rand(8), dtype=torch.float32))
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e = x.flatten(1)[:, :8] * self.scale
+        if self.training and random.random() < 0.5:
+            e = e * (1 + float(np.random.rand()))
+        return self.last(e)
+
+
+def test_the_seed_decides_what_a_network_draws_by_python_or_numpy(
+    tiny: RetrievalData, tmp_path: Path
+) -> None:
+    """The generators are afterwards as they were."""
+    network = parse_model(f"{__name__}:Dropping")
+    one = replace(make(tiny, NoDefense(), epochs=1), model=network)
+    found = []
+    for number in (1, 2):
+        random.seed(number)
+        np.random.seed(number)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        found.append(train(one, tiny, tmp_path / str(number), CPU, Silent()).sha256)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert found[0] == found[1]
+
+
+def test_a_train_split_of_one_class_with_pairs_is_refused(
+    tiny: RetrievalData, tmp_path: Path
+) -> None:
+    """Images alone in their class are drawn neither as positives nor as negatives."""
+    images = tiny.train.images[:12]
+    for labels, words in (
+        ([0] * 6 + [*range(1, 7)], "only one class of the train split has two images or more"),
+        ([*range(12)], "has no images to train on"),
+        ([0, 0, 1, 1, *range(2, 10)], "4 images with a partner in their class"),
+    ):
+        data = RetrievalData(Split(images, np.array(labels)), tiny.test)
+        with pytest.raises(UserError, match=words):
+            train(make(data, pairs=5), data, tmp_path, CPU, Silent())
 
 
 def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Path) -> None:

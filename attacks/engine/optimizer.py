@@ -4,8 +4,8 @@ The objective gives dL/de for the embeddings directly, so no graph is ever built
 
 A sample whose dL/de is zero is done: PGD leaves it where it is, as a step has the direction 0, in
 this step and therefore in every later one, and APGD keeps its best image. It leaves the batch. This
-is exact, not a heuristic, but for a randomised network: a gradient that is zero in all draws of a
-step need not be in those of the next one, and a smaller batch draws other numbers.
+changes no result, except of a randomised network: a gradient that is zero in all draws of a step
+need not be in those of the next one, and a smaller batch draws other numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Perturbed:
 
     Attributes:
         images: adversarial images, of the shape of the clean ones.
-        passes: forward-backward passes spent, counted a sample; each of the draws is one.
+        passes: forward-backward passes spent, counted per sample; each of several draws is one.
         full_passes: what they would have been without the active set.
         last_embeddings: (B, ..., D) of the last forward pass, which precedes the last step.
         flat_start: (B,) bool, true where at the first step dL/de was not zero and dL/dx was: the

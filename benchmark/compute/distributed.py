@@ -2,8 +2,8 @@
 
 Every process draws the same batch and mines the same triplets on all of it, so the result has the
 same distribution for any number of processes. Each process then works on its share of the images
-or triplets, and the gradients are summed. The processes do not communicate while they perturb
-images (the inner problem of a defense).
+or triplets, and the gradients are summed. While they perturb images (the inner problem of a
+defense) the processes exchange nothing; only ``ca-tride`` exchanges embeddings in each PGD step.
 """
 
 from __future__ import annotations

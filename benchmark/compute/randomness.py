@@ -10,6 +10,13 @@ import numpy as np
 import torch
 
 
+def seed_all(seed: int) -> None:
+    """Seed every global generator: PyTorch's, NumPy's and Python's; ``seed`` is at least 0."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def global_seeds(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed every global generator inside: PyTorch's, NumPy's, Python's; afterwards each is as it
@@ -22,9 +29,7 @@ def global_seeds(seed: int, device: torch.device | None = None) -> Iterator[None
     numbers, python = np.random.get_state(), random.getstate()
     gpus = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        seed_all(seed)
         try:
             yield
         finally:

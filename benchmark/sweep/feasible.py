@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dmlbench.common.lazy import np
 from dmlbench.defenses.base import Defense
 from dmlbench.sweep.session import Session
-from dmlbench.training.job import Training, anchors, check_pairs
+from dmlbench.training.job import Training, check_pairs
 
 
 def check_feasible(session: Session, trainings: Sequence[Training], here: bool = True) -> None:
@@ -33,11 +33,12 @@ def check_feasible(session: Session, trainings: Sequence[Training], here: bool =
     if not session.is_here:
         return
     data = session.data
-    classes, partners = len(np.unique(data.train.labels)), len(anchors(data.train.labels))
+    classes = len(np.unique(data.train.labels))
     for network in {id(one.model): one.model for one in trainings}.values():
         network.check_images(data.channels, data.size)
     for one in trainings:
-        check_pairs(one.recipe.pairs, partners)
+        check_pairs(one.recipe.pairs, data.train.labels)
+        one.defense.check_epochs(one.recipe.epochs)
         one.defense.companion(classes, 2, one.model.metric)  # its library may be missing
         if type(one.defense).check_network is not Defense.check_network:
             built = one.model.build(data.channels, data.size)

@@ -31,8 +31,10 @@ from dmlbench.testing.tiny import tiny_data, tiny_network
 from dmlbench.training.batches import Index, pair_batches
 
 THREAT = TrainingThreat(eps=0.1, eta=2)
+ETA = 5  # of the check of the cost: so many passes are no product of two other plausible numbers
 MILD = TrainingThreat(eps=8 / 255, eta=2)  # a strong one may collapse a network for the first steps
 PAIRS, STEPS = 20, 16  # of the short training
+SHOWN = (0, STEPS - 1, STEPS - 1)  # batches of the check of PGD: a defense may begin late, or turn
 LEAST_MAP = 75  # percent; sound defenses reach 98 or more, and a loss of the wrong sign 55 or less
 RATE = 1e-3
 DIRECTIONS, ALIKE = 30, 0.8  # of the slopes of an objective, and how far they must agree
@@ -179,8 +181,10 @@ def step(s: Subject) -> None:
 
 def cost(s: Subject) -> None:
     """``training_cost`` says how many passes a step takes."""
-    _, batch, found = s.one_step()
-    cost = s.defense.training_cost
+    run = Run(s.component.resolve(dataclasses.replace(THREAT, eta=ETA), "N"), s.data)
+    batch = run.batch(0)
+    found = run.defense.step(run.model, batch, run.state)
+    cost = run.defense.training_cost
     require(
         isinstance(cost, int) and cost >= 1,
         f"training_cost is {cost!r}: it is eta + 1 forward-backward passes, 1 without any attack",
@@ -193,7 +197,7 @@ def cost(s: Subject) -> None:
     inner = cost - 1
     rows, rest = divmod(found.full_passes, inner) if inner else (1, found.full_passes)
     require(
-        rest == 0 and (not inner or len(batch.labels) // 2 <= rows <= len(batch.labels)),
+        rest == 0 and (not inner or rows in (len(batch.labels) // 2, len(batch.labels))),
         f"training_cost is {cost}, so that {inner} adversarial passes a triplet are expected, but "
         f"the step reports {found.full_passes} for {len(batch.labels)} images: boards plot "
         "robustness over this cost; return eta + 1, and the passes that PGD reports",
@@ -206,27 +210,30 @@ def perturbs(s: Subject) -> None:
     Only the direction of the gradient counts, as PGD steps by its sign.
     """
     found: list[tuple[Objective, torch.Tensor]] = []
-    plain, moved = AdversarialDefense.perturb, False
+    plain, moved = AdversarialDefense.perturb, [False] * len(SHOWN)
 
     def recorded(
         self: Any, model: Any, images: Any, objective: Any, *more: Any, **keys: Any
     ) -> Any:
-        nonlocal moved
         e = embed_frozen(model, images.flatten(0, 1)).view(*images.shape[:2], -1)
         found.append((objective, e))
         perturbed = plain(self, model, images, objective, *more, **keys)
-        moved |= not torch.equal(perturbed.images, images)
+        moved[len(losses)] |= not torch.equal(perturbed.images, images)
         return perturbed
 
     def clean(self: Any, model: Any, images: Any, *more: Any, **keys: Any) -> Any:
         return dataclasses.replace(plain(self, model, images, *more, **keys), images=images)
 
-    losses = []
+    both: list[list[torch.Tensor | None]] = []
     for way in (recorded, clean):
+        run, losses = Run(s.defense, s.data), []
         with patch.object(AdversarialDefense, "perturb", way):
-            losses.append(s.one_step()[2].loss)
+            for number in SHOWN:
+                losses.append(run.defense.step(run.model, run.batch(number), run.state).loss)
+        both.append(losses)
+    steps = (s.defense.eta or 1) if isinstance(s.defense, AdversarialDefense) else 1
     for objective, e in found:
-        expected, said = _slopes(objective, e)
+        expected, said = _slopes(objective, e, min(1, steps - 1))
         size = expected.norm() * said.norm()
         agree = float(expected @ said / size) if size else float(not (expected.any() or said.any()))
         require(
@@ -237,22 +244,25 @@ def perturbs(s: Subject) -> None:
             "the loss of e",
         )
     require(
-        not moved or losses[0] != losses[1],
+        all(not changed or a != b for changed, a, b in zip(moved, *both, strict=True)),
         "the loss is the same whether PGD perturbs the images or not: embed perturbed.images, not "
         "the images of the batch",
     )
 
 
-def _slopes(objective: Objective, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Changes of the loss along directions: by finite differences, and as its gradient has it."""
+def _slopes(objective: Objective, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Changes of the loss along directions: by finite differences, and as the gradient says.
+
+    ``step`` of PGD: the first one of ES has another loss.
+    """
     generator = torch.Generator().manual_seed(0)
     e = nn.functional.normalize(e + 0.1 * torch.randn(e.shape, generator=generator), dim=2)
-    slope = objective.value_and_grad(e, 1)[1]
+    slope = objective.value_and_grad(e, step)[1]
     expected, said = [], []
     for _ in range(DIRECTIONS):
         direction = torch.randn(e.shape, generator=generator)
         direction /= torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
-        ends = (objective.value_and_grad(e + h * direction, 1)[0] for h in (H, -H))
+        ends = (objective.value_and_grad(e + h * direction, step)[0] for h in (H, -H))
         ahead, behind = (end.double().sum() for end in ends)
         expected.append((ahead - behind) / (2 * H))
         said.append((slope * direction).double().sum())

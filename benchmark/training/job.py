@@ -87,21 +87,27 @@ def small_batch(anchors: int) -> int:
     return max(2, anchors // 4)
 
 
-def check_pairs(pairs: int, anchors: int) -> None:
-    """UserError if a batch of ``pairs`` is more than the train split has.
+def check_pairs(pairs: int, labels: Index) -> None:
+    """UserError if a train split has no triplets, or fewer pairs than a batch.
 
     Args:
         pairs: pairs of images in a batch.
-        anchors: images of the train split whose class has another image.
+        labels: (N,) of the train split. Images that are alone in their class are not trained on.
     """
-    if not anchors:
+    found = anchors(labels)
+    if not len(found):
         raise UserError(
             "the data set has no images to train on: give it some (from_arrays: train=, folder: "
             "root= or train_list=)"
         )
-    if anchors < pairs:
+    if len(np.unique(labels[found])) == 1:
+        raise UserError(
+            "only one class of the train split has two images or more, so there is no image of "
+            "another class to learn from: give a second class two images"
+        )
+    if len(found) < pairs:
         raise UserError(
             f"a batch of {pairs} pairs is larger than the train split, "
-            f"which has {anchors} images with a partner in their class: name a smaller one "
-            f"(--recipe pairs={small_batch(anchors)})"
+            f"which has {len(found)} images with a partner in their class: name a smaller one "
+            f"(--recipe pairs={small_batch(len(found))})"
         )

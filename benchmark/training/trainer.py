@@ -13,7 +13,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
 from dmlbench.compute.embedding import embed_together, frozen, on_device
 from dmlbench.compute.provenance import provenance
+from dmlbench.compute.randomness import global_seeds, seed_all
 from dmlbench.core import spec
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.defenses.base import Batch, State
@@ -127,7 +128,7 @@ def train(
     """
     compute = replace(compute, precision=training.recipe.precision)
     compute.check()
-    with compute.applied() as device, _generators_restored(device):
+    with compute.applied() as device, global_seeds(derived_seed(training.seed, "init"), device):
         started, start, world = time.time(), time.monotonic(), connect(device)
         known = checkpoint.verified_manifest(folder, training.facts) if world.is_main else None
         known = world.broadcast(known)
@@ -177,11 +178,6 @@ def train(
         return manifest
 
 
-def _generators_restored(device: torch.device) -> AbstractContextManager[None]:
-    """After the ``with`` block PyTorch's own generators, which a training seeds, are as before."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 @dataclass
 class _TrainingRun:
     """The state of a training run: model, optimizer, data.
@@ -203,8 +199,9 @@ class _TrainingRun:
     def __post_init__(self) -> None:
         recipe, train = self.training.recipe, self.data.train
         self.anchors = anchors(train.labels)
-        check_pairs(recipe.pairs, len(self.anchors))
-        torch.manual_seed(derived_seed(self.training.seed, "init"))
+        check_pairs(recipe.pairs, train.labels)
+        self.training.defense.check_epochs(recipe.epochs)
+        seed_all(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
         network.use_bfloat16 = recipe.precision == "bf16"
         self.training.defense.check_network(network.backbone)
@@ -238,7 +235,9 @@ class _TrainingRun:
         in ``replays`` of these images is.
         """
         seed = derived_seed(self.training.seed, "epoch", number)
-        torch.manual_seed(seed)
+        # each process draws dropout of its own share; a single process, and the first, by `seed`
+        rank = self.world.rank
+        seed_all(derived_seed(seed, "process", rank) if rank else seed)
         generator = np.random.default_rng(seed)
         mining = torch.Generator(self.device).manual_seed(seed)
         before = number * self.steps_per_epoch
