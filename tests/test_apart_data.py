@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import dmlbench as dml
@@ -84,6 +85,21 @@ def test_labels_may_be_none_where_none_is_read() -> None:
     with pytest.warns(UserWarning, match="39 of 40 queries have no answer"):
         data = dml.from_arrays(images, [0] + [None] * 39, gallery=(others, [0] + [None] * 19))
     assert data.load(None).test.labels.tolist() == [0] + [-1] * 39
+
+
+def test_the_sources_of_both_parts_are_compared_whatever_their_types() -> None:
+    images, labels = make_split(0).images, make_split(0).labels % 3
+    ids = np.arange(20)
+    forms = (ids, ids.astype(float), torch.tensor(ids), [*torch.tensor(ids)])
+    pairs = [(one, other) for one in forms for other in forms]
+    pairs += [(ids, list(map(str, ids))), (list(map(str, ids)), ids)]
+    found = {
+        dml.from_arrays(
+            images[20:], labels[20:], gallery=(images[:20], labels[:20]), sources=pair
+        ).load(None).digest
+        for pair in pairs
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_missing_labels_of_pandas_are_none() -> None:

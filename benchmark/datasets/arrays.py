@@ -167,10 +167,13 @@ def _apart(
     """The data with a gallery; arguments and errors are those of ``from_arrays``."""
     test, answers = data.test, None
     if sources is not None:
-        for what, split, ids in zip(("queries", "gallery"), (test, gallery), sources, strict=True):
-            if len(ids) != len(split):
-                raise UserError(f"{len(split)} {what} images need as many sources, got {len(ids)}")
-        own, theirs = numbered(*([str(one) for one in part] for part in sources))
+        ids = [np.asarray(_on_cpu(part)).tolist() for part in sources]
+        for what, split, part in zip(("queries", "gallery"), (test, gallery), ids, strict=True):
+            if len(part) != len(split):
+                raise UserError(f"{len(split)} {what} images need as many sources, got {len(part)}")
+        own, theirs = ids
+        words = list(map(str, np.asarray(own + theirs).tolist()))  # both by one type of value
+        own, theirs = numbered(words[: len(own)], words[len(own) :])
         test, gallery = replace(test, sources=own), replace(gallery, sources=theirs)
     if positives is None and junk is not None:
         raise UserError("junk goes with positives")
