@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from dmlbench.analysis.csv_files import read_folder, read_tidy
@@ -42,6 +43,29 @@ def test_text_of_a_plugin_is_escaped_everywhere(tmp_path: Path) -> None:
     (record,) = csv.DictReader(io.StringIO(spreadsheet.render(board), newline=""))
     assert record["model"] == EVIL
     assert "[U+4E2D]" in latex.render(board)
+
+
+@pytest.mark.parametrize(
+    "text", ["__x__", "a _b_ c", "[_x_]", "HM[S,g_LGA]&ICS", "~~x~~", "$a$", "&copy; &#33;", EVIL]
+)
+def test_markdown_shows_text_of_a_plugin_as_it_is(text: str) -> None:
+    escaped = markdown.escape(text)
+    plain = escaped.replace("<span>$</span>", "S")
+    assert "$" not in plain  # two in one piece of text are a formula on GitHub
+    (line,) = MarkdownIt("commonmark").enable("strikethrough").parseInline(plain)
+    assert {one.type for one in line.children or ()} == {"text"}
+    shown = "".join(one.content for one in line.children or ())
+    assert shown == text.replace("$", "S").replace("\n", " ")
+
+
+def test_only_the_gradual_margins_have_a_subscript() -> None:
+    board = one_board(*model(label="vgg_16"), *model(label="HM[S,g_1/2]"))
+    text = latex.render(board)
+    assert r" vgg\_16 " in text
+    assert r"HM[S,$g_{\mathrm{1/2}}$]" in text
+    text = page.render([board])
+    assert ">vgg_16<" in text
+    assert "HM[S,g<sub>1/2</sub>]" in text
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex to compile with")

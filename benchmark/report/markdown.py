@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from dmlbench.report.board import Board, BoardCell, Table
 
-_ESCAPES = str.maketrans(
-    {"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "*": "\\*", "`": "\\`", "\n": " "}
-)
-_LINK = re.compile(r"!(?=\[)|\](?=[(\[:])")
+# an underscore inside a word is no markup, nor is an & that begins no entity
+_MARKUP = re.compile(r"[\\|*`~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|!(?=\[)|\](?=[(\[:])")
+_HTML = str.maketrans({"<": "&lt;", ">": "&gt;", "$": "<span>$</span>", "\n": " "})
 _MARKS = {"best": "**{}**", "second": "<ins>{}</ins>", "failed": "*{}*"}
 
 
@@ -49,8 +48,8 @@ def _cell(cell: BoardCell) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` escaped for Markdown, on one line: no markup, no link and no image."""
-    return _LINK.sub(r"\\\g<0>", text.translate(_ESCAPES)).replace("://", ":&#47;/")
+    """``text`` escaped for Markdown, on one line: no markup, no formula, no link and no image."""
+    return _MARKUP.sub(r"\\\g<0>", text).translate(_HTML).replace("://", ":&#47;/")
 
 
 def _note(text: str) -> str:
