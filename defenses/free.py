@@ -8,9 +8,9 @@ and in the images: the first updates the weights, the second the perturbation,
 which the next step, on the same or on the next batch, begins with. alpha is eps in the paper. Here
 it is that of PGD in 32 steps, as in RobRank: training by the triplet loss fails if each step is as
 long as a large eps (with 77/255 on Fashion-MNIST the loss stays near the margin). A step thus costs
-what a step of plain training does. An epoch takes one in m batches, drawn at random, so that the number of
-steps stays as it is; the paper runs through all batches in 1/m of the epochs, which is the same
-number of steps. Triplets are mined on the perturbed batch, and anew in each step.
+what a step of plain training does. An epoch takes one in m batches, drawn at random, so that the
+number of steps stays as it is; the paper runs through all batches in 1/m of the epochs, which is
+the same number of steps. Triplets are mined on the perturbed batch, and anew in each step.
 
 The authors' code is mahyarnajibi/FreeAdversarialTraining. RobRank has a version for triplets
 (``amd_freeat_step`` in robrank/defenses/freeat.py; m is 4 there too): it perturbs the images of
