@@ -50,8 +50,8 @@ def export(store: Store) -> tuple[Path, Path]:
 
     A results.csv that was not exported here may hold rows of which the folder has no cell, such as
     those of a CSV that a user copied here under that name. They are kept in a CSV of another name,
-    and a warning says so. Rows that were exported here go with their cell: whoever deletes a cell
-    means its rows, too.
+    and a warning says so. Rows exported from here are removed with their cell: deleting a cell
+    deletes its rows.
 
     Raises:
         UserError: the results.csv that is there cannot be read, or a file cannot be written.

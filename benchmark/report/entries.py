@@ -35,7 +35,8 @@ class Number:
             range over starts, if it is one model; None if there is none.
         spread: standard deviation over several models; None of one model.
         n: number of queries; None if the literature does not say.
-        note: its origin, if it was neither measured nor printed.
+        note: how it was computed, if it was neither measured here nor printed in a paper, or whose
+            adversarial images it includes.
         seeds: the seeds of the models that have it, if others of the entry lack it; else empty.
     """
 

@@ -30,7 +30,9 @@ def ranks(entries: Sequence[Entry]) -> list[str]:
 
 
 def tied(entries: Sequence[Entry]) -> list[tuple[int, int] | None]:
-    """The first and the last group of each entry, which is in all between; None if in no group.
+    """For each entry the numbers of its first and its last group; None if it is in no group.
+
+    It is in all groups between them, too.
 
     The 95% intervals of ERS, over queries and seeds, of two entries overlap if and only if the
     entries share a group. Groups are as large as they can be, and numbered from the highest
@@ -58,7 +60,7 @@ def tied(entries: Sequence[Entry]) -> list[tuple[int, int] | None]:
 def marks(entries: Sequence[Entry], metric: BoardColumn) -> list[Mark]:
     """``best`` or ``second`` for each that competes: metric N, not collapsed, not flagged.
 
-    Nor does a number that not all seeds of its entry have.
+    A number that some seeds of its entry lack gets no mark either.
     """
     values = [
         float(number.text)

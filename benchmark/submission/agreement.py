@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Values = npt.NDArray[np.float64]
 
-TOLERANCE = 0.25  # of half the width of the interval: what a mean may differ unasked
+TOLERANCE = 0.25  # two means may differ by this share of half the interval without any doubt
 ALPHA = 0.01  # chance at most that noise in either direction alone refuses any number of a bundle
 QUIET = 0.002  # share of all other outcomes that differ, below which rounding explains nothing
 FEW = 2  # outcomes that differ in one number for it to count then

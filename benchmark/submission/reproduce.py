@@ -60,7 +60,8 @@ class Compared:
     def equal(self) -> bool:
         """True if the number measured here lies within the interval of the row's.
 
-        Of a row without one, as NMI was once stored, the row's number in the interval from here.
+        If the row has no interval (as old rows of NMI), the row's number must lie in the interval
+        measured here.
         """
         if self.measured is None:
             return False
