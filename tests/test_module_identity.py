@@ -14,6 +14,7 @@ from torch import nn
 
 import dmlbench as dml
 from dmlbench.common.hashing import identity
+from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
@@ -108,6 +109,17 @@ def test_modules_that_differ_have_other_identities(net: nn.Module) -> None:
     assert compiled[0].digest == compiled[1].digest  # PyTorch gives each a number of its own
     held = module_model(nn.MultiheadAttention(4, 2))
     assert held.digest != held.weights_digest  # PyTorch prints no number of heads
+
+
+def test_a_wrapped_model_of_dmlbench_keeps_its_metric_and_normalisation(net: nn.Module) -> None:
+    model = EmbeddingModel(net, "E", [0.5], [0.25])
+    compiled = torch.compile(model, backend="eager")
+    for wrapped in (compiled, nn.DataParallel(model), nn.DataParallel(compiled)):
+        held = module_model(wrapped)
+        assert (held.metric, held.mean, held.std) == ("E", (0.5,), (0.25,))
+        assert held.digest == module_model(model).digest
+        with pytest.raises(dml.UserError, match="its own metric"):
+            module_model(wrapped, metric="N")
 
 
 def with_plain(name: str, value: torch.Tensor) -> nn.Module:

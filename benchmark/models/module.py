@@ -101,7 +101,8 @@ def module_model(
 ) -> ModuleModel:
     """``module`` with the metric its embeddings are compared with (N by default).
 
-    An ``EmbeddingModel``, as ``load_model`` gives it, brings metric and normalisation along.
+    An ``EmbeddingModel``, as ``load_model`` gives it, brings metric and normalisation along, also
+    if it is compiled or in a ``DataParallel``.
 
     Raises:
         UserError: they are given for such a model again, or only one of mean and std is, or they
@@ -109,12 +110,13 @@ def module_model(
     """
     from dmlbench.compute.embedding import EmbeddingModel
 
-    if isinstance(module, EmbeddingModel):
-        if metric not in (None, module.metric) or mean or std:
+    inner = _unwrapped(module)
+    if isinstance(inner, EmbeddingModel):
+        if metric not in (None, inner.metric) or mean or std:
             raise UserError("this model has its own metric and normalisation: leave them out")
-        own = [tuple(buffer.flatten().tolist()) for buffer in (module.mean, module.std)]
+        own = [tuple(buffer.flatten().tolist()) for buffer in (inner.mean, inner.std)]
         return ModuleModel(
-            module=module.backbone, metric=module.metric, mean=own[0], std=own[1], name=name
+            module=inner.backbone, metric=inner.metric, mean=own[0], std=own[1], name=name
         )
     if bool(mean) != bool(std):
         raise UserError("mean and std go together: one number per channel each")
@@ -131,3 +133,12 @@ def module_model(
     return ModuleModel(
         module=module, metric=metric or "N", mean=tuple(mean), std=tuple(std), name=name
     )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` or a data-parallel wrapper has made this one of."""
+    from torch import nn
+
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module)
+    return _unwrapped(module._orig_mod) if hasattr(module, "_orig_mod") else module
