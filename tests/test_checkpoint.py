@@ -18,6 +18,7 @@ from dmlbench.common.errors import DamagedError, UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity, sealed
 from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.models.base import parse_model
 from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
 from dmlbench.sweep.weights import trained_on
@@ -244,6 +245,21 @@ def test_what_does_not_fit_is_named_key_by_key(
     with pytest.raises(UserError, match=message) as caught:
         checkpoint.load_weights(tmp_path / "w.pt", net())
     assert "\n" not in str(caught.value)
+
+
+def test_two_networks_with_heads_of_their_own_are_not_chosen_from(tmp_path: Path) -> None:
+    """As MoCo saves them: the alphabet is no reason to take the one or the other."""
+    from torchvision.models import resnet18
+
+    source, state = resnet18(num_classes=2).state_dict(), {}
+    for name, value in source.items():
+        own = name.replace("fc.", "fc.0.")
+        state |= {f"module.encoder_{one}.{own}": value for one in "qk"}
+    torch.save(state, tmp_path / "moco.pt")
+    for keys in ("dim=6", "head=none"):
+        model = parse_model(f"resnet18:weights={tmp_path / 'moco.pt'},{keys}")
+        with pytest.raises(UserError, match=r"in it 2 times, under module\.encoder_k\., module"):
+            model.build(3, 32, initial=True)
 
 
 def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:

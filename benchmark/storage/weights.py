@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +90,16 @@ def fitted(
     """``state`` by the names of a network, and the prefix that was taken off.
 
     The prefix is the one behind which most names are the network's. What lies outside of it (the
-    parameters of a loss) is left out; a name behind it that the network lacks stays as it is.
+    parameters of a loss) is left out; a name with this prefix that the network does not have is
+    kept, so that loading reports it.
 
     Args:
         state: name -> tensor, as ``read_state`` gives it.
         own: the names of the network's own state dict.
 
     Raises:
-        ValueError: two prefixes hold the whole network, so the file does not say which is meant.
+        ValueError: two prefixes hold the whole network, or equally many names and most of it, so
+            the file does not say which is meant.
     """
     start = BACKBONE if own and all(name.startswith(BACKBONE) for name in own) else ""
     wanted = {name.removeprefix(start) for name in own}
@@ -104,9 +107,11 @@ def fitted(
     found = {head: {n for n in state if n.startswith(head) and n[len(head) :] in wanted}
              for head in sorted(heads, key=lambda head: (len(head), head))}  # fmt: skip
     prefix = max(found, key=lambda head: (len(found[head]), head == start), default="")
-    whole = [head for head, names in found.items() if len(names) == len(wanted)]
-    if len(whole) > 1:
-        raise ValueError(f"the network is in it {len(whole)} times, under {named(whole)}: keep one")
+    most = len(found.get(prefix, ()))
+    alike = [head for head, names in found.items() if len(names) == most]
+    apart = any(not longer.startswith(shorter) for shorter, longer in combinations(alike, 2))
+    if len(alike) > 1 and (most == len(wanted) or (apart and most > len(wanted) / 2)):
+        raise ValueError(f"the network is in it {len(alike)} times, under {named(alike)}: keep one")
     inside = {name: value for name, value in state.items() if name.startswith(prefix)}
     if prefix == start and len(inside) == len(state):
         return state, prefix  # with the version marks that it has
