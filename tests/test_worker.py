@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -31,6 +33,7 @@ from dmlbench.sweep.executors.pool import Pool, stops_deferred
 from dmlbench.sweep.pictures import draw_attacks
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
+from dmlbench.sweep.tasks import Measure
 from dmlbench.sweep.worker import Worker
 from tests.test_training import Silent
 
@@ -125,6 +128,28 @@ def test_weights_replaced_while_a_run_lasts_are_not_measured(session: Session) -
         worker.do(attacked)
     assert session.store.get(attacked.cell.id) is None
     assert session.store.get(benign.cell.id) is not None
+
+
+def test_a_trained_model_is_built_alike_whatever_ran_before(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file may lack a random buffer; and the caller's generator is left as it was."""
+    first, backbone, drawn = entry(session), C2F2.backbone, []
+    assert first.train is not None
+    Worker(session).do(first.train)
+    (benign, _), *_ = entry(session).cells
+    assert isinstance(benign, Measure)
+
+    def drawing(*given: Any) -> torch.nn.Module:
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+        return backbone(*given)
+
+    monkeypatch.setattr(C2F2, "backbone", drawing)
+    for seed in range(2):
+        before = torch.manual_seed(seed).get_state()
+        Worker(session).evaluation(benign.weights)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(drawn)) == 1
 
 
 @pytest.mark.parametrize("value", [250.0, math.nan, math.inf])
