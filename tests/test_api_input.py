@@ -39,6 +39,7 @@ def test_images_of_every_form(tiny: RetrievalData) -> None:
         ({"labels": [1, 2]}, "40 images need as many labels, got 2"),
         ({"labels": [1] * 40}, "two or more classes"),
         ({"name": "a/b"}, "letters, digits"),
+        ({"name": "fashion"}, "name 'fashion' is that of a registered data set"),
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1])}, "must have one shape"),
     ],
 )

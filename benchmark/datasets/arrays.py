@@ -14,7 +14,7 @@ from dmlbench.common.lazy import np
 from dmlbench.common.numbers import check_whole
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.apart import check_alone, check_apart, numbered
-from dmlbench.datasets.base import Answers, Dataset, DatasetCard, RetrievalData, Split
+from dmlbench.datasets.base import DATASETS, Answers, Dataset, DatasetCard, RetrievalData, Split
 from dmlbench.metrics.names import benign
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def from_arrays(
         junk: of each query positions that are left out of its ranking, as they are neither right
             nor wrong; with ``positives``.
         train: images and labels to train on, for ``run`` and ``train``; ``evaluate`` needs none.
-        name: of the data set in tables. Where results are kept, each set and each ``eps`` needs a
-            name of its own: of two with one name, tables show the later.
+        name: of the data set in tables. Give each data set, and each ``eps``, its own name: tables
+            tell data sets apart by their name.
         eps: radius of the ball in which attacks may change an image, in [0, 1] pixel space: a
             number or a fraction such as ``8 / 255`` or ``"8/255"``.
         alpha: size of an attack's step, as ``eps``.
@@ -104,6 +104,11 @@ def from_arrays(
     check_whole("steps", steps, 1)
     if not re.fullmatch(r"[\w.-]*\w", name):
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
+    if name in DATASETS.names():
+        raise UserError(
+            f"name {name!r} is that of a registered data set, on whose board these numbers would "
+            "stand: give another"
+        )
     classes: dict[Any, int] = {}
     apart = gallery is not None
     listed = apart and positives is not None
