@@ -20,7 +20,7 @@ from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
 from dmlbench.sweep.weights import initial_weights
-from tests.networks import FEW, OWN
+from tests.networks import FEW, OWN, own_network
 
 
 def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
@@ -35,7 +35,7 @@ def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
     assert len(dml.load_results(tmp_path / "results.csv").records) == len(first.records)
     with torch.no_grad():
         net[1].bias[0] += 1
-    dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False)
+    dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False, label="changed")
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
 
 
@@ -50,6 +50,20 @@ def test_another_label_than_that_of_stored_cells_is_refused(
     with pytest.raises(dml.UserError, match="has a control character"):
         dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
     assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+
+
+def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    """Tables show only one of them."""
+    how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path, "progress": False}
+    other = own_network()
+    for _ in range(2):
+        dml.evaluate(net, small, **how)  # a warning is an error
+    with pytest.warns(UserWarning, match="another network are stored under the name 'Sequential'"):
+        dml.evaluate(other, small, **how)
+    dml.evaluate(own_network(), small, label="third", **how)
+    dml.evaluate(own_network(), small, metric="E", **how)  # another row
 
 
 class Levels(nn.Module):
@@ -168,9 +182,9 @@ def test_layers_of_pytorch_with_default_values_keep_their_identity() -> None:
 def test_stored_cells_of_another_module_are_not_taken(
     net: nn.Module, small: Dataset, tmp_path: Path
 ) -> None:
-    def measured(module: nn.Module, results: Path | None) -> list[float]:
+    def measured(module: Levels, results: Path | None) -> list[float]:
         how: dict[str, Any] = {"attacks": "es:steps=2", "progress": False, "results": results}
-        report = dml.evaluate(module, small, **how)
+        report = dml.evaluate(module, small, label=f"{module.levels} levels", **how)
         return [report[name].value for name in ("mAP", "ES:D (steps=2)")]
 
     for levels in (1, 3):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmlbench.analysis.records import MODEL
 from dmlbench.api.report import Report
 from dmlbench.api.session import dataset_of, opened
 from dmlbench.attacks.base import Attack
@@ -91,7 +92,7 @@ def evaluate(
         std: the standard deviation of each channel, for the same.
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
-        label: the model's name in tables.
+        label: the model's name in tables; give each model its own where results are stored.
         seed: decides the targets of attacks; None: that of the training, where a manifest says it,
             else 0. Headings say where it is another than that of the training.
         allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
@@ -135,6 +136,8 @@ def evaluate(
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
         if label is not None:
             check_label(session, weights)
+        elif results is not None:
+            _warn_of_namesake(session, weights)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 
@@ -152,6 +155,21 @@ def _reuse(model: Model, given: nn.Module | str | Path) -> RunOptions:
         stacklevel=3,
     )
     return RunOptions(resume="never")
+
+
+def _warn_of_namesake(session: Session, weights: Weights) -> None:
+    """Warn if cells of other weights are stored in the same row of tables."""
+    row, digest = [getattr(weights.about, name) for name in MODEL], weights.facts["checkpoint"]
+    if any(
+        row == [getattr(cell.about, name) for name in MODEL]
+        and cell.facts.get("checkpoint", digest) != digest
+        for cell in session.store.cells()
+    ):
+        warnings.warn(
+            f"results of another network are stored under the name {weights.about.label!r}, and "
+            "tables show the latest: give each a label=",
+            stacklevel=3,
+        )
 
 
 def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:
