@@ -21,7 +21,8 @@ def test_images_of_every_form(tiny: RetrievalData) -> None:
     images, labels = tiny.test.images, tiny.test.labels
     reference = dml.from_arrays(images, labels).load(None).test
     named = [f"class {label}" for label in labels]
-    forms = [images[:, 0], torch.from_numpy(images), torch.from_numpy(images).float() / 255]
+    floats = torch.from_numpy(images).float() / 255
+    forms = [images[:, 0], torch.from_numpy(images), floats, [*floats.requires_grad_()]]
     for form in forms:
         found = dml.from_arrays(form, named).load(None).test
         assert np.array_equal(found.images, reference.images)
@@ -92,6 +93,9 @@ def test_epochs_between_validations_are_a_whole_number(
         dml.train("none", small, validate=validate, results=tmp_path, progress=False)
 
 
+GALLERY = {"gallery": (np.ones((4, 8, 8), np.uint8), [0, 0, 1, 1])}
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -102,6 +106,15 @@ def test_epochs_between_validations_are_a_whole_number(
         ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
         ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
         ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
+        ({"labels": [[1], [2, 3], [1], [2]]}, "labels of images must be one number or text for"),
+        ({"train": np.zeros((4, 8, 8))}, "train must be a pair (images, labels)"),
+        ({"gallery": np.zeros((4, 8, 8))}, "gallery must be a pair (images, labels)"),
+        ({"positives": np.zeros((4, 1))}, "go with a gallery"),
+        (GALLERY | {"sources": ([1] * 4,)}, "sources must be a pair (of images, of the gallery)"),
+        (GALLERY | {"sources": (1, 2)}, "4 query images need as many sources, got 1"),
+        (GALLERY | {"sources": ([1] * 4, [[1], [2, 3]])}, "sources must be one number or text for"),
+        (GALLERY | {"positives": [3, 1, 2, 0]}, "positives must be a list of gallery positions"),
+        (GALLERY | {"positives": 3}, "positives must be a list of gallery positions"),
     ],
 )
 def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> None:

@@ -109,6 +109,11 @@ def from_arrays(
             f"name {name!r} is that of a registered data set, on whose board these numbers would "
             "stand: give another"
         )
+    pairs = {"train": train, "gallery": gallery, "sources": sources}
+    for what, pair in pairs.items():
+        if pair is not None and not (isinstance(pair, tuple | list) and len(pair) == 2):
+            form = "of images, of the gallery" if what == "sources" else "images, labels"
+            raise UserError(f"{what} must be a pair ({form})")
     classes: dict[Any, int] = {}
     apart = gallery is not None
     listed = apart and positives is not None
@@ -134,7 +139,7 @@ def from_arrays(
     data = RetrievalData(learnt, test)
     if searched is not None:
         data = _apart(name, data, searched, sources, positives, junk)
-    elif sources or positives or junk:
+    elif any(one is not None for one in (sources, positives, junk)):
         raise UserError("sources, positives and junk go with a gallery")
     else:
         check_alone(name, test)
@@ -172,27 +177,22 @@ def _apart(
     """The data with a gallery; arguments and errors are those of ``from_arrays``."""
     test, answers = data.test, None
     if sources is not None:
-        ids = [np.asarray(_on_cpu(part)).tolist() for part in sources]
-        for what, split, part in zip(("queries", "gallery"), (test, gallery), ids, strict=True):
+        ids = [_array(part, "sources").tolist() for part in sources]
+        for what, split, part in zip(("query", "gallery"), (test, gallery), ids, strict=True):
             if len(part) != len(split):
                 raise UserError(f"{len(split)} {what} images need as many sources, got {len(part)}")
         own, theirs = ids
-        words = list(map(str, np.asarray(own + theirs).tolist()))  # both by one type of value
+        words = list(
+            map(str, _array(own + theirs, "sources").tolist())
+        )  # both by one type of value
         own, theirs = numbered(words[: len(own)], words[len(own) :])
         test, gallery = replace(test, sources=own), replace(gallery, sources=theirs)
     if positives is None and junk is not None:
         raise UserError("junk goes with positives")
     if positives is not None:
-        lists = (positives, [[] for _ in positives] if junk is None else junk)
-        for what, part in zip(("positives", "junk"), lists, strict=True):
-            if len(part) != len(test):
-                raise UserError(
-                    f"{len(test)} queries need as many lists of {what}, got {len(part)}"
-                )
-            for query, one in enumerate(part):
-                if any(not 0 <= int(item) < len(gallery) for item in one):
-                    raise UserError(f"{what} of query {query}: a position is not in the gallery")
-        right, left_out = (tuple(tuple(sorted({int(i) for i in o})) for o in p) for p in lists)
+        right = _positions("positives", positives, len(test), len(gallery))
+        none: Sequence[Sequence[int]] = [[]] * len(test)
+        left_out = _positions("junk", none if junk is None else junk, len(test), len(gallery))
         for query, (one, other) in enumerate(zip(right, left_out, strict=True)):
             if both := sorted(set(one) & set(other)):
                 raise UserError(
@@ -204,6 +204,24 @@ def _apart(
         gallery = replace(gallery, labels=np.full(len(gallery), -1))
     found = replace(data, test=test, gallery=gallery, answers=answers)
     check_apart(name, found)
+    return found
+
+
+def _positions(
+    what: str, given: Sequence[Sequence[int]], queries: int, items: int
+) -> tuple[tuple[int, ...], ...]:
+    """Of each query the positions in the gallery that are listed; UserError if they are none."""
+    try:
+        found = tuple(tuple(sorted({int(item) for item in one})) for one in given)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{what} must be a list of gallery positions for each query, such as [[3, 5], [0]]"
+        ) from None
+    if len(found) != queries:
+        raise UserError(f"{queries} queries need as many lists of {what}, got {len(found)}")
+    for query, one in enumerate(found):
+        if not all(0 <= item < items for item in one):
+            raise UserError(f"{what} of query {query}: a position is not in the gallery")
     return found
 
 
@@ -230,9 +248,8 @@ def _split(
     pixels = _pixels(images, what)
     if labels is None:
         labels = [None] * len(pixels) if unlabelled else []
-    labels = _on_cpu(labels)
-    missing = pd.isna(np.asarray(labels, object)).reshape(-1)  # before numbers become text
-    named = np.asarray(labels).reshape(-1).tolist()
+    named = _array(labels, f"labels of {what}").reshape(-1).tolist()
+    missing = pd.isna(np.asarray(_on_cpu(labels), object)).reshape(-1)  # None, NaN and NA
     named = [None if gone else one for one, gone in zip(named, missing, strict=True)]
     if len(named) != len(pixels):
         raise UserError(f"{len(pixels)} {what} need as many labels, got {len(named)}")
@@ -274,6 +291,16 @@ def _pixels(images: Images, what: str) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(rounded.astype(np.uint8))
 
 
+def _array(values: Any, what: str) -> npt.NDArray[Any]:
+    """Labels or sources as an array; UserError unless there is one value for each image."""
+    try:
+        return np.atleast_1d(np.asarray(_on_cpu(values)))
+    except (TypeError, ValueError):
+        raise UserError(f"{what} must be one number or text for each image") from None
+
+
 def _on_cpu(values: Any) -> Any:
-    """A tensor without gradient and on the CPU; anything else as it is."""
+    """A tensor, or each of a list, without gradient and on the CPU; anything else as it is."""
+    if isinstance(values, list | tuple):
+        return [_on_cpu(one) for one in values]
     return values.detach().cpu() if hasattr(values, "detach") else values
