@@ -248,6 +248,14 @@ def test_every_8_bit_mode_is_read_as_rgb(tmp_path: Path, mode: str, format: str)
     assert np.array_equal(pixels, np.asarray(expected).transpose(2, 0, 1))
 
 
+def test_a_large_image_is_read_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    trees.picture(1, 1).save(file, "PNG")
+    width, height = Image.open(file).size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)
+    assert decode(file.getvalue(), 8).shape == (3, 8, 8)  # a warning is an error
+
+
 def deep_png(colour: int, channels: int) -> bytes:
     """A 9 x 9 PNG of 16 bits a channel."""
 

@@ -87,22 +87,23 @@ def decode(content: bytes, side: int = SIDE) -> npt.NDArray[np.uint8]:
     """
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        raise ValueError("not an image that Pillow knows") from None
-    with warnings.catch_warnings(), opened as image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's on odd transparency and large images
-        bits = 8
-        if image.format == "PNG":
-            bits = content[24]  # in its first chunk
-        elif isinstance(image, TiffImagePlugin.TiffImageFile):
-            bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-        if image.mode[0] in "IF" or bits > 8:
-            raise ValueError(
-                f"mode {image.mode} has more than 8 bits a channel: convert it to 8 bits"
-            )
-        square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+        try:
+            opened = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            raise ValueError("not an image that Pillow knows") from None
+        with opened as image:
+            bits = 8
+            if image.format == "PNG":
+                bits = content[24]  # in its first chunk
+            elif isinstance(image, TiffImagePlugin.TiffImageFile):
+                bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+            if image.mode[0] in "IF" or bits > 8:
+                raise ValueError(
+                    f"mode {image.mode} has more than 8 bits a channel: convert it to 8 bits"
+                )
+            square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
