@@ -17,6 +17,12 @@ from dmlbench.datasets.base import Dataset, RetrievalData
 from tests.networks import own_network
 
 
+def sparse_network() -> nn.Module:
+    network = nn.Linear(64, 2)
+    network.weight = nn.Parameter(torch.eye(2, 64).to_sparse())
+    return network
+
+
 def test_images_of_every_form(tiny: RetrievalData) -> None:
     images, labels = tiny.test.images, tiny.test.labels
     reference = dml.from_arrays(images, labels).load(None).test
@@ -74,6 +80,16 @@ def test_bad_images_are_one_line(
         ({"model": "c2f3"}, "did you mean 'c2f2'"),
         ({"model": "c2f2", "metric": "E"}, "network='c2f2:metric=E'"),
         ({"model": nn.Flatten(0)}, "Flatten cannot embed 1x8x8 images"),
+        ({"model": f"nets.py:make:text={'x' * 300}"}, "nets.py"),
+        ({"model": nn.LazyLinear(2)}, "weight is sparse or has no values: run a lazy module once"),
+        ({"model": nn.Linear(64, 2, device="meta")}, "weight is sparse or has no values"),
+        ({"model": sparse_network()}, "weight is sparse or has no values"),
+        ({"suite": None}, "suite must be a name or a list of names, got None"),
+        ({"attacks": 3}, "attacks must be a name or a list of names, got 3"),
+        ({"attacks": ["es", 3]}, "attacks must be a name or a list of names, got 3"),
+        ({"data_root": 3}, "data_root must be the path of a folder, got 3"),
+        ({"cache": 3}, "cache must be the path of a folder, got 3"),
+        ({"results": 3}, "results must be the path of a folder, got 3"),
     ],
 )
 def test_mistakes_are_user_errors_of_one_line(
@@ -83,6 +99,12 @@ def test_mistakes_are_user_errors_of_one_line(
     with pytest.raises(dml.UserError, match=message) as caught:
         dml.evaluate(**given)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_names_for_a_run_are_names(small: Dataset, tmp_path: Path) -> None:
+    for names in ({"defenses": 3}, {"defenses": "hm", "attacks": [3]}):
+        with pytest.raises(dml.UserError, match=r"s must be a name or a list of names, got 3"):
+            dml.run(dataset=small, results=tmp_path, **names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("validate", [-1, 1.5])

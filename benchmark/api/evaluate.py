@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmlbench.analysis.records import MODEL
 from dmlbench.api.report import Report
-from dmlbench.api.session import dataset_of, opened
+from dmlbench.api.session import dataset_of, names_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.base import Dataset
@@ -118,7 +118,8 @@ def evaluate(
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
     chosen = dataset_of(dataset or _known_dataset(model, allow_code) or "fashion-mini")
-    asked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
+    named_attacks = [] if attacks is None else names_of("attacks", attacks, Attack)
+    asked = parse_attacks(named_attacks, names_of("suite", suite))
     with opened(
         chosen,
         results,
@@ -174,7 +175,7 @@ def _warn_of_namesake(session: Session, weights: Weights) -> None:
 
 def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:
     """The data set in the manifest of a checkpoint; empty if there is none."""
-    if not isinstance(model, str | Path) or not (_is_path(model) and Path(model).exists()):
+    if not isinstance(model, str | Path) or not (_is_path(model) and _exists(model)):
         return ""
     return trained_on(Path(model), allow_code)
 
@@ -189,14 +190,15 @@ def _is_path(model: str | Path) -> bool:
         return True
     if model.partition(":")[0] in MODELS.names():
         return False
-    return Path(model).exists() or Path(model).suffix in WEIGHT_FILES
+    return _exists(model) or Path(model).suffix in WEIGHT_FILES
 
 
-def as_list(attacks: str | Attack | Sequence[str | Attack] | None) -> Sequence[str | Attack]:
-    """One attack or several as a sequence; None is an empty one."""
-    if attacks is None:
-        return []
-    return [attacks] if isinstance(attacks, str | Attack) else attacks
+def _exists(path: str | Path) -> bool:
+    """True for a file or a folder; false for a text that is too long to name one."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.api.evaluate import as_list
 from dmlbench.api.load import load_model
 from dmlbench.api.report import Report
-from dmlbench.api.session import dataset_of, opened
+from dmlbench.api.session import dataset_of, names_of, opened
+from dmlbench.attacks.base import Attack
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import DEFENSES, Defense
 from dmlbench.models.base import parse_model
@@ -20,7 +20,6 @@ from dmlbench.sweep.run import run as run_sweep
 from dmlbench.sweep.session import sound_manifest
 
 if TYPE_CHECKING:
-    from dmlbench.attacks.base import Attack
     from dmlbench.compute.embedding import EmbeddingModel
 
 
@@ -129,9 +128,9 @@ def run(
         UserError: an argument that is wrong, data that are missing.
     """
     chosen = dataset_of(dataset)
-    several = [defenses] if isinstance(defenses, str | Defense) else defenses
-    wanted = parse_all(["none", *several], DEFENSES)
-    attacked = parse_attacks(as_list(attacks), [suite] if isinstance(suite, str) else suite)
+    wanted = parse_all(["none", *names_of("defenses", defenses, Defense)], DEFENSES)
+    named = [] if attacks is None else names_of("attacks", attacks, Attack)
+    attacked = parse_attacks(named, names_of("suite", suite))
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
     options = RunOptions(resume=resume, workers=workers)

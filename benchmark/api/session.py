@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.sweep.session import Session, open_session
 
@@ -24,6 +26,25 @@ def dataset_of(dataset: str | Dataset) -> Dataset:
             f"labels) makes of arrays or tensors, got {type(dataset).__name__}"
         )
     return dataset
+
+
+def names_of(what: str, given: Any, kind: type[Component] | type[str] = str) -> list[Any]:
+    """One name or several (specs, or components of a kind) as a list; UserError if one is none."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    found = list(given) if several else [given]
+    for one in found:
+        if not isinstance(one, str | kind):
+            raise UserError(f"{what} must be a name or a list of names, got {one!r}")
+    return found
+
+
+def _folder(what: str, given: Any) -> Path | None:
+    """A folder as a path, or None as it is; UserError if it is neither."""
+    if given is None:
+        return None
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(f"{what} must be the path of a folder, got {given!r}")
+    return Path(given)
 
 
 @contextmanager
@@ -50,9 +71,9 @@ def opened(
         tempfile.TemporaryDirectory(prefix="dmlbench-") as empty,
         open_session(
             dataset,
-            Path(empty if results is None else results),
-            data_root=None if data_root is None else Path(data_root),
-            cache=None if cache is None else Path(cache),
+            _folder("results", results) or Path(empty),
+            data_root=_folder("data_root", data_root),
+            cache=_folder("cache", cache),
             **options,
         ) as session,
     ):

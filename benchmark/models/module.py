@@ -66,11 +66,21 @@ class ModuleModel(Model):
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 of names, shapes and values of the module's state dict."""
+        """SHA-256 of names, shapes and values of the module's state dict.
+
+        Raises:
+            UserError: a tensor has no values, as of a lazy module or on ``meta``, or is sparse.
+        """
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
             if isinstance(value, torch.Tensor):
-                form, content = tensor_bytes(value)
+                try:
+                    form, content = tensor_bytes(value)
+                except (RuntimeError, TypeError, ValueError):
+                    raise UserError(
+                        f"model {self.card.name}: {name} is sparse or has no values: run a lazy "
+                        "module once, load weights into one on meta, and make sparse tensors dense"
+                    ) from None
                 digest.update(f"{name} {form};".encode())
                 digest.update(content)
         return digest.hexdigest()
@@ -139,6 +149,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` or a data-parallel wrapper has made this one of."""
     from torch import nn
 
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(module.module)
-    return _unwrapped(module._orig_mod) if hasattr(module, "_orig_mod") else module
+    parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = getattr(module, "module" if parallel else "_orig_mod", None)
+    return module if inner is None else _unwrapped(inner)

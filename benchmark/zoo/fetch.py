@@ -29,9 +29,10 @@ def zoo_folder(name: str) -> Path:
 
 def local_or_zoo(source: str | Path) -> Path:
     """``source`` as a path; the folder of a model of the zoo if it names one and is no file."""
-    path = Path(source)
-    named = str(source) in models() if "/" in str(source) and not path.exists() else False
-    return zoo_folder(str(source)) if named else path
+    name, path = str(source), Path(source)
+    if "/" in name and name in models() and not path.exists():
+        return zoo_folder(name)
+    return path
 
 
 def _fetch(chosen: ZooModel) -> Path:
