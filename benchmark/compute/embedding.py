@@ -152,7 +152,8 @@ def embed_frozen(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def held(training: Sequence[nn.Module], trainable: Sequence[nn.Parameter]) -> Iterator[None]:
     """Put these modules in eval mode, these parameters without gradient, within a ``with`` block.
 
-    Afterwards the modules are in train mode and the parameters have gradients: give such only.
+    Pass only modules in train mode and parameters that require a gradient: afterwards all of them
+    are so again.
     """
     for module in training:
         module.training = False

@@ -44,7 +44,9 @@ LEVELS = {
 
 
 def check_apart(name: str, data: RetrievalData) -> None:
-    """Look at a data set whose gallery is apart, and warn of what changes the numbers.
+    """Check a data set whose queries and gallery are two separate sets of images.
+
+    A warning tells what would change its numbers.
 
     Raises:
         UserError: it has no query, no gallery, or no query has an answer.

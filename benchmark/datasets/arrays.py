@@ -109,7 +109,7 @@ def from_arrays(
             f"name {name!r} is that of a registered data set, on whose board these numbers would "
             "stand: give another"
         )
-    pairs = {"train": train, "gallery": gallery, "sources": sources}
+    pairs: dict[str, Any] = {"train": train, "gallery": gallery, "sources": sources}
     for what, pair in pairs.items():
         if pair is not None and not (isinstance(pair, tuple | list) and len(pair) == 2):
             form = "of images, of the gallery" if what == "sources" else "images, labels"
@@ -182,9 +182,8 @@ def _apart(
             if len(part) != len(split):
                 raise UserError(f"{len(split)} {what} images need as many sources, got {len(part)}")
         own, theirs = ids
-        words = list(
-            map(str, _array(own + theirs, "sources").tolist())
-        )  # both by one type of value
+        both = _array(own + theirs, "sources").tolist()  # by one type of value
+        words = [str(one) for one in both]
         own, theirs = numbered(words[: len(own)], words[len(own) :])
         test, gallery = replace(test, sources=own), replace(gallery, sources=theirs)
     if positives is None and junk is not None:

@@ -81,7 +81,8 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     for name in HOOKS:
         if hooks := getattr(layer, name):
             yield name, list(hooks.values())
-    every, printed, defaults = vars(torch.nn.Module()), *_declared(type(layer))
+    every = vars(torch.nn.Module())
+    printed, defaults = _declared(type(layer))  # type: ignore[arg-type]  # a class has a hash
     for name, value in vars(layer).items():
         if name in every:
             continue
