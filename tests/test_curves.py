@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from msgspec.structs import replace
 from scipy.stats import binomtest
 
@@ -93,6 +94,16 @@ def test_a_sweep_is_drawn_from_the_clean_value_to_the_protocols(table: Table) ->
     drawn = sorted(float(np.asarray(line.get_ydata())[1]) for line in axis.lines)
     assert np.allclose(drawn, shares)
     assert all(np.asarray(line.get_ydata())[0] == 50 for line in axis.lines)
+
+
+def test_a_step_that_varies_with_the_radius_is_named() -> None:
+    for alpha, said in (("", "here eps varies"), (",alpha=1/255", "here eps and alpha vary")):
+        changes = (f"eps={eps}/255{alpha}" for eps in (8, 16))
+        cells = [*model(), *(attacked("CA+", 30, changed=changed) for changed in changes)]
+        figure = PLOTS["eps"](tables(measured(tidy(cells)))[0])
+        assert figure is not None
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        assert [text for text in texts if text.endswith(said)], texts
 
 
 def test_fgsm_is_no_point_of_a_sweep_over_steps(table: Table) -> None:

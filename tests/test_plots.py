@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +112,23 @@ def test_a_line_joins_models_that_differ_in_eta_alone() -> None:
     assert {text.get_text() for text in figure.axes[0].texts} == set(expected)
     alone = tables(measured(tidy(model(label="HM[S,M]", training_cost=9))))[0]
     assert PLOTS["eta"](alone) is None
+
+
+def test_an_axis_is_no_narrower_than_what_tables_print() -> None:
+    """A CA- of 99.999992 to 99.99999995 once had ticks of 1e-6 from 9.999999e1."""
+    cells = [attacked("CA-", 99.99999), attacked("TMA", 0.99895)]
+    for one, width in zip(cells, (1e-5, 1e-5), strict=True):
+        (name,) = one.metrics
+        value = one.metrics[name].value
+        one.metrics[name] = Estimate(value, value - width, value + width, 40)
+    (table,) = tables(measured(tidy(cells)))
+    figure = PLOTS["intervals"](table)
+    assert figure is not None
+    figure.draw_without_rendering()
+    spans = {a.get_title(loc="left")[:3]: np.ptp(a.get_xlim()) for a in figure.axes if a.axison}
+    assert spans["CA-"] == pytest.approx(0.1)
+    assert spans["TMA"] == pytest.approx(0.001)
+    assert not any(axis.xaxis.get_offset_text().get_text() for axis in figure.axes)
 
 
 def test_names_in_legends_tell_apart_what_shares_a_label() -> None:

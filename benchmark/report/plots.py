@@ -193,6 +193,8 @@ def intervals(table: Table) -> Figure | None:
             title = textwrap.fill(heading(name, found), TITLE)
             axis.set_title(title, fontsize=6.5 if "(" in name else 8)
             axis.margins(x=0.15, y=0.5 / len(found))
+            digits = max(e.numbers[name].digits for e in found if name in e.numbers)
+            _widen(axis, 10**-digits)
             axis.locator_params(axis="x", nbins=2)
             axis.tick_params(axis="x", labelsize=7)
         axes[0].set_yticks(range(len(found)), [names[id(e)] for e in found])
@@ -202,6 +204,13 @@ def intervals(table: Table) -> Figure | None:
             words += "; the table names the numbers of some seeds only"
         style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
     return fig
+
+
+def _widen(axis: Axes, least: float) -> None:
+    """Widen the x-axis to ``least``, as differences below the digits of a table mean nothing."""
+    low, high = axis.get_xlim()
+    if high - low < least:
+        axis.set_xlim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def distributions(table: Table) -> Figure | None:

@@ -57,7 +57,11 @@ def _curves(
             axis.set_title(heading(name, swept))
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
-        style.say(fig, title, f"{protocol(table, swept)}; here {key} varies", axes)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        headings = [name for entry in swept for name in entry.records if f"{key}=" in name]
+        both = any("alpha=" in name for name in headings)
+        words = f"{key} and alpha vary" if both else f"{key} varies"
+        style.say(fig, title, f"{protocol(table, swept)}; here {words}", axes)
     return fig
 
 
