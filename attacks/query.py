@@ -122,12 +122,12 @@ class SemanticsPreservingQueryAttack(QueryAttack):
         Raises:
             CellError: the gallery is too small for both.
         """
+        chosen = self.candidates(gallery, index, seed)
         if gallery.least_seen < SP_ITEMS + self.m:
             raise CellError(
                 f"{self.card.name} keeps {SP_ITEMS} items in place and moves {self.m}, and a query "
                 f"sees {gallery.least_seen}: the gallery is too small"
             )
-        chosen = self.candidates(gallery, index, seed)
         near = gallery.nearest(index, SP_ITEMS + self.m)
         taken = (near[..., None] == chosen[:, None]).any(2)
         order = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, :SP_ITEMS]

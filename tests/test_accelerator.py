@@ -59,6 +59,7 @@ CASES = [
     *((name, "C", "auto") for name in ("es", "qa+")),
 ]
 LONG = [*((name, "N", "strict") for name in PASSES), ("radius", "E", "ers"), ("top1", "C", "auto")]
+LATE = ("ca-tride", "head")  # defenses that perturb nothing in the first epoch
 OTHER_LOSSES = ("rest", "ses", "tbc")  # EST and ACT with another loss
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in LONG]
 
@@ -239,7 +240,9 @@ def test_a_sampler(name: str, metric: Metric) -> None:
         *(
             pytest.param(name, 1, marks=pytest.mark.slow if name in OTHER_LOSSES else ())
             for name in DEFENSES.names()
+            if name not in LATE
         ),
+        *((name, 2) for name in LATE),
         ("hm:destination=hardest,xi=0.1", 2),
     ],
 )

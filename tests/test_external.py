@@ -144,7 +144,10 @@ def test_images_that_break_more_lower_the_row_and_name_who_made_them(place: Plac
     address = LINK.replace("://", ":&#47;/")  # hosts show it, and make no link of it
     boards = {p.suffix: p.read_text() for p in (place.root / "leaderboards").iterdir()}
     assert all("includes adversarial images by" in boards[k] for k in (".md", ".tex", ".html"))
-    assert f'Jane \\[x\\](y) &lt;b&gt;& $_% "Doe", \\| =1+1 ({address}).' in boards[".md"]
+    assert (
+        f'Jane \\[x\\](y) &lt;b&gt;& <span>$</span>\\_% "Doe", \\| =1+1 ({address}).'
+        in boards[".md"]
+    )
     assert r"Jane [x](y) \textless{}b\textgreater{}\& \$\_\% \textquotedbl{}Doe" in boards[".tex"]
     assert "<b>" not in boards[".html"].replace("<body>", "")
     assert 'href="https://example.org/a_b?c=1&amp;d=2"' in boards[".html"]
