@@ -79,9 +79,10 @@ class Source:
         """
         from dmlbench.compute.embedding import on_device
         from dmlbench.compute.folding import folded
+        from dmlbench.compute.randomness import to_be_loaded
         from dmlbench.storage.checkpoint import load_weights, stored_weights
 
-        with torch.random.fork_rng(devices=[]):  # the first weights are random
+        with to_be_loaded():
             model = self.network.build(images.shape[1], images.shape[2], initial=self.as_published)
         if not self.as_published:
             try:

@@ -12,7 +12,6 @@ from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
 from dmlbench.common.errors import DamagedError, UserError
-from dmlbench.common.lazy import torch
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -63,6 +62,8 @@ def load_model(
         UserError: there is no such model, several answer to the name, it is damaged, or it needs
             code that is not allowed.
     """
+    from dmlbench.compute.randomness import to_be_loaded
+
     folder = _folder(source, Path(results))
     manifest = verified_manifest(folder)
     if manifest is None:
@@ -71,7 +72,7 @@ def load_model(
         spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")
         spec.refuse_reference(manifest.dataset, DATASETS, f"{folder / MANIFEST}")
     channels, size = image_shape or _image_shape(manifest)
-    with torch.random.fork_rng(devices=[]):  # the first weights are random
+    with to_be_loaded():
         model = parse_model(manifest.model).build(channels, size)
     load_weights(folder / manifest.checkpoint, model)
     return model.eval()

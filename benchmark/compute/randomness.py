@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
+
+from dmlbench.common.hashing import derived_seed
 
 
 def seed_all(seed: int) -> None:
@@ -15,6 +17,14 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def to_be_loaded() -> AbstractContextManager[None]:
+    """Seeds for building a network whose weights are read from a file afterwards.
+
+    What the file lacks, such as a random buffer that is not saved, is then always the same.
+    """
+    return global_seeds(derived_seed(0, "build"))
 
 
 @contextmanager

@@ -218,6 +218,12 @@ def stored_weights(path: Path) -> StoredWeights:
     Raises:
         UserError: they are not there, or are not what the manifest beside them says.
     """
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # is said below
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        raise UserError(f"checkpoint {path} cannot be read: {message_of(error)}") from None
     folder = path if path.is_dir() else path.parent
     manifest = verified_manifest(folder) if is_described(path) else None
     if path.is_dir() and manifest is None:

@@ -41,5 +41,8 @@ def check_feasible(session: Session, trainings: Sequence[Training], here: bool =
         one.defense.check_epochs(one.recipe.epochs)
         one.defense.companion(classes, 2, one.model.metric)  # its library may be missing
         if type(one.defense).check_network is not Defense.check_network:
-            built = one.model.build(data.channels, data.size)
+            from dmlbench.compute.randomness import to_be_loaded
+
+            with to_be_loaded():
+                built = one.model.build(data.channels, data.size)
             one.defense.check_network(built.backbone)

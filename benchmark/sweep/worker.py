@@ -9,8 +9,8 @@ import torch
 from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.hashing import derived_seed, file_sha256
-from dmlbench.compute.randomness import global_seeds
+from dmlbench.common.hashing import file_sha256
+from dmlbench.compute.randomness import to_be_loaded
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
@@ -77,7 +77,7 @@ class Worker:
         if self._measured is None or self._measured[0] != digest:
             self.close()
             session = self.session
-            with global_seeds(derived_seed(0, "build")):  # for what a file of weights lacks
+            with to_be_loaded():
                 model = weights.model.build(session.data.channels, session.data.size)
             if weights.path is not None:
                 checkpoint.load_weights(weights.path, model)
