@@ -198,7 +198,7 @@ def test_plain_state_dicts_load_and_pickled_code_does_not(
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".pt", "a\0b.pt", "file/x.pt"])
 def test_a_name_that_no_file_can_have_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be read|does not exist") as caught:
+    with pytest.raises(UserError, match=r"cannot be read|does not exist") as caught:
         checkpoint.stored_weights(tmp_path / name)
     assert "\n" not in str(caught.value)
 
