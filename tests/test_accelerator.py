@@ -242,7 +242,7 @@ def test_a_sampler(name: str, metric: Metric) -> None:
             for name in DEFENSES.names()
             if name not in LATE
         ),
-        *((name, 2) for name in LATE),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in LATE),
         ("hm:destination=hardest,xi=0.1", 2),
     ],
 )

@@ -206,7 +206,8 @@ def test_attacks_on_the_top1(world: World, name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "form", ["classes", "listed", pytest.param("one set", marks=pytest.mark.slow)]
+    "form",
+    ["listed", *(pytest.param(one, marks=pytest.mark.slow) for one in ("classes", "one set"))],
 )
 def test_every_attack_measures_every_form(form: str) -> None:
     """End to end, on images, with ERS and Robust R@1."""

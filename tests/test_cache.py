@@ -77,6 +77,7 @@ def files(cache: Path) -> list[str]:
     return sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock")
 
 
+@pytest.mark.slow
 def test_two_processes_build_it_once(root: Path, script: Path, digest: str, tmp_path: Path) -> None:
     running = [started(script, root, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=PATIENCE) for process in running]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pandas as pd
 import pytest
@@ -46,25 +47,25 @@ def test_sigterm_ends_a_run_and_its_workers(sweeps: Sweeps, tmp_path: Path) -> N
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_a_run_is_described_by_a_file(sweeps: Sweeps, tmp_path: Path) -> None:
+def test_a_run_is_described_by_a_file(
+    dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("defense: [hm, est]\nattack: ca+\ndataset: tiny\nseed: [0, 1]\nshard: 1/2\n"
                     "recipe: {epochs: 2, lr: 1e-3}\n")  # fmt: skip
-    done = sweeps.run(tmp_path / "a", "run", "--config", str(file), "--seed", "5", "--dry-run")
+    done = dmlbench("run", "--config", str(file), "--seed", "5", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "2 models: 2 to do; 4 cells: 4 to do" in done.stdout  # of 3: the dearest, and another
-    assert not (tmp_path / "a" / "results").exists()
+    assert not (tmp_path / "results").exists()
     for line, word in (("defence: hm", "did you mean 'defense'?"), ("seed: [[0]]", "single value"),
                        ("- hm", "keys and values"), ("a: [", "not YAML")):  # fmt: skip
         file.write_text(line)
-        done = sweeps.run(tmp_path / "a", "run", "--config", str(file))
+        done = dmlbench("run", "--config", str(file))
         assert done.returncode == 2
         assert word in done.stderr
         assert len([x for x in done.stderr.splitlines() if "plugin" not in x]) == 1
     file.write_text("defense: hm\nattack: ca+\nseed: 1.5")
-    assert "'1.5' is not a valid integer" in sweeps.run(
-        tmp_path / "a", "run", "--config", str(file)
-    ).stderr  # fmt: skip
+    assert "'1.5' is not a valid integer" in dmlbench("run", "--config", str(file)).stderr
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def domain(p: spec.Parameter) -> st.SearchStrategy[object]:
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_canonical_form_round_trips(registry: spec.Registry, data: st.DataObject) -> None:
     cls = registry.get(data.draw(st.sampled_from(registry.names())))

@@ -105,7 +105,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     spec = make(tiny)
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
     real = trainer._TrainingRun.step
-    for stop in (1, 7, 12):  # in the first, the second and the third epoch
+    for stop in (1, 12):  # in the first and in the third epoch
         folder, calls = tmp_path / f"cut{stop}", 0
 
         def cut(self: Any, *args: Any, stop: int = stop) -> Any:
