@@ -60,7 +60,7 @@ def export(store: Store) -> tuple[Path, Path]:
 
     tidy, wide = store.root / "results.csv", store.root / "wide.csv"
     with ExitStack() as stack:
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError, NotImplementedError):  # a read-only disk; one without locks
             stack.enter_context(FileLock(store.root / LOCK, timeout=LOCK_SECONDS))
         _keep_foreign(tidy, store)
         cells = store.cells()

@@ -71,7 +71,7 @@ def summary(records: Sequence[dict[str, Any]], workers: int, device: str) -> str
 
 
 def price(records: Sequence[dict[str, Any]], threat: Threat) -> str:
-    """How many passes the attacks of each suite take for a query.
+    """The number of passes that the attacks of each suite take for a query, as text.
 
     For comparison it also says how many those of strict take. A pass is forward and backward; those
     that are forward alone are counted apart.
