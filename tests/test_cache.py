@@ -230,9 +230,9 @@ def test_pixels_are_compared_once_in_a_process_and_not_by_its_workers(
     built: tuple[Folder, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Bars(QuietReporter):
-        def task(self, title: str, total: int) -> Any:
+        def task(self, title: str, total: int, done: int = 0) -> Any:
             bars.append((title, total))
-            return super().task(title, total)
+            return super().task(title, total, done)
 
     bars: list[tuple[str, int]] = []
     monkeypatch.setattr(module, "LONG", 0)

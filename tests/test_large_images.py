@@ -39,7 +39,7 @@ class Recording(Silent):
     moves: dict[str, list[tuple[float, str | None]]] = field(default_factory=dict)
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Any]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
         moves = self.moves.setdefault(title, [])
 
         class Bar:

@@ -69,6 +69,38 @@ def test_lines_come_after_five_seconds_and_then_every_fifteen(
     assert told == ["10/100,", "40/100,", "70/100,"]
 
 
+def test_the_time_left_of_a_resumed_task_counts_only_what_it_does_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    out = io.StringIO()
+    with PlainReporter(Console(file=out)) as reporter, reporter.task("train", 100, 40) as bar:
+        clock[0] = 8
+        bar.advance(0)  # nothing is done yet, so no speed is known
+        clock[0] = 10
+        bar.advance(1)
+        clock[0] = 60
+        bar.advance(9)
+    told = out.getvalue().splitlines()[1:-1]
+    assert told == ["train: 41/100, 10 min left", "train: 50/100, 5 min left"]
+
+
+def test_the_bar_of_a_resumed_task_begins_where_the_last_run_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reporter = reporter_for(Console(file=io.StringIO(), force_terminal=True, width=100))
+    assert isinstance(reporter, LiveReporter)
+    clock = [0.0]
+    monkeypatch.setattr(reporter._progress, "get_time", lambda: clock[0])
+    with reporter, reporter.task("train", 100, 40) as bar:
+        for clock[0] in (0.0, 10.0, 20.0):
+            bar.advance(1)
+        (task,) = reporter._progress.tasks
+        assert task.completed == 43
+        assert task.time_remaining == 570  # 57 units of 10 s
+
+
 def test_a_terminal_gets_bars() -> None:
     out = io.StringIO()
     reporter = reporter_for(Console(file=out, force_terminal=True, width=100))

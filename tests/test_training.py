@@ -44,7 +44,7 @@ class Silent:
     warnings: list[str] = field(default_factory=list)
 
     @contextmanager
-    def task(self, title: str, total: int) -> Any:
+    def task(self, title: str, total: int, done: int = 0) -> Any:
         class Nothing:
             def advance(self, amount: float, note: str | None = None) -> None: ...
 

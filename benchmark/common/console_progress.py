@@ -69,10 +69,10 @@ class LiveReporter:
         self._table = table
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Bar]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Show a live bar; when the task ends, a line takes its place."""
-        progress, number = self._progress, self._progress.add_task(title, total=total, note="")
-        begun = time.monotonic()
+        progress, begun = self._progress, time.monotonic()
+        number = progress.add_task(title, total=total, completed=done, note="")
 
         class LiveBar:
             note = ""
@@ -116,12 +116,12 @@ class PlainReporter:
         return None
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Bar]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Print lines with the share that is done and the time left."""
-        say, begun = self.say, time.monotonic()
+        say, begun, before = self.say, time.monotonic(), done
 
         class Lines:
-            done = 0.0
+            done = float(before)
             next = begun + FIRST_SECONDS
             note = ""
 
@@ -130,10 +130,10 @@ class PlainReporter:
                 first = bool(note) and not self.note
                 self.note = self.note if note is None else note
                 now = time.monotonic()
-                if (now < self.next and not first) or self.done >= total:
+                if (now < self.next and not first) or not before < self.done < total:
                     return
                 self.next = now + LINE_SECONDS
-                left = (now - begun) / self.done * (total - self.done)
+                left = (now - begun) / (self.done - before) * (total - self.done)
                 whole = int(self.done + 1e-6)  # parts add up to a little less
                 say(f"{title}: {whole}/{total}, {duration(left)} left {self.note}".rstrip())
 

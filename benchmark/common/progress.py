@@ -50,8 +50,12 @@ class Reporter(Protocol):
     """Receives the progress and the messages of long work, and shows them to the user."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Bar]:
-        """Show a bar of ``total`` units while the context lasts."""
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show a bar of ``total`` units while the context lasts.
+
+        ``done`` of them were done before, e.g. by a run that was stopped: they say nothing about
+        the speed of this one.
+        """
         yield  # type: ignore[misc]  # a protocol has no task to give
 
     def tally(self, tally: Tally) -> None:
@@ -77,7 +81,7 @@ class QuietReporter(Reporter):
         return None
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Bar]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Show no bar."""
 
         class Nothing:

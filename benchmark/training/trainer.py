@@ -144,8 +144,7 @@ def train(
         log = TrainingLog(
             folder if world.is_main else None, len(history), steps, monitoring.tensorboard
         )
-        with closing(log), reporter.task(name, total) as task:
-            task.advance(len(history) * steps)
+        with closing(log), reporter.task(name, total, len(history) * steps) as task:
             for epoch in range(len(history), training.recipe.epochs):
                 history.append(run.epoch(epoch, task, log))
                 if epoch + 1 < training.recipe.epochs and world.is_main:

@@ -114,9 +114,8 @@ def download(url: str, partial: Path, reporter: Reporter, most: int | None = Non
             title = f"download {partial.stem} (MiB)"
             with (
                 partial.open("ab" if have else "wb") as file,
-                reporter.task(title, (have + left) >> 20) as task,
+                reporter.task(title, (have + left) >> 20, have >> 20) as task,
             ):
-                task.advance(have >> 20)
                 received = 0
                 while piece := answer.read(PIECE):
                     _check_size(url, partial, have + received + len(piece), most)

@@ -213,7 +213,7 @@ class _PipeReporter(progress.Reporter):
         self._connection = connection
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[progress.Bar]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[progress.Bar]:
         """Show a bar in the main process."""
         send = self._connection.send
 
@@ -229,7 +229,7 @@ class _PipeReporter(progress.Reporter):
                     send(("advance", (self.amount, self.note)))
                     self.amount, self.last = 0.0, time.monotonic()
 
-        send(("task", (title, total)))
+        send(("task", (title, total, done)))
         bar = Remote()
         yield bar
         send(("advance", (bar.amount, None)))
