@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dmlbench.api.evaluate import _is_path
 from dmlbench.datasets.base import Dataset
 from tests.faults import PATIENCE
 from tests.networks import FEW, OWN, own_network
+from tests.zygote import Zygote
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -69,18 +69,15 @@ def test_a_file_that_is_called_like_a_network_is_not_taken_for_it(
 
 
 def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
-    dmlbench: Run, tmp_path: Path
+    dmlbench: Run, zygote: Zygote, tmp_path: Path
 ) -> None:
     (tmp_path / "mynet.py").write_text(OWN)
-    (tmp_path / "own.py").write_text(FIFTEEN_LINES)
     names: dict[str, Any] = {}
     exec(OWN, names)
     state = names["make"]().state_dict()
     torch.save({f"backbone.{name}": value for name, value in state.items()}, tmp_path / "w.pt")
-    one = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "own.py"]
-    printed = subprocess.check_output(command, cwd=tmp_path, env=one, text=True)
-    assert "ERS ↑" in printed
+    printed = zygote.python(FIFTEEN_LINES, tmp_path)
+    assert "ERS ↑" in printed.stdout, printed.stderr
     assert not (tmp_path / "results").exists()
     done = dmlbench(
         *["attack", "--checkpoint", "w.pt", "--model", "mynet:make", "--dataset", "fashion-mini"],

@@ -63,7 +63,9 @@ def test_a_folder_whose_name_is_no_text_is_refused_first(dmlbench: Run, tmp_path
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", pytest.param("latin-1", marks=pytest.mark.slow), "ascii"]
+)
 def test_an_output_that_lacks_letters_has_marks_in_their_place(
     tmp_path: Path, encoding: str
 ) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from dmlbench.metrics.names import benign
 from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY, NAMES
 from tests.test_training import Silent
+from tests.zygote import Zygote
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
 
@@ -317,7 +317,9 @@ def test_compute_restores_what_it_sets() -> None:
         pytest.param('torch.backends.fp32_precision = "tf32"', marks=pytest.mark.slow),
     ],
 )
-def test_float32_is_float32_whatever_the_user_has_set(given: str) -> None:
+def test_float32_is_float32_whatever_the_user_has_set(
+    given: str, zygote: Zygote, tmp_path: Path
+) -> None:
     """By the older switches of PyTorch or the newer ones, which must not be mixed."""
     code = f"""
 import torch
@@ -332,7 +334,8 @@ assert now() == before
 if "set_float32" in {given!r}:
     assert torch.get_float32_matmul_precision() == "medium"
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = zygote.python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 Imports are most of what a short command costs. A zygote makes them, runs nothing of dmlbench, and
 forks for each command: a real process with its own folder, arguments and exit code. Plugins are
-first looked for by the command.
+first looked for by the command. Scripts of Python that use dmlbench are run in the same way.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import subprocess
@@ -54,10 +55,18 @@ class Zygote:
         """Run a command and wait for its end."""
         return self.start(arguments, cwd, installed).wait(timeout)
 
+    def python(self, script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run the lines of a script in a file of ``cwd``, and wait for its end."""
+        (cwd / "script.py").write_text(script)
+        return self.run(("script.py",), cwd, START)
+
     def start(
         self, arguments: tuple[str, ...], cwd: Path, installed: Path | None = None
     ) -> Command:
-        """Start a command, with the packages of the folder ``installed`` besides."""
+        """Start a command, with the packages of the folder ``installed`` besides.
+
+        It is the script of that name where the first of the ``arguments`` ends with .py.
+        """
         folder = tempfile.TemporaryDirectory()
         out, err = Path(folder.name) / "out", Path(folder.name) / "err"
         order = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err)}
@@ -141,7 +150,7 @@ def _serve() -> None:
 
 
 def _command(order: dict[str, Any]) -> int:
-    """Do in the forked process the same as ``python -m dmlbench``."""
+    """Do in the forked process the same as ``python -m dmlbench``, or ``python SCRIPT.py``."""
     os.chdir(order["cwd"])
     if folder := order.get("installed"):
         sys.path.insert(0, folder)
@@ -150,12 +159,17 @@ def _command(order: dict[str, Any]) -> int:
         handle = os.open(order[name], os.O_WRONLY | os.O_CREAT)
         os.dup2(handle, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
-    sys.argv = ["dmlbench", *order["arguments"]]
+    script = order["arguments"] and order["arguments"][0].endswith(".py")
+    sys.argv = order["arguments"] if script else ["dmlbench", *order["arguments"]]
     code = 0
     try:
-        from dmlbench.cli.main import main
+        if script:
+            sys.path[0] = str(Path.cwd())
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            from dmlbench.cli.main import main
 
-        main(prog_name="dmlbench")
+            main(prog_name="dmlbench")
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except BaseException:
