@@ -79,10 +79,11 @@ class Source:
         """
         from dmlbench.compute.embedding import on_device
         from dmlbench.compute.folding import folded
-        from dmlbench.compute.randomness import to_be_loaded
+        from dmlbench.compute.randomness import as_trained
         from dmlbench.storage.checkpoint import load_weights, stored_weights
 
-        with to_be_loaded():
+        known = self.weights.manifest
+        with as_trained(known.training["seed"] if known else None):
             model = self.network.build(images.shape[1], images.shape[2], initial=self.as_published)
         if not self.as_published:
             try:

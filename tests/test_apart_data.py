@@ -66,7 +66,12 @@ def test_from_arrays_refuses_what_makes_no_sense() -> None:
             {"gallery": gallery, "positives": [[3, 2, 1]] * 40, "junk": [[]] * 39 + [[3, 2]]},
             "query 39: position 2 is in its positives and in its junk",
         ),
+        ({"gallery": gallery, "positives": [[0.5]] * 40}, "positives must be a list of gallery"),
+        ({"gallery": gallery, "positives": [[np.inf]] * 40}, "positives must be a list of gallery"),
         ({"gallery": gallery, "sources": ([1], [2])}, "as many sources"),
+        ({"gallery": gallery, "sources": ([np.nan] * 40, range(20))}, "one for each image"),
+        ({"gallery": gallery, "sources": ([None] * 40, range(20))}, "one for each image"),
+        ({"name": 5}, "name 5 must be letters"),
         ({"positives": [[0]]}, "go with a gallery"),
     ):
         with pytest.raises(UserError, match=said):
@@ -90,9 +95,8 @@ def test_labels_may_be_none_where_none_is_read() -> None:
 def test_the_sources_of_both_parts_are_compared_whatever_their_types() -> None:
     images, labels = make_split(0).images, make_split(0).labels % 3
     ids = np.arange(20)
-    forms = (ids, ids.astype(float), torch.tensor(ids), [*torch.tensor(ids)])
+    forms = (ids, ids.astype(float), torch.tensor(ids), [*torch.tensor(ids)], [*map(str, ids)])
     pairs = [(one, other) for one in forms for other in forms]
-    pairs += [(ids, list(map(str, ids))), (list(map(str, ids)), ids)]
     found = {
         dml.from_arrays(
             images[20:], labels[20:], gallery=(images[:20], labels[:20]), sources=pair
@@ -100,6 +104,18 @@ def test_the_sources_of_both_parts_are_compared_whatever_their_types() -> None:
         for pair in pairs
     }  # fmt: skip
     assert len(found) == 1
+
+
+def test_large_numbers_are_other_sources() -> None:
+    """2^53 and 2^53 + 1 are one number as float64."""
+    ids = [2**53 + n for n in range(20)]
+    split = make_split(0)
+    images, labels = split.images, split.labels % 3
+    data = dml.from_arrays(
+        images[20:], labels[20:], gallery=(images[:20], labels[:20]), sources=(ids, ids)
+    ).load(None)
+    assert data.test.sources is not None
+    assert len(set(data.test.sources)) == 20
 
 
 def test_missing_labels_of_pandas_are_none() -> None:

@@ -189,6 +189,32 @@ def test_definitions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
     assert found.difference.value == pytest.approx(3)
 
 
+def test_a_score_has_the_definitions_of_its_columns(tmp_path: Path, noise: np.ndarray) -> None:
+    """Whose versions are 0, as it is only drawn from other numbers."""
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    record = find("none", store, None).records[0] | {"low": 40.0, "high": 60.0}
+
+    def side(by: str, at: str = "") -> list[dict[str, Any]]:
+        made = (("ca+", "CA+", "1.1"), ("es", "ES:R", by), ("worst case", "Robust R@1", "0.0"))
+        return [
+            record | {"attack": name + at, "metric": metric, "versions": versions}
+            for name, metric, versions in made
+        ]
+
+    def compared(ours: list[Any], theirs: list[Any]) -> set[str]:
+        return {one.metric for one in unpaired.compare(ours, theirs, ["a", "b"])}
+
+    every = {"CA+", "ES:R", "Robust R@1"}
+    assert compared(side("1.1"), side("1.1")) == every
+    assert compared(side("1.1"), side("1.2")) == {"CA+"}
+    other = [*side("1.1"), *side("1.1", ":eps=4/255")]
+    assert compared(other, side("1.1", ":eps=4/255")) == every  # only one has the other radius
+    (restarts,) = (one for one in side("1.1", ":es:restarts=5") if one["attack"][0] == "w")
+    assert compared([*side("1.1"), restarts], [*side("1.1"), restarts]) == every
+    assert compared([*side("1.1"), restarts], [*side("1.2"), restarts]) == {"CA+"}
+
+
 def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:
     store = Store(tmp_path)
     put(store, "none", noise)

@@ -175,7 +175,8 @@ def test_a_forward_of_its_own_is_part_of_the_identity_of_a_layer_of_pytorch() ->
 def test_layers_of_pytorch_with_default_values_keep_their_identity() -> None:
     """Cells that were stored before unprinted values were looked at stay valid."""
     layers = (nn.AvgPool2d(3, padding=1), nn.Upsample(scale_factor=2), nn.MaxPool2d(2), nn.ReLU6())
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *layers, nn.GRU(2, 2))
+    lists = (nn.ParameterList([torch.ones(1)]), nn.ParameterDict({"a": torch.ones(1)}))
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *layers, nn.GRU(2, 2), *lists)
     assert module_model(network).attributes == Attributes()
 
 

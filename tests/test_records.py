@@ -66,6 +66,12 @@ def test_a_number_of_an_older_version_does_not_stand_in_for_a_cell_that_failed()
     assert "CA-" not in row.estimates
     assert "CA-" not in row.records
     assert "ERS" not in row.estimates
+    worst = cell("Robust R@1", 3.0, suite="ers", attack="worst case")
+    (row,) = wide([*cells, worst])
+    assert "Robust R@1" in row.estimates
+    newer = cell("ES:R", 2.0, suite="ers", versions={"attack_version": 2})
+    (row,) = wide([*cells, worst, failing(newer, "no disk")])
+    assert not row.estimates.keys() & {"Robust R@1", "ERS", "ES:R"}
     (row,) = wide([*cells, failing(cells[1], "no disk")])
     assert not row.failed
     assert "ERS" in row.estimates

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dmlbench.analysis.records import Record, record_order, tidy
+from dmlbench.analysis.records import Record, record_order, score_columns, tidy
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
-from dmlbench.core.naming import split_attack_seed, with_attack_seed
+from dmlbench.core.naming import split_attack_seed, variant, with_attack_seed
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
@@ -156,9 +156,33 @@ def compare(a: Side, b: Side) -> list[Difference]:
     return found
 
 
-def definition(record: Record) -> str:
-    """The versions of measurement and attack; a third part is no part of the definition."""
-    return ".".join(record["versions"].split(".")[:2])
+def defined(records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """Each record with its definition, sorted: of several of a number the last counts.
+
+    The definition is made of the versions of measurement and attack. That of a score is made of
+    those of the columns that it is drawn from, which are in the same row.
+    """
+    ordered = sorted(records, key=record_order)
+    versions: dict[tuple[Any, ...], dict[str, str]] = {}  # row and variant -> metric -> versions
+    for one in ordered:
+        own = ".".join(one["versions"].split(".")[:2])  # a third part is no part of the definition
+        versions.setdefault(_place(one), {})[one["metric"]] = own
+
+    def definition(one: Record) -> str:
+        same = versions[_place(one)]
+        columns = score_columns(one["metric"], one["suite"])
+        if not columns:
+            return same[one["metric"]]
+        if not same.keys() & set(columns):  # a score over restarts: they differ in no version
+            same = versions.get((*_place(one)[:-1], ""), {})
+        return ", ".join(f"{name} {same[name]}" for name in columns if name in same)
+
+    return [(one, definition(one)) for one in ordered]
+
+
+def _place(one: Record) -> tuple[Any, ...]:
+    row = tuple(one[key] for key in ("seed", "suite", "queries", "precision", "eot"))
+    return (*row, variant(one["attack"]))
 
 
 def paired_seeds(a: Mapping[int, str], b: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
@@ -207,7 +231,7 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
     digests = {one["data"] for one in side.records} - {""}
     only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
     found: dict[_Key, dict[int, _Measured]] = {}
-    for one in sorted(side.records, key=record_order):
+    for one, definition in defined(side.records):
         outcomes = side.outcomes[one["cell"]]
         if one["metric"] not in outcomes:
             continue
@@ -218,7 +242,7 @@ def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
         what = one["suite"], one["queries"], attack, one["metric"]
         key = _Key(*what, one["precision"], one["eot"], one["data"] or only)
         values = outcomes[one["metric"]].to_numpy(dtype=np.float64)
-        measured = _Measured(one["attack"], definition(one), one["better"], values)
+        measured = _Measured(one["attack"], definition, one["better"], values)
         found.setdefault(key, {})[one["seed"]] = measured
     return found
 

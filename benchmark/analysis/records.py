@@ -17,10 +17,11 @@ from msgspec.structs import asdict
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
 from dmlbench.core.naming import by_number, variant
+from dmlbench.core.protocol import RECALL_ATTACKS
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
-from dmlbench.metrics.names import CLEAN, ERS, WORST
+from dmlbench.metrics.names import CLEAN, ERS, RECALLED, WORST
 from dmlbench.storage.cell import ORDER, Cell
 
 Record = dict[str, Any]
@@ -181,6 +182,15 @@ class Row:
         if record["collapsed"] != "":
             self.collapsed = record["collapsed"]
 
+    def settle_worst_case(self) -> None:
+        """Leave out each Robust R@1 that was drawn from a number that has failed since."""
+        columns = score_columns(WORST, self.about["suite"])
+        for score in [name for name in self.estimates if name.partition(" (")[0] == WORST]:
+            end = score[len(WORST) :] if "eps=" in score else ""
+            if any(column + end in self.failed for column in columns):
+                for known in (self.records, self.estimates, self.flags):
+                    known.pop(score, None)
+
     def settle_ers(self) -> None:
         """Compute ERS from its ten columns if they are complete (metric N only).
 
@@ -260,6 +270,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
             for record in group:
                 if not record["suite"] or (record["suite"], record["queries"]) == (suite, queries):
                     row.add(record)
+            row.settle_worst_case()
             row.settle_ers()
             # all distances of a collapsed model are tied: its R@1 may rise for no reason
             raised = {} if row.collapsed else variant_flags(row.records, suite)
@@ -288,6 +299,13 @@ def scores(names: Iterable[str]) -> list[str]:
     """The scores among ``names``, which are computed from other columns, in table order."""
     found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
     return sorted(found, key=lambda name: (name.partition(" (")[0] == ERS, by_number(name)))
+
+
+def score_columns(score: str, suite: str) -> tuple[str, ...]:
+    """The columns under attack that a score is drawn from in a suite; empty if it is no score."""
+    if score == ERS:
+        return ERS_COLUMNS
+    return tuple(RECALLED[a] for a in RECALL_ATTACKS.get(suite, ()) if score == WORST)
 
 
 def wide_columns(rows: Sequence[Row]) -> list[str]:

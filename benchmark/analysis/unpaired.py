@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dmlbench.analysis.compare import TRAINED, Difference, definition, paired_seeds
+from dmlbench.analysis.compare import TRAINED, Difference, defined, paired_seeds
 from dmlbench.analysis.csv_files import read_tidy
-from dmlbench.analysis.records import Record, record_order
+from dmlbench.analysis.records import Record
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
@@ -76,10 +76,10 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
-        seeds = paired_seeds(*({i: definition(one) for i, one in s.items()} for s in (left, right)))
+        seeds = paired_seeds(*({i: by for i, (_, by) in s.items()} for s in (left, right)))
         if not seeds:
             continue
-        pairs = [(left[i], right[j]) for i, j in seeds]
+        pairs = [(left[i][0], right[j][0]) for i, j in seeds]
         means = fmean(x["value"] for x, _ in pairs), fmean(y["value"] for _, y in pairs)
         # an interval need not be symmetric: each end of B - A has an end of both
         below, above = (fmean(ends) for ends in zip(*map(_reach, pairs), strict=True))
@@ -100,9 +100,12 @@ def _reach(pair: tuple[Record, Record]) -> tuple[float, float]:
     return below, above
 
 
-def _by_metric(records: Iterable[Record]) -> dict[tuple[Any, ...], dict[int, Record]]:
-    """Metric -> seed -> record; of several records of a number the last counts, as in tables."""
-    found: dict[tuple[Any, ...], dict[int, Record]] = {}
-    for record in sorted(records, key=record_order):
-        found.setdefault(tuple(record[key] for key in KEY), {})[record["seed"]] = record
+def _by_metric(
+    records: Iterable[Record],
+) -> dict[tuple[Any, ...], dict[int, tuple[Record, str]]]:
+    """Metric -> seed -> record and definition; of several the last counts, as in tables."""
+    found: dict[tuple[Any, ...], dict[int, tuple[Record, str]]] = {}
+    for record, definition in defined(records):
+        key = tuple(record[name] for name in KEY)
+        found.setdefault(key, {})[record["seed"]] = record, definition
     return found

@@ -62,7 +62,7 @@ def load_model(
         UserError: there is no such model, several answer to the name, it is damaged, or it needs
             code that is not allowed.
     """
-    from dmlbench.compute.randomness import to_be_loaded
+    from dmlbench.compute.randomness import as_trained
 
     folder = _folder(source, Path(results))
     manifest = verified_manifest(folder)
@@ -72,7 +72,7 @@ def load_model(
         spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")
         spec.refuse_reference(manifest.dataset, DATASETS, f"{folder / MANIFEST}")
     channels, size = image_shape or _image_shape(manifest)
-    with to_be_loaded():
+    with as_trained(manifest.training["seed"]):
         model = parse_model(manifest.model).build(channels, size)
     load_weights(folder / manifest.checkpoint, model)
     return model.eval()

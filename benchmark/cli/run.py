@@ -194,14 +194,14 @@ def _show(
     """Print the output of a dry run."""
     from dmlbench.cli.dry_run import lines, preview, price, summary
     from dmlbench.sweep.durations import Durations, expected_device
-    from dmlbench.sweep.feasible import check_feasible
+    from dmlbench.sweep.feasible import check_feasible, to_be_trained
     from dmlbench.sweep.run import of_shard, plan_models, read_store
 
     known = read_store(session, repair=False)
     models = plan_models(session, of_shard(trainings, run_options), attacks, known, repair=False)
     here = run_options.executor == "local"
     if any(model.first_tasks(run_options.resume) for model in models):
-        check_feasible(session, trainings, here)
+        check_feasible(session, to_be_trained(models, run_options.resume), here)
     device = expected_device(session.compute, here)
     durations = Durations(device, known.cells.values(), session.store)
     records = preview(models, run_options.resume, durations)

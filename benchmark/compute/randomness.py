@@ -13,18 +13,27 @@ from dmlbench.common.hashing import derived_seed
 
 
 def seed_all(seed: int) -> None:
-    """Seed every global generator: PyTorch's, NumPy's and Python's; ``seed`` is at least 0."""
-    torch.manual_seed(seed)
+    """Seed every global generator: PyTorch's, NumPy's and Python's; ``seed`` is at least 0.
+
+    Those of GPUs are seeded too, unless the process has not used one yet: PyTorch would keep the
+    seed until then.
+    """
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def to_be_loaded() -> AbstractContextManager[None]:
+def as_trained(seed: int | None) -> AbstractContextManager[None]:
     """Seeds for building a network whose weights are read from a file afterwards.
 
-    What the file lacks, such as a random buffer that is not saved, is then always the same.
+    What the file lacks, such as a random buffer that is not saved, is then what the training with
+    this seed had; it is always the same if the training is unknown (None).
     """
-    return global_seeds(derived_seed(0, "build"))
+    known = seed is not None
+    return global_seeds(derived_seed(seed, "init") if known else derived_seed(0, "build"))
 
 
 @contextmanager
@@ -34,11 +43,13 @@ def global_seeds(seed: int, device: torch.device | None = None) -> Iterator[None
 
     Args:
         seed: at least 0.
-        device: the generator of this GPU is restored too.
+        device: a GPU is seeded even if the process has not used one yet.
     """
     numbers, python = np.random.get_state(), random.getstate()
-    gpus = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
+    if device is not None and device.type == "cuda":
+        torch.cuda.init()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus, device_type="cuda"):
         seed_all(seed)
         try:
             yield

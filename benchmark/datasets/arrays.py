@@ -102,7 +102,7 @@ def from_arrays(
     """
     eps, alpha = _length("eps", eps), _length("alpha", alpha)
     check_whole("steps", steps, 1)
-    if not re.fullmatch(r"[\w.-]*\w", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
     if name in DATASETS.names():
         raise UserError(
@@ -177,14 +177,11 @@ def _apart(
     """The data with a gallery; arguments and errors are those of ``from_arrays``."""
     test, answers = data.test, None
     if sources is not None:
-        ids = [_array(part, "sources").tolist() for part in sources]
+        ids = [[_source(one) for one in _array(part, "sources").tolist()] for part in sources]
         for what, split, part in zip(("query", "gallery"), (test, gallery), ids, strict=True):
             if len(part) != len(split):
                 raise UserError(f"{len(split)} {what} images need as many sources, got {len(part)}")
-        own, theirs = ids
-        both = _array(own + theirs, "sources").tolist()  # by one type of value
-        words = [str(one) for one in both]
-        own, theirs = numbered(words[: len(own)], words[len(own) :])
+        own, theirs = numbered(*ids)
         test, gallery = replace(test, sources=own), replace(gallery, sources=theirs)
     if positives is None and junk is not None:
         raise UserError("junk goes with positives")
@@ -211,8 +208,8 @@ def _positions(
 ) -> tuple[tuple[int, ...], ...]:
     """Of each query the positions in the gallery that are listed; UserError if they are none."""
     try:
-        found = tuple(tuple(sorted({int(item) for item in one})) for one in given)
-    except (TypeError, ValueError):
+        found = tuple(tuple(sorted({_whole(item) for item in one})) for one in given)
+    except (TypeError, ValueError, OverflowError):  # the last: infinity
         raise UserError(
             f"{what} must be a list of gallery positions for each query, such as [[3, 5], [0]]"
         ) from None
@@ -222,6 +219,25 @@ def _positions(
         if not all(0 <= item < items for item in one):
             raise UserError(f"{what} of query {query}: a position is not in the gallery")
     return found
+
+
+def _whole(item: Any) -> int:
+    """A number as a whole one; ValueError if it is none."""
+    if (whole := int(item)) != item and not isinstance(item, str):
+        raise ValueError
+    return whole
+
+
+def _source(value: Any) -> str:
+    """A source as text, the same for 3, 3.0 and "3"; UserError if it is missing."""
+    import pandas as pd
+
+    if pd.isna(value):
+        raise UserError(
+            "sources must have one for each image: where it is unknown, give the image a source "
+            "that no other one has"
+        )
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _split(

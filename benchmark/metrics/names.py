@@ -9,6 +9,7 @@ RECALLS_AT = (1, 2, 4, 8, 10, 20, 30, 100, 1000)  # the K of R@K that a data set
 OVER_STARTS = ("NMI",)  # low and high are the range over the starts of k-means, no interval
 WORST, ERS = "Robust R@1", "ERS"  # scores that are drawn from several columns
 WORST_CASE = "worst case"  # what the tables name as the attack of Robust R@1
+RECALLED = {"es": "ES:R", "ltm": "LTM", "gtm": "GTM", "top1": "Top1"}  # what WORST is drawn from
 RECALLS = ("ES:R", "LTM", "GTM", "Top1", "Margin", "DLR", "KNN", "Shift")  # R@1 after an attack
 CLEAN_SUFFIX = " clean"  # behind an attack's column: the same outcomes of the clean images
 EXTERNAL = "External"  # begins the columns of images that were handed in from outside

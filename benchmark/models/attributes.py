@@ -82,33 +82,33 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, Any]]:
         if hooks := getattr(layer, name):
             yield name, list(hooks.values())
     every = vars(torch.nn.Module())
-    printed, defaults = _declared(type(layer))  # type: ignore[arg-type]  # a class has a hash
+    prints, printed, defaults = _declared(type(layer))  # type: ignore[arg-type]  # a class has a hash
     for name, value in vars(layer).items():
         if name in every:
             continue
-        derived = bool(printed) and name.startswith("_")  # from what is printed
+        derived = prints and name.startswith("_")  # from what is printed
         usual = name not in defaults or value == defaults[name]
         if isinstance(value, torch.Tensor) or not (derived or (name in printed and usual)):
             yield name, value
 
 
 @functools.cache
-def _declared(cls: type[nn.Module]) -> tuple[set[str], dict[str, Any]]:
-    """The attributes that a layer of PyTorch's own declares; empty for other classes.
+def _declared(cls: type[nn.Module]) -> tuple[bool, set[str], dict[str, Any]]:
+    """Whether it is a layer of PyTorch's own that prints its attributes, and which it declares.
 
     It prints them all but some arguments, as ``ceil_mode`` of ``AvgPool2d``: the defaults of these
-    come second.
+    come last.
     """
     own = cls.__module__.startswith("torch.nn.modules.")
     if not own or cls.extra_repr is torch.nn.Module.extra_repr:
-        return set(), {}
+        return False, set(), {}
     places = ("__constants__", "__annotations__")
     classes = [one for one in cls.mro() if one is not torch.nn.Module]  # it declares ``forward``
     names = {name for one in classes for place in places for name in getattr(one, place, ())}
     words = set(re.findall(r"\w+", inspect.getsource(cls.extra_repr)))
     arguments = inspect.signature(cls).parameters
     hidden = names.intersection(arguments) - words
-    return names, {name: arguments[name].default for name in hidden}
+    return True, names, {name: arguments[name].default for name in hidden}
 
 
 def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:

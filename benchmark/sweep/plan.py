@@ -23,7 +23,7 @@ from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.metrics.names import BENIGN, ERS, WORST, WORST_CASE
+from dmlbench.metrics.names import BENIGN, ERS, RECALLED, WORST, WORST_CASE
 from dmlbench.models.base import Model
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
@@ -34,7 +34,7 @@ MEASURE_VERSION = 1  # is raised when a change of dmlbench.evaluation changes a 
 DRAWS_VERSION = 2  # the same of randomised networks, whose numbers are means over draws
 
 PERCENT = ColumnInfo("%", "higher")
-WORST_CASE_COLUMNS = ("R@1", "ES:R", "LTM", "GTM", "Top1")  # of the clean images, and under attacks
+WORST_CASE_COLUMNS = ("R@1", *RECALLED.values())  # of the clean images, and under attacks
 
 
 def plan(

@@ -28,6 +28,7 @@ from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.external_rows import joined_rows
+from dmlbench.sweep.feasible import check_epochs, to_be_trained
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
@@ -95,6 +96,7 @@ def run(
     """
     known = read_store(session)
     planned = plan_models(session, of_shard(models, options), attacks, known)
+    check_epochs(to_be_trained(planned, options.resume))
     device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)
     executor = _executor(session, options)

@@ -42,6 +42,11 @@ class Weights:
         """The identity of the training; the digest of the weights if that is unknown."""
         return str(self.facts.get("training", self.facts["checkpoint"]))
 
+    @property
+    def trained_with(self) -> int | None:
+        """The seed of the training; None if the training is unknown."""
+        return self.about.seed if "training" in self.facts else None
+
 
 @dataclass(frozen=True)
 class PlannedAttack:

@@ -193,7 +193,7 @@ def initial_weights(
         UserError: the published weights are not available, or do not fit the network, or a random
             layer follows them.
     """
-    import torch
+    from dmlbench.compute.randomness import global_seeds
 
     check_seeds([seed])
     trained = model.comes_trained
@@ -202,8 +202,7 @@ def initial_weights(
             f"model {shown_model(model)}: a new layer with random weights follows the published "
             "ones: measure these as they are (head=none in the spec), or train both (dmlbench run)"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "init"))
+    with global_seeds(derived_seed(seed, "init")):
         built = model.build(data.channels, data.size, initial=True)
     source = model.facts.get("source")  # of the user's own code, which may load weights itself
     state = "pretrained" if trained else "untrained" if source is None else "as built"

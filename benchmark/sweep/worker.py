@@ -10,7 +10,7 @@ from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
-from dmlbench.compute.randomness import to_be_loaded
+from dmlbench.compute.randomness import as_trained
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
@@ -77,7 +77,7 @@ class Worker:
         if self._measured is None or self._measured[0] != digest:
             self.close()
             session = self.session
-            with to_be_loaded():
+            with as_trained(weights.trained_with):
                 model = weights.model.build(session.data.channels, session.data.size)
             if weights.path is not None:
                 checkpoint.load_weights(weights.path, model)

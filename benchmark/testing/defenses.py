@@ -71,8 +71,7 @@ class Run:
         self.defense = dataclasses.replace(defense)  # nothing that an earlier run left in it
         self.data, self.done = data, 0
         self.model: EmbeddingModel = tiny_network().train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with global_seeds(0):
             self.companion: nn.Module | None = defense.companion(5, 8, "N")
         learned = [*self.model.parameters()]
         learned += self.companion.parameters() if self.companion is not None else []

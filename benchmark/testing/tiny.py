@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.compute.randomness import global_seeds
 from dmlbench.datasets.base import RetrievalData, Split
 
 
@@ -38,8 +38,7 @@ def tiny_network() -> EmbeddingModel:
 
     PyTorch's global generator is afterwards as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with global_seeds(0):
         backbone = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1),
             nn.MaxPool2d(2),
