@@ -107,6 +107,28 @@ def test_names_for_a_run_are_names(small: Dataset, tmp_path: Path) -> None:
             dml.run(dataset=small, results=tmp_path, **names)  # type: ignore[arg-type]
 
 
+def test_wrong_arguments_of_run_and_load_model(small: Dataset, tmp_path: Path) -> None:
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"model": own_network()}, "model must be the spec of a network, such as 'resnet18' or"),
+        ({"recipe": 5}, "recipe must be 'epochs=2' or {'epochs': 2}, got 5"),
+        ({"seeds": np.array([], int)}, "name a seed"),
+    )
+    for changed, words in wrong:
+        with pytest.raises(dml.UserError, match=re.escape(words)):
+            dml.run("none", dataset=small, results=tmp_path, progress=False, **changed)
+    with pytest.raises(dml.UserError, match=r"no model 'x*' in "):
+        dml.load_model("x" * 300, results=tmp_path)
+
+
+def test_a_training_that_is_too_short_is_refused_before_the_others_begin(
+    small: Dataset, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"recipe": "epochs=1,pairs=8", "results": tmp_path, "progress": False}
+    with pytest.raises(dml.UserError, match=r"ca-tride: .* one epoch perturbs nothing"):
+        dml.run(["fast", "ca-tride"], "tma:steps=1", dataset=small, **asked)
+    assert not [*tmp_path.glob("models/*")]
+
+
 @pytest.mark.parametrize("validate", [-1, 1.5])
 def test_epochs_between_validations_are_a_whole_number(
     small: Dataset, tmp_path: Path, validate: Any
@@ -135,6 +157,7 @@ GALLERY = {"gallery": (np.ones((4, 8, 8), np.uint8), [0, 0, 1, 1])}
         (GALLERY | {"sources": ([1] * 4,)}, "sources must be a pair (of images, of the gallery)"),
         (GALLERY | {"sources": (1, 2)}, "4 query images need as many sources, got 1"),
         (GALLERY | {"sources": ([1] * 4, [[1], [2, 3]])}, "sources must be one number or text for"),
+        (GALLERY | {"sources": ([1] * 4, np.ones((4, 1)))}, "sources must be one number or text"),
         (GALLERY | {"positives": [3, 1, 2, 0]}, "positives must be a list of gallery positions"),
         (GALLERY | {"positives": 3}, "positives must be a list of gallery positions"),
     ],

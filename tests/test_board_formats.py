@@ -59,12 +59,13 @@ def test_markdown_shows_text_of_a_plugin_as_it_is(text: str) -> None:
 
 
 def test_only_the_gradual_margins_have_a_subscript() -> None:
-    board = one_board(*model(label="vgg_16"), *model(label="HM[S,g_1/2]"))
+    board = one_board(*model(label="vgg_16"), *model(label="vit_g_14"), *model(label="HM[S,g_1/2]"))
     text = latex.render(board)
     assert r" vgg\_16 " in text
     assert r"HM[S,$g_{\mathrm{1/2}}$]" in text
     text = page.render([board])
     assert ">vgg_16<" in text
+    assert ">vit_g_14<" in text
     assert "HM[S,g<sub>1/2</sub>]" in text
 
 

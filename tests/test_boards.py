@@ -457,3 +457,14 @@ def test_the_adversary_is_told_with_the_optimizer_that_searched_for_it() -> None
     ):
         (table,) = one_board(*cells).tables
         assert [note for note in table.notes if note.startswith("White-box")] == [said]
+
+
+def test_the_adversary_in_linf_is_not_that_in_l2_and_its_steps_are_in_grey_levels() -> None:
+    certified = attacked("CR", 4)
+    in_l2 = "certified:eps=2,alpha=0.25,steps=20"
+    about = replace(certified.about, attack="certified", attack_resolved=in_l2)
+    uap = attacked("UAP:R", 4, "eps=8/255,alpha=0.0031372549019607846,steps=500")
+    cells = replace(certified, about=about), replace(uap, about=replace(uap.about, attack="uap"))
+    (table,) = one_board(*cells).tables
+    said = "White-box PGD in the L∞ ball, eps 8/255, 500 steps of 0.8/255."
+    assert said in table.notes

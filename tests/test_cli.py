@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dmlbench import __version__
 from dmlbench.core.protocol import ERS_ATTACKS
@@ -247,6 +248,22 @@ def test_each_recipe_counts_and_a_second_data_set_or_network_is_refused(
     refused(dmlbench(*FIRST, *twice, "--dry-run"), "epochs is given twice")
     refused(dmlbench(*FIRST, "--dataset", "fashion"), "--dataset is given 2 times (tiny, fashion)")
     refused(dmlbench(*FIRST, "--model", "c2f2", "--model", "lenet"), "--model is given 2 times")
+    refused(dmlbench("attack", "--model", "c2f2", "--model", "lenet"), "--model is given 2 times")
+    sets = ("--dataset", "tiny", "--dataset", "fashion")
+    for verb in (("attack",), ("compare", "a", "b"), ("submit", "hm"), ("verify", "b.zip")):
+        refused(dmlbench(*verb, *sets), "--dataset is given 2 times (tiny, fashion)")
+
+
+def test_other_weights_in_a_file_of_the_same_name_are_warned_of(
+    attacked: Run, tmp_path: Path
+) -> None:
+    """Tables show only one of them."""
+    for _ in range(2):
+        assert "are stored under the name" not in attacked("rounded").stderr
+    linear = torch.nn.Linear(64, 16).state_dict()
+    torch.save({f"backbone.2.{name}": value for name, value in linear.items()}, tmp_path / "w.pt")
+    said = "warning: results of another network are stored under the name 'w'"
+    assert said in attacked("rounded").stderr
 
 
 def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Path) -> None:

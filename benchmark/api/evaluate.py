@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.records import MODEL
 from dmlbench.api.report import Report
 from dmlbench.api.session import dataset_of, names_of, opened
 from dmlbench.attacks.base import Attack
@@ -19,7 +18,7 @@ from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import RunOptions, run
-from dmlbench.sweep.session import Session, check_label
+from dmlbench.sweep.session import Session, check_label, warn_of_namesake
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -138,7 +137,7 @@ def evaluate(
         if label is not None:
             check_label(session, weights)
         elif results is not None:
-            _warn_of_namesake(session, weights)
+            warn_of_namesake(session, weights)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 
@@ -156,21 +155,6 @@ def _reuse(model: Model, given: nn.Module | str | Path) -> RunOptions:
         stacklevel=3,
     )
     return RunOptions(resume="never")
-
-
-def _warn_of_namesake(session: Session, weights: Weights) -> None:
-    """Warn if cells of other weights are stored in the same row of tables."""
-    row, digest = [getattr(weights.about, name) for name in MODEL], weights.facts["checkpoint"]
-    if any(
-        row == [getattr(cell.about, name) for name in MODEL]
-        and cell.facts.get("checkpoint", digest) != digest
-        for cell in session.store.cells()
-    ):
-        warnings.warn(
-            f"results of another network are stored under the name {weights.about.label!r}, and "
-            "tables show the latest: give each a label=",
-            stacklevel=3,
-        )
 
 
 def _known_dataset(model: nn.Module | str | Path, allow_code: bool) -> str:

@@ -12,6 +12,7 @@ from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import tidy
 from dmlbench.api.report import Report
 from dmlbench.common.errors import DamagedError, UserError
+from dmlbench.common.files import is_folder
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -109,8 +110,8 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
     else:
         path = local_or_zoo(source)
         named = isinstance(source, str) and source.partition(":")[0] in DEFENSES.names()
-        if not named and (path.is_dir() or path.name == MANIFEST):
-            return path if path.is_dir() else path.parent
+        if not named and (is_folder(path) or path.name == MANIFEST):
+            return path if is_folder(path) else path.parent
         names = {str(source)}
     known, damaged = _manifests(results)
     found = {

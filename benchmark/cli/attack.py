@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dmlbench.cli.numbers import Whole
-from dmlbench.cli.options import DATASET, PATH, options
+from dmlbench.cli.options import DATASET, PATH, once, options
 from dmlbench.cli.shared import check_outputs, finish, weights_of
 
 
@@ -42,9 +42,8 @@ class _Saved(click.ParamType[int | None]):
     "is published.",
 )
 @options("zoo")
-@click.option(
+@once(
     "--model",
-    metavar="SPEC",
     help="Network that the weights are of, e.g. resnet18, or a function or class of your own, "
     "nets.py:make or MODULE:NAME. Default: the manifest's, else the data set's.",
 )
@@ -55,9 +54,8 @@ class _Saved(click.ParamType[int | None]):
     "'none (as built)' of your own code.",
 )
 @options("attacks", "suites", "queries", "recalls", "eot")
-@click.option(
+@once(
     "--dataset",
-    metavar="SPEC",
     help="Data set to measure on; 'dmlbench list datasets' shows all. Default: the one in the "
     f"model's manifest, else {DATASET}.",
 )
@@ -107,7 +105,7 @@ def attack(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import check_label, open_session
+    from dmlbench.sweep.session import check_label, open_session, warn_of_namesake
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -140,6 +138,8 @@ def attack(
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         if label:
             check_label(session, weights)
+        else:
+            warn_of_namesake(session, weights)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:

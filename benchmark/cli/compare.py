@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmlbench.cli.options import options
+from dmlbench.cli.options import once, options
 
 if TYPE_CHECKING:
     from dmlbench.analysis.compare import Difference
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--dataset", metavar="SPEC", help="Compare on this data set only.")
+@once("--dataset", help="Compare on this data set only.")
 @options("results", "json")
 def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -> None:
     """Compare two measured models: the difference B - A of each metric, with its 95% interval.

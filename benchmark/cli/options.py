@@ -47,16 +47,18 @@ def _joined(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> s
     return ",".join(filter(None, values))
 
 
+def once(*names: str, **how: Any) -> Callable[[F], F]:
+    """An option of which a second value is an error: users may take it for one to be repeated."""
+    return click.option(*names, multiple=True, callback=_only, metavar="SPEC", **how)
+
+
 PATH = _AnyPath(path_type=Path)
 DATASET = "fashion-mini"
 OPTIONS: dict[str, Callable[[F], F]] = {
-    "dataset": click.option(
+    "dataset": once(
         "--dataset",
-        multiple=True,
-        callback=_only,
         default=(DATASET,),
         show_default=True,
-        metavar="SPEC",
         shell_complete=specs("datasets"),
         help="Data set; 'dmlbench list datasets' shows all. It sets network, training recipe and "
         "the adversary, unless other options change them. A SPEC is a name, MODULE:CLASS or "
@@ -71,11 +73,8 @@ OPTIONS: dict[str, Callable[[F], F]] = {
         shell_complete=specs("defenses"),
         help="Defense (way of training) to train, e.g. hm or hm:eta=32, or 'all'. May be repeated.",
     ),
-    "model": click.option(
+    "model": once(
         "--model",
-        multiple=True,
-        callback=_only,
-        metavar="SPEC",
         shell_complete=specs("models"),
         help="Network that embeds the images, e.g. resnet18, or a function of your own, "
         "MODULE:FACTORY. Default: the data set's.",

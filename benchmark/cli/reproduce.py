@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlbench.cli.options import PATH, options
+from dmlbench.cli.options import PATH, once, options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
 from dmlbench.common.text import one_line
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Tells the rows of the model apart, or chooses among its attacks: seed=1, suite=auto, "
     "'attack=es|ltm'. May be repeated.",
 )
-@click.option("--dataset", metavar="SPEC", help="Data set. Default: the row's.")
+@once("--dataset", help="Data set. Default: the row's.")
 @click.option(
     "--checkpoint",
     type=PATH,

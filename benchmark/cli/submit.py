@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dmlbench.cli.options import PATH, options
+from dmlbench.cli.options import PATH, once, options
 from dmlbench.cli.shared import weights_of
 
 
@@ -35,7 +35,7 @@ from dmlbench.cli.shared import weights_of
     metavar="FILE",
     help="The bundle that is written.",
 )
-@click.option("--dataset", metavar="SPEC", help="Data set. Default: the rows'.")
+@once("--dataset", help="Data set. Default: the rows'.")
 @click.option(
     "--checkpoint",
     type=PATH,

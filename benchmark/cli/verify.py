@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlbench.cli.numbers import Whole
-from dmlbench.cli.options import PATH, options
+from dmlbench.cli.options import PATH, once, options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
 from dmlbench.common.text import one_line
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=Whole(), help="Seed that draws them. Default: a new one, which is printed."
 )
-@click.option("--dataset", metavar="SPEC", help="Data set. Default: the bundle's.")
+@once("--dataset", help="Data set. Default: the bundle's.")
 @options("allow_code", "data_root", "cache", "device", "batch_size", "threads", "json")
 def verify(
     bundle: Path,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlbench.cli.options import PATH, options
+from dmlbench.cli.options import PATH, once, options
 from dmlbench.cli.shared import check_outputs, weights_of
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 )
 @click.option("--by", required=True, metavar="NAME", help="Who made the images; tables show it.")
 @click.option("--link", default="", metavar="URL", help="Address of a paper or of code.")
-@click.option("--dataset", metavar="SPEC", help="Data set. Default: the row's.")
+@once("--dataset", help="Data set. Default: the row's.")
 @click.option(
     "--checkpoint", type=PATH, metavar="FILE", help="Weights. Default: the row's, in --results."
 )
 @options("zoo")
-@click.option("--model", metavar="SPEC", help="Network of --checkpoint.")
+@once("--model", help="Network of --checkpoint.")
 @options("allow_code", "results", "leaderboards", "data_root", "cache")
 @options("device", "batch_size", "threads", "json")
 def verify_attack(

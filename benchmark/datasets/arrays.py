@@ -232,6 +232,8 @@ def _source(value: Any) -> str:
     """A source as text, the same for 3, 3.0 and "3"; UserError if it is missing."""
     import pandas as pd
 
+    if isinstance(value, list):
+        raise UserError("sources must be one number or text for each image")
     if pd.isna(value):
         raise UserError(
             "sources must have one for each image: where it is unknown, give the image a source "

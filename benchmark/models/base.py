@@ -246,6 +246,11 @@ def parse_model(text: str) -> Model:
     Raises:
         UserError: the text describes no model; the message says why.
     """
+    if not isinstance(text, str):
+        raise UserError(
+            "model must be the spec of a network, such as 'resnet18' or 'nets.py:make', got "
+            f"{type(text).__name__}"
+        )
     pointed = spec.read_reference(text, MODELS)
     if pointed is None:
         return spec.parse(text, MODELS)

@@ -10,6 +10,7 @@ from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, last_images, spread_of
+from dmlbench.attacks.base import ATTACKS
 from dmlbench.core.flags import Flag, read_flags
 from dmlbench.core.naming import parameters, split_attack_seed
 from dmlbench.core.papers import Paper
@@ -302,6 +303,11 @@ def _over_models(group: Sequence[Row], name: str) -> Number:
     return Number(over.mean, digits, over.low, over.high, spread=over.sd, n=n, seeds=seeds)
 
 
+def _of_255(length: str) -> str:
+    """A length in pixel space as n/255: ``0.00314`` is ``0.8/255``."""
+    return length if "/" in length else f"{float(length) * 255:.3g}/255"
+
+
 def _loss(defense: str) -> str:
     """The loss of a resolved defense: its parameter ``loss``, else the triplet loss.
 
@@ -313,18 +319,22 @@ def _loss(defense: str) -> str:
 def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str, str]:
     """The threat of an entry, ``eps 77/255, 32 steps of 3/255``, and its optimizer, ``PGD``.
 
-    They are those of the attacks that follow the protocol, by the optimizer of the suite where one
-    does: ``radius`` is by APGD in every suite. APGD has no step of one size. Attacks with another
-    number of steps than most stand in brackets: ``eps 8/255, 100 steps (radius: 50 steps)``.
+    They are those of the attacks in L-infinity that follow the protocol, by the optimizer of the
+    suite where one does: ``radius`` is by APGD in every suite. APGD has no step of one size.
+    Attacks with another number of steps than most stand in brackets: ``eps 8/255, 100 steps
+    (radius: 50 steps)``.
     """
     usual = OPTIMIZER_OF.get(suite, "pgd")
+    in_l2 = {attack.card.name for attack in ATTACKS if getattr(attack, "norm", "") == "l2"}
     found: dict[str, dict[str, tuple[str, str]]] = {}  # optimizer -> attack -> its ball and steps
     for record in (record for made in records.values() for record in made):
         known = parameters(record["attack_resolved"])
         name = split_attack_seed(record["attack"])[0]
+        if name in in_l2:
+            continue
         if name and ":" not in name and {"eps", "alpha", "steps"} <= known.keys():
             by = known.get("optimizer", usual)
-            size = "" if by == "apgd" else f" of {known['alpha']}"
+            size = "" if by == "apgd" else f" of {_of_255(known['alpha'])}"
             search = f"eps {known['eps']}", f"{known['steps']} steps{size}"
             found.setdefault(by, {}).setdefault(name, search)
     by = usual if usual in found or not found else next(iter(found))

@@ -42,7 +42,7 @@ _SPECIAL = {
     "↓": r"$\downarrow$",
 }
 _MARKS = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "failed": r"\emph{{{}}}"}
-_GRADUAL = re.compile(r"(?<![A-Za-z0-9])g\\_(1/2|[A-Za-z0-9]+)")
+_GRADUAL = re.compile(r"(?<![A-Za-z0-9_])g\\_(1/2|[A-Za-z0-9]+)")
 
 PREAMBLE = r"""% Rendered by 'dmlbench leaderboard'. Needs \usepackage[T1]{fontenc} and
 % \usepackage{booktabs,graphicx}. \interval sets what stands below a number that was measured:

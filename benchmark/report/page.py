@@ -20,7 +20,7 @@ from dmlbench.report.entries import Entry
 from dmlbench.report.render import figures
 
 WIDE = 6  # inches; wider plots have several panels
-_GRADUAL = re.compile(r"(?<![A-Za-z0-9])g_(1/2|[A-Za-z0-9]+)")
+_GRADUAL = re.compile(r"(?<![A-Za-z0-9_])g_(1/2|[A-Za-z0-9]+)")
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 

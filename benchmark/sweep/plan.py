@@ -61,7 +61,7 @@ def plan(
     Raises:
         UserError: there is no seed, a seed is no whole number, or a defense is unfit.
     """
-    if not seeds:
+    if not len(seeds):
         raise UserError("name a seed (--seed 0, in Python seeds=[0])")
     check_seeds(seeds)
     card = dataset.protocol

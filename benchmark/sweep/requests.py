@@ -72,6 +72,8 @@ def parse_recipe(dataset: Dataset, changes: str | Mapping[str, Any]) -> Recipe:
     pairs = {p.name: p.show(getattr(usual, p.name)) for p in spec.parameters(Recipe)}
     if isinstance(changes, str):
         pairs |= spec.split_pairs(changes, f"recipe {changes!r}")
-    else:
+    elif isinstance(changes, Mapping):
         pairs |= {key: str(value) for key, value in changes.items()}
+    else:
+        raise UserError(f"recipe must be 'epochs=2' or {{'epochs': 2}}, got {changes!r}")
     return spec.build(Recipe, pairs, "recipe")

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.records import MODEL
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.numbers import check_whole
@@ -231,6 +232,21 @@ def check_label(session: Session, weights: Weights) -> None:
         raise UserError(
             f"label {about.label!r}: cells of these weights in {session.store.root} are called "
             f"{others[0]!r}; leave the label out, or choose another results folder"
+        )
+
+
+def warn_of_namesake(session: Session, weights: Weights) -> None:
+    """Warn if cells of other weights are stored in the same row of tables."""
+    row, digest = [getattr(weights.about, name) for name in MODEL], weights.facts["checkpoint"]
+    if any(
+        row == [getattr(cell.about, name) for name in MODEL]
+        and cell.facts.get("checkpoint", digest) != digest
+        for cell in session.store.cells()
+    ):
+        warnings.warn(
+            f"results of another network are stored under the name {weights.about.label!r}, and "
+            "tables show the latest: give each a label of its own (--label, in Python label=)",
+            stacklevel=3,
         )
 
 
