@@ -14,7 +14,9 @@ is one of the g, and it is repeated until there are as many as in the largest cl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack, RowWise
@@ -25,7 +27,9 @@ from dmlbench.common.lazy import torch
 from dmlbench.core.papers import BOUNIOT
 from dmlbench.core.registry import Card
 from dmlbench.metrics.distance import pairwise
+from dmlbench.metrics.relevance import put
 
+BLOCK = 8 * CHUNK  # items whose embeddings are summed up at once
 COLUMNS = moved_query.recall_and_map("FNA")
 
 
@@ -95,30 +99,60 @@ def _own(gallery: Gallery, index: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return count, total, squares
 
 
+class _ByClass(NamedTuple):
+    """A gallery sorted by class.
+
+    Attributes:
+        place: (N,) the number of each item's class, from 0.
+        order: (N,) the positions of the items, class by class.
+        begins: (C + 1,) where the items of each class begin in ``order``; the end is N.
+    """
+
+    place: torch.Tensor
+    order: torch.Tensor
+    begins: torch.Tensor
+
+    @classmethod
+    def of(cls, gallery: Gallery) -> _ByClass:
+        place: torch.Tensor = torch.unique(gallery.classes, return_inverse=True)[1]
+        ends = torch.bincount(place).cumsum(0)
+        return cls(place, place.argsort(stable=True), torch.cat([ends.new_zeros(1), ends]))
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of classes with at most ``BLOCK`` items together, or of one larger class."""
+        begins, first = self.begins.cpu(), 0
+        while first < len(begins) - 1:
+            last = int(torch.searchsorted(begins, begins[first] + BLOCK, right=True)) - 1
+            yield first, (first := max(last, first + 1))
+
+    def means(self, embeddings: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """(c, D) float64, the mean embeddings of the classes ``first`` to ``last``, left out."""
+        sums = embeddings.new_zeros(last - first, embeddings.shape[1], dtype=torch.float64)
+        for items in self.order[self.begins[first] : self.begins[last]].split(BLOCK):
+            sums.index_add_(0, self.place[items] - first, embeddings[items].double())
+        return sums / self.begins[first : last + 1].diff()[:, None]
+
+
 def _farthest_centre(gallery: Gallery, index: torch.Tensor) -> torch.Tensor:
     """(B, D) float64, the mean embedding of the class farthest from each query that is not its own.
+
+    The means are computed again for each batch, block by block, so that memory does not grow with
+    the number of classes.
 
     Raises:
         CellError: there is no other class.
     """
-
-    def numbers() -> torch.Tensor:
-        inverse: torch.Tensor = torch.unique(gallery.classes, return_inverse=True)[1]
-        return inverse
-
-    place = gallery.shared("class numbers", numbers)
-
-    def means() -> torch.Tensor:
-        sizes = torch.bincount(place).double()
-        sums = gallery.embeddings.new_zeros(len(sizes), gallery.embeddings.shape[1]).double()
-        return sums.index_add_(0, place, gallery.embeddings.double()) / sizes[:, None]
-
-    centres = gallery.shared("class means", means)
-    d = pairwise(gallery.queries[index].double(), centres, "E")
-    answers = gallery.relevance.positives.of(index)
-    own = torch.where(answers < 0, len(centres), place[answers.clamp(min=0)])
-    d = torch.cat([d, d[:, :1]], dim=1).scatter(1, own, -torch.inf)[:, :-1]
-    farthest, column = d.max(1)
-    if farthest.isinf().any():
+    by_class = gallery.shared("by class", lambda: _ByClass.of(gallery))
+    queries, answers = gallery.queries[index].double(), gallery.relevance.positives.of(index)
+    own = by_class.place[answers.clamp(min=0)].masked_fill(answers < 0, -1)
+    pull, most = torch.zeros_like(queries), torch.full_like(queries[:, 0], -torch.inf)
+    for first, last in by_class.blocks():
+        centres = by_class.means(gallery.embeddings, first, last)
+        d = pairwise(queries, centres, "E")
+        put(d, own, -torch.inf, first)
+        farthest, column = d.max(1)
+        pull = torch.where((farthest > most)[:, None], centres[column], pull)
+        most = most.maximum(farthest)
+    if most.isinf().any():
         raise CellError("the gallery holds a single class: there is no other one to move to")
-    return centres[column]
+    return pull

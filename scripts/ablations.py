@@ -10,11 +10,11 @@ suite ``ers``. ``python -m scripts.reading`` writes the tables of results/paper/
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import click
 import yaml
 
 from dmlbench.analysis import csv_files, records
@@ -49,8 +49,11 @@ def trainings(table: str) -> list[Training]:
     return plan.plan(DATASETS.get(DATASET)(), "", network, defenses, [SEED], card.recipe)
 
 
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def collect(source: Path, target: Path) -> None:
-    """Write the rows of all tables that ``source`` has measured."""
+    """Write the rows of all tables that the results folder SOURCE has into the CSV TARGET."""
     wanted = {one.spelling for table in ("2", *TABLES) for one in trainings(table)}
     cells = [c for c in Store(source).cells() if c.about.suite in ("", SUITE)]
     cells = [c for c in cells if c.about.seed == SEED]
@@ -58,6 +61,8 @@ def collect(source: Path, target: Path) -> None:
     attacked = {c.about.defense for c in found if "ERS" in c.metrics}
     attacked |= {c.about.defense for c in found if c.findings.get("collapsed")}
     kept = [c for c in found if c.about.defense in attacked]
+    if not kept:
+        raise click.ClickException(f"{source} has no row of a table, so nothing is written")
     csv_files.write(target, records.TIDY_COLUMNS, records.tidy(kept))
     print(f"{len(attacked)} models")
 
@@ -125,4 +130,4 @@ def _number(entry: Entry | None, name: str) -> str:
 
 
 if __name__ == "__main__":
-    collect(*map(Path, sys.argv[1:]))
+    collect()

@@ -10,12 +10,12 @@ clean images. Models that collapsed are left out of it, as boards do not rank th
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 
@@ -64,10 +64,15 @@ def outcomes(store: Store, cells: Iterable[Cell]) -> pd.DataFrame:
     return found.sort_values(keys, ignore_index=True)
 
 
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("target", type=click.Path(path_type=Path, file_okay=False))
 def main(source: Path, target: Path) -> None:
-    """Write both files into the folder ``target``."""
+    """Write both files, of the results folder SOURCE, into the folder TARGET."""
     store = Store(source)
     cells = finished(store.cells())
+    if not cells:
+        raise click.ClickException(f"{source} has no finished model, so nothing is written")
     target.mkdir(exist_ok=True)
     csv_files.write(target / "rows.csv", records.TIDY_COLUMNS, records.tidy(cells))
     kept = outcomes(store, cells).to_parquet(compression="zstd", index=False)
@@ -77,4 +82,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

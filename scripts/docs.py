@@ -36,8 +36,14 @@ KINDS = {
 }
 
 
+@click.command()
 def main() -> None:
     """Write ``build/docs/`` anew."""
+    write()
+
+
+def write() -> None:
+    """Write the pages of the site, and the files that they link to."""
     shutil.rmtree(BUILT, ignore_errors=True)
     shutil.copytree(ROOT / "docs", BUILT)
     for path in BUILT.rglob("*.md"):

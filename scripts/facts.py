@@ -1,8 +1,8 @@
 """Check findings of the papers on fashion-mini: ``python -m scripts.facts [--results DIR]``.
 
 The script trains and attacks the models by the command line, which takes about ten minutes on two
-cores; stored results are used again. It prints each finding with its numbers. The exit code is 1
-if a finding does not hold.
+cores. It prints each finding with its numbers. The exit code is 1 if a finding does not hold.
+Stored results are used again, so the folder must hold results of this script alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ FACTS: tuple[Fact, ...] = (
 
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), default="results", show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default="build/facts", show_default=True
+)
 def main(results: Path) -> None:
     """Train, attack, and compare the numbers with the findings of the papers."""
     for defenses, attacks in RUNS:

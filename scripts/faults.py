@@ -22,9 +22,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from click.testing import CliRunner
-from safetensors.torch import save
 
 from dmlbench.analysis.records import tidy
 from dmlbench.cli.main import main
@@ -49,7 +47,7 @@ def _hangs(*_: object) -> None:
 
 
 def outcome(arguments: list[str]) -> tuple[str, str]:
-    """Name how a command ended by what it said: fine, one line, usage, traceback, hangs, mute."""
+    """Name how a command ended by what it said: fine, one line, traceback, hangs, mute."""
     signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(SECONDS)
     try:
@@ -158,13 +156,15 @@ def command(kind: str, folder: Path, ending: str, content: bytes) -> list[str]:
     if kind == "yaml":
         return ["run", f"--config={file}", "--dry-run"]
     if kind == "image":
-        (folder / "b").mkdir()
-        for name in "ab":
-            (folder / name / file.name).write_bytes(content)
+        for name in "abcd":
+            (folder / name).mkdir(exist_ok=True)
+            for copy in ("1", "2"):
+                (folder / name / f"{copy}{file.name}").write_bytes(content)
+        file.unlink()
         dataset = [f"--dataset=folder:root={folder}", f"--cache={folder / 'cache'}"]
         return ["run", "--defense=none", "--attack=ca+", "--dry-run", *dataset]
     if kind == "manifest":
-        (folder / "checkpoint.safetensors").write_bytes(save({"x": torch.zeros(3)}))
+        (folder / "checkpoint.safetensors").write_bytes(hostile.WEIGHTS)
     weights = folder if kind == "manifest" else file
     return ["attack", "--attack=ca+", "--queries=2", f"--checkpoint={weights}"]
 

@@ -108,18 +108,20 @@ def main(
             checkpoint.load_weights(weights, built)
         with frozen(on_device(built, place)):
             found = statistics(built, data, pairs, count, seed)
-    click.echo(f"{dataset}, {canonical_model(network)}, {count} batches of {pairs} pairs")
-    click.echo(
-        "{:18}{:>9}{:>17}{:>19}".format("sampler", "E[H]", "Var[H] in batch", "Var of batch mean")
-    )
-    rows = []
-    for name, (mean, within, between) in found.items():
-        click.echo(f"{name:18}{mean:>9.3f}{within:>17.5f}{between:>19.5f}")
-        row = {"sampler": name, "mean": f"{mean:.4f}", "variance in a batch": f"{within:.6f}"}
-        row["variance of the batch mean"] = f"{between:.6f}"
-        shown = {"dataset": dataset, "model": canonical_model(network), "batches": count}
-        rows.append(row | shown | {"checkpoint": weights.name if weights else "initial"})
-    save(path, rows, place)
+        click.echo(f"{dataset}, {canonical_model(network)}, {count} batches of {pairs} pairs")
+        click.echo(
+            "{:18}{:>9}{:>17}{:>19}".format(
+                "sampler", "E[H]", "Var[H] in batch", "Var of batch mean"
+            )
+        )
+        rows = []
+        for name, (mean, within, between) in found.items():
+            click.echo(f"{name:18}{mean:>9.3f}{within:>17.5f}{between:>19.5f}")
+            row = {"sampler": name, "mean": f"{mean:.4f}", "variance in a batch": f"{within:.6f}"}
+            row["variance of the batch mean"] = f"{between:.6f}"
+            shown = {"dataset": dataset, "model": canonical_model(network), "batches": count}
+            rows.append(row | shown | {"checkpoint": weights.name if weights else "initial"})
+        save(path, rows, place)
 
 
 if __name__ == "__main__":

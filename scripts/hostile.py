@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from dmlbench.common.hashing import identity, sealed
 
 ROOT = Path(__file__).parent.parent
+WEIGHTS = save({"x": torch.zeros(3)})  # beside each manifest
 Files = Iterator[tuple[str, bytes]]  # ending and content
 VALUES = (
     *("9" * 5000, "nan", "-inf", "1e400", "-1", "0", "1/0", "1/3", "", " ", "~", "null", "%s%n"),
@@ -112,18 +114,18 @@ def images(chance: random.Random) -> Files:
 def manifests(chance: random.Random) -> Files:
     """Code as the network, paths that lead out, numbers that cannot be, broken ones."""
     path = next((ROOT / "results" / "fashion" / "models").glob("*/manifest.json"))
-    good = path.read_bytes()
+    good = json.loads(path.read_bytes()) | {"sha256": hashlib.sha256(WEIGHTS).hexdigest()}
     changes: list[dict[str, Any]] = [
         *({"model": "evil.py:make"}, {"model": "os:_exit"}, {"checkpoint": "../../evil.py"}),
         *({"checkpoint": "/etc/passwd"}, {"seconds": -1}, {"schema": 99}, {"history": 3}),
         *({"training": {}, "training_id": identity({})}, {"sha256": "0" * 64}),
     ]
     for change in changes:
-        yield "json", json.dumps(json.loads(good) | change).encode()
-        yield "json", json.dumps(sealed(json.loads(good) | {"schema": 2} | change)).encode()
+        yield "json", json.dumps(good | change).encode()
+        yield "json", json.dumps(sealed(good | {"schema": 2} | change)).encode()
     yield "json", b"[" * 100_000
     while True:
-        yield "json", mutated(good, chance)
+        yield "json", mutated(json.dumps(good, indent=1).encode(), chance)
 
 
 def tables(chance: random.Random) -> Files:

@@ -59,7 +59,7 @@ def main(
         ours, theirs = cached(data, batch, device), image_folder(root, batch, workers, device)
         network = on_device(parse_model(model).build(data.channels, data.size), device)
         with frozen(network):
-            compare(ours, theirs, network, batch, repeats, device)
+            compare(ours, theirs, network, batch, workers, repeats, device)
 
 
 def cached(data: RetrievalData, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
@@ -81,6 +81,8 @@ def image_folder(
         transforms.ToTensor(),
     ]
     files = ImageFolder(str(root), transforms.Compose(steps))
+    if len(files) < batch:
+        raise click.ClickException(f"{root} has {len(files)} images: take a smaller --batch")
     loader = DataLoader(
         files,
         batch,
@@ -100,6 +102,7 @@ def compare(
     theirs: Iterator[torch.Tensor],
     network: torch.nn.Module,
     batch: int,
+    workers: int,
     repeats: int,
     device: torch.device,
 ) -> None:
@@ -118,7 +121,7 @@ def compare(
         embed(network, images)
     for _ in range(repeats):
         times["cache"].append(clock(lambda: next(ours), device))
-        for _ in range(6):
+        for _ in range(2 * workers + 2):  # a loader keeps two batches for each worker
             next(theirs)
         times["ImageFolder"].append(clock(lambda: [next(theirs) for _ in range(4)], device) / 4)
         with torch.no_grad():

@@ -103,7 +103,7 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     ("benchmark/sweep/plan.py", '"queries": queries})', "})"),
     ("benchmark/sweep/plan.py", '"attack_version": attack.version,', ""),
     ("benchmark/sweep/plan.py", ', "precision": precision}', "}"),
-    ("benchmark/sweep/worker.py", "np.minimum.reduce([x for", "np.mean([x for"),
+    ("benchmark/metrics/ers.py", "np.minimum.reduce([values for", "np.mean([values for"),
     ("benchmark/analysis/compare.py", "low <= 0 <= high", "low < 0 < high"),
 )
 """(file, old text, new text): changes that survived an earlier version of the tests."""
@@ -291,10 +291,12 @@ def run_tests(copy: Path, arguments: list[str], result: Connection) -> None:
 
 
 def measured(copy: Path, path: Path) -> Coverage:
-    """Run the suite under coverage.py, unless a data file is there.
+    """Run the suite under coverage.py, unless a data file of the same code and tests is there.
 
-    It runs without ``test_package.py``, which installs the package and finds this copy instead.
+    The file's name has a digest of them. The suite runs without ``test_package.py``, which installs
+    the package and finds this copy instead.
     """
+    path = path.with_name(f"{path.name}-{digest(copy)}")
     if not path.exists():
         environment = os.environ | {
             "PYTHONPATH": str(copy / "src"),
@@ -308,6 +310,16 @@ def measured(copy: Path, path: Path) -> Coverage:
             path.unlink(missing_ok=True)
             raise click.ClickException("the tests fail without a change")
     return Coverage(path)
+
+
+def digest(copy: Path) -> str:
+    """A digest of all Python files that git tracks."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=copy, capture_output=True, check=True)
+    found = hashlib.sha256()
+    for name in listed.stdout.decode().split("\n"):
+        if name:
+            found.update(name.encode() + (copy / name).read_bytes())
+    return found.hexdigest()[:12]
 
 
 def copied(folder: Path) -> Path:

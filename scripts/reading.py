@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 
+import click
 import pandas as pd
 
 from dmlbench.analysis.csv_files import read_tidy
@@ -66,7 +67,7 @@ def text(entry: Entry, column: str) -> str:
 def defenses(strict: dict[str, Entry], ers: dict[str, Entry]) -> str:
     """Write the table of defenses in both suites, ordered by ERS, collapsed models last."""
     paper = {
-        entry.label: text(entry, "ERS")
+        entry.label: text(entry, "ERS") + " (collapsed)" * entry.collapsed
         for entry in published()
         if entry.place.startswith("CVPR") and entry.dataset == "cub" and entry.eta in (None, ETA)
     }
@@ -440,6 +441,12 @@ def written(pages: Mapping[Path, str]) -> dict[Path, str]:
     return {path: TABLE.sub(lambda m: f"{m[1]}{blocks()[m[2]]}\n", p) for path, p in pages.items()}
 
 
-if __name__ == "__main__":
+@click.command()
+def main() -> None:
+    """Write the tables of the pages in results/ again, from the CSVs beside them."""
     for path, page in written(pages()).items():
         path.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

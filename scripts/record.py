@@ -13,6 +13,7 @@ import torch
 
 from dmlbench.compute.provenance import provenance
 
+NEEDS_A_SECOND = ("transfer",)  # attacks that need a second network
 CSV = click.option(
     "--csv",
     "path",
@@ -25,6 +26,8 @@ def save(path: Path | None, rows: Sequence[Mapping[str, Any]], device: torch.dev
     """Write ``rows`` to ``path``, each with device, threads, git commit and torch version."""
     if path is None:
         return
+    if not rows:
+        raise click.ClickException(f"nothing was measured, so {path} is not written")
     made = provenance(device)
     common = {"device": made.device, "threads": made.threads, "git": made.git}
     common["torch"] = made.libraries.get("torch", torch.__version__)

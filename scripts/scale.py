@@ -35,12 +35,11 @@ from dmlbench.metrics.collapse import chance_recall, effective_rank, mean_cosine
 from dmlbench.metrics.relevance import Groups, Lists, Relevance
 from dmlbench.metrics.retrieval import retrieval
 from scripts.overhead import clock, peak_mib
-from scripts.record import CSV, save
+from scripts.record import CSV, NEEDS_A_SECOND, save
 
 SIZES = "10000,60502,1000000"
 CLASS_SIZE = 5
 COLUMNS = ("gallery", "queries", "what", "set-up s", "step s", "MiB")
-LEFT_OUT = ("transfer",)  # needs a second network; the others that see images only embed more often
 
 
 @click.command()
@@ -136,7 +135,7 @@ def measured(
             timed("step", partial(goal.value_and_grad, e[rows], 0))
             timed("step", partial(goal.outcome, e[rows]))
 
-    for name in names or [name for name in ATTACKS.names() if name not in LEFT_OUT]:
+    for name in names or [name for name in ATTACKS.names() if name not in NEEDS_A_SECOND]:
         attack = ATTACKS.get(name)().resolve(THREAT)
         seconds |= {"set-up": 0.0, "step": 0.0}
         peak = peak_mib(partial(attacked, attack), device)

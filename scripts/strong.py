@@ -11,8 +11,9 @@ named), but ERS and passes:
 - clean: R@1 without an attack;
 - strict, auto: Robust R@1 of the two suites; strict with ES from five starts;
 - best: under the strongest of the twenty alone, whose name follows; twenty: under all of them;
-- margin, dlr, knn, shift: broken by that stage of top1 alone, as an attack of its own;
-- only dlr, only knn, only shift: broken by it and by no other stage;
+- margin, dlr, knn (stages of top1), shift (ES that stops when the top-1 fails): broken by that
+  attack alone, as one of its own;
+- only dlr, only knn, only shift: broken by it and by none of the other three;
 - ERS strict, ERS auto; ERS equal: of the nine attacks by APGD in as many steps as strict takes;
 - passes strict, passes auto: forward-backward passes per query, measured.
 
@@ -34,6 +35,7 @@ import torch
 
 import dmlbench
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS, RECALL_ATTACKS, SUITE_ATTACKS, Threat
 from dmlbench.datasets.base import DATASETS
@@ -237,29 +239,30 @@ def main(
     """Attack each of CHECKPOINTS by two suites and twenty attacks."""
     threat = spec.parse(dataset, DATASETS).protocol.threat
     lines = []
-    for checkpoint in checkpoints:
-        for eps in radii:
-            if cost:
-                lines.append(timed(checkpoint, dataset, eps, queries, repeats))
-            else:
-                specs = [
-                    *of_suite("strict"),
-                    *of_suite("equal"),
-                    *of_suite("auto"),
-                    *STAGES.values(),
-                    *TWENTY,
-                ]
-                report = dmlbench.evaluate(
-                    checkpoint,
-                    dataset,
-                    attacks=[at(one, eps) for one in dict.fromkeys(specs)],
-                    queries=queries,
-                    threads=1,
-                    results=results,
-                )
-                lines.append(row(Measured(report, threat), eps, Store(results)))
-            click.echo("  ".join(f"{key} {value}" for key, value in lines[-1].items()))
-            save(path, lines, torch.device("cpu"))
+    with Compute("cpu", threads=1).applied():  # so that the CSV says how it was measured
+        for checkpoint in checkpoints:
+            for eps in radii:
+                if cost:
+                    lines.append(timed(checkpoint, dataset, eps, queries, repeats))
+                else:
+                    specs = [
+                        *of_suite("strict"),
+                        *of_suite("equal"),
+                        *of_suite("auto"),
+                        *STAGES.values(),
+                        *TWENTY,
+                    ]
+                    report = dmlbench.evaluate(
+                        checkpoint,
+                        dataset,
+                        attacks=[at(one, eps) for one in dict.fromkeys(specs)],
+                        queries=queries,
+                        threads=1,
+                        results=results,
+                    )
+                    lines.append(row(Measured(report, threat), eps, Store(results)))
+                click.echo("  ".join(f"{key} {value}" for key, value in lines[-1].items()))
+                save(path, lines, torch.device("cpu"))
 
 
 if __name__ == "__main__":

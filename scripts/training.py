@@ -112,7 +112,13 @@ class Workbench:
 @click.option("--pairs", type=int, default=128, show_default=True)
 @click.option("--eta", "etas", type=int, multiple=True, default=(8, 32), show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
-@click.option("--defense", "defenses", multiple=True, help="Only these, without eta.")
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    type=click.Choice(["none", "est", "act", "hm"]),
+    help="Only these.",
+)
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.option("--loss", "last_loss", type=float, help="The loss of the step before, for HM.")
 @click.option("--robrank", type=click.Path(exists=True, path_type=Path))

@@ -116,7 +116,7 @@ def test_the_pages_of_the_results_are_in_the_site_with_links_that_lead_somewhere
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docs, "BUILT", tmp_path)
-    docs.main()
+    docs.write()
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for source in pages():
         place = docs.place_in_site(source)

@@ -31,6 +31,7 @@ def test_fna_is_the_sum_over_the_class(
     metric: str, suite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(furthest_negative, "CHUNK", 17)  # the gallery spans several chunks
+    monkeypatch.setattr(furthest_negative, "BLOCK", 13)  # some classes are larger, some smaller
     g, index = make_gallery(metric), torch.tensor([3, 0, 59, 17])
     labels = g.labels.clone()
     labels[:6] = 0  # classes of several sizes

@@ -41,6 +41,9 @@ def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: 
     assert shown.stdout.strip() in first.stdout
     (tmp_path / "leaderboards" / "tiny.md").unlink()
     assert dmlbench("leaderboard", "--format", "md").returncode == 0
+    for _ in range(2):  # a board in the folder of the results is not read as results
+        done = dmlbench("leaderboard", "tiny", "--format", "csv", "--leaderboards", "results")
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "leaderboards" / "tiny.md").read_text() == board
 
 

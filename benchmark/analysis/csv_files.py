@@ -36,6 +36,7 @@ from dmlbench.metrics.distance import METRICS
 from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
+BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board begins with
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 EXPORTED = ".exported"  # holds the SHA-256 of the results.csv that was exported last
 LOCK, LOCK_SECONDS = ".exported.lock", 300  # longer than any other run takes for its export
@@ -146,11 +147,22 @@ def read_folder(folder: Path) -> list[Record]:
 def tidy_files(folder: Path) -> list[Path]:
     """The CSVs in ``folder`` that are to be tidy, sorted by name; UserError if it is a file.
 
-    Hidden ones are left out: editors and other systems put files of their own beside a CSV.
+    Hidden ones are left out: editors and other systems put files of their own beside a CSV. So are
+    boards, which may be written into the same folder.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results {folder} is not a folder")
-    return sorted(path for path in folder.glob("[!.]*.csv") if path.name not in OTHERS)
+    found = (path for path in folder.glob("[!.]*.csv") if path.name not in OTHERS)
+    return sorted(path for path in found if not _is_board(path))
+
+
+def _is_board(path: Path) -> bool:
+    begins = ",".join(BOARD).encode() + b","
+    try:
+        with path.open("rb") as file:
+            return file.read(len(begins)) == begins
+    except OSError:  # ``read_tidy`` says why
+        return False
 
 
 def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from dmlbench.analysis.csv_files import BOARD
 from dmlbench.common.spreadsheet import guarded
 from dmlbench.report.board import Board, BoardCell, Line, Table
 from dmlbench.report.columns import in_order
@@ -20,7 +21,7 @@ def render(board: Board) -> str:
     metrics = in_order({c.name for table in board.tables for c in table.columns if c.better})
     records = [_record(table, line) for table in board.tables for line in table.lines]
     used = {name for record in records for name in record}
-    facts = ["dataset", "suite", "rank", "model", "loss", "defense", "spec", "eta", "recipe"]
+    facts = [*BOARD, "loss", "defense", "spec", "eta", "recipe"]
     facts += ["precision", "queries", "collapsed", "source", "url", "n", "seeds"]
     facts += ["eot"] * any("eot" in record for record in records)
     facts += ["flags"] * any("flags" in record for record in records)
