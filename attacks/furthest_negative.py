@@ -128,7 +128,7 @@ class _ByClass(NamedTuple):
     def means(self, embeddings: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """(c, D) float64, the mean embeddings of the classes ``first`` to ``last``, left out."""
         sums = embeddings.new_zeros(last - first, embeddings.shape[1], dtype=torch.float64)
-        for items in self.order[self.begins[first] : self.begins[last]].split(BLOCK):
+        for items in torch.split(self.order[self.begins[first] : self.begins[last]], BLOCK):
             sums.index_add_(0, self.place[items] - first, embeddings[items].double())
         return sums / self.begins[first : last + 1].diff()[:, None]
 

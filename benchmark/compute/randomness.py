@@ -18,7 +18,7 @@ def seed_all(seed: int) -> None:
     Those of GPUs are seeded too, unless the process has not used one yet: PyTorch would keep the
     seed until then.
     """
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+    if torch.cuda.is_available() and not _gpus_in_use():
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
@@ -32,8 +32,7 @@ def as_trained(seed: int | None) -> AbstractContextManager[None]:
     What the file lacks, such as a random buffer that is not saved, is then what the training with
     this seed had; it is always the same if the training is unknown (None).
     """
-    known = seed is not None
-    return global_seeds(derived_seed(seed, "init") if known else derived_seed(0, "build"))
+    return global_seeds(derived_seed(0, "build") if seed is None else derived_seed(seed, "init"))
 
 
 @contextmanager
@@ -47,8 +46,8 @@ def global_seeds(seed: int, device: torch.device | None = None) -> Iterator[None
     """
     numbers, python = np.random.get_state(), random.getstate()
     if device is not None and device.type == "cuda":
-        torch.cuda.init()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    gpus = range(torch.cuda.device_count()) if _gpus_in_use() else ()
     with torch.random.fork_rng(devices=gpus, device_type="cuda"):
         seed_all(seed)
         try:
@@ -56,3 +55,7 @@ def global_seeds(seed: int, device: torch.device | None = None) -> Iterator[None
         finally:
             np.random.set_state(numbers)
             random.setstate(python)
+
+
+def _gpus_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
