@@ -107,8 +107,15 @@ def problem(request: pytest.FixtureRequest) -> tuple[torch.Tensor, Goal]:
     return clean, Wave(target) if request.param == "wave" else hinge
 
 
-@pytest.mark.parametrize("active_set", [True, False])
-@pytest.mark.parametrize("from_noise", [False, True])
+@pytest.mark.parametrize(
+    ("active_set", "from_noise"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_the_loop_over_single_samples_to_the_bit(
     model: EmbeddingModel,
     problem: tuple[torch.Tensor, Goal],

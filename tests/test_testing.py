@@ -145,7 +145,10 @@ class TestDefenses:
 
         refused(changed(AntiCollapseTriplet, step=step), "perturbs", f"have a cosine of {cosine}")
 
-    @pytest.mark.parametrize("objective", ["CandidatePerturbation", "AnchorPerturbation"])
+    @pytest.mark.parametrize(
+        "objective",
+        ["CandidatePerturbation", pytest.param("AnchorPerturbation", marks=pytest.mark.slow)],
+    )
     def test_a_gradient_of_an_adversary_that_begins_late(
         self, objective: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
