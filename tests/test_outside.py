@@ -144,11 +144,11 @@ SWEEP = ("run", "--dataset", "stripes.py:Stripes:noise=20", "--defense",
 
 
 def test_every_kind_by_reference_from_flags_to_csv_and_back(outside: Call, files: Path) -> None:
-    """An attack by module, a defense, a data set and a network by file, in worker processes.
+    """An attack by module, a defense, a data set and a network by file, in a worker process.
 
     Then again from the run file.
     """
-    done = outside(*SWEEP, "--workers", "2")
+    done = outside(*SWEEP, "--cell-timeout", "600")
     assert done.returncode == 0, done.stderr
     found = rows(files)
     assert {row["dataset"] for row in found} == {"stripes:noise=20"}
