@@ -159,7 +159,7 @@ def tidy_files(folder: Path) -> list[Path]:
 def _is_board(path: Path) -> bool:
     begins = ",".join(BOARD).encode() + b","
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(len(begins)) == begins
     except OSError:  # ``read_tidy`` says why
         return False
