@@ -284,7 +284,9 @@ def test_rows_weights_and_people_that_cannot_be_are_refused(measured: Place) -> 
     refused(measured.verify("absent.npz"), "absent.npz does not exist")
     refused(measured.verify("strong.npz", "--link", "javascript:alert(1)"), "--link must be")
     refused(measured.verify("strong.npz", "--model", "c2f2"), "name it with --model")
-    refused(measured.verify("strong.npz", "--dataset", "fashion-mini:x=1"), "unknown key")
+    refused(measured.verify("strong.npz", "--dataset", "fashion"), "--dataset is given 2 times")
+    other = ("--row", "Mine", "--by", "x", "--dataset", "fashion-mini:x=1")
+    refused(measured.run("verify-attack", "strong.npz", *other), "unknown key")
 
 
 @pytest.mark.parametrize("by", ["", "  ", "a\nb", "a\u202eb", "x" * 101, "\x1b[31mred"])
