@@ -119,14 +119,17 @@ class _ByClass(NamedTuple):
         return cls(place, place.argsort(stable=True), torch.cat([ends.new_zeros(1), ends]))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of classes with at most ``BLOCK`` items together, or of one larger class."""
+        """Pairs (first, last): the classes from ``first`` to before ``last`` make a block.
+
+        A block has at most ``BLOCK`` items, or is one class that is larger.
+        """
         begins, first = self.begins.cpu(), 0
         while first < len(begins) - 1:
             last = int(torch.searchsorted(begins, begins[first] + BLOCK, right=True)) - 1
             yield first, (first := max(last, first + 1))
 
     def means(self, embeddings: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """(c, D) float64, the mean embeddings of the classes ``first`` to ``last``, left out."""
+        """The mean embeddings of a block of classes, (last - first, D) float64."""
         sums = embeddings.new_zeros(last - first, embeddings.shape[1], dtype=torch.float64)
         for items in torch.split(self.order[self.begins[first] : self.begins[last]], BLOCK):
             sums.index_add_(0, self.place[items] - first, embeddings[items].double())

@@ -173,7 +173,7 @@ def defined(records: Iterable[Record]) -> list[tuple[Record, str]]:
         columns = score_columns(one["metric"], one["suite"])
         if not columns:
             return same[one["metric"]]
-        if not same.keys() & set(columns):  # a score over restarts: they differ in no version
+        if not same.keys() & set(columns):  # over restarts: the plain attacks have the same
             same = versions.get((*_place(one)[:-1], ""), {})
         return ", ".join(f"{name} {same[name]}" for name in columns if name in same)
 

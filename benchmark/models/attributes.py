@@ -94,10 +94,13 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _declared(cls: type[nn.Module]) -> tuple[bool, set[str], dict[str, Any]]:
-    """Whether it is a layer of PyTorch's own that prints its attributes, and which it declares.
+    """The attributes that a layer of PyTorch's own declares and prints.
 
-    It prints them all but some arguments, as ``ceil_mode`` of ``AvgPool2d``: the defaults of these
-    come last.
+    It prints them all but some arguments, as ``ceil_mode`` of ``AvgPool2d``.
+
+    Returns:
+        True for a layer of PyTorch's own that prints its attributes (for any other class the rest
+        is empty); the names of the attributes; the default values of those it does not print.
     """
     own = cls.__module__.startswith("torch.nn.modules.")
     if not own or cls.extra_repr is torch.nn.Module.extra_repr:
