@@ -22,6 +22,11 @@ from tests.plans import trainings
 
 THREAT = FashionMini().protocol.threat
 THREAT_STEPS = 4  # of the data set tiny
+NETWORK = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+"""
 
 
 def scores(*specs: str, suites: tuple[str, ...] = ("auto",)) -> dict[tuple[str, str], list[str]]:
@@ -74,7 +79,9 @@ def test_more_passes_take_longer() -> None:
 
 
 def test_a_run(dmlbench: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
-    run = ("run", "--defense", "none", "--dataset", "tiny", "--suite", "strict", "--suite", "auto")
+    (tmp_path / "nets.py").write_text(NETWORK)
+    run = ("run", "--defense", "none", "--dataset", "tiny", "--model", "nets.py:make",
+           "--suite", "strict", "--suite", "auto")  # fmt: skip
     priced = dmlbench(*run, "--dry-run")
     text = "passes per query at most: strict 36, auto 1550 and 200 forward only (the nine attacks"
     assert f"{text} of strict: 36)" in priced.stdout
