@@ -26,6 +26,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.suggest import did_you_mean, unknown
 from dmlbench.core import reference
 from dmlbench.core.registry import Component, Registry
@@ -34,7 +35,6 @@ C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
 AUTO = "auto"  # written in a spec for None: the card of the data set decides
-LARGEST = 2**63  # a whole number in a spec is smaller
 OTHER_AUTO = "default"  # the same where ``auto`` is a value: a suite has that name
 
 
@@ -184,7 +184,7 @@ class Parameter:
         except (ValueError, ZeroDivisionError, OverflowError):
             kind = "a whole number" if self.type is int else "a number or fraction"
             raise ValueError(f"must be {kind}, got {_short(text)}") from None
-        if self.type is int and abs(value) >= LARGEST:
+        if self.type is int and abs(value) > LARGEST:
             raise ValueError(f"must be smaller than 2^63, got {_short(text)}")
         if not math.isfinite(value):
             raise ValueError(f"must be finite, got {_short(text)}")

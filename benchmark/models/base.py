@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.numbers import LARGEST
 from dmlbench.common.text import message_of
 from dmlbench.core import sources, spec
 from dmlbench.core.reference import Reference, source_facts
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dmlbench.compute.embedding import EmbeddingModel
-
-LARGEST = 2.0**63  # a number of an argument is smaller
 
 MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
 
@@ -308,7 +307,7 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return abs(value) < LARGEST  # neither infinite nor NaN
+        return abs(value) <= LARGEST  # neither infinite nor NaN
     return isinstance(value, str | bool | None)
 
 
