@@ -30,6 +30,11 @@ def message_of(error: BaseException, instead: str = "") -> str:
     return " ".join(str(error).split()) or instead or type(error).__name__
 
 
+def first_line(error: BaseException, instead: str = "") -> str:
+    """The first line of an error's message; of one without a message ``instead``, or its type."""
+    return (str(error).strip().splitlines() or [instead or type(error).__name__])[0]
+
+
 def listed(items: Sequence[str], most: int = 3) -> str:
     """The first items: ``a, b, c and 4 more``."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""

@@ -15,6 +15,7 @@ from typing import Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
 from dmlbench.common.numbers import check_whole
+from dmlbench.common.text import first_line
 from dmlbench.core.protocol import PRECISIONS
 
 CPU_BATCH, GPU_BATCH = 128, 1024
@@ -65,7 +66,7 @@ class Compute:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"--device {self.device} cannot be used: {reason}") from None
         return device
 

@@ -192,8 +192,9 @@ class Registry(Generic[C]):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a broken plugin must not take the command line down
-                kind = "" if isinstance(error, Exception) else f"{type(error).__name__} "
-                said = f"{kind}{' '.join(str(error).split())}".strip() or type(error).__name__
+                said = message_of(error)
+                if not isinstance(error, Exception) and str(error):
+                    said = f"{type(error).__name__} {said}"
                 warnings.warn(
                     f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {said}",
                     stacklevel=2,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmlbench.common.text import first_line
 from dmlbench.compute.embedding import EmbeddingModel
 
 LARGEST = 64  # pixels a side
@@ -76,7 +77,7 @@ def replayed_or_launched(
         with torch.cuda.device(sample.device), torch.enable_grad():  # the caller may need none
             return Replayed(model, sample)
     except RuntimeError as error:  # out of memory is one too
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error)
         torch.cuda.empty_cache()
         warn(f"kernels are launched one by one, as they cannot be recorded: {reason}")
         return model

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file
 from dmlbench.common.lazy import torch
-from dmlbench.common.text import listed
+from dmlbench.common.text import first_line, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +66,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from None
     except Exception as error:  # pickle.UnpicklingError and whatever a broken pickle raises
         raise UserError(
             f"checkpoint {path} is not a plain state dict (weights_only): {_refusal(error)}"
@@ -203,9 +203,9 @@ def _refusal(error: Exception) -> str:
     return f"it names {named[1]}; {REMEDY}"
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if "TorchScript" in str(error):
         return f"it is an archive of TorchScript; {REMEDY}"
     if isinstance(error, EOFError):
         return "it is empty or cut off"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

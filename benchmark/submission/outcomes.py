@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.attacks import moved_query
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.common.text import first_line
 from dmlbench.metrics.bootstrap import (
     Estimate,
     bootstrap_mean,
@@ -71,7 +72,7 @@ def read_outcomes(content: bytes, cell: Cell, images: int) -> Outcomes:
             for column in columns
         }
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        said = (str(error).strip().splitlines() or ["damaged"])[0]
+        said = first_line(error, "damaged")
         raise UserError(f"{name} is no file of outcomes: {said}") from None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
+from dmlbench.common.text import first_line
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import CLEAN_SUFFIX, OVER_STARTS
 from dmlbench.storage.cell import Cell
@@ -85,7 +86,7 @@ def measured_again(
     try:
         evaluation = worker.evaluation(claimed.weights)
     except (MemoryError, RuntimeError) as error:  # a network larger than this machine
-        said = (str(error).strip().splitlines() or ["out of memory"])[0]
+        said = first_line(error, "out of memory")
         raise UserError(f"the network of the bundle cannot be built here: {said}") from None
     generator = np.random.default_rng(seed)
     parts = []

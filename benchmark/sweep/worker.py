@@ -10,6 +10,7 @@ from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.hashing import file_sha256
+from dmlbench.common.text import first_line
 from dmlbench.compute.randomness import as_trained
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
@@ -142,6 +143,6 @@ def with_advice(error: BaseException, training: Training | None) -> BaseExceptio
         remedy = f"a smaller batch than {pairs} pairs (--recipe pairs={max(2, pairs // 2)})"
     else:
         remedy = "a smaller --batch-size"
-    first = str(error).strip().partition("\n")[0]
-    short = CellError(f"out of memory: use {remedy}, or another --device ({first})")
+    said = first_line(error)
+    short = CellError(f"out of memory: use {remedy}, or another --device ({said})")
     return short.with_traceback(error.__traceback__)

@@ -29,6 +29,7 @@ from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Bar, Reporter
+from dmlbench.common.text import first_line
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
 from dmlbench.compute.embedding import embed_together, frozen, on_device
@@ -423,7 +424,7 @@ class _TrainingRun:
             history: History = list(saved["history"])
             seconds = float(saved["seconds"])
         except Exception as error:  # whatever a broken pickle or a state of other code raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"{path} does not fit this training ({reason}): delete it") from None
         self.reporter.say(f"resuming after epoch {len(history)}")
         return history, seconds

@@ -7,6 +7,7 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.hashing import file_sha256
+from dmlbench.common.text import first_line
 from dmlbench.datasets.files.archive import download
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS
 from dmlbench.zoo.registry import ZooModel, model, models
@@ -111,8 +112,7 @@ def _from_hub(source: str, partial: Path, most: int) -> None:
         local = hf_hub_download(f"{owner}/{repository}", "/".join(rest), revision=revision or None)
         size = Path(local).stat().st_size
     except Exception as error:  # of the client and of what it uses
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source} cannot be downloaded ({first})") from None
+        raise UserError(f"{source} cannot be downloaded ({first_line(error)})") from None
     if size > most:  # its client takes no limit; here it need not fit into memory
         raise UserError(
             f"{source} has {size:,} bytes, more than the {most:,} that the file may have"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.progress import QuietReporter, duration
-from dmlbench.common.text import message_of
+from dmlbench.common.text import first_line, message_of
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.executors.base import FinishedTask
 from dmlbench.sweep.session import Session, Stopwatch
@@ -134,7 +134,7 @@ class RayCluster:
         try:
             refused, warnings, failure = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             tries = f"Ray gave it up after {RETRIES + 1} tries"
             return f"{tries} ({type(error).__name__}: {reason})", None
         for line in warnings:
