@@ -10,6 +10,7 @@ import tempfile
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 
 from dmlbench.analysis import csv_files
 from dmlbench.analysis.csv_files import export, read_folder
-from dmlbench.common.errors import UserError
+from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.numbers import LARGEST
 from dmlbench.core.naming import split_attack_seed, with_attack_seed
 from dmlbench.metrics.bootstrap import Estimate
@@ -213,6 +214,8 @@ def test_a_count_in_a_csv_is_a_whole_number_below_2_to_the_63(text: str) -> None
         ("dataset", "../tiny", "which is not the name of a data set"),
         ("label", " ", "label is ' ', which is empty"),
         ("deciles", "1 2 3", "not eleven rising numbers"),
+        ("curve", "0.0:50.0 1.0:60.0", "not points x:share with rising x and falling shares"),
+        ("curve", "0.0:120.0 1.0:0.0", "not points with shares from 0 to 100"),
         ("versions", "one", "versions is 'one'"),
     ],
 )
@@ -229,6 +232,21 @@ def test_nonsense_in_a_csv_is_named_with_file_and_line(
         read_folder(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        {"deciles": {"CA+": [1.0, 2.0, 3.0]}},
+        {"curves": {"CA+": [(0.0, 50.0), (1.0, 60.0)]}},
+        {"curves": {"CA+": [(0.0, 120.0), (1.0, 0.0)]}},
+    ],
+)
+def test_a_cell_whose_export_would_be_refused_is_not_stored(
+    tmp_path: Path, findings: dict[str, Any]
+) -> None:
+    with pytest.raises(CellError, match=r"of CA\+ .* not "):
+        Store(tmp_path).put(replace(cell(), findings=findings))
 
 
 @pytest.mark.parametrize(

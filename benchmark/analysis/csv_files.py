@@ -33,7 +33,8 @@ from dmlbench.core.flags import read_flags
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
-from dmlbench.storage.cell import Cell, implausible
+from dmlbench.storage import findings
+from dmlbench.storage.cell import DATASET_SPEC, Cell, implausible
 from dmlbench.storage.store import Store
 
 BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board begins with
@@ -250,8 +251,7 @@ def _filled(text: str) -> str:
 
 
 def _dataset(text: str) -> str:
-    name = text.partition(":")[0]
-    if not re.fullmatch(r"[\w.-]*\w", name):  # the files of its board are named after it
+    if not re.search(DATASET_SPEC, text):
         raise ValueError("not the name of a data set")
     return text
 
@@ -275,19 +275,16 @@ def _count(text: str) -> int:
 
 def _deciles(text: str) -> tuple[float, ...]:
     numbers = tuple(map(_number, text.split()))
-    if len(numbers) not in (0, 11) or list(numbers) != sorted(numbers):
-        raise ValueError("not eleven rising numbers")
+    if wrong := findings.wrong_deciles(numbers):
+        raise ValueError(wrong)
     return numbers
 
 
 def _curve(text: str) -> tuple[tuple[float, float], ...]:
     points = [point.partition(":") for point in text.split()]
     found = tuple((_number(x), _number(share)) for x, _, share in points)
-    shares = [share for _, share in found]
-    if sorted(found) != list(found) or sorted(shares, reverse=True) != shares:
-        raise ValueError("not points x:share with rising x and falling shares")
-    if shares and not 0 <= shares[-1] <= shares[0] <= 100:
-        raise ValueError("not shares from 0 to 100")
+    if wrong := findings.wrong_curve(found):
+        raise ValueError(wrong)
     return found
 
 

@@ -28,6 +28,7 @@ from dmlbench.storage import findings
 
 SCHEMA: Literal[4] = 4
 SEALED_SINCE = 4  # the schema from which on a cell has a checksum; those before have none
+DATASET_SPEC = r"^[\w.-]*\w(:|$)"  # its name becomes that of the files of its board
 PERCENT, UNBOUNDED = (0, 100), (-math.inf, math.inf)
 ORDER = (
     "dataset",
@@ -46,7 +47,7 @@ ORDER = (
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=2.5e11)]  # since 1970: before the year 9892
 Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
-DatasetSpec = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]*\w(:|$)")]  # it names files of boards
+DatasetSpec = Annotated[str, msgspec.Meta(pattern=DATASET_SPEC)]
 Suite = Annotated[str, msgspec.Meta(pattern=f"^(|{'|'.join(SUITES)})$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 

@@ -5,7 +5,7 @@ Any other finding of a cell may have any form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -41,10 +41,25 @@ def problem(findings: Mapping[str, Any]) -> str:
     except msgspec.ValidationError as error:
         return f"its findings are wrong: {error}"
     for name, values in shown.deciles.items():
-        if len(values) not in (0, 11) or values != sorted(values):
-            return f"the deciles of {name} are not eleven rising numbers"
+        if wrong := wrong_deciles(values):
+            return f"the deciles of {name} are {wrong}"
     for name, points in shown.curves.items():
-        shares = [share for _, share in points]
-        if points != sorted(points) or shares != sorted(shares, reverse=True):
-            return f"the curve of {name} does not fall over rising x"
+        if wrong := wrong_curve(points):
+            return f"the curve of {name} is {wrong}"
+    return ""
+
+
+def wrong_deciles(values: Sequence[float]) -> str:
+    """What is wrong with the deciles of a metric; empty if nothing is."""
+    rising = list(values) == sorted(values)
+    return "" if len(values) in (0, 11) and rising else "not eleven rising numbers"
+
+
+def wrong_curve(points: Sequence[tuple[float, float]]) -> str:
+    """What is wrong with the points (x, share in percent) of a curve; empty if nothing is."""
+    shares = [share for _, share in points]
+    if list(points) != sorted(points) or shares != sorted(shares, reverse=True):
+        return "not points x:share with rising x and falling shares"
+    if shares and not 0 <= shares[-1] <= shares[0] <= 100:
+        return "not points with shares from 0 to 100"
     return ""
