@@ -178,7 +178,7 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
         error: message of a failed cell; else empty.
         exception: type and traceback of a failed cell; else None.
         metrics: metric -> estimate, one for each of ``columns``; empty if the cell failed.
-        findings: other observations, JSON types (``evaluation.evaluator.Measurement``).
+        findings: other observations, JSON types (``evaluation.measurement.Measurement``).
         started: seconds since 1970.
         seconds: duration.
         provenance: code, libraries and machine that measured it.
@@ -229,11 +229,6 @@ class Cell(PlannedCell, frozen=True, kw_only=True, omit_defaults=True):
     def as_json(self) -> dict[str, Any]:
         """The cell in JSON types, as it is stored on disk, with the checksum of its content."""
         return sealed(msgspec.to_builtins(self))
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of its whole content, and through ``outcomes`` of its outcomes too."""
-        return str(self.as_json()["checksum"])
 
 
 def encode(cell: Cell, place: Path) -> bytes:
