@@ -34,7 +34,7 @@ are eps / 2^(i/4), down to eps / 128. Both columns end at eps, which is 8 sigma 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
@@ -182,8 +182,7 @@ class Certified(TopOneAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> CertifiedGoal:
         """The margin."""
         goal = super().goal(gallery, index, seed)
-        values = {field.name: getattr(goal, field.name) for field in fields(goal)}
-        return CertifiedGoal(**values, end=self.eps or 0)
+        return CertifiedGoal(**vars(goal), end=self.eps or 0)
 
     def perturb(
         self,
@@ -227,8 +226,7 @@ class Certified(TopOneAttack):
         purpose = f"{self.card.name} attack"
         through = MeanOverNoise(embed, images, seed, purpose, self.sigma, self.draws)
         found = bisect(search, through, images, goal, every, clean, right, start)
-        values = {field.name: getattr(found, field.name) for field in fields(Bisected)}
-        values |= {
+        values = vars(found) | {
             "passes": found.passes * self.draws,
             "full_passes": len(images) * self.most_passes * search.draws,
             "forward_passes": shown,

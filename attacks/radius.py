@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from dmlbench.attacks.base import ATTACKS, Column
@@ -112,8 +112,7 @@ class Radius(TopOneAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> RadiusGoal:
         """The margin."""
         margin = super().goal(gallery, index, seed)
-        values = {field.name: getattr(margin, field.name) for field in fields(margin)}
-        return RadiusGoal(**values, end=self.levels[-1])
+        return RadiusGoal(**vars(margin), end=self.levels[-1])
 
     def read(
         self, goal: RadiusGoal, perturbed: Perturbed, after: torch.Tensor

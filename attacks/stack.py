@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dmlbench.attacks.base import ATTACKS, Attacked, Column
@@ -99,7 +99,7 @@ class TopOneStack(TopOneAttack):
     def goal(self, gallery: Gallery, index: torch.Tensor, seed: int) -> StackGoal:
         """The margin."""
         margin = super().goal(gallery, index, seed)
-        return StackGoal(**{field.name: getattr(margin, field.name) for field in fields(margin)})
+        return StackGoal(**vars(margin))
 
     def goal_of_restart(self, goal: StackGoal, restart: int) -> StackGoal:
         """With other starts of dlr and knn, and other squares, in every restart but the first."""
@@ -187,9 +187,8 @@ class TopOneStack(TopOneAttack):
                 if len(moved):
                     without, its = (right(part, x.images[moved]) for x in (white, found))
                     again[moved] = without - its
-        values = {field.name: getattr(found, field.name) for field in fields(Perturbed)}
-        values["full_forward_passes"] = BUDGET * len(images)
-        return Stacked(**values, by_square=took, again=again)
+        found = replace(found, full_forward_passes=BUDGET * len(images))
+        return Stacked(**vars(found), by_square=took, again=again)
 
     def _last(self, search: Search, goal: StackGoal, perturbed: Perturbed) -> Outcomes:
         """R@1 of the last iterate; what Square took is no matter of iterates."""

@@ -22,7 +22,7 @@ answers to a query are listed, every item is, and y the nearest answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
@@ -119,7 +119,7 @@ class TopOneGoal(RowWise):
 
     def ranked(self) -> RankGoal:
         """The same goal as ranked lists show it."""
-        return RankGoal(**{field.name: getattr(self, field.name) for field in fields(TopOneGoal)})
+        return RankGoal(**vars(self))
 
     def outcome(self, e: torch.Tensor) -> dict[str, torch.Tensor]:
         """R@1; of an item, 100 where it is still the top-1 (a tie is a loss), else 0."""

@@ -50,7 +50,8 @@ class NoDefense(Defense):
             UserError: a margin or a sampler is given for a loss that does not read it.
         """
         losses.check(self.card.name, self.loss, self.margin, self.sampler)
-        return super().resolve(threat, metric) if self.loss == losses.TRIPLET else self
+        filled = super().resolve(threat, metric)
+        return filled if self.loss == losses.TRIPLET else replace(filled, margin=None)
 
     def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
         """The loss module; None for the triplet loss. Proxy-anchor learns its proxies."""

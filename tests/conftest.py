@@ -187,12 +187,6 @@ def net() -> nn.Module:
     return own_network()
 
 
-@pytest.fixture
-def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boards without figures: plots have tests of their own."""
-    monkeypatch.setattr("dmlbench.report.page.figures", lambda board: iter(()))
-
-
 @pytest.fixture(scope="session")
 def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Measured rows and an honest bundle of them; the workers of pytest measure them once."""

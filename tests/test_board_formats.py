@@ -23,8 +23,6 @@ from dmlbench.report.render import boards
 from dmlbench.report.terminal import print_grid, print_tables
 from tests.synthetic import failed, many, model, one_board, write
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 EVIL = '<script>alert("x")</script>|`*&_$%\\{}\n中 =HYPERLINK'
 
 

@@ -40,8 +40,6 @@ from dmlbench.zoo.registry import models as zoo_models
 from tests.cells import cell, with_facts
 from tests.synthetic import FULL, attacked, failed, model, one_board
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 PAPER = {  # HM, Table 6: the rows by their printed ERS, best first
     "cub": [
         ("HM[S,g_LGA]&ICS", "32", "36.0"),

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 
 from dmlbench.analysis.csv_files import read_folder
-from dmlbench.report import page
+from dmlbench.report import drawing, page
 from dmlbench.report.board import Board
 from dmlbench.report.render import RENDERERS, boards
 
@@ -70,7 +70,7 @@ def test_the_board_beside_the_rows_of_fashion_mini_is_rendered_from_them(tmp_pat
 @pytest.mark.slow
 def test_the_committed_plots_are_drawn_from_the_committed_results(rendered: list[Board]) -> None:
     """If it fails: dmlbench leaderboard. Plots are compared if matplotlib is the same."""
-    html = page.render(rendered)
+    html = page.render(rendered, drawing.draw(rendered, Path("none"), ("svg",)).pictures)
     (found,) = committed("leaderboards/index.html").values()
     plots = committed("leaderboards/plots/*")
     drawn = set(re.findall(r'href="(plots/[^"]+)"', html))

@@ -13,9 +13,10 @@ from dmlbench.analysis.records import tidy
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
+from dmlbench.report.drawing import named
 from dmlbench.report.entries import measured
-from dmlbench.report.plots import ACROSS, PLOTS, pareto
-from dmlbench.report.render import boards, figures
+from dmlbench.report.plots import ACROSS, PLOTS, figure_of, pareto
+from dmlbench.report.render import boards
 from dmlbench.storage.cell import Cell
 from tests.cells import cell
 from tests.synthetic import FULL, attacked, model, swept
@@ -65,7 +66,8 @@ def test_missing_numbers_are_not_plotted() -> None:
 
 def test_the_literature_is_drawn_hollow_and_has_no_intervals() -> None:
     board = next(board for board in boards([]) if board.name == "sop")
-    drawn = dict(figures(board))
+    plots = ((name, figure_of(plot, shown)) for name, plot, shown in named(board))
+    drawn = {name: figure for name, figure in plots if figure is not None}
     assert list(drawn) == [f"sop-ers-{name}" for name in ("tradeoff", "cost", "eta", "terms")]
     lines = drawn["sop-ers-tradeoff"].axes[0].lines
     assert {line.get_markerfacecolor() for line in lines if line.get_marker() != "None"} == {"none"}

@@ -83,7 +83,7 @@ def _files(card: DatasetCard, listing: Listing, cache: Cache) -> Verification:
     names = listing.names
     missing = {name for name in names if not (listing.root / name).is_file()}
     there = [name for name in names if name not in missing]
-    seen = read_files(f"read {card.name}", listing.root, there, cache.reporter, side=cache.side)
+    seen = read_files(f"read {card.name}", listing.root, there, cache.reporter, None, cache.side)
     groups: dict[bytes, list[str]] = defaultdict(list)
     for path, one in zip(there, seen, strict=True):
         groups[one.file].append(path)

@@ -17,7 +17,6 @@ from dmlbench.report.columns import BoardColumn
 from dmlbench.report.details import details
 from dmlbench.report.drawing import Picture, file_stem, named
 from dmlbench.report.entries import Entry
-from dmlbench.report.render import figures
 
 WIDE = 6  # inches; wider plots have several panels
 _GRADUAL = re.compile(r"(?<![A-Za-z0-9_])g_(1/2|[A-Za-z0-9]+)")
@@ -72,12 +71,12 @@ class Tab:
     plots: tuple[Drawing, ...]
 
 
-def render(boards: Sequence[Board], pictures: Mapping[str, Picture] | None = None) -> str:
+def render(boards: Sequence[Board], pictures: Mapping[str, Picture] = {}) -> str:
     """The HTML of the page. Text from results and plugins is escaped.
 
     Args:
         boards: a tab each.
-        pictures: their plots, which have an SVG; None: they are drawn here.
+        pictures: their plots by name, which have an SVG.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"named": _named, "origin": origin, "letters": _letters}
@@ -104,19 +103,15 @@ def origin(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def _tab(board: Board, pictures: Mapping[str, Picture] | None) -> Tab:
-    if pictures is None:
-        drawn = [
-            (name, style.save(fig, "svg"), fig.get_suptitle(), fig.get_figwidth())
-            for name, fig in figures(board)
-        ]
-    else:
-        names = (name for name, _, _ in named(board))
-        found = (pictures[name] for name in names if name in pictures)
-        drawn = [(one.name, one.files["svg"], one.title, one.width) for one in found]
+def _tab(board: Board, pictures: Mapping[str, Picture]) -> Tab:
+    found = (pictures[name] for name, _, _ in named(board) if name in pictures)
     drawings = tuple(
-        Drawing(name, _inline(svg, name, f"{title}: {board.name}"), wide=width > WIDE)
-        for name, svg, title, width in drawn
+        Drawing(
+            one.name,
+            _inline(one.files["svg"], one.name, f"{one.title}: {board.name}"),
+            wide=one.width > WIDE,
+        )
+        for one in found
     )
     key = file_stem(board.name)
     sheets = tuple(_sheet(table, f"{key}-{n}") for n, table in enumerate(board.tables))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dmlbench.analysis.csv_files import read_folder
 from dmlbench.analysis.records import Record
@@ -13,13 +12,10 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_if_changed
 from dmlbench.common.suggest import unknown
 from dmlbench.datasets.base import DATASETS
-from dmlbench.report import drawing, latex, markdown, spreadsheet
+from dmlbench.report import latex, markdown, spreadsheet
 from dmlbench.report.board import Board, base, tables
 from dmlbench.report.entries import Entry, measured
 from dmlbench.report.literature import published
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RENDERERS: dict[str, Callable[[Board], str]] = {
     "md": markdown.render,
@@ -100,16 +96,6 @@ def write_tables(
         for kind, render in RENDERERS.items()
         if kind in formats
     }
-
-
-def figures(board: Board) -> Iterator[tuple[str, Figure]]:
-    """The plots of a board, each with the name of its files (without the ending)."""
-    from dmlbench.report.plots import figure_of
-
-    for name, plot, shown in drawing.named(board):
-        figure = figure_of(plot, shown)
-        if figure is not None:
-            yield name, figure
 
 
 def _card(name: str) -> tuple[str, str, str]:

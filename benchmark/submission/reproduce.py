@@ -21,7 +21,6 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import ERS
 from dmlbench.models.base import MODELS, parse_model
-from dmlbench.storage.store import Store
 from dmlbench.submission.claims import whole_number
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_recipe
@@ -266,7 +265,6 @@ def _weights(
 ) -> tuple[Weights | Training, str]:
     """The weights of a row, or the training that gives them; and where they come from."""
     card = card_of(row["checkpoint_sha256"])
-    store = Store(session.store.root)
     if checkpoint is None and not retrain and card is not None:
         checkpoint = zoo_folder(card.name)
         how = f"the zoo's {card.name}"
@@ -303,7 +301,7 @@ def _weights(
         [seed],
         parse_recipe(session.dataset, row["recipe"]),
     )
-    trained = store.model_folder(training.id)
+    trained = session.store.model_folder(training.id)
     return training, f"trained by the row's recipe, in {trained}"
 
 

@@ -21,7 +21,6 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.lazy import np
+from dmlbench.common.progress import QuietReporter, Reporter
 from dmlbench.common.text import listed
 from dmlbench.datasets.files.decoding import (
     DECODER_VERSION,
@@ -42,7 +42,6 @@ from dmlbench.datasets.files.places import HOME
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dmlbench.common.progress import Reporter
 
 LONG = 4_000_000_000  # bytes whose check takes so long that its progress is shown
 _SOUND: set[tuple[Path, int, int, int]] = set()  # files of pixels that this process has checked
@@ -69,13 +68,13 @@ class Cache:
 
     Attributes:
         folder: the folder; None: ``decoded`` in ``places.HOME``.
-        reporter: shows the progress of decoding; None: nothing is shown.
+        reporter: shows the progress of decoding.
         side: height and width of the decoded images, in pixels.
         checked: another process of this run has compared the pixels with their hashes.
     """
 
     folder: Path | None = None
-    reporter: Reporter | None = None
+    reporter: Reporter = QuietReporter()
     side: int = SIDE
     checked: bool = False
 
@@ -104,8 +103,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if self.reporter is not None:
-                self.reporter.say(f"another process is decoding {title}; waiting for it")
+            self.reporter.say(f"another process is decoding {title}; waiting for it")
             lock.acquire()
         try:
             found = self.find(key, len(names))
@@ -151,15 +149,14 @@ class Cache:
             state = path, known.st_ino, known.st_mtime_ns, known.st_ctime_ns
             if self.checked or state in _SOUND:
                 return True
-            shown = self.reporter if known.st_size > LONG else None
-            bar = shown.task(f"check {title}", len(found.hashes)) if shown else nullcontext()
+            shown = self.reporter if known.st_size > LONG else QuietReporter()
+            bar = shown.task(f"check {title}", len(found.hashes))
             with path.open("rb") as file, bar as task:
                 for expected in found.hashes:
                     file.readinto(image)
                     if hashlib.sha256(image).digest() != expected.tobytes():
                         return False
-                    if task is not None:
-                        task.advance(1)
+                    task.advance(1)
         except OSError:  # a bad sector
             return False
         _SOUND.add(state)

@@ -46,9 +46,9 @@ def read_files(
     title: str,
     root: Path,
     names: Sequence[str],
-    reporter: Reporter | None = None,
-    output: Path | None = None,
-    side: int = SIDE,
+    reporter: Reporter,
+    output: Path | None,
+    side: int,
 ) -> list[Seen]:
     """Read and decode the files ``names`` in ``root``, in order.
 
@@ -56,17 +56,16 @@ def read_files(
         title: of the progress bar.
         root: the folder.
         names: paths below it.
-        reporter: shows the progress; None: nothing is shown.
+        reporter: shows the progress.
         output: a file for the pixels, image after image; None: they are not kept.
         side: height and width that an image is resized to, in pixels.
     """
     chunks = [(root, i, names[i : i + CHUNK], side, output) for i in range(0, len(names), CHUNK)]
     found: list[Seen] = []
-    with nullcontext() if reporter is None else reporter.task(title, len(names)) as task:
+    with reporter.task(title, len(names)) as task:
         for part in _results(chunks):
             found += part
-            if task is not None:
-                task.advance(len(part))
+            task.advance(len(part))
     return found
 
 
