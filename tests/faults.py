@@ -153,11 +153,11 @@ def workers(driver: int) -> list[int]:
         return []
 
 
-def until(condition: Any, seconds: float = PATIENCE) -> Any:
+def until(condition: Any) -> Any:
     """Wait until ``condition()`` is true and return its value."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.02)
-    raise AssertionError(f"it did not come about within {seconds} s")
+    raise AssertionError(f"it did not come about within {PATIENCE} s")

@@ -33,11 +33,11 @@ class Wrapped(nn.Module):
 
 
 class Counting(Wrapped):
-    """Changes what it computes after so many passes."""
+    """Changes what it computes from its 20th pass on."""
 
-    def __init__(self, backbone: nn.Module, passes: int) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone)
-        self.left = passes
+        self.left = 20
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.left -= 1

@@ -88,7 +88,7 @@ def test_a_network_without_numbers_is_refused(tiny: RetrievalData, name: str) ->
 
 def test_a_network_that_changes_during_the_attack_is_flagged(tiny: RetrievalData) -> None:
     attack = ATTACKS.get("tma")().resolve(THREAT)
-    model = EmbeddingModel(Counting(backbone(), passes=20), "N")
+    model = EmbeddingModel(Counting(backbone()), "N")
     with measured(tiny, model) as found:
         assert names(found.benign().findings) == []
         assert names(found.attack(attack, 0, "tma").findings) == ["clean"]

@@ -64,13 +64,14 @@ def folder(root: Path, classes: int, each: int, size: tuple[int, int] = (96, 72)
     return root
 
 
+EACH = 2  # images of a class in an official layout
 CUB_CLASSES = (1, 2, 100, 101, 200)
 
 
-def cub(root: Path, each: int = 2) -> Path:
+def cub(root: Path) -> Path:
     """``CUB_200_2011``, with a file name that has a space."""
     base = root / "CUB_200_2011"
-    entries = [(c, f"{c:03}.Bird_{c}/Bird {c}_{i}.jpg") for c in CUB_CLASSES for i in range(each)]
+    entries = [(c, f"{c:03}.Bird_{c}/Bird {c}_{i}.jpg") for c in CUB_CLASSES for i in range(EACH)]
     for seed, (label, name) in enumerate(entries):
         write(base / "images" / name, jpeg(label, seed))
     numbered = list(enumerate(entries, start=1))
@@ -83,10 +84,10 @@ def cub(root: Path, each: int = 2) -> Path:
 CARS_CLASSES = (99, 1, 98, 196)
 
 
-def cars(root: Path, each: int = 2) -> Path:
+def cars(root: Path) -> Path:
     """``cars_annos.mat`` and ``car_ims/``, the structs not in the order of the names."""
     base = root / "cars"
-    entries = [(c, f"car_ims/{100 * c + i:06}.jpg") for c in CARS_CLASSES for i in range(each)]
+    entries = [(c, f"car_ims/{100 * c + i:06}.jpg") for c in CARS_CLASSES for i in range(EACH)]
     for seed, (label, name) in enumerate(entries):
         write(base / name, jpeg(label, seed))
     fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
@@ -95,7 +96,7 @@ def cars(root: Path, each: int = 2) -> Path:
     return base
 
 
-def stanford_cars(root: Path, each: int = 2) -> Path:
+def stanford_cars(root: Path) -> Path:
     """The layout of torchvision's ``StanfordCars``: each half of the images has every class."""
     base = root / "stanford_cars"
     fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
@@ -103,8 +104,8 @@ def stanford_cars(root: Path, each: int = 2) -> Path:
         ("train", "devkit/cars_train_annos"),
         ("test", "cars_test_annos_withlabels"),
     ):
-        names = [(c, f"{each * k + i + 1:05}.jpg") for k, c in enumerate(CARS_CLASSES)
-                 for i in range(each)]  # fmt: skip
+        names = [(c, f"{EACH * k + i + 1:05}.jpg") for k, c in enumerate(CARS_CLASSES)
+                 for i in range(EACH)]  # fmt: skip
         for label, name in names:
             write(base / f"cars_{part}" / name, jpeg(label, len(part) + int(name[:5])))
         save_structs(base / f"{file}.mat", fields, [(1, 1, 90, 70, c, n) for c, n in names])
@@ -117,14 +118,14 @@ def save_structs(path: Path, fields: list[str], values: Sequence[tuple[object, .
     savemat(path, {"annotations": structs})
 
 
-def sop(root: Path, each: int = 2) -> Path:
+def sop(root: Path) -> Path:
     """``Stanford_Online_Products``, whose lists have a header."""
     base = root / "Stanford_Online_Products"
     header, image = "image_id class_id super_class_id path\n", 1
     for part, classes in (("train", (1, 2)), ("test", (11319, 22634))):
         lines = []
         for label in classes:
-            for i in range(each):
+            for i in range(EACH):
                 name = f"chair_final/1110{label}_{i}.JPG"
                 write(base / name, jpeg(label, i))
                 lines.append(f"{image} {label} 3 {name}\n")
@@ -137,13 +138,13 @@ GROCERY_CLASSES = (0, 40, 41, 43, 44, 80)
 GROCERY_COARSE = {0: 0, 40: 20, 41: 20, 43: 20, 44: 21, 80: 41}
 
 
-def grocery(root: Path, each: int = 2) -> Path:
+def grocery(root: Path) -> Path:
     """``GroceryStoreDataset/dataset``: every product in each list, but for val.txt."""
     base = root / "GroceryStoreDataset" / "dataset"
     for part in ("train", "val", "test"):
         lines = []
         for label in GROCERY_CLASSES[:: 2 if part == "val" else 1]:
-            for i in range(each):
+            for i in range(EACH):
                 name = f"{part}/Packages/Milk/Milk-{label}/Milk-{label}_{i:03}.jpg"
                 write(base / name, jpeg(label, 10 * len(part) + i))
                 lines.append(f"{name}, {label}, {GROCERY_COARSE[label]}\n")
