@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dmlbench.common import download
 from dmlbench.common.errors import UserError
-from dmlbench.datasets.files import archive as module
 from dmlbench.datasets.files.archive import Archive, fetch
 from tests.test_training import Silent
 
@@ -92,7 +92,7 @@ def test_an_interrupted_download_goes_on(
 ) -> None:
     monkeypatch.setattr(Host, "ranges", ranges)
     monkeypatch.setattr(Host, "limit", 30_000)
-    monkeypatch.setattr(module, "PIECE", 1000)
+    monkeypatch.setattr(download, "PIECE", 1000)
     with pytest.raises(UserError, match=r"connection was cut.*run again to go on"):
         fetch(archive(host), tmp_path, Silent())
     assert (tmp_path / "set.tgz.part").read_bytes() == GOOD[:30_000]
@@ -137,15 +137,15 @@ def test_without_server_and_file_the_error_says_what_to_do(host: str, tmp_path: 
 )
 def test_a_faulty_address_is_one_line(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be downloaded") as caught:
-        module.download(url, tmp_path / "w.part", Silent())
+        download.download(url, tmp_path / "w.part", Silent())
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is no address: it needs a host"):
-        module.check_address(url)
+        download.check_address(url)
 
 
 def test_an_address_with_a_host_is_fine() -> None:
     for url in ("https://example.org/w", "https://example.org:8443/a?b=c", "https://[::1]/w"):
-        module.check_address(url)
+        download.check_address(url)
 
 
 def test_a_faulty_answer_is_one_line(
@@ -169,9 +169,9 @@ def test_a_download_ends_at_the_most_bytes(
     for have in (0, 1000):
         partial.write_bytes(GOOD[:have])
         with pytest.raises(UserError, match=f"serves more than the {size - 1:,} bytes"):
-            module.download(f"{host}/w", partial, Silent(), size - 1)
+            download.download(f"{host}/w", partial, Silent(), size - 1)
         assert not partial.exists()
-    module.download(f"{host}/w", partial, Silent(), size)
+    download.download(f"{host}/w", partial, Silent(), size)
     assert partial.read_bytes() == GOOD
 
 

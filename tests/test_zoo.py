@@ -19,7 +19,6 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
-from dmlbench.datasets.files import archive
 from dmlbench.models.base import parse_model
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
 from dmlbench.sweep import plan
@@ -168,7 +167,6 @@ def test_a_source_is_https_or_the_hub(far: ZooModel, tmp_path: Path) -> None:
     for source in ("hf://", "hf://x", "hf://a/b", "hf://a/b/", "hf://a//w@main"):
         with pytest.raises(UserError, match="is not hf://OWNER/REPO/FILE"):
             fetch.fetch_weights(source, "0" * 64, tmp_path / "w", tmp_path, 1)
-    assert archive.download is fetch.download
 
 
 def test_weights_of_a_clone_are_explained_to_who_has_none(

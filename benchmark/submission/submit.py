@@ -14,13 +14,13 @@ from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
+from dmlbench.common.download import check_address
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file, write_atomically
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.core.naming import ATTACK_SEED, split_attack_seed
 from dmlbench.datasets.base import DATASETS, Dataset
-from dmlbench.datasets.files.archive import check_address
 from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
 from dmlbench.storage.store import Store

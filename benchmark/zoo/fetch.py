@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dmlbench.common.download import download
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import check_writable, read_file, write_atomically
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.text import first_line
-from dmlbench.datasets.files.archive import download
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS
 from dmlbench.zoo.registry import ZooModel, model, models
 
