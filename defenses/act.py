@@ -10,8 +10,8 @@ that are defined on given triplets (``loss``) are taken on the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmlbench.attacks.engine.objective import RowWise
 from dmlbench.common.lazy import torch
@@ -27,13 +27,11 @@ from dmlbench.defenses.base import (
     State,
     StepOutput,
 )
+from dmlbench.defenses.by_loss import LossDefense
 from dmlbench.metrics.distance import Metric, rowwise, rowwise_gradient
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dmlbench.compute.embedding import EmbeddingModel
-    from dmlbench.core.protocol import TrainingThreat
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class CollapseObjective(RowWise):
 
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
-class AntiCollapseTriplet(AdversarialDefense):
+class AntiCollapseTriplet(LossDefense, AdversarialDefense):
     """ACT[sampler]."""
 
     card = Card("act", "Anti-Collapse Triplet: positive and negative pulled together", ROBRANK)
@@ -60,24 +58,12 @@ class AntiCollapseTriplet(AdversarialDefense):
     sampler: str = parameter("random", "triplet sampler", choices=SAMPLER_NAMES)
     loss: str = parameter(losses.TRIPLET, losses.HELP, choices=losses.OF_TRIPLETS, late=True)
 
+    always_mined = True
+
     @property
     def label(self) -> str:
         """``ACT[R]``; ``ACT[contrastive, R]`` with another loss."""
-        return f"ACT[{losses.notation(self.loss, self.sampler, always_mined=True)}]"
-
-    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in what is ``auto``; the margin only for the triplet loss, which alone reads it.
-
-        Raises:
-            UserError: a margin is given for a loss that does not read it.
-        """
-        losses.check(self.card.name, self.loss, self.margin, self.sampler, always_mined=True)
-        filled = super().resolve(threat, metric)
-        return filled if self.loss == losses.TRIPLET else replace(filled, margin=None)
-
-    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
-        """The loss module; None for the triplet loss."""
-        return losses.build(self.loss, classes, dim, metric)
+        return f"ACT[{losses.notation(self.loss, self.sampler, self.always_mined)}]"
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Mine clean triplets, pull positives and negatives together, take the loss."""

@@ -19,8 +19,8 @@ Cars and SOP are therefore ``--defense est:variant=robrank --model resnet18:free
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmlbench.common.lazy import torch
 from dmlbench.core.papers import ADVRANK
@@ -28,19 +28,16 @@ from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
 from dmlbench.defenses import losses
 from dmlbench.defenses.base import DEFENSES, SAMPLER_NAMES, Batch, State, StepOutput
+from dmlbench.defenses.by_loss import LossDefense
 from dmlbench.defenses.shift import ROBRANK_CODE, ShiftDefense
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dmlbench.compute.embedding import EmbeddingModel
-    from dmlbench.core.protocol import TrainingThreat
-    from dmlbench.metrics.distance import Metric
 
 
 @DEFENSES.register
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingShiftedTriplet(ShiftDefense):
+class EmbeddingShiftedTriplet(LossDefense, ShiftDefense):
     """EST[sampler]."""
 
     card = Card("est", "Embedding-Shifted Triplet: each image far from itself", ADVRANK)
@@ -52,20 +49,6 @@ class EmbeddingShiftedTriplet(ShiftDefense):
     def label(self) -> str:
         """``EST[R]``; ``EST[contrastive]`` with another loss."""
         return self.named("EST", losses.notation(self.loss, self.sampler))
-
-    def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in what is ``auto``; the margin only for the triplet loss, which alone reads it.
-
-        Raises:
-            UserError: a margin or a sampler is given for a loss that does not read it.
-        """
-        losses.check(self.card.name, self.loss, self.margin, self.sampler)
-        filled = super().resolve(threat, metric)
-        return filled if self.loss == losses.TRIPLET else replace(filled, margin=None)
-
-    def companion(self, classes: int, dim: int, metric: Metric) -> nn.Module | None:
-        """The loss module; None for the triplet loss."""
-        return losses.build(self.loss, classes, dim, metric)
 
     def step(self, model: EmbeddingModel, batch: Batch, state: State) -> StepOutput:
         """Perturb the batch, mine triplets on the result, and take the loss on them."""

@@ -102,5 +102,7 @@ def test_a_loss_takes_only_what_it_reads() -> None:
         NoDefense(loss="contrastive", margin=0.3).resolve(THREAT, "N")
     with pytest.raises(UserError, match="takes no sampler"):
         NoDefense(loss="n-pair", sampler="softhard").resolve(THREAT, "N")
+    with pytest.raises(UserError, match="'distance' is defined for embeddings of length 1"):
+        NoDefense(loss="margin", sampler="distance").resolve(THREAT, "E")
     assert NoDefense(loss="n-pair").label == "N/A[n-pair]"
     assert NoDefense(loss="margin", sampler="distance").label == "N/A[margin, D]"

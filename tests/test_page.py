@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dmlbench.analysis.records import tidy
-from dmlbench.report import page, plots
+from dmlbench.report import drawing, page, plots
 from dmlbench.report.render import boards
+from dmlbench.storage.cell import Cell
 from tests.synthetic import FULL, failed, model
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -32,8 +33,15 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "PLOTS", {"terms": plots.ten_terms, "cost": plots.cost})
-        path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
+        write(path, cells)
     return path
+
+
+def write(path: Path, cells: list[Cell]) -> None:
+    """The page of cells, with its plots."""
+    found = boards(tidy(cells), literature=False)
+    pictures = drawing.draw(found, path.parent, ("svg",)).pictures
+    path.write_text(page.render(found, pictures), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +187,7 @@ def test_plots_keep_what_tells_measured_from_published_in_the_dark(
     monkeypatch.setattr(plots, "PLOTS", {"tradeoff": plots.tradeoff})
     cells = [*model(label="N/A[R]"), *model(FULL | {"CA+": 30.0}, label="N/A[S]")]
     path = tmp_path / "dark.html"
-    path.write_text(page.render(boards(tidy(cells), literature=False)), encoding="utf-8")
+    write(path, cells)
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
     try:
