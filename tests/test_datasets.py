@@ -20,7 +20,8 @@ from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.datasets import cifar, fashion, mnist
 from dmlbench.datasets.arrays import ArrayDataset
-from dmlbench.datasets.base import DATASETS, RetrievalData, Split, stratified
+from dmlbench.datasets.base import DATASETS, RetrievalData, Split
+from dmlbench.datasets.fashion_mini import make
 from dmlbench.metrics.names import benign
 from dmlbench.models.base import parse_model
 from dmlbench.report.terminal import all_tables
@@ -48,7 +49,7 @@ def test_fashion_mini_is_the_subset_its_script_makes() -> None:
     full = fashion.Fashion().load(None)
     assert full.train.images.shape == (60000, 1, 28, 28)
     assert full.test.images.shape == (10000, 1, 28, 28)
-    assert fashion.subset(full, 6000, 1000).digest == fashion.FashionMini().load(None).digest
+    assert make.subset(full).digest == fashion.FashionMini().load(None).digest
 
 
 @needs_fashion
@@ -132,20 +133,12 @@ def test_a_damaged_embedded_file_is_refused(
         fashion.FashionMini().load(None)
 
 
-def test_stratified_subsets_are_seeded_balanced_and_in_order() -> None:
+def test_stratified_subsets_are_balanced_and_in_order() -> None:
     split = make_split(0, classes=5, each=20)
-    part = stratified(split, 33, seed=4)
-    assert len(part) == 33
-    assert sorted(np.bincount(part.labels).tolist()) == [6, 6, 7, 7, 7]
-    again = stratified(split, 33, seed=4)
-    assert np.array_equal(part.images, again.images)
-    assert not np.array_equal(part.images, stratified(split, 33, seed=5).images)
+    part = make.stratified(split, 30)
+    assert np.bincount(part.labels).tolist() == [6] * 5
+    assert np.array_equal(part.images, make.stratified(split, 30).images)
     assert (np.diff(part.labels) >= 0).all()  # the original order is by class
-    with pytest.raises(UserError, match="subset of 999"):
-        stratified(split, 999, seed=0)
-    lopsided = Split(split.images[:25], split.labels[:25])
-    with pytest.raises(UserError, match="its share would be 10"):
-        stratified(lopsided, 20, seed=0)
 
 
 def test_the_digest_sees_every_bit(tiny: RetrievalData) -> None:

@@ -296,26 +296,3 @@ class Dataset(Component, abc.ABC):
             UserError: no host serves them, or it serves other files than the expected ones.
         """
         raise UserError(f"{self.card.name} cannot be downloaded: {self.protocol.source}")
-
-
-def stratified(split: Split, size: int, seed: int) -> Split:
-    """Draw ``size`` images without replacement, equally many of each class (to within one).
-
-    The draw depends only on the seed and the split; the images stay in their order.
-
-    Raises:
-        UserError: a class has too few images for its share.
-    """
-    if size > len(split):
-        raise UserError(f"a subset of {size} images was asked of a split of {len(split)}")
-    classes = np.unique(split.labels)
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for rank, label in enumerate(classes):
-        members = np.flatnonzero(split.labels == label)
-        share = size // len(classes) + (rank < size % len(classes))
-        if share > len(members):
-            raise UserError(f"class {label} has {len(members)} images; its share would be {share}")
-        chosen.append(generator.permutation(members)[:share])
-    index = np.sort(np.concatenate(chosen))
-    return Split(split.images[index], split.labels[index])

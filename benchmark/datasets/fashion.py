@@ -11,15 +11,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, TrainingThreat
-from dmlbench.datasets.base import (
-    DATASETS,
-    Dataset,
-    DatasetCard,
-    Figures,
-    RetrievalData,
-    Split,
-    stratified,
-)
+from dmlbench.datasets.base import DATASETS, Dataset, DatasetCard, Figures, RetrievalData, Split
 from dmlbench.datasets.mnist import THREAT, IdxDataset
 
 if TYPE_CHECKING:
@@ -33,8 +25,6 @@ FASHION = Paper(
     year=2017,
     url="https://arxiv.org/abs/1708.07747",
 )
-
-SUBSET_SEED = 0
 
 EMBEDDED = Path(__file__).parent / "fashion_mini" / "fashion-mini.npz"
 EMBEDDED_SHA256 = "28cf2a50d6c4e43f846a0c269fbdbe6219ea7a6ffa74bce315af0f529d510d3b"
@@ -109,10 +99,3 @@ class FashionMini(Dataset):
                 Split(arrays["train_images"], arrays["train_labels"].astype(np.int64)),
                 Split(arrays["test_images"], arrays["test_labels"].astype(np.int64)),
             )
-
-
-def subset(full: RetrievalData, train: int, test: int) -> RetrievalData:
-    """The stratified subset of Fashion-MNIST with ``train`` and ``test`` images."""
-    return RetrievalData(
-        stratified(full.train, train, SUBSET_SEED), stratified(full.test, test, SUBSET_SEED)
-    )

@@ -10,13 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from dmlbench.datasets.fashion import EMBEDDED, Fashion, subset
+from dmlbench.datasets.base import RetrievalData, Split
+from dmlbench.datasets.fashion import EMBEDDED, Fashion
 
-TRAIN, TEST = 6000, 1000
+TRAIN, TEST, SEED = 6000, 1000, 0
+
+
+def stratified(split: Split, size: int) -> Split:
+    """Draw ``size`` images at random, equally many of each class; they stay in their order."""
+    classes, generator = np.unique(split.labels), np.random.default_rng(SEED)
+    members = (np.flatnonzero(split.labels == label) for label in classes)
+    drawn = [generator.permutation(some)[: size // len(classes)] for some in members]
+    index = np.sort(np.concatenate(drawn))
+    return Split(split.images[index], split.labels[index])
+
+
+def subset(full: RetrievalData) -> RetrievalData:
+    """The images of fashion-mini."""
+    return RetrievalData(stratified(full.train, TRAIN), stratified(full.test, TEST))
+
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    mini = subset(Fashion().load(root), TRAIN, TEST)
+    mini = subset(Fashion().load(root))
     np.savez_compressed(
         EMBEDDED,
         train_images=mini.train.images,
