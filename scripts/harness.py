@@ -33,6 +33,7 @@ from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import BENIGN
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
@@ -101,8 +102,8 @@ def write_invented_results(store: Store, models: int) -> int:
             provenance=MADE,
         )
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest.as_json()))
-        weights = trained_weights(training, manifest, store, "fp32")
-        for task in plan.cells(weights, attacks):
+        weights = trained_weights(training, manifest, store, "fp32", 1)
+        for task in plan.cells(weights, attacks, BENIGN):
             store.put(_row(task), dict.fromkeys(task.cell.columns, np.ones(1)))
             count += 1
     return count

@@ -15,6 +15,7 @@ from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import BENIGN
 from dmlbench.models.base import parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
@@ -103,7 +104,7 @@ def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], S
 
 def planned(store: Store, job: Training, known: StoredCells) -> PlannedModel:
     manifest = checkpoint.verified_manifest(store.model_folder(job.id), job.facts)
-    return status.plan_training(job, manifest, PLANNED, store, known, "fp32")
+    return status.plan_training(job, manifest, PLANNED, store, known, "fp32", 1, BENIGN)
 
 
 def ran(

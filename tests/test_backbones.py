@@ -156,7 +156,7 @@ def test_published_weights_behind_a_random_layer_are_not_measured(tmp_path: Path
     data = dml.from_arrays(images, labels)
 
     def found(spec: str, seed: int) -> Weights:
-        return initial_weights(data, data.load(None), parse_model(spec), None, seed, "fp32")
+        return initial_weights(data, data.load(None), parse_model(spec), None, seed, "fp32", 1)
 
     for keys in ("dim=6", "head=none"):
         spec = f"resnet18:{keys},weights={tmp_path / 'w.safetensors'}"

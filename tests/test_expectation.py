@@ -25,6 +25,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.names import BENIGN
 from dmlbench.models.base import parse_model
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
@@ -77,7 +78,7 @@ def _cells(eot: int) -> list[Any]:
     )
     weights = trained_weights(training, None, Store(Path("nowhere")), "fp32", eot)
     attacks = plan.planned_attacks([ATTACKS.get("tma")()], card.threat)
-    return [task.cell for task in plan.measures(weights, attacks)]
+    return [task.cell for task in plan.measures(weights, attacks, BENIGN)]
 
 
 class Noise(torch.nn.Module):

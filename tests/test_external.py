@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ from dmlbench.models.small import LeNet
 from dmlbench.storage import adversarial
 from dmlbench.storage.store import Store
 from dmlbench.sweep import external_rows
+from dmlbench.testing.tiny import tiny_data
 from tests.command import refused
 from tests.zygote import Zygote
 
 pytestmark = pytest.mark.usefixtures("registries")  # what a test loads is forgotten after it
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 EPS = 4 / 255
 MINI = """
 from dataclasses import dataclass, replace
@@ -429,3 +432,16 @@ def test_twice_the_same_array_is_refused(tmp_path: Path) -> None:
 def test_what_was_found_is_json() -> None:
     found = msgspec.to_builtins(Contributor("x", LINK))
     assert found == {"by": "x", "link": LINK}
+
+
+def test_a_row_of_a_randomised_network_is_verified_with_its_own_draws(
+    attacked: Run, dmlbench: Run, tmp_path: Path
+) -> None:
+    attacks = [word for name in ("es", "ltm", "gtm") for word in ("--attack", name)]
+    assert attacked("noisy", "--eot", "2", "--label", "Mine", *attacks).returncode == 0
+    images = tiny_data().test.images[:3]
+    np.savez(tmp_path / "clean.npz", index=np.arange(3), images=images)
+    row = ("--row", "Mine", "--by", "Jane", "--model", "nets.py:noisy", "--checkpoint", "w.pt")
+    done = dmlbench("verify-attack", "clean.npz", *row)
+    assert done.returncode == 0, done.stderr
+    assert "verified: 3 images" in done.stdout

@@ -212,7 +212,7 @@ def test_a_factory_that_changed_is_another_network(
             f"    return Levels(make(), {levels})\n"
         )
         weights = initial_weights(
-            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32"
+            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32", 1
         )
         ids.append(identity(weights.facts))
         assert weights.about.label == "none (as built)"

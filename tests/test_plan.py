@@ -31,6 +31,7 @@ from dmlbench.datasets.fashion import FashionMini
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import BENIGN
 from dmlbench.storage.cell import ColumnInfo, ExceptionInfo
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
@@ -107,9 +108,9 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
 def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
-        one = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
+        one = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32", 1)
         one = dataclasses.replace(one, about=replace(one.about, distance=distance))
-        tasks = plan.measures(one, attacks)
+        tasks = plan.measures(one, attacks, BENIGN)
         return {
             t.cell.about.attack: [column for _, column in t.sources]
             for t in plan.combines(one, tasks)
@@ -261,9 +262,9 @@ def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own(
     tmp_path: Path,
 ) -> None:
     (training,) = trainings(seeds=(3,), defenses=("none",))
-    weights = trained_weights(training, None, Store(Path()), "fp32")
-    tasks = plan.cells(weights, PLANNED)
-    others = plan.cells(dataclasses.replace(weights, seed=5), PLANNED)
+    weights = trained_weights(training, None, Store(Path()), "fp32", 1)
+    tasks = plan.cells(weights, PLANNED, BENIGN)
+    others = plan.cells(dataclasses.replace(weights, seed=5), PLANNED, BENIGN)
     found = [*map(row, tasks), *map(row, others)]
     assert len({one.id for one in found}) == 2 * len(tasks) - 1  # clean images are the same
     (wide_row,) = wide(found)
@@ -400,7 +401,7 @@ def test_the_duration_of_a_radius_is_estimated_by_all_its_passes(tmp_path: Path)
     assert isinstance(measure, Measure)
     threat = FashionMini().protocol.threat
     attacks = plan.planned_attacks(parse_attacks(["es", "radius"], ["auto"]), threat)
-    _, es, radius = plan.measures(measure.weights, attacks)
+    _, es, radius = plan.measures(measure.weights, attacks, BENIGN)
     assert es.attack is not None
     assert radius.attack is not None
     times = Durations("cpu: x", [], Store(tmp_path))

@@ -13,6 +13,7 @@ from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.metrics.ers import ERS_COLUMNS
+from dmlbench.metrics.names import BENIGN
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
 from dmlbench.sweep.durations import _cell_kind
@@ -31,8 +32,8 @@ def make():
 
 def scores(*specs: str, suites: tuple[str, ...] = ("auto",)) -> dict[tuple[str, str], list[str]]:
     attacks = plan.planned_attacks(parse_attacks(specs, suites), THREAT)
-    weights = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32")
-    tasks = plan.measures(weights, attacks)
+    weights = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32", 1)
+    tasks = plan.measures(weights, attacks, BENIGN)
     return {
         (t.cell.about.suite, t.cell.about.attack): [column for _, column in t.sources]
         for t in plan.combines(weights, tasks)

@@ -25,6 +25,7 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import BENIGN
 from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
@@ -63,7 +64,7 @@ def entry(session: Session) -> PlannedModel:
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
     known = StoredCells(session.store.read()[0])
     manifest = sound_manifest(session, job)
-    return status.plan_training(job, manifest, PLANNED, session.store, known, "fp32")
+    return status.plan_training(job, manifest, PLANNED, session.store, known, "fp32", 1, BENIGN)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ must be the planned one to the last key. So an easier attack cannot carry the na
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from dmlbench.storage.cell import About, Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan
+from dmlbench.sweep.requests import whole_number
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Weights
 from dmlbench.sweep.weights import checkpoint_weights, trained_weights
 from dmlbench.training.job import Training
@@ -146,17 +146,6 @@ def _queries(cells: Iterable[Cell]) -> list[int | None]:
     """Each number of queries that the cells were attacked with; None: all."""
     found = {cell.about.queries for cell in cells if cell.about.suite}
     return [whole_number(text) for text in sorted(found)] or [None]
-
-
-def whole_number(text: str) -> int | None:
-    """The number of queries, or of draws, that a row tells of; None where it is empty.
-
-    Raises:
-        UserError: it is no whole number from 1 up.
-    """
-    if text and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise UserError(f"a row has {text[:40]!r} for a number of queries or draws")
-    return int(text) if text else None
 
 
 def _attacks(dataset: Dataset, cells: Iterable[Cell], queries: int | None) -> list[PlannedAttack]:

@@ -21,9 +21,8 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import ERS
 from dmlbench.models.base import MODELS, parse_model
-from dmlbench.submission.claims import whole_number
 from dmlbench.sweep import plan
-from dmlbench.sweep.requests import parse_recipe
+from dmlbench.sweep.requests import parse_recipe, whole_number
 from dmlbench.sweep.run import run
 from dmlbench.sweep.session import Session, open_session
 from dmlbench.sweep.tasks import Weights

@@ -36,9 +36,10 @@ from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.agreement import Agreement, Refused
 from dmlbench.submission.bundle import Bundle
-from dmlbench.submission.claims import Claim, changes, claim, problem, whole_number
+from dmlbench.submission.claims import Claim, changes, claim, problem
 from dmlbench.submission.outcomes import read_outcomes, wrong_number
 from dmlbench.submission.sample import measured_again
+from dmlbench.sweep.requests import whole_number
 from dmlbench.sweep.session import Session, open_session
 from dmlbench.zoo.fetch import fetch_weights
 

@@ -38,6 +38,7 @@ from dmlbench.sweep.external_rows import (
     values_of,
 )
 from dmlbench.sweep.plan import measure_version
+from dmlbench.sweep.requests import whole_number
 from dmlbench.sweep.session import Session, Stopwatch, open_session, store_success
 from dmlbench.sweep.tasks import Weights, new_cell
 from dmlbench.sweep.weights import checkpoint_weights
@@ -107,7 +108,7 @@ def verify_file(
         checkpoint: file of the weights; None: those in ``results``.
         model: spec of their network; None: as their manifest has it, or the data set.
         allow_code: run the code of a data set that the row names, or of a network in a manifest.
-        options: others of ``sweep.session.open_session``.
+        options: others of ``sweep.session.open_session``; precision and draws are the row's.
 
     Raises:
         UserError: the row, its weights or its data are not there, or the file is not one of
@@ -121,7 +122,8 @@ def verify_file(
         spec.refuse_reference(about.dataset, DATASETS, f"the row of {about.label}")
     if not isinstance(dataset, Dataset):
         dataset = spec.parse(dataset or about.dataset, DATASETS)
-    with open_session(dataset, results, precision=about.precision, **options) as session:
+    options |= {"precision": about.precision, "eot": whole_number(about.eot) or 1}
+    with open_session(dataset, results, **options) as session:
         weights = row_weights(session, chosen, checkpoint, model, allow_code)
         found = verify(session, chosen, weights, path, by)
         export(session.store)
@@ -151,7 +153,8 @@ def row_weights(
         )
     network = parse_model(model) if model else None
     common = (session.dataset, session.digest, network, path, None, first.about.seed)
-    weights = checkpoint_weights(*common, first.about.precision, allow_code=allow_code)
+    measured = session.compute.precision, session.compute.eot
+    weights = checkpoint_weights(*common, *measured, allow_code=allow_code)
     for key, what, flag in (
         ("data", "data set", "--dataset"),
         ("checkpoint", "checkpoint", "--checkpoint"),

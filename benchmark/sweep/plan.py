@@ -23,7 +23,7 @@ from dmlbench.core.reference import foreign, source_facts
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import Defense
 from dmlbench.metrics.ers import ERS_COLUMNS
-from dmlbench.metrics.names import BENIGN, ERS, RECALLED, WORST, WORST_CASE
+from dmlbench.metrics.names import ERS, RECALLED, WORST, WORST_CASE
 from dmlbench.models.base import Model
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.sweep.tasks import CellTask, Combine, Measure, PlannedAttack, Weights, new_cell
@@ -158,7 +158,7 @@ def _info(attack: Attack, column: Column) -> ColumnInfo:
 
 
 def cells(
-    weights: Weights, attacks: Sequence[PlannedAttack], benign: Sequence[str] = BENIGN
+    weights: Weights, attacks: Sequence[PlannedAttack], benign: Sequence[str]
 ) -> list[CellTask]:
     """List the cells of the weights: benign, one for each attack, and the combined scores.
 
@@ -179,7 +179,7 @@ def _of_seed(task: CellTask, seed: int) -> CellTask:
 
 
 def measures(
-    weights: Weights, attacks: Iterable[PlannedAttack], benign: Sequence[str] = BENIGN
+    weights: Weights, attacks: Iterable[PlannedAttack], benign: Sequence[str]
 ) -> list[Measure]:
     """List the measured cells of the weights: the benign one, and one for each attack.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -77,3 +78,14 @@ def parse_recipe(dataset: Dataset, changes: str | Mapping[str, Any]) -> Recipe:
     else:
         raise UserError(f"recipe must be 'epochs=2' or {{'epochs': 2}}, got {changes!r}")
     return spec.build(Recipe, pairs, "recipe")
+
+
+def whole_number(text: str) -> int | None:
+    """The number of queries, or of draws, that a row tells of; None where it is empty.
+
+    Raises:
+        UserError: it is no whole number from 1 up.
+    """
+    if text and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise UserError(f"a row has {text[:40]!r} for a number of queries or draws")
+    return int(text) if text else None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmlbench.common.hashing import identity
-from dmlbench.metrics.names import BENIGN
 from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
@@ -102,8 +101,8 @@ def plan_training(
     store: Store,
     known: StoredCells,
     precision: str,
-    eot: int = 1,
-    benign: Sequence[str] = BENIGN,
+    eot: int,
+    benign: Sequence[str],
 ) -> PlannedModel:
     """Find the status of a training (done if it has a manifest) and of each cell of its model."""
     weights = trained_weights(training, manifest, store, precision, eot)
@@ -119,7 +118,7 @@ def plan_weights(
     weights: Weights,
     attacks: Sequence[PlannedAttack],
     known: StoredCells,
-    benign: Sequence[str] = BENIGN,
+    benign: Sequence[str],
 ) -> PlannedModel:
     """Find the status of each cell of weights that exist; ``benign`` as in ``plan.measures``.
 

@@ -36,7 +36,7 @@ UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
 def trained_weights(
-    training: Training, manifest: Manifest | None, store: Store, precision: str, eot: int = 1
+    training: Training, manifest: Manifest | None, store: Store, precision: str, eot: int
 ) -> Weights:
     """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
     facts = {
@@ -102,7 +102,7 @@ def checkpoint_weights(
     label: str | None,
     seed: int | None,
     precision: str,
-    eot: int = 1,
+    eot: int,
     allow_code: bool = False,
 ) -> Weights:
     """Weights from a file, a model's folder or its manifest; a manifest beside them is made use of.
@@ -173,7 +173,7 @@ def initial_weights(
     label: str | None,
     seed: int,
     precision: str,
-    eot: int = 1,
+    eot: int,
 ) -> Weights:
     """The weights that training would start from: a network as it is published, or a random one.
 
@@ -226,10 +226,10 @@ def _about(
     precision: str,
     seed: int,
     *,
+    eot: int,
     recipe: str = "",
     resolved: str = "",
     training_cost: int = 0,
-    eot: int = 1,
 ) -> About:
     """The row of a model in tables; what an attack adds to it is still empty."""
     return About(
