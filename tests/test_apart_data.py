@@ -167,7 +167,7 @@ def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sourced = spec.parse(f"{text},sources=s.txt", DATASETS).load(None)
     assert sourced.relevance().excluded.lengths.tolist() == [1, 0, 0]
     (tree / "g/b/same.png").write_bytes((tree / "q/a/1.png").read_bytes())
-    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
+    with pytest.warns(UserWarning, match="1 queries find themselves"):
         spec.parse(text, DATASETS).load(None)
 
 
@@ -192,9 +192,9 @@ def test_a_name_in_both_folders_says_which_is_meant(
         warnings.simplefilter("always")
         same = spec.parse(text, DATASETS).load(None)
     assert same.relevance().excluded.lengths.tolist() == [2, 0, 0]
-    assert not any("finds itself" in str(one.message) for one in said_of)  # it is hidden from it
+    assert not any("find themselves" in str(one.message) for one in said_of)  # it is hidden from it
     (tree / "s.txt").write_text("x query/a/1.png\nv gallery/a/1.png\n" + rest)
-    with pytest.warns(UserWarning, match="1 images are both query and gallery image"):
+    with pytest.warns(UserWarning, match="1 queries find themselves"):
         assert spec.parse(text, DATASETS).load(None).relevance().excluded.lengths[0] == 1
 
 
@@ -292,5 +292,5 @@ def test_an_image_in_both_parts_is_warned_of_on_the_command_line(dmlbench: Run, 
     asked = ("attack", "--attack", "es:steps=1", "--cache", "cache", "--model", "c2f2")
     done = dmlbench(*asked, "--threads", "1", "--dataset", "folder:size=32,query=q,gallery=g")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "both query and gallery" in line]
-    assert line.startswith("warning: folder: 1 images are both")
+    (line,) = [line for line in done.stderr.splitlines() if "find themselves" in line]
+    assert line.startswith("warning: folder: 1 queries find themselves")

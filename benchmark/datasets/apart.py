@@ -20,6 +20,7 @@ query or the gallery folder. A path that both folders have is written with the f
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from dmlbench.common.lazy import np, torch
 from dmlbench.common.text import listed
 from dmlbench.datasets.base import Answers, RetrievalData, Split
 from dmlbench.datasets.files.lines import numbered_lines
+from dmlbench.metrics.relevance import Relevance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,22 +65,33 @@ def check_apart(name: str, data: RetrievalData) -> None:
             "same names, or a list must name the answers"
         )
     _warn_of_unanswered(name, without, queries, "in the gallery")
-    places: dict[bytes, set[int]] = {pixels: set() for pixels in _hashes(queries)}
-    for place, pixels in enumerate(_hashes(gallery)):
-        if pixels in places:
-            places[pixels].add(place)
-    shared = {
-        pixels
-        for query, pixels in enumerate(_hashes(queries))
-        if places[pixels]
-        and places[pixels] - set(relevance.excluded.of(torch.tensor([query]))[0].tolist())
-    }
-    if shared:
+    if found := finding_themselves(data, relevance):
         warnings.warn(
-            f"{name}: {len(shared)} images are both query and gallery image, and a query that sees "
-            "itself finds itself: leave them out, or give them a source",
+            f"{name}: {found} queries find themselves, as their image is in the gallery too: leave "
+            "it out, or give it a source",
             stacklevel=4,
         )
+
+
+def finding_themselves(data: RetrievalData, relevance: Relevance) -> int:
+    """The number of queries whose image is in the gallery too, and not hidden from them."""
+    queries = list(pixel_hashes(data.test))
+    places: dict[bytes, set[int]] = {one: set() for one in queries}
+    for place, one in enumerate(pixel_hashes(data.searched)):
+        if one in places:
+            places[one].add(place)
+    excluded = relevance.excluded
+    return sum(
+        bool(places[one] and places[one] - set(excluded.of(torch.tensor([query]))[0].tolist()))
+        for query, one in enumerate(queries)
+    )
+
+
+def pixel_hashes(split: Split) -> Iterator[bytes]:
+    """The SHA-256 of the pixels of each image."""
+    if split.hashes is not None:
+        return (row.tobytes() for row in split.hashes)
+    return (hashlib.sha256(image.tobytes()).digest() for image in split.images)
 
 
 def check_alone(name: str, test: Split) -> None:
@@ -94,12 +107,6 @@ def _warn_of_unanswered(name: str, without: int, queries: Split, where: str) -> 
             "attacked, and left out of R@K, mAP and what follows from them",
             stacklevel=5,
         )
-
-
-def _hashes(split: Split) -> Iterator[bytes]:
-    """A key of each image: the hash of its pixels, or the pixels. Equal images have equal keys."""
-    images = split.images if split.hashes is None else split.hashes
-    return (np.ascontiguousarray(image).tobytes() for image in images)
 
 
 def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level: str) -> Answers:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITES, Recipe, Threat, TrainingThreat
+from dmlbench.datasets.apart import finding_themselves, pixel_hashes
 from dmlbench.datasets.base import Dataset, DatasetCard, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.models.base import parse_model
@@ -182,14 +181,7 @@ def answers(s: Subject) -> None:
         "no query has an answer that it sees: there is no R@K. The classes of both must have the "
         "same numbers, or answers must list them; sources must not hide them all",
     )
-    place: dict[bytes, list[int]] = {}
-    for item, name in enumerate(_hashes(gallery)):
-        place.setdefault(name, []).append(item)
-    hidden = relevance.excluded.of(torch.arange(len(queries))).tolist()
-    itself = sum(
-        bool(set(place.get(name, ())) - set(unseen))
-        for name, unseen in zip(_hashes(queries), hidden, strict=True)
-    )
+    itself = finding_themselves(s.data, relevance)
     require(
         not itself,
         f"{itself} queries find themselves, as their image is in the gallery too: leave it out of "
@@ -230,19 +222,12 @@ def declared(s: Subject) -> None:
 
 def disjoint(s: Subject) -> None:
     """No image is in both splits, or the card's note says so."""
-    shared = len(set(_hashes(s.data.train)) & set(_hashes(s.data.test)))
+    shared = len(set(pixel_hashes(s.data.train)) & set(pixel_hashes(s.data.test)))
     require(
         not shared or SAID in s.component.protocol.note,
         f"{shared} images are in both splits: a model would be measured on what it was trained "
         f"on. Leave them out of one, or say in the card's note that images are in {SAID}",
     )
-
-
-def _hashes(split: Split) -> list[bytes]:
-    """One of each image, the same where the pixels are."""
-    if split.hashes is not None:
-        return [row.tobytes() for row in split.hashes]
-    return [hashlib.sha256(image.tobytes()).digest() for image in split.images]
 
 
 def network(s: Subject) -> None:
