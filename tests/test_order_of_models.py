@@ -8,8 +8,8 @@ import statistics
 import numpy as np
 import pytest
 
-from dmlbench.analysis.order import difference, order
 from dmlbench.metrics.bootstrap import SEED
+from scripts.order import difference, order
 
 
 def loop(values: list[list[float]], draws: int) -> list[float]:

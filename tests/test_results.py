@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dmlbench.analysis.order import Difference
 from dmlbench.analysis.records import tidy
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ers
@@ -17,7 +16,7 @@ from dmlbench.report.entries import measured
 from dmlbench.storage.store import Store
 from scripts import ablations, claims, collect
 from scripts.facts import Findings
-from scripts.order import orders
+from scripts.order import Difference, orders
 from scripts.reading import pages, photographs, unattacked, written
 from tests.synthetic import FULL, attacked, failed, model, write
 
