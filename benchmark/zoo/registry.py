@@ -99,14 +99,6 @@ def model(name: str) -> ZooModel:
         raise UserError(unknown("model of the zoo", name, models())) from None
 
 
-def card_of(checkpoint: str) -> ZooModel | None:
-    """The model whose weights have this SHA-256, or that comes from this training; None: neither.
-
-    Args:
-        checkpoint: column ``checkpoint_sha256`` of a row, or the identity of a training.
-    """
-    keys = ((one, one.manifest) for one in models().values())
-    return next(
-        (one for one, made in keys if checkpoint in (made.sha256, made.training_id)),
-        None,
-    )
+def card_of(sha256: str) -> ZooModel | None:
+    """The model whose weights have this SHA-256; None if none has."""
+    return next((one for one in models().values() if one.manifest.sha256 == sha256), None)
