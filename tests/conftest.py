@@ -16,12 +16,13 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from torch import nn
 
-from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.base import ATTACKS, Gallery
+from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.datasets.arrays import from_arrays
 from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
-from dmlbench.testing import tiny_data
+from dmlbench.testing import tiny_data, tiny_network
 from tests.bundles import QUERIES, Place
 from tests.faults import PATIENCE, Sweeps, install
 from tests.networks import own_network
@@ -76,6 +77,22 @@ absent-card = dmlbench_test_plugin:NoCard
 @pytest.fixture(scope="session")
 def tiny() -> RetrievalData:
     return tiny_data()
+
+
+@pytest.fixture(scope="session")
+def model() -> EmbeddingModel:
+    return tiny_network().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def images(tiny: RetrievalData) -> torch.Tensor:
+    """The test images of tiny."""
+    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
+
+
+@pytest.fixture(scope="session")
+def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
+    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
 
 
 # a busy machine fails no property: how long an example takes is not what is tested

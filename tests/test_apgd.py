@@ -16,7 +16,6 @@ from dmlbench.attacks.engine.apgd import APGD, schedule
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed
-from dmlbench.testing import tiny_network
 from tests.test_pgd import Hinge
 
 
@@ -92,12 +91,6 @@ def slow_apgd(
                 values[-1] = best_value
             value_at_check, last = best_value, k + 1
     return best, events
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(params=["hinge", "wave"])

@@ -19,14 +19,8 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.registry import Card
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.metrics.distance import BOUNDS, Metric
-from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY, LONG
 from tests.twins import THREAT, make_gallery, resolved
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +59,9 @@ TOP1 = (
     ],
 )
 def test_batches_and_the_active_set_change_no_outcome(
-    name: str, suite: str, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    name: str, suite: str, model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     attack = replace(EVERY[name], suite=suite).resolve(THREAT)
 
     def outcomes(batch: int, count: int, active_set: bool) -> dict[str, torch.Tensor]:
@@ -85,11 +79,11 @@ def test_batches_and_the_active_set_change_no_outcome(
 
 def test_es_of_the_published_code_is_read_before_the_last_step(
     model: EmbeddingModel,
+    images: torch.Tensor,
     gallery: Gallery,
-    tiny: RetrievalData,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     monkeypatch.setattr(embedding_shift, "PUBLISHED_FIRST_OFFSET", embedding_shift.FIRST_OFFSET)
     found = {
         (suite, steps): resolved("es", suite, steps=steps)
@@ -103,9 +97,9 @@ def test_es_of_the_published_code_is_read_before_the_last_step(
 
 
 def test_es_by_apgd_reports_the_image_that_it_returns(
-    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     attack = resolved("es", "ers", optimizer="apgd", steps=5)
     found = attack.run(model, images, index, gallery, seed=0)
     with torch.no_grad():
@@ -162,9 +156,9 @@ def test_the_first_step_of_es_is_the_published_codes_under_c() -> None:
 
 
 def test_restarts_keep_the_worst_of_each_query(
-    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     found = [
         resolved("es", "strict", restarts=k).run(model, images, index, gallery, seed=0)
         for k in (1, 3)

@@ -13,11 +13,9 @@ from dmlbench.attacks.candidate import CandidateGoal, CandidateUp
 from dmlbench.attacks.embedding_shift import MismatchGoal, TargetedMismatch
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import CellError
-from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
 from dmlbench.metrics.distance import rowwise
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=8)
 
@@ -63,17 +61,6 @@ class AutogradCandidate(CandidateUp):
 PAIRS = [(TargetedMismatch(), AutogradMismatch()), (CandidateUp(w=3), AutogradCandidate(w=3))]
 
 
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, tiny: RetrievalData) -> Gallery:
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
-
-
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
 @pytest.mark.parametrize(("hand", "auto"), PAIRS, ids=["tma", "ca+"])
 def test_autograd_gives_the_gradient_that_is_written_by_hand(
@@ -95,9 +82,9 @@ def test_autograd_gives_the_gradient_that_is_written_by_hand(
 
 @pytest.mark.parametrize(("hand", "auto"), PAIRS, ids=["tma", "ca+"])
 def test_an_attack_by_autograd_ends_as_the_one_by_hand(
-    hand: Attack, auto: Attack, model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    hand: Attack, auto: Attack, model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     a, b = (one.resolve(THREAT).run(model, images, index, gallery, seed=0) for one in (hand, auto))
     for column in hand.columns:
         found, expected = b.outcomes[column.name].mean(), a.outcomes[column.name].mean()
@@ -106,9 +93,9 @@ def test_an_attack_by_autograd_ends_as_the_one_by_hand(
 
 
 def test_batches_and_the_active_set_change_no_bit(
-    model: EmbeddingModel, gallery: Gallery, tiny: RetrievalData
+    model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
 ) -> None:
-    images, index = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images)), torch.arange(40)
+    index = torch.arange(40)
     attack = AutogradCandidate(eps=0.3, alpha=0.1).resolve(THREAT)
 
     def perturbed(batch: int, active_set: bool) -> tuple[torch.Tensor, int]:

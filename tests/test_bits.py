@@ -17,26 +17,8 @@ from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=10.6 / 255, alpha=1.3 / 255, steps=4, suite="auto")
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
 
 
 def resolved(name: str, **fields: Any) -> Attack:

@@ -25,32 +25,15 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.report.plots import PLOTS
 from dmlbench.report.render import boards
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.08, alpha=0.03, steps=10)
 BUDGET = 24
 BOTH = ["square", "square:see=distances", "nes:samples=4"]
 
 
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
 def gallery_of(model: torch.nn.Module, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
     with torch.no_grad():
         return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
-    return gallery_of(model, images, tiny)
 
 
 def attack_of(text: str, threat: Threat = THREAT, budget: int = BUDGET) -> Attack:

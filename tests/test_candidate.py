@@ -164,19 +164,14 @@ def test_a_gallery_too_small_is_refused() -> None:
             attack.goal(gallery, torch.tensor([0]), seed=0)
 
 
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", [CandidateUp, CandidateDown])
 def test_batch_size_and_active_set_change_no_outcome(
-    cls: type[CandidateUp] | type[CandidateDown], model: EmbeddingModel, tiny: RetrievalData
+    cls: type[CandidateUp] | type[CandidateDown],
+    model: EmbeddingModel,
+    images: torch.Tensor,
+    gallery: Gallery,
 ) -> None:
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-    gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
     attack = cls(w=2).resolve(THREAT)
     name = cls.columns[0].name
 
@@ -197,8 +192,9 @@ def test_batch_size_and_active_set_change_no_outcome(
     assert (benign > reference.mean()) if cls.up else (benign < reference.mean())
 
 
-def test_threads_change_no_outcome(model: EmbeddingModel, tiny: RetrievalData) -> None:
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
+def test_threads_change_no_outcome(
+    model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData
+) -> None:
     labels = torch.from_numpy(tiny.test.labels)
     index, found, threads = torch.arange(len(images)), [], torch.get_num_threads()
     try:

@@ -30,7 +30,6 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.cuda_graphs import Replayed
 from dmlbench.metrics.relevance import Lists, Relevance
-from dmlbench.testing import tiny_network
 from tests.test_cuda_graphs import recorder
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6, suite="auto")
@@ -211,22 +210,6 @@ def test_sampled_certificates_of_a_threshold_are_below_the_exact_distance() -> N
     assert (certified[exact > 0.15] > 0.35 * exact[exact > 0.15]).all()
     assert (attacked >= certified).all()
     assert (attacked[exact < -0.05] == 0).all()
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), "N")
 
 
 def test_a_smoothed_embedding_is_the_mean_of_noisy_ones(

@@ -24,7 +24,6 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 
 @pytest.fixture
 def model() -> EmbeddingModel:
-    torch.manual_seed(0)
     return tiny_network().eval().requires_grad_(False)
 
 

@@ -21,7 +21,6 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.collected import Collected
 from dmlbench.evaluation.evaluator import drawn_queries
 from dmlbench.models.small import C2F2
-from dmlbench.testing import tiny_network
 from tests.every_attack import EVERY
 from tests.masks import Wrapped
 from tests.test_apgd import SAMPLES, Goal, Wave
@@ -31,12 +30,6 @@ from tests.test_pgd import Hinge
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6, sp_scale=3.0)
 NO_L2 = ("square", "nes", "qair", "oa-list", "uap", "top1", "radius")
 L2 = [name for name in EVERY if name not in (*NO_L2, "certified")]
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
 
 
 @pytest.fixture(params=["hinge", "wave"])
@@ -165,11 +158,6 @@ def test_without_a_gradient_nothing_moves(kind: Any) -> None:
     found = search.run(lambda x: x.flatten(1)[:, :8].detach() + 0 * x.sum(), clean, goal)
     assert torch.equal(found.images, clean)
     assert found.flat_start.all()
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
 
 
 @pytest.fixture(scope="module")

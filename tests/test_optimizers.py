@@ -9,11 +9,9 @@ import torch
 
 from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.common.errors import UserError
-from dmlbench.compute.embedding import EmbeddingModel, embed
+from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.2, alpha=0.05, steps=8)
 
@@ -57,11 +55,9 @@ def test_spellings_of_resolved_attacks_mean_the_same(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ca+", "qa-", "tma", "ltm"])
-def test_any_goal_by_apgd_is_batch_independent(name: str, tiny: RetrievalData) -> None:
-    torch.manual_seed(0)
-    model: EmbeddingModel = tiny_network().eval().requires_grad_(False)
-    images = tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-    gallery = Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
+def test_any_goal_by_apgd_is_batch_independent(
+    name: str, model: EmbeddingModel, images: torch.Tensor, gallery: Gallery
+) -> None:
     index = torch.arange(40)
 
     def run(attack: Attack, rows: torch.Tensor, active_set: bool = True) -> torch.Tensor:

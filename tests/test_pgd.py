@@ -45,12 +45,6 @@ def plain_pgd(
     return x.detach()
 
 
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
 @pytest.fixture
 def problem() -> tuple[torch.Tensor, Hinge]:
     clean = torch.rand(40, 1, 8, 8)

@@ -19,27 +19,9 @@ from dmlbench.common.errors import UserError
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
 from dmlbench.metrics.bootstrap import bootstrap_median
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=24 / 255, alpha=0.03, steps=10, suite="auto")
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
 
 
 def resolved(name: str = "radius", **fields: Any) -> Attack:

@@ -21,8 +21,6 @@ from dmlbench.attacks.stack import STAGES
 from dmlbench.attacks.top1 import LOSSES, TopOneGoal
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core.protocol import Threat
-from dmlbench.datasets.base import RetrievalData
-from dmlbench.testing import tiny_network
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=10, suite="auto")
 UNEQUAL = [0] * 14 + [7] * 12 + [3] * 11 + [9] * 5 + [4] * 2 + [2]  # the last is alone in its class
@@ -154,22 +152,6 @@ def test_memory_does_not_grow_with_the_gallery(monkeypatch: pytest.MonkeyPatch) 
     found.nearest(g.embeddings[:4], torch.arange(4), found.place_of_item[:4, None])
     assert max(widths) <= 64
     assert sum(widths) == 3000
-
-
-@pytest.fixture(scope="module")
-def model() -> EmbeddingModel:
-    torch.manual_seed(0)
-    return tiny_network().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
-@pytest.fixture(scope="module")
-def gallery(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
-    return Gallery(embed(model, images), torch.from_numpy(tiny.test.labels), model.metric)
 
 
 def resolved(name: str, **fields: Any) -> Attack:

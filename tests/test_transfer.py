@@ -50,11 +50,6 @@ def transfer(weights: Path, more: str = "") -> Any:
     return spec.parse(quoted, ATTACKS)
 
 
-@pytest.fixture(scope="module")
-def images(tiny: RetrievalData) -> torch.Tensor:
-    return tiny.evaluation_pixels(torch.from_numpy(tiny.test.images))
-
-
 def gallery_of(model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData) -> Gallery:
     with torch.no_grad():
         e = embed(model, images)
