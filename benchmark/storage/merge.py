@@ -31,7 +31,7 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
         UserError: the source holds no results, or a model of it is damaged.
     """
     cells, damaged = source.read()
-    folders = sorted(path.parent for path in (source.root / "models").glob(f"*/{MANIFEST}"))
+    folders = source.model_folders()
     if not cells and not folders:
         raise UserError(f"{source.root} holds no results")
     changed = source.changed_outcomes(cells)

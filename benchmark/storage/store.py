@@ -79,10 +79,13 @@ class Store:
         """True if the model of a training run is there."""
         return (self.model_folder(training_id) / MANIFEST).is_file()
 
+    def model_folders(self) -> list[Path]:
+        """The folders of all trained models, sorted by name."""
+        return sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
+
     def manifests(self) -> list[Manifest]:
         """The manifests of all trained models; one that cannot be read is left out."""
-        folders = sorted(path.parent for path in (self.root / "models").glob(f"*/{MANIFEST}"))
-        found = (self._manifest(folder) for folder in folders)
+        found = map(self._manifest, self.model_folders())
         return [manifest for manifest in found if manifest is not None]
 
     def put(self, cell: Cell, outcomes: Outcomes | None = None) -> None:
