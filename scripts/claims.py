@@ -28,7 +28,6 @@ ETA = 8  # of the published rows beside which a difference stands
 PLACE = "CVPR 2022"
 RECALL = "R@1"  # on clean images
 RADIUS = "Radius"
-SUITES_OF = {ERS: SUITES, RECALL: ("",), RADIUS: ("auto",)}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from dmlbench.sweep import plan
 from dmlbench.sweep.tasks import Combine, Measure, Task
 from dmlbench.sweep.weights import trained_weights
 
+RESUMED = 100  # models of the run that is resumed
 WEIGHTS_BYTES = 1_300_000
 MADE = replace(provenance(None), device="cpu: none")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -71,13 +72,13 @@ def arguments(models: int) -> list[str]:
     return ["run", "--defense", "hm", *attacks, *seeds]
 
 
-def write_invented_results(store: Store, models: int) -> int:
-    """Write invented results for all cells and models of this run; return the number of cells."""
+def write_invented_results(store: Store) -> int:
+    """Write invented results of a run of ``RESUMED`` models; return the number of cells."""
     dataset, card = FashionMini(), FashionMini().protocol
     defenses = [spec.parse(name, DEFENSES) for name in ("none", "hm")]
     trainings = plan.plan(
         dataset, FashionMini.known_digest, parse_model(card.model), defenses,
-        range(models // 2), card.recipe,
+        range(RESUMED // 2), card.recipe,
     )  # fmt: skip
     attacks = plan.planned_attacks([ATTACKS.get(n)() for n in ERS_ATTACKS[:-1]], card.threat)
     count = 0
@@ -155,8 +156,8 @@ def main(work: bool) -> None:
         click.echo(f"start-up: {shortest_of_three('--version', cwd=folder)}; the others include it")
         took = shortest_of_three(*arguments(1000), "--dry-run", "--json", cwd=folder)
         click.echo(f"planning 10,000 cells: {took}")
-        cells = write_invented_results(Store(folder / "results"), 100)
-        took = shortest_of_three(*arguments(100), cwd=folder)
+        cells = write_invented_results(Store(folder / "results"))
+        took = shortest_of_three(*arguments(RESUMED), cwd=folder)
         click.echo(f"resuming {cells} finished cells: {took}")
         if work:
             click.echo("\n".join(share_of_the_attack(folder)))

@@ -263,14 +263,14 @@ class Coverage:
         return sorted(chosen, key=lambda test: files.index(test.split("::")[0]))
 
 
-def code_of(copy: Path, arguments: list[str], seconds: float = TIMEOUT) -> int | None:
+def code_of(copy: Path, arguments: list[str]) -> int | None:
     """The exit code of pytest in a copy of the repository, None if it did not end in time."""
     receiver, sender = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=run_tests, args=(copy, arguments, sender))
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(seconds) else None
+        return receiver.recv() if receiver.poll(TIMEOUT) else None
     except EOFError:
         return None
     finally:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dmlbench.metrics.bootstrap import LEVEL, SEED
+from dmlbench.metrics.names import ERS
 
 LEAST_SEEDS = 3
 DRAWS = 10_000
@@ -54,16 +55,14 @@ class Placed:
     above_next: float | None
 
 
-def orders(
-    outcomes: pd.DataFrame, metric: str, unranked: Collection[str] = ()
-) -> dict[str, list[Placed]]:
-    """Suite -> the models in order, over the seeds that all of them have.
+def orders(outcomes: pd.DataFrame, unranked: Collection[str]) -> dict[str, list[Placed]]:
+    """Suite -> the models in order of their ERS, over the seeds that all of them have.
 
     Those with fewer than ``LEAST_SEEDS`` seeds, and those that boards do not rank, are left out;
     and so is a suite in which the others share fewer.
     """
     found = {}
-    kept = outcomes[(outcomes["metric"] == metric) & ~outcomes["label"].isin(unranked)]
+    kept = outcomes[(outcomes["metric"] == ERS) & ~outcomes["label"].isin(unranked)]
     for suite, part in kept.groupby("suite", sort=False):
         labels = {label: set(of["seed"]) for label, of in part.groupby("label")}
         labels = {label: of for label, of in labels.items() if len(of) >= LEAST_SEEDS}

@@ -340,7 +340,7 @@ def order_of_models(outcomes: pd.DataFrame, path: Path) -> str:
     """
     lines = []
     unranked = {entry.label for entry in measured(read_tidy(path)) if entry.flagged}
-    for suite, places in orders(outcomes, ERS, unranked).items():
+    for suite, places in orders(outcomes, unranked).items():
         for one in places:
             above = "" if one.above_next is None else f"{one.above_next:.3f}"
             mean = f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]"

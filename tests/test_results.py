@@ -104,7 +104,7 @@ def test_only_a_difference_of_three_shared_seeds_is_bold() -> None:
 @pytest.mark.parametrize(("shared", "count"), [(3, 2), (2, 0)])
 def test_an_order_takes_three_seeds_that_all_models_have(shared: int, count: int) -> None:
     other = tuple(range(5 - shared, 10 - shared))
-    found = orders(seeded({"a": (0, 1, 2, 3, 4), "b": other}), "ERS")
+    found = orders(seeded({"a": (0, 1, 2, 3, 4), "b": other}), ())
     assert [one.name for one in found.get("auto", [])] == ["b", "a"][:count]
 
 
