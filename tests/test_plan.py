@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from dmlbench.analysis.records import wide
 from dmlbench.attacks.base import ATTACKS, Column
 from dmlbench.cli.dry_run import lines, preview, summary
-from dmlbench.cli.run import RESUME
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.progress import Tally, duration
 from dmlbench.compute.device import Compute
@@ -34,7 +33,7 @@ from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import BENIGN
 from dmlbench.storage.cell import ColumnInfo, ExceptionInfo
 from dmlbench.storage.store import Store
-from dmlbench.sweep import plan, status
+from dmlbench.sweep import plan
 from dmlbench.sweep.durations import Durations
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import write_config
@@ -46,7 +45,7 @@ from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 from tests.cells import cell, with_facts
 from tests.plans import CARD, PLANNED, Fake, assessed, planned, ran, row, trainings
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 
 def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
@@ -225,10 +224,6 @@ def test_only_another_version_of_a_measurement_is_stale(
     assert assessed(store, found)[0][0].cells[1][1] == expected
 
 
-def test_the_policies_are_those_of_the_command_line() -> None:
-    assert tuple(status.KEPT_STATUSES) == RESUME
-
-
 def test_the_policy_never_deletes_each_model_once_and_trains_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +344,7 @@ def test_what_another_run_has_done_is_not_done_again(tmp_path: Path) -> None:
     _, known = assessed(store, found)  # planned before the other run
     ran(store, found)
     executor = Fake(store)
-    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
     trained = planned(store, found[0], known)
     scheduler = Scheduler(
         [trained], PLANNED, session, executor, known, Durations("", [], store), "retry-failed"

@@ -13,7 +13,8 @@ from dmlbench.common.progress import duration
 from dmlbench.core.naming import parameters, told_apart
 from dmlbench.core.protocol import SUITE_ATTACKS, Threat
 from dmlbench.sweep.durations import Durations
-from dmlbench.sweep.status import DONE, PlannedModel
+from dmlbench.sweep.policies import DONE
+from dmlbench.sweep.status import PlannedModel
 from dmlbench.sweep.tasks import CellTask, Measure, Train
 from dmlbench.sweep.weights import UNTRAINED
 

@@ -14,14 +14,13 @@ from dmlbench.cli.config import refuse_code, use_config
 from dmlbench.cli.numbers import Real, Whole
 from dmlbench.cli.options import PATH, options
 from dmlbench.cli.shared import check_outputs, finish
+from dmlbench.sweep.policies import EXECUTORS, KEPT_STATUSES
 
 if TYPE_CHECKING:
     from dmlbench.sweep.run import RunOptions
     from dmlbench.sweep.session import Session
     from dmlbench.sweep.tasks import PlannedAttack
     from dmlbench.training.job import Training
-
-RESUME = ("retry-failed", "only-missing", "always", "never")
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
@@ -72,8 +71,8 @@ class _Shard(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--resume",
-    type=click.Choice(RESUME),
-    default=RESUME[0],
+    type=click.Choice(tuple(KEPT_STATUSES)),
+    default="retry-failed",
     show_default=True,
     help="Which stored results to take instead of measuring again, see below.",
 )
@@ -90,7 +89,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--executor",
-    type=click.Choice(["local", "ray"]),
+    type=click.Choice(EXECUTORS),
     default="local",
     show_default=True,
     help="local: processes on this machine. ray: tasks on a running Ray cluster, else on one that "

@@ -29,13 +29,12 @@ from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.feasible import check_epochs, to_be_trained
+from dmlbench.sweep.policies import EXECUTORS, KEPT_STATUSES
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import PlannedAttack, Weights
 from dmlbench.training.job import Training
-
-EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class RunOptions:
     """Options of a run that change no number.
 
     Attributes:
-        resume: which stored cells are taken as they are, a key of ``status.KEPT_STATUSES``.
+        resume: which stored cells are taken as they are, a key of ``policies.KEPT_STATUSES``.
         shard: (i, n): only the i-th of n parts of the models, from 1; None: all.
         executor: ``local``, or ``ray`` for a Ray cluster.
         workers: processes at once; None: one, with Ray as many as fit.
@@ -60,7 +59,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("resume", self.resume, tuple(status.KEPT_STATUSES)),
+            ("resume", self.resume, tuple(KEPT_STATUSES)),
             ("executor", self.executor, EXECUTORS),
         ):
             if value not in known:

@@ -17,8 +17,9 @@ from dmlbench.storage.cell import Cell
 from dmlbench.sweep.durations import Durations, TaskKind
 from dmlbench.sweep.executors.base import Executor, FinishedTask
 from dmlbench.sweep.plan import cells
+from dmlbench.sweep.policies import DONE, FAILED, KEPT_STATUSES, STALE
 from dmlbench.sweep.session import Session, Stopwatch, store_failure
-from dmlbench.sweep.status import DONE, FAILED, KEPT_STATUSES, STALE, PlannedModel, StoredCells
+from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train
 from dmlbench.sweep.weights import trained_weights
 
@@ -62,7 +63,7 @@ class Scheduler:
         executor: does the tasks.
         known: the cells in the store; updated during the run.
         times: durations of tasks; updated during the run.
-        resume: the policy for stored results, a key of ``status.KEPT_STATUSES``.
+        resume: the policy for stored results, a key of ``policies.KEPT_STATUSES``.
         total, done, failed: number of cells in the plan, with a result, and without one.
         left: number of tasks of each kind that are not finished.
         running: identity of a cell -> the kind of its task and the time since it began.

@@ -1,4 +1,4 @@
-"""The status of planned cells in the store, and the policies of ``--resume``. Imports no torch."""
+"""The status of planned cells in the store. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.plan import cells
+from dmlbench.sweep.policies import DONE, FAILED, KEPT_STATUSES, STALE, TO_DO
 from dmlbench.sweep.tasks import CellTask, Combine, PlannedAttack, Task, Train, Weights, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 
-DONE, FAILED, STALE, TO_DO = "done", "failed", "stale", "to do"
-KEPT_STATUSES = {  # policy of --resume -> statuses of cells that a run keeps as they are
-    "retry-failed": (DONE,),
-    "only-missing": (DONE, FAILED),
-    "always": (DONE, FAILED, STALE),
-    "never": (),
-}
 # facts that may change while a cell stays the same measurement
 _VERSION_FACTS = ("checkpoint", "measure_version", "attack_version", "attack_source")
 _SCORE_ABOUT = ("attack", "suite", "queries", "precision", "eot")
