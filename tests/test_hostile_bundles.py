@@ -43,7 +43,7 @@ HOSTILE = {
     "not JSON": [member("bundle.json", b"\xff")],
     "deep": [member("bundle.json", b"[" * 100_000)],
     "unsealed": [member("bundle.json", b'{"schema": 1}')],
-    "another schema": [member("bundle.json", json.dumps(sealed({"schema": 9})).encode())],
+    "no schema": [member("bundle.json", json.dumps(sealed({"schema": 0})).encode())],
 }
 
 
@@ -59,6 +59,15 @@ def test_a_hostile_bundle_is_one_line_and_leaves_nothing(kind: str, tmp_path: Pa
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "evil.json").exists()
     assert not (tmp_path.parent / "evil.json").exists()
+
+
+def test_a_bundle_of_a_newer_version_says_so(tmp_path: Path) -> None:
+    info, content = member("bundle.json", json.dumps(sealed({"schema": 9})).encode())
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+        file.writestr(info, content)
+    (tmp_path / "to").mkdir()
+    with pytest.raises(UserError, match=r"new\.zip has schema 9, .* up to 1: update dmlbench"):
+        bundles.unpack(tmp_path / "new.zip", tmp_path / "to")
 
 
 def test_a_member_that_is_longer_than_it_says_is_refused(place: Place, tmp_path: Path) -> None:

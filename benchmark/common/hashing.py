@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file
 
 IDENTITY_VERSION = 1
@@ -40,11 +41,31 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, CHECKSUM: content_sha256(record)}
 
 
-def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without its checksum; ValueError if it has another content than when sealed."""
-    content = {key: value for key, value in record.items() if key != CHECKSUM}
-    if record.get(CHECKSUM) != content_sha256(content):
-        raise ValueError("its checksum is not that of its content")
+def unsealed(record: Any, place: Path | str, newest: int, since: int = 1) -> dict[str, Any]:
+    """The content of a sealed record.
+
+    Args:
+        record: the record as it was read.
+        place: where it was read from, for errors.
+        newest: the newest schema that this version reads.
+        since: the schema from which on records have a checksum.
+
+    Raises:
+        UserError: a newer version wrote it.
+        ValueError: it has no schema, or another content than when it was sealed.
+    """
+    schema = record.get("schema") if isinstance(record, Mapping) else None
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError("it has no schema")
+    content = dict(record)
+    if schema >= since:
+        checksum = content.pop(CHECKSUM, None)
+        if checksum != content_sha256(content):
+            raise ValueError("its checksum is not that of its content")
+    if schema > newest:
+        raise UserError(
+            f"{place} has schema {schema}, this version reads up to {newest}: update dmlbench"
+        )
     return content
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from dmlbench.common.errors import UserError
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity, sealed, unsealed
 from dmlbench.common.numbers import LARGEST
@@ -329,18 +328,10 @@ def implausible(name: str, estimate: Estimate, bounds: tuple[float, float]) -> s
 
 def _in_schema(raw: Any, place: Path) -> dict[str, Any]:
     """A cell's JSON, converted from an older schema to today's."""
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if not isinstance(schema, int) or schema < 1:
-        raise ValueError("it has no schema")
-    if schema >= SEALED_SINCE:
-        raw = unsealed(raw)
-    if schema > SCHEMA:
-        raise UserError(
-            f"{place} has schema {schema}, this version reads up to {SCHEMA}: update dmlbench"
-        )
-    for since in _MIGRATIONS[schema - 1 :]:
-        raw = since(raw)
-    return dict(raw)
+    content = unsealed(raw, place, SCHEMA, SEALED_SINCE)
+    for since in _MIGRATIONS[content["schema"] - 1 :]:
+        content = since(content)
+    return content
 
 
 def _since_1(raw: Mapping[str, Any]) -> dict[str, Any]:

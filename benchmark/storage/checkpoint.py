@@ -122,17 +122,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        raw = msgspec.json.decode(read_file(path))
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        if not isinstance(schema, int) or schema < 1:
-            raise ValueError("it has no schema")
-        if schema >= SEALED_SINCE:
-            raw = unsealed(raw)
-        if schema > MANIFEST_SCHEMA:
-            raise UserError(
-                f"{path} has schema {schema}, this version reads up to {MANIFEST_SCHEMA}: "
-                "update dmlbench"
-            )
+        raw = unsealed(msgspec.json.decode(read_file(path)), path, MANIFEST_SCHEMA, SEALED_SINCE)
         manifest = msgspec.convert(raw, Manifest)
         if identity(manifest.training) != manifest.training_id:
             raise ValueError("its training is not that of its training_id")

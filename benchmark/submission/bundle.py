@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -119,7 +119,8 @@ def unpack(path: Path, folder: Path) -> Bundle:
             members = _members(archive, path.stat().st_size)
             for info in members:
                 _copy(archive, info, folder)
-        bundle = _record(read_file(folder / RECORD))
+        record = msgspec.json.decode(read_file(folder / RECORD))
+        bundle = msgspec.convert(unsealed(record, f"{RECORD} in {path}", SCHEMA), Bundle)
     except FileNotFoundError:
         raise UserError(f"bundle {path} does not exist") from None
     except (*DAMAGED, RecursionError) as error:
@@ -182,16 +183,6 @@ def _stream(member: IO[bytes], file: IO[bytes], size: int) -> None:
         if left < 0:
             raise ValueError("a member is longer than it says")
         file.write(piece)
-
-
-def _record(content: bytes) -> Bundle:
-    """The record; ValueError if it is none, or has another checksum."""
-    raw = msgspec.json.decode(content)
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("schema"), int):
-        raise ValueError(f"{RECORD} has no schema")
-    if raw["schema"] > SCHEMA:
-        raise ValueError(f"{RECORD} has schema {raw['schema']}, read is up to {SCHEMA}: update")
-    return msgspec.convert(unsealed(raw), Bundle)
 
 
 def checked(bundle: Bundle) -> Bundle:
