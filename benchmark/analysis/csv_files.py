@@ -30,11 +30,12 @@ from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
+from dmlbench.core.naming import DATASET_NAME
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
 from dmlbench.storage import findings
-from dmlbench.storage.cell import DATASET_SPEC, Cell, implausible
+from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board begins with
@@ -251,7 +252,7 @@ def _filled(text: str) -> str:
 
 
 def _dataset(text: str) -> str:
-    if not re.search(DATASET_SPEC, text):
+    if not re.fullmatch(DATASET_NAME, text.partition(":")[0]):
         raise ValueError("not the name of a data set")
     return text
 

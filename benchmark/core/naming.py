@@ -9,6 +9,8 @@ from typing import Any
 
 from dmlbench.common.numbers import LARGEST
 
+DATASET_NAME = r"[\w.-]*\w"
+"""Pattern of the name of a data set: the files of its board have that name too."""
 ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.common.numbers import check_whole
+from dmlbench.core.naming import DATASET_NAME
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.apart import check_alone, check_apart, numbered
 from dmlbench.datasets.base import DATASETS, Answers, Dataset, DatasetCard, RetrievalData, Split
@@ -102,7 +103,7 @@ def from_arrays(
     """
     eps, alpha = _length("eps", eps), _length("alpha", alpha)
     check_whole("steps", steps, 1)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
+    if not isinstance(name, str) or not re.fullmatch(DATASET_NAME, name):
         raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
     if name in DATASETS.names():
         raise UserError(

@@ -19,7 +19,7 @@ from dmlbench.common.numbers import LARGEST
 from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
-from dmlbench.core.naming import split_attack_seed, with_attack_seed
+from dmlbench.core.naming import DATASET_NAME, split_attack_seed, with_attack_seed
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
@@ -27,7 +27,6 @@ from dmlbench.storage import findings
 
 SCHEMA: Literal[4] = 4
 SEALED_SINCE = 4  # the schema from which on a cell has a checksum; those before have none
-DATASET_SPEC = r"^[\w.-]*\w(:|$)"  # its name becomes that of the files of its board
 PERCENT, UNBOUNDED = (0, 100), (-math.inf, math.inf)
 ORDER = (
     "dataset",
@@ -46,7 +45,7 @@ ORDER = (
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=2.5e11)]  # since 1970: before the year 9892
 Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
-DatasetSpec = Annotated[str, msgspec.Meta(pattern=DATASET_SPEC)]
+DatasetSpec = Annotated[str, msgspec.Meta(pattern=rf"^{DATASET_NAME}(:|$)")]
 Suite = Annotated[str, msgspec.Meta(pattern=f"^(|{'|'.join(SUITES)})$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
