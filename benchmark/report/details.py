@@ -6,6 +6,7 @@ import shlex
 from functools import cache
 from typing import Any
 
+from dmlbench.analysis.records import Record
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
@@ -21,10 +22,6 @@ def details(entry: Entry) -> dict[str, Any]:
     """Heading -> text, or ``[text, address]`` for a link; what is not known is left out."""
     paper, record = entry.paper, next((r for found in entry.records.values() for r in found), {})
     weights = sorted({r["checkpoint_sha256"] for r in entry.records.get("R@1", ())} - {""})
-    made = []
-    if record:
-        torch = record["torch"] and f"torch {record['torch']}"
-        made = [f"dmlbench {record['dmlbench']}", record["git"][:12], torch, record["device"]]
     found: dict[str, Any] = {
         "Defense": defense_in_words(entry.defense),
         "Spec": entry.resolved or entry.defense,
@@ -35,13 +32,19 @@ def details(entry: Entry) -> dict[str, Any]:
         "Command": command(entry),
         "Model card": [f"dmlbench zoo {one.name}" for one in map(card_of, weights) if one],
         "Weights (SHA-256)": " ".join(weights),
-        "Made by": ", ".join(filter(None, made)),
+        "Made by": ", ".join(filter(None, [made_by(record), record["device"]])) if record else "",
         "Flags": entry.reasons(note=False),
         "Notes": entry.reasons(note=True),
         "Retrieval": entry.indicators,
         "Failed": [f"{what}: {error}" for what, error in entry.failed.items()],
     }
     return {heading: text for heading, text in found.items() if text}
+
+
+def made_by(record: Record) -> str:
+    """The versions that a number was made by: ``dmlbench 0.1, 1a2b3c4d5e6f, torch 2.9``."""
+    torch = record["torch"] and f"torch {record['torch']}"
+    return ", ".join(filter(None, [f"dmlbench {record['dmlbench']}", record["git"][:12], torch]))
 
 
 @cache

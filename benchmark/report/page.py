@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from dmlbench.report import style
 from dmlbench.report.board import Board, Table
 from dmlbench.report.columns import BoardColumn
-from dmlbench.report.details import details
+from dmlbench.report.details import details, made_by
 from dmlbench.report.drawing import Picture, file_stem, named
 from dmlbench.report.entries import Entry
 
@@ -97,9 +97,7 @@ def origin(entry: Entry) -> str:
     lines = [f"Measured {entry.source}"]
     record = next((found[0] for found in entry.records.values()), None)
     if record is not None:
-        made = [f"dmlbench {record['dmlbench']}", record["git"][:12], record["torch"] and "torch "]
-        made[-1] += record["torch"]
-        lines += [", ".join(filter(None, made)), record["device"], record["started"][:10]]
+        lines += [made_by(record), record["device"], record["started"][:10]]
     return "\n".join(lines)
 
 

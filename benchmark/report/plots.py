@@ -17,6 +17,7 @@ from dmlbench.report.entries import Entry
 from dmlbench.report.plotted import (
     PANELS,
     apart,
+    error_bar,
     flagged,
     grid,
     heading,
@@ -182,14 +183,8 @@ def intervals(table: Table) -> Figure | None:
             axis.set_axis_off()
         for axis, name in zip(axes, shown, strict=False):
             for row, entry in enumerate(found):
-                number = entry.numbers.get(name)
-                if number is None:
-                    continue
-                low, high = entry.interval(name) or (number.value, number.value)
-                around = [[max(0, number.value - low)], [max(0, high - number.value)]]
-                axis.errorbar(
-                    number.value, row, xerr=around, capsize=2, markersize=4, **style.marker(entry)
-                )
+                if name in entry.numbers:
+                    error_bar(axis, entry, name, row, **style.marker(entry))
             title = textwrap.fill(heading(name, found), TITLE)
             axis.set_title(title, fontsize=6.5 if "(" in name else 8)
             axis.margins(x=0.15, y=0.5 / len(found))

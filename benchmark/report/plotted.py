@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dmlbench.core.naming import parameters, told_apart
 from dmlbench.report.board import Table
 from dmlbench.report.columns import BoardColumn
 from dmlbench.report.entries import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PANELS = 6  # at most, side by side
 
@@ -79,6 +83,14 @@ def apart(names: Sequence[str], entries: Sequence[Entry], shown: set[str]) -> li
         ]
         found |= zip(places, told_apart([names[p] for p in places], details), strict=True)
     return list(found.values())
+
+
+def error_bar(axis: Axes, entry: Entry, name: str, y: float, **looks: Any) -> None:
+    """Draw a number of an entry with its interval, at the height ``y``."""
+    value = entry.numbers[name].value
+    low, high = entry.interval(name) or (value, value)
+    around = [[max(0, value - low)], [max(0, high - value)]]
+    axis.errorbar(value, y, xerr=around, capsize=2, markersize=4, **looks)
 
 
 def heading(name: str, entries: Sequence[Entry]) -> str:

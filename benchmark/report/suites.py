@@ -10,7 +10,7 @@ from dmlbench.metrics.names import ERS
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.entries import Entry
-from dmlbench.report.plotted import marks, names_of
+from dmlbench.report.plotted import error_bar, marks, names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +48,8 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
             aside = APART * (place - (len(found) - 1) / 2)
             for row, key in enumerate(rows):
                 if key in scored:
-                    value = scored[key].numbers[ERS].value
-                    low, high = scored[key].interval(ERS) or (value, value)
-                    around = [[max(0, value - low)], [max(0, high - value)]]
-                    looks = LOOKS[suite] | {"ls": "", "capsize": 2, "markersize": 4}
-                    axis.errorbar(value, row + aside, xerr=around, **looks)
+                    looks = LOOKS[suite] | {"ls": ""}
+                    error_bar(axis, scored[key], ERS, row + aside, **looks)
         names = names_of(entries, table)
         axis.set_yticks(range(len(rows)), [names[id(e)] for e in entries])
         axis.invert_yaxis()
