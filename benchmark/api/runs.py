@@ -159,14 +159,12 @@ def run(
             "results": results,
             "data_root": data_root,
             "cache": cache,
-        }
-        again = asked | {
             "device": device,
             "batch_size": batch_size,
             "threads": threads,
             "precision": precision,
             "eot": eot,
         }
-        recorded = again if isinstance(dataset, str) else None  # arrays are not on the disk
-        cells = run_sweep(session, trainings, planned, options, recorded)
+        repeatable = isinstance(dataset, str)  # arrays are not on the disk
+        cells = run_sweep(session, trainings, planned, options, asked if repeatable else None)
         return Report.of(cells, session.store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dmlbench.core.registry import Component, Registry
     from dmlbench.testing import Finding
 
-WORDS = {"ok": True, "FAILED": False, "left out": None}
+COLOURS = {"ok": "green", "FAILED": "red", "left out": "yellow"}
 KINDS = {"attack": "attacks", "defense": "defenses", "dataset": "datasets", "model": "models"}
 
 
@@ -63,10 +64,9 @@ def check(
 def _print(spec: str, results: list[Finding]) -> None:
     click.secho(spec, bold=True)
     for one in results:
-        style = {True: "green", False: "red", None: "yellow"}[one.passed]
-        click.echo(f"  {click.style(str(one)[:9], fg=style)}{str(one)[9:]}")
-    counts = {word: sum(one.passed is is_ for one in results) for word, is_ in WORDS.items()}
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        click.echo(f"  {click.style(f'{one.word:9}', fg=COLOURS[one.word])}{one.said}")
+    counts = Counter(one.word for one in results)
+    said = ", ".join(f"{counts[word]} {word}" for word in COLOURS if word in counts)
     click.echo(f"{len(results)} checks: {said}")
 
 

@@ -91,22 +91,16 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """The task of measuring weights: one cell.
+class _OfWeights:
+    """A task whose result is a cell.
 
     Attributes:
         weights: the weights.
         cell: the cell, without its result.
-        attack: the attack; None: clean images (benign).
-        queries: number of test images that are perturbed; None: all.
-        recalls: also measure R@K of the moved query.
     """
 
     weights: Weights
     cell: PlannedCell
-    attack: Attack | None
-    queries: int | None
-    recalls: bool = False
 
     @property
     def model(self) -> str:
@@ -116,11 +110,28 @@ class Measure:
     @property
     def title(self) -> str:
         """The name of the task in messages."""
-        return _title(self.cell, self.weights.name)
+        about = self.cell.about
+        name = self.weights.name or about.label
+        return f"{about.attack or 'benign'} on {name} (seed {about.seed})"
 
 
 @dataclass(frozen=True)
-class Combine:
+class Measure(_OfWeights):
+    """The task of measuring weights: one cell.
+
+    Attributes:
+        attack: the attack; None: clean images (benign).
+        queries: number of test images that are perturbed; None: all.
+        recalls: also measure R@K of the moved query.
+    """
+
+    attack: Attack | None
+    queries: int | None
+    recalls: bool = False
+
+
+@dataclass(frozen=True)
+class Combine(_OfWeights):
     """The task of computing Robust R@1 or ERS from measured cells of one suite: one cell.
 
     Robust R@1 is the worst case of each query, as AutoAttack takes it for classification: a query
@@ -128,27 +139,13 @@ class Combine:
     (and ``top1``, in the suite auto).
 
     Attributes:
-        weights: the weights.
-        cell: the cell, without its result.
         sources: (identity of a cell, column) of each input.
     """
 
-    weights: Weights
-    cell: PlannedCell
     sources: tuple[tuple[str, str], ...]
 
-    @property
-    def model(self) -> str:
-        """The identity of the model, which a worker keeps in memory from task to task."""
-        return self.weights.id
 
-    @property
-    def title(self) -> str:
-        """The name of the task in messages."""
-        return _title(self.cell, self.weights.name)
-
-
-CellTask = Measure | Combine  # a task whose result is a cell
+CellTask = Measure | Combine
 Task = Train | CellTask
 
 
@@ -177,8 +174,3 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
     except msgspec.ValidationError as error:
         raise UserError(f"{about.attack or about.defense} cannot be stored: {error}") from None
     return PlannedCell(id=identity(facts), facts=facts, about=about, columns=columns)
-
-
-def _title(cell: PlannedCell, name: str) -> str:
-    about = cell.about
-    return f"{about.attack or 'benign'} on {name or about.label} (seed {about.seed})"

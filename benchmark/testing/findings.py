@@ -30,9 +30,18 @@ class Finding:
     passed: bool | None
     reason: str = ""
 
+    @property
+    def word(self) -> str:
+        """``ok``, ``FAILED`` or ``left out``."""
+        return {True: "ok", False: "FAILED", None: "left out"}[self.passed]
+
+    @property
+    def said(self) -> str:
+        """The check, and the reason where there is one."""
+        return f"{self.check}: {self.reason}" if self.reason else self.check
+
     def __str__(self) -> str:
-        word = {True: "ok", False: "FAILED", None: "left out"}[self.passed]
-        return f"{word:9}{self.check}{f': {self.reason}' if self.reason else ''}"
+        return f"{self.word:9}{self.said}"
 
 
 class ConformanceError(AssertionError):
