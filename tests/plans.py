@@ -29,7 +29,7 @@ from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Task, Train
 from dmlbench.training.job import Training
 from tests.cells import MADE, failing, manifest
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 CARD = FashionMini().protocol
 
@@ -112,7 +112,7 @@ def ran(
 ) -> Any:
     entries, known = assessed(store, found)
     executor = Fake(store, **how)
-    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())  # type: ignore[arg-type]
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
     scheduler = Scheduler(
         entries, PLANNED, session, executor, known, Durations("", [], store), resume
     )

@@ -1,10 +1,11 @@
-"""One step of a defense on a small batch, and the slow attack that its twins share."""
+"""One step of a defense on a small batch, and what its slow twins share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from dmlbench.compute.distributed import World
@@ -13,11 +14,17 @@ from dmlbench.core.protocol import TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import Batch, Defense, StepOutput
 from dmlbench.defenses.samplers import Triplets
+from dmlbench.models.small import C2F2
 
 THREAT = TrainingThreat(eps=0.2, eta=4, alpha=0.06)
 
 
 GAMMA = 0.2
+
+
+def network() -> EmbeddingModel:
+    torch.manual_seed(1)
+    return C2F2(dim=8).build(1, 8).train()
 
 
 def make_batch(model: EmbeddingModel, data: RetrievalData, seed: int = 0) -> Batch:
@@ -40,9 +47,29 @@ def mined(defense: Defense, sampler: str, batch: Batch) -> Triplets:
     return triplets
 
 
+def drawn(defense: Defense, sampler: str, batch: Batch) -> Triplets:
+    """The triplets of the next step; the generator goes on behind them, as in the step."""
+    return defense.mine(sampler, batch, "N")
+
+
+def d(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a - b).norm(dim=1)
+
+
 def flat_gradient(model: EmbeddingModel, step: StepOutput) -> torch.Tensor:
     assert step.loss is not None
     return torch.cat([g.flatten() for g in torch.autograd.grad(step.loss, model.parameters())])
+
+
+def agrees(model: EmbeddingModel, batch: Batch, defense: Defense, expected: torch.Tensor) -> None:
+    """The loss of the defense's step and its gradient are those of ``expected``, of ``model``."""
+    reference = torch.autograd.grad(expected, list(model.parameters()))
+    step = defense.step(model, batch, {})
+    assert step.loss is not None
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    flat = torch.cat([g.flatten() for g in reference])
+    assert (flat_gradient(model, step) - flat).norm() <= 1e-4 * flat.norm()
+    assert step.passes == step.full_passes > 0
 
 
 def slow_pgd(

@@ -43,7 +43,7 @@ from dmlbench.training.trainer import Monitoring, Training, train
 from tests import trees
 from tests.accelerator import NAME, install, startup, strict_generators
 from tests.faults import Sweeps
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 install()  # while tests are collected: PyTorch counts devices at the first backward pass
 

@@ -18,7 +18,7 @@ from dmlbench.attacks.base import ATTACKS, Gallery
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.report.columns import asked_for
 from dmlbench.storage import adversarial
-from tests.test_evaluator import measured
+from tests.evaluations import measured
 
 Run = Callable[..., "CompletedProcess[str]"]
 ATTACKED = ("es", "ca+", "ltm", "gtm", "ltm:bits=8")

@@ -24,7 +24,7 @@ from dmlbench.metrics.collapse import chance_recall
 from dmlbench.metrics.relevance import Lists
 from dmlbench.metrics.retrieval import retrieval
 from tests.apart import FORMS, D, N, Q, World, goal_of, made, moved
-from tests.test_retrieval import slow_metrics
+from tests.twins import slow_metrics
 
 
 @pytest.fixture(params=list(itertools.product(FORMS, ("N", "E", "C"))), ids=str)

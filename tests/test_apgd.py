@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlbench.attacks.base import RowWise
 from dmlbench.attacks.engine.apgd import APGD, schedule
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed
-from tests.test_pgd import Hinge
+from tests.goals import SAMPLES, Goal, Hinge, Wave
 
-
-@dataclass(frozen=True)
-class Wave(RowWise):
-    """sum of cos(9 e * target): bumpy, so that steps overshoot and are halved; never done."""
-
-    target: torch.Tensor
-
-    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        angle = 9 * e * self.target
-        return angle.cos().sum(1), -9 * self.target * angle.sin()
-
-
-SAMPLES, STEPS = 10, 30
-Goal = Hinge | Wave
+STEPS = 30
 
 
 def clip(x: torch.Tensor, clean: torch.Tensor, eps: float) -> torch.Tensor:

@@ -16,7 +16,7 @@ import pytest
 from dmlbench.common import download
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.files.archive import Archive, fetch
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 
 def tar(members: dict[str, bytes | str]) -> bytes:

@@ -23,8 +23,7 @@ from dmlbench.defenses.ca_tride import (
     soft_maximum,
 )
 from dmlbench.defenses.samplers import Triplets, sample
-from tests.steps import GAMMA, THREAT, flat_gradient, make_batch
-from tests.test_robrank_defenses import network
+from tests.steps import GAMMA, THREAT, flat_gradient, make_batch, network
 
 EPS, ALPHA, ETA, PROGRESS = 0.2, 0.06, 4, 0.75
 

@@ -30,7 +30,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.cuda_graphs import Replayed
 from dmlbench.metrics.relevance import Lists, Relevance
-from tests.test_cuda_graphs import recorder
+from tests.graphs import recorder
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6, suite="auto")
 

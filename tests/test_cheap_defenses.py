@@ -34,9 +34,8 @@ from dmlbench.sweep.requests import parse_all
 from dmlbench.training import trainer
 from dmlbench.training.batches import Index, pair_batches
 from dmlbench.training.trainer import Training, train
-from tests.steps import GAMMA, THREAT, flat_gradient, make_batch
-from tests.test_robrank_defenses import agrees, d, drawn, network
-from tests.test_training import Silent
+from tests.reporters import Silent
+from tests.steps import GAMMA, THREAT, agrees, d, drawn, flat_gradient, make_batch, network
 
 
 def test_a_step_of_fast(tiny: RetrievalData) -> None:
@@ -215,7 +214,7 @@ def test_head_refuses_a_network_without_a_head(tmp_path: Path) -> None:
     trainings = plan.plan(data, "digest", *asked, data.protocol.recipe)
     dry: Any = SimpleNamespace(compute=Compute("cpu"), is_here=True, data=data.load(None))
     with pytest.raises(UserError, match=said):
-        check_feasible(dry, trainings)
+        check_feasible(dry, trainings, here=True)
     whole = parse_model("resnet18:weights=none,dim=4").build(3, 32)
     RobustHead().check_network(whole.backbone)
     bare = parse_model("resnet18:weights=none,head=none").build(3, 32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -17,7 +16,8 @@ from dmlbench.evaluation import cuda_graphs
 from dmlbench.evaluation.cuda_graphs import Replayed, bound_by_launches, replayed_or_launched
 from dmlbench.evaluation.evaluator import evaluation
 from dmlbench.testing import tiny_network
-from tests.test_training import Silent
+from tests.graphs import recorder
+from tests.reporters import Silent
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -25,30 +25,6 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @pytest.fixture
 def model() -> EmbeddingModel:
     return tiny_network().eval().requires_grad_(False)
-
-
-def recorder(images: int) -> Callable[..., Callable[[torch.Tensor], torch.Tensor]]:
-    """As ``make_graphed_callables``: one size only, and each call overwrites the last result."""
-
-    class Static(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, function, buffer, x):  # type: ignore[no-untyped-def]
-            assert len(x) == images
-            with torch.enable_grad():
-                ctx.x = x.detach().requires_grad_()
-                ctx.e = function(ctx.x)
-            buffer.copy_(ctx.e.detach())
-            return buffer.detach()
-
-        @staticmethod
-        def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-            return None, None, torch.autograd.grad(ctx.e, ctx.x, gradient)[0]
-
-    def make(function, examples):  # type: ignore[no-untyped-def]
-        buffer = function(examples[0]).detach()
-        return lambda x: Static.apply(function, buffer, x)
-
-    return make
 
 
 def test_batches_of_any_size_and_results_are_not_overwritten(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,15 @@ from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
-from dmlbench.evaluation.evaluator import Evaluation, evaluation
+from dmlbench.evaluation.evaluator import evaluation
 from dmlbench.metrics.names import benign
 from dmlbench.testing import tiny_network
+from tests.evaluations import measured
 from tests.every_attack import EVERY, NAMES
-from tests.test_training import Silent
+from tests.reporters import Silent
 from tests.zygote import Zygote
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
-
-
-@contextmanager
-def measured(
-    data: RetrievalData, model: EmbeddingModel | None = None, **compute: Any
-) -> Iterator[Evaluation]:
-    torch.manual_seed(0)
-    network = model or tiny_network()
-    settings = {"batch_size": 16} | compute
-    with evaluation(network, data, Compute("cpu", **settings), Silent()) as found:
-        yield found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -344,9 +332,7 @@ if "set_float32" in {given!r}:
 def test_a_gpu_finds_what_the_cpu_finds(tiny: RetrievalData, name: str) -> None:
     attack, values = EVERY[name].resolve(THREAT), []
     for device in ("cpu", "cuda"):
-        torch.manual_seed(0)
-        network = tiny_network()
-        with evaluation(network, tiny, Compute(device), Silent()) as found:
+        with evaluation(tiny_network(), tiny, Compute(device), Silent()) as found:
             measured_ = found.attack(attack, 0, name).metrics
             values.append([estimate.value for estimate in measured_.values()])
     assert values[0] == pytest.approx(values[1], abs=1)

@@ -33,8 +33,8 @@ from dmlbench.sweep.durations import _cell_kind
 from dmlbench.sweep.requests import parse_all
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.testing import tiny_network
+from tests.evaluations import measured
 from tests.masks import Wrapped, backbone
-from tests.test_evaluator import measured
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
@@ -128,8 +128,8 @@ def test_expectations_do_not_depend_on_the_batch_size(tiny: RetrievalData) -> No
     attacks.append(dataclasses.replace(ATTACKS.get("radius")(), steps=2).resolve(THREAT))
     values: list[Any] = []
     for batch_size in (5, 64):
-        torch.manual_seed(batch_size)  # nor on what was drawn before
         with measured(tiny, EmbeddingModel(Noise(), "N"), batch_size=batch_size, eot=2) as found:
+            torch.manual_seed(batch_size)  # nor on what was drawn before
             every = [found.benign(), *(found.attack(a, 0, a.card.name, 35) for a in attacks)]
             values.append([one.outcomes for one in every])
     for a, b in zip(*values, strict=True):

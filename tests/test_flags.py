@@ -47,9 +47,9 @@ from dmlbench.report.terminal import print_tables
 from dmlbench.storage.cell import decode, encode
 from dmlbench.testing import tiny_network
 from tests import synthetic
+from tests.evaluations import measured
 from tests.every_attack import EVERY
 from tests.masks import FLAGGED, REFUSED, Counting, Wrapped, backbone
-from tests.test_evaluator import measured
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
 

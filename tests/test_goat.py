@@ -10,8 +10,7 @@ import torch
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.goat import GuidedObjective, GuidedOnlineTraining
 from dmlbench.defenses.samplers import sample
-from tests.steps import GAMMA, THREAT, make_batch
-from tests.test_robrank_defenses import agrees, d, network
+from tests.steps import GAMMA, THREAT, agrees, d, make_batch, network
 
 EPS = 0.2
 

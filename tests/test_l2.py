@@ -21,11 +21,10 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.collected import Collected
 from dmlbench.evaluation.evaluator import drawn_queries
 from dmlbench.models.small import C2F2
+from tests.evaluations import measured
 from tests.every_attack import EVERY
+from tests.goals import SAMPLES, Goal, Hinge, Wave
 from tests.masks import Wrapped
-from tests.test_apgd import SAMPLES, Goal, Wave
-from tests.test_evaluator import measured
-from tests.test_pgd import Hinge
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=6, sp_scale=3.0)
 NO_L2 = ("square", "nes", "qair", "oa-list", "uap", "top1", "radius")

@@ -20,7 +20,7 @@ from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData, Split
 from dmlbench.evaluation.evaluator import evaluation
 from dmlbench.evaluation.measurement import Measurement
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 
 def network() -> EmbeddingModel:

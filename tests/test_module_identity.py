@@ -20,7 +20,7 @@ from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
 from dmlbench.sweep.weights import initial_weights
-from tests.networks import FEW, OWN, own_network
+from tests.networks import FEW, OWN, Levels, own_network
 
 
 def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
@@ -64,21 +64,6 @@ def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
         dml.evaluate(other, small, **how)
     dml.evaluate(own_network(), small, label="third", **how)
     dml.evaluate(own_network(), small, metric="E", **how)  # another row
-
-
-class Levels(nn.Module):
-    """Round an image to some levels, as a defense by a transformation of the input does."""
-
-    def __init__(self, inner: nn.Module, levels: int) -> None:
-        super().__init__()
-        self.inner = inner
-        self.levels: Any = levels
-        self.register_buffer("mask", torch.ones(1), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rounded = (x * self.levels).round() / self.levels * self.mask
-        embedded: torch.Tensor = self.inner(rounded)
-        return embedded
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:
@@ -207,7 +192,7 @@ def test_a_factory_that_changed_is_another_network(
     ids = []
     for levels in (2, 2, 3):
         Path("nets.py").write_text(
-            OWN.replace("784", "64") + "from tests.test_module_identity import Levels\n"
+            OWN.replace("784", "64") + "from tests.networks import Levels\n"
             "def wrapped():\n"
             f"    return Levels(make(), {levels})\n"
         )

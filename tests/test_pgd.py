@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlbench.attacks.base import RowWise
 from dmlbench.attacks.engine.pgd import PGD
 from dmlbench.common.errors import CellError
 from dmlbench.compute.embedding import EmbeddingModel, embed, frozen
 from dmlbench.testing import tiny_network
-
-
-@dataclass(frozen=True)
-class Hinge(RowWise):
-    """max(0, <e, target> - offset): saturates for some samples and not for others."""
-
-    target: torch.Tensor
-    offset: torch.Tensor
-
-    def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = ((e * self.target).sum(1) - self.offset).relu()
-        return loss, (loss > 0)[:, None] * self.target
+from tests.goals import Hinge
 
 
 def plain_pgd(

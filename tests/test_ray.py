@@ -21,7 +21,7 @@ from dmlbench.sweep.run import RunOptions, run
 from dmlbench.sweep.session import Session
 from tests.faults import PATIENCE, SWEEP, Sweeps, exports, kill, until
 from tests.plans import PLANNED, trainings
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_a_device_that_the_cluster_alone_has_is_not_looked_for_here(
     dry = CliRunner().invoke(main, ["run", *flags, "--executor", "ray", "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert "tasks to do, on cuda:99" in dry.output
-    session = Session(FashionMini(), None, None, Store(tmp_path), Compute("cuda:99"), Silent())  # type: ignore[arg-type]
+    session = Session(FashionMini(), None, None, Store(tmp_path), Compute("cuda:99"), Silent())
     with pytest.raises(UserError, match="Ray cannot start"):
         run(session, trainings(defenses=("none",)), PLANNED, RunOptions(executor="ray"))
     with pytest.raises(UserError, match="--device cuda:99 cannot be used"):

@@ -21,6 +21,7 @@ from dmlbench.metrics.distance import pairwise, rowwise, rowwise_gradient
 from dmlbench.metrics.ranks import percentile_rank
 from dmlbench.metrics.relevance import Relevance, class_members
 from dmlbench.metrics.retrieval import retrieval
+from tests.twins import slow_metrics
 
 
 def slow_distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> float:
@@ -38,31 +39,6 @@ def slow_scores(
     positives = sorted(distance[i] for i in others if labels[i] == labels[own])
     negatives = [distance[i] for i in others if labels[i] != labels[own]]
     return slow_metrics(positives, negatives)
-
-
-def slow_metrics(positives: list[float], negatives: list[float]) -> dict[str, float] | None:
-    """The metrics of a query from the sorted distances to its answers, and those to the rest."""
-    if not positives:
-        return None
-    ranks = []
-    for j, d in enumerate(positives, start=1):
-        ranks.append(j + sum(n < d for n in negatives) + sum(n == d for n in negatives) / 2)
-    r = len(positives)
-    precision = [j / rank for j, rank in enumerate(ranks, start=1)]
-    area = 0.0  # as revisitop's compute_ap, whose ranks and j begin at 0
-    for j, rank in enumerate(ranks):
-        left = 1.0 if rank == 1 else j / (rank - 1)
-        area += (left + (j + 1) / rank) / 2 / r
-    return {
-        "R@1": 100.0 * (ranks[0] <= 1),
-        "R@2": 100.0 * (ranks[0] <= 2),
-        "mAP": 100 * sum(precision) / r,
-        "mAP@R": 100 * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= r) / r,
-        "mAP@10": 100
-        * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= 10)
-        / min(r, 10),
-        "mAP-trapezoid": 100 * area,
-    }
 
 
 @pytest.mark.parametrize("metric", ["N", "E", "C"])
@@ -126,7 +102,7 @@ def test_a_constant_embedding_gains_nothing_from_ties() -> None:
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
 def test_class_members_list_every_position_once(labels: list[int]) -> None:
-    members = class_members(torch.tensor(labels))
+    members = class_members(torch.tensor(labels), max(labels) + 1)
     for label, row in enumerate(members.tolist()):
         assert [i for i in row if i >= 0] == [i for i, y in enumerate(labels) if y == label]
 

@@ -19,36 +19,10 @@ from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES, Batch, Defense
 from dmlbench.defenses.losses import OF_TRIPLETS, SAMPLED
 from dmlbench.defenses.samplers import Triplets
-from dmlbench.models.small import C2F2
-from tests.steps import GAMMA, THREAT, flat_gradient, make_batch, slow_pgd
+from tests.steps import GAMMA, THREAT, agrees, d, drawn, make_batch, network, slow_pgd
 
 Embedded = list[torch.Tensor]
 Losses = dict[str, Callable[[Embedded, int], torch.Tensor]]
-
-
-def network() -> EmbeddingModel:
-    torch.manual_seed(1)
-    return C2F2(dim=8).build(1, 8).train()
-
-
-def drawn(defense: Defense, sampler: str, batch: Batch) -> Triplets:
-    """The triplets of the next step; the generator goes on behind them, as in the step."""
-    return defense.mine(sampler, batch, "N")
-
-
-def d(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a - b).norm(dim=1)
-
-
-def agrees(model: EmbeddingModel, batch: Batch, defense: Defense, expected: torch.Tensor) -> None:
-    """The loss of the defense's step and its gradient are those of ``expected``, of ``model``."""
-    reference = torch.autograd.grad(expected, list(model.parameters()))
-    step = defense.step(model, batch, {})
-    assert step.loss is not None
-    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    flat = torch.cat([g.flatten() for g in reference])
-    assert (flat_gradient(model, step) - flat).norm() <= 1e-4 * flat.norm()
-    assert step.passes == step.full_passes > 0
 
 
 def shift_losses(

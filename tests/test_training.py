@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +31,10 @@ from dmlbench.testing import make_split
 from dmlbench.training import batches, trainer
 from dmlbench.training.log import LOG, TENSORBOARD
 from dmlbench.training.trainer import Monitoring, Training, train
+from tests.reporters import Silent
 
 THREAT = TrainingThreat(eps=0.1, eta=2, alpha=0.06)
 CPU = Compute("cpu")
-
-
-@dataclass
-class Silent:
-    """A reporter that remembers warnings."""
-
-    warnings: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Any:
-        class Nothing:
-            def advance(self, amount: float, note: str | None = None) -> None: ...
-
-        yield Nothing()
-
-    def say(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def make(data: RetrievalData, defense: Defense | None = None, **recipe: Any) -> Training:

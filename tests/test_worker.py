@@ -36,7 +36,7 @@ from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Measure
 from dmlbench.sweep.worker import Worker
-from tests.test_training import Silent
+from tests.reporters import Silent
 
 CARD = FashionMini().protocol
 PLANNED = plan.planned_attacks([ATTACKS.get("ca+")(steps=2)], CARD.threat)
@@ -55,7 +55,7 @@ class Here(FashionMini):
 @pytest.fixture
 def session(tiny: RetrievalData, tmp_path: Path) -> Session:
     Here.data = tiny
-    return Session(Here(), None, None, Store(tmp_path), Compute("cpu"), Silent())  # type: ignore[arg-type]
+    return Session(Here(), None, None, Store(tmp_path), Compute("cpu"), Silent())
 
 
 def entry(session: Session) -> PlannedModel:

@@ -1,4 +1,4 @@
-"""Explicit loops over the definitions of the attacks: ranks, losses and their gradients."""
+"""Explicit loops over the definitions of metrics and attacks: ranks, losses and gradients."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def slow_rank(e: torch.Tensor, own: int, candidates: list[int], g: Gallery, suit
         b = [distance(e, g.embeddings[n], g.metric) for n in ranked(suite, own, c) if n != c]
         ranks.append(100 * sum(bool(x < a) for x in b) / len(ranked(suite, own, c)))
     return sum(ranks) / len(ranks)
+
+
+def slow_metrics(positives: list[float], negatives: list[float]) -> dict[str, float] | None:
+    """The metrics of a query from the sorted distances to its answers, and those to the rest."""
+    if not positives:
+        return None
+    ranks = []
+    for j, d in enumerate(positives, start=1):
+        ranks.append(j + sum(n < d for n in negatives) + sum(n == d for n in negatives) / 2)
+    r = len(positives)
+    precision = [j / rank for j, rank in enumerate(ranks, start=1)]
+    area = 0.0  # as revisitop's compute_ap, whose ranks and j begin at 0
+    for j, rank in enumerate(ranks):
+        left = 1.0 if rank == 1 else j / (rank - 1)
+        area += (left + (j + 1) / rank) / 2 / r
+    return {
+        "R@1": 100.0 * (ranks[0] <= 1),
+        "R@2": 100.0 * (ranks[0] <= 2),
+        "mAP": 100 * sum(precision) / r,
+        "mAP@R": 100 * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= r) / r,
+        "mAP@10": 100
+        * sum(p for p, rank in zip(precision, ranks, strict=True) if rank <= 10)
+        / min(r, 10),
+        "mAP-trapezoid": 100 * area,
+    }
 
 
 def compare(
