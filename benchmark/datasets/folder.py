@@ -172,44 +172,19 @@ class Folder(ImageDataset):
 
     def _apart(self, tree: _Tree) -> Listing:
         """The listing of queries, gallery and what trains."""
-        root = tree.root
-        train: list[tuple[str, str]] = []
-        if self.root:
-            own = Path(self.root).absolute()
-            inside = own / "train" if (own / "train").is_dir() else own
-            below = inside.relative_to(root).as_posix()
-            apart = [Path(path).resolve() for path in (self.query, self.gallery)]
-
-            @functools.cache
-            def trains(folder: Path) -> bool:
-                place = folder.resolve()
-                return not any(place.is_relative_to(one) for one in apart)
-
-            train = [
-                (name, path)
-                for one in tree.classes(below)
-                for name, path in tree.files(below, one)
-                if trains((root / path).parent)
-            ]
-        found = {}
-        for key, path in (("query", self.query), ("gallery", self.gallery)):
-            folder = Path(path).absolute()
-            if not folder.is_dir():
-                raise UserError(f"data set folder: {key} {path} is not a folder")
-            below = folder.relative_to(root).as_posix()
-            loose = [("", file) for _, file in tree.files(below, "", deep=bool(self.positives))]
-            classes = () if self.positives else tree.classes(below)
-            found[key] = [*(e for name in classes for e in tree.files(below, name)), *loose]
-            if not found[key]:
-                raise UserError(f"data set folder: {key} {path} has no image file in it")
-        names = sorted({name for part in (train, *found.values()) for name, _ in part if name})
+        parts = (
+            self._trained(tree),
+            self._entries(tree, "query", self.query),
+            self._entries(tree, "gallery", self.gallery),
+        )
+        names = sorted({name for part in parts for name, _ in part if name})
         label = {name: place for place, name in enumerate(names)} | {"": -1}
         learnt, test, searched = (
-            tuple((path, label[name]) for name, path in part) for part in (train, *found.values())
+            tuple((path, label[name]) for name, path in part) for part in parts
         )
         query, gallery = (
-            [os.path.relpath(root / path, folder) for _, path in found[key]]
-            for key, folder in (("query", Path(self.query)), ("gallery", Path(self.gallery)))
+            [os.path.relpath(tree.root / path, folder) for _, path in part]
+            for part, folder in zip(parts[1:], (self.query, self.gallery), strict=True)
         )
         answers = sources = None
         if self.positives:
@@ -217,7 +192,41 @@ class Folder(ImageDataset):
         if self.sources:
             own_ids, their_ids = numbered(*read_sources(Path(self.sources), query, gallery))
             sources = own_ids, their_ids
-        return Listing(root, learnt, test, searched, answers, sources)
+        return Listing(tree.root, learnt, test, searched, answers, sources)
+
+    def _trained(self, tree: _Tree) -> list[tuple[str, str]]:
+        """(class, path) of what trains: the images in root that no query or gallery folder has."""
+        if not self.root:
+            return []
+        own = Path(self.root).absolute()
+        inside = own / "train" if (own / "train").is_dir() else own
+        below = inside.relative_to(tree.root).as_posix()
+        apart = [Path(path).resolve() for path in (self.query, self.gallery)]
+
+        @functools.cache
+        def trains(folder: Path) -> bool:
+            place = folder.resolve()
+            return not any(place.is_relative_to(one) for one in apart)
+
+        return [
+            (name, path)
+            for one in tree.classes(below)
+            for name, path in tree.files(below, one)
+            if trains((tree.root / path).parent)
+        ]
+
+    def _entries(self, tree: _Tree, key: str, path: str) -> list[tuple[str, str]]:
+        """(class, path) of each query or gallery image; the class is empty where there is none."""
+        folder = Path(path).absolute()
+        if not folder.is_dir():
+            raise UserError(f"data set folder: {key} {path} is not a folder")
+        below = folder.relative_to(tree.root).as_posix()
+        loose = [("", file) for _, file in tree.files(below, "", deep=bool(self.positives))]
+        classes = () if self.positives else tree.classes(below)
+        found = [*(e for name in classes for e in tree.files(below, name)), *loose]
+        if not found:
+            raise UserError(f"data set folder: {key} {path} has no image file in it")
+        return found
 
     def _by_class(self, tree: _Tree) -> list[list[tuple[str, str]]]:
         files = {name: tree.files("", name) for name in tree.classes("")}
