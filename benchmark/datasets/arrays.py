@@ -103,18 +103,10 @@ def from_arrays(
     """
     eps, alpha = _length("eps", eps), _length("alpha", alpha)
     check_whole("steps", steps, 1)
-    if not isinstance(name, str) or not re.fullmatch(DATASET_NAME, name):
-        raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
-    if name in DATASETS.names():
-        raise UserError(
-            f"name {name!r} is that of a registered data set, on whose board these numbers would "
-            "stand: give another"
-        )
-    pairs: dict[str, Any] = {"train": train, "gallery": gallery, "sources": sources}
-    for what, pair in pairs.items():
-        if pair is not None and not (isinstance(pair, tuple | list) and len(pair) == 2):
-            form = "of images, of the gallery" if what == "sources" else "images, labels"
-            raise UserError(f"{what} must be a pair ({form})")
+    _check_name(name)
+    _check_pair("train", train, "images, labels")
+    _check_pair("gallery", gallery, "images, labels")
+    _check_pair("sources", sources, "of images, of the gallery")
     classes: dict[Any, int] = {}
     apart = gallery is not None
     listed = apart and positives is not None
@@ -153,6 +145,22 @@ def from_arrays(
         training_threat=training_threat or TrainingThreat(eps=eps, eta=8),
     )
     return ArrayDataset(own_card=card, data=data)
+
+
+def _check_name(name: Any) -> None:
+    """UserError unless a data set in memory may have this name."""
+    if not isinstance(name, str) or not re.fullmatch(DATASET_NAME, name):
+        raise UserError(f"name {name!r} must be letters, digits, '_', '-' and '.'")
+    if name in DATASETS.names():
+        raise UserError(
+            f"name {name!r} is that of a registered data set, on whose board these numbers would "
+            "stand: give another"
+        )
+
+
+def _check_pair(what: str, pair: Any, form: str) -> None:
+    if pair is not None and not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise UserError(f"{what} must be a pair ({form})")
 
 
 def _length(name: str, value: Any) -> float:
