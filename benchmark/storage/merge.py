@@ -12,12 +12,12 @@ from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, verified_manifest
 from dmlbench.storage.store import Store
 
 
-@dataclass
+@dataclass(frozen=True)
 class Merged:
     """Numbers of cells and models that were copied."""
 
-    cells: int = 0
-    models: int = 0
+    cells: int
+    models: int
 
 
 def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
@@ -31,18 +31,39 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
         UserError: the source holds no results, or a model of it is damaged.
     """
     cells, damaged = source.read()
-    folders = source.model_folders()
-    if not cells and not folders:
+    if not cells and not source.model_folders():
         raise UserError(f"{source.root} holds no results")
     changed = source.changed_outcomes(cells)
     for path in [*damaged, *changed]:
         warn(f"{path} is damaged and left behind")
-    merged, other = Merged(), set()
+    models, other = _merge_models(source, target, warn)
+    copied = 0
+    for cell in cells:
+        known = target.done(cell.id) if cell.ok else target.get(cell.id)
+        left = source.path(cell.id) in changed or cell.facts.get("checkpoint") in other
+        if known is not None or left or (not cell.ok and target.is_trained(cell.id)):
+            continue
+        if cell.ok and source.done(cell.id) is None:
+            warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")
+        else:
+            target.put(cell, source.outcomes(cell.id) if cell.ok else None)
+            copied += 1
+    return Merged(copied, models)
+
+
+def _merge_models(
+    source: Store, target: Store, warn: Callable[[str], None]
+) -> tuple[int, set[str]]:
+    """Copy the models that the target lacks.
+
+    Returns their number, and the SHA-256 of the weights that were left behind.
+    """
+    copied, other = 0, set()
     measured: dict[str, set[str]] = {}  # training run -> the weights of the target's cells
     for cell in target.read()[0]:
         if "training" in cell.facts and "checkpoint" in cell.facts:
             measured.setdefault(cell.facts["training"], set()).add(cell.facts["checkpoint"])
-    for folder in folders:
+    for folder in source.model_folders():
         theirs = verified_manifest(folder)
         if theirs is None:  # it was removed meanwhile
             continue
@@ -56,18 +77,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             )
         elif ours is None:
             _copy(folder, target.model_folder(folder.name))
-            merged.models += 1
-    for cell in cells:
-        known = target.done(cell.id) if cell.ok else target.get(cell.id)
-        left = source.path(cell.id) in changed or cell.facts.get("checkpoint") in other
-        if known is not None or left or (not cell.ok and target.is_trained(cell.id)):
-            continue
-        if cell.ok and source.done(cell.id) is None:
-            warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")
-        else:
-            target.put(cell, source.outcomes(cell.id) if cell.ok else None)
-            merged.cells += 1
-    return merged
+            copied += 1
+    return copied, other
 
 
 def _copy(source: Path, target: Path) -> None:
