@@ -104,7 +104,7 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
     """The folder of the model that ``source`` means."""
     if not isinstance(source, str | Path):
         try:
-            names = {str(source["checkpoint_sha256"])}
+            name = str(source["checkpoint_sha256"])
         except (KeyError, TypeError):
             raise UserError("a row must have the column checkpoint_sha256") from None
     else:
@@ -112,16 +112,14 @@ def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
         named = isinstance(source, str) and source.partition(":")[0] in DEFENSES.names()
         if not named and (is_folder(path) or path.name == MANIFEST):
             return path if is_folder(path) else path.parent
-        names = {str(source)}
+        name = str(source)
     known, damaged = _manifests(results)
     found = {
         manifest.sha256: folder
         for folder, manifest in known.items()
-        if names & {str(getattr(manifest, name)) for name in NAMES}
-        or any(_is_defense(name, manifest) for name in names)
+        if name in {str(getattr(manifest, key)) for key in NAMES} or _is_defense(name, manifest)
     }
     if len(found) != 1:
-        (name,) = names
         there = ", ".join(sorted({manifest.defense for manifest in known.values()})) or "none"
         several = ", ".join(str(folder) for folder in found.values())
         raise UserError(

@@ -141,62 +141,31 @@ def reproduce(
                 f"{first['data'][:12]}): name the data set with --dataset"
             )
         one, how = _weights(session, first, checkpoint, retrain, allow_code)
-        cells = []
-        parts = [(_of_seed(one, seed), some) for seed, some in _by_attack_seed(wanted).items()]
-        for weights, records in parts:
-            planned = [
-                attack
-                for queries in dict.fromkeys(r["queries"] for r in records if r["suite"])
-                for attack in plan.planned_attacks(
-                    _attacks(records, queries),
-                    dataset.protocol.threat,
-                    whole_number(queries),
-                )
-            ]
-            cells += run(session, [weights], planned)
-    measured = list(tidy(cells))
-    found = {(_key(record), record["metric"]): record for record in measured}
-    numbers = []
-    for row in rows(wanted):
-        for heading, record in row.records.items():
-            again = found.get((_key(record), record["metric"]))
-            estimate = None
-            if again is not None and again["status"] == "ok":
-                estimate = Estimate(*(again[key] for key in ("value", "low", "high", "n")))
-            numbers.append(
-                Compared(
-                    heading,
-                    record["suite"],
-                    row.estimates[heading],
-                    estimate,
-                    again is not None and again["cell"] == record["cell"],
-                )
-            )
+        measured = _measured(session, one, wanted)
     digests = {record["checkpoint_sha256"] for record in measured}
-    unique = {(one.suite, one.heading): one for one in numbers}
     same = digests == {first["checkpoint_sha256"]}
-    return Reproduction(first["label"], how, same, list(unique.values()))
+    return Reproduction(first["label"], how, same, _compared(wanted, measured))
 
 
 def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
-    """The records of one model that the name and the conditions choose, newest definitions first.
+    """The records of one model that the name and the conditions choose, in the order of the files.
 
     Raises:
         UserError: there is none, or there are several models.
     """
     conditions = [condition(text, (*ROW, "attack")) for text in where]
     if source is None and name in models():
-        every = read_tidy(models()[name].rows)
-        place, names = models()[name].rows, {models()[name].manifest.sha256}
+        place = models()[name].rows
+        every = read_tidy(place)
     else:
         place = source or Path("results")
         every = read_tidy(place) if place.is_file() else read_folder(place)
-        names = {models()[name].manifest.sha256} if name in models() else {name}
+    wanted = models()[name].manifest.sha256 if name in models() else name
 
     def called(record: Record) -> bool:
         digest = record["checkpoint_sha256"]
         known = {record["defense"], record["label"], record["resolved"], digest}
-        return bool(names & known) or (len(name) >= DIGITS and digest.startswith(name))
+        return wanted in known or (len(name) >= DIGITS and digest.startswith(name))
 
     mine = [record for record in every if called(record) and record["status"] == "ok"]
     mine = [record for record in mine if record["checkpoint_sha256"]]
@@ -271,9 +240,10 @@ def _weights(
         how = f"{checkpoint}"
     seed = row["seed"]
     if checkpoint is not None and not retrain:
-        label = (row["label"], seed, row["precision"], whole_number(row["eot"]) or 1)
         found = checkpoint_weights(
-            session.dataset, session.digest, None, checkpoint, *label, allow_code=allow_code
+            *(session.dataset, session.digest, None, checkpoint, row["label"], seed),
+            *(session.compute.precision, session.compute.eot),
+            allow_code=allow_code,
         )
         if found.facts["checkpoint"] != row["checkpoint_sha256"]:
             raise UserError(
@@ -302,6 +272,44 @@ def _weights(
     )
     trained = session.store.model_folder(training.id)
     return training, f"trained by the row's recipe, in {trained}"
+
+
+def _measured(session: Session, one: Weights | Training, wanted: Sequence[Record]) -> list[Record]:
+    """The records of the same attacks, as they are measured here."""
+    cells = []
+    parts = [(_of_seed(one, seed), some) for seed, some in _by_attack_seed(wanted).items()]
+    for weights, records in parts:
+        planned = [
+            attack
+            for queries in dict.fromkeys(r["queries"] for r in records if r["suite"])
+            for attack in plan.planned_attacks(
+                _attacks(records, queries),
+                session.dataset.protocol.threat,
+                whole_number(queries),
+            )
+        ]
+        cells += run(session, [weights], planned)
+    return tidy(cells)
+
+
+def _compared(wanted: Sequence[Record], measured: Sequence[Record]) -> list[Compared]:
+    """Each number of the row with the one that was measured here."""
+    found = {(_key(record), record["metric"]): record for record in measured}
+    numbers = {}
+    for row in rows(wanted):
+        for heading, record in row.records.items():
+            again = found.get((_key(record), record["metric"]))
+            estimate = None
+            if again is not None and again["status"] == "ok":
+                estimate = Estimate(*(again[key] for key in ("value", "low", "high", "n")))
+            numbers[record["suite"], heading] = Compared(
+                heading,
+                record["suite"],
+                row.estimates[heading],
+                estimate,
+                again is not None and again["cell"] == record["cell"],
+            )
+    return list(numbers.values())
 
 
 def _by_attack_seed(records: Iterable[Record]) -> dict[int | None, list[Record]]:
