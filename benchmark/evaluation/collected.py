@@ -27,12 +27,12 @@ class Progress:
     """Moves a bar, whose units are queries, with every pass over a batch of them.
 
     Attributes:
-        bar: the bar; None: nothing is shown.
+        bar: the bar.
         passes: the most that a query takes.
         left: queries of the current batch that the bar has not been moved by.
     """
 
-    bar: Bar | None
+    bar: Bar
     passes: int
     left: float = 0.0
 
@@ -40,13 +40,11 @@ class Progress:
         """One more pass begins, over so many images."""
         amount = min(rows / self.passes, self.left)
         self.left -= amount
-        if self.bar is not None:
-            self.bar.advance(amount)
+        self.bar.advance(amount)
 
     def finish(self, note: str) -> None:
         """The batch is done, perhaps in fewer passes."""
-        if self.bar is not None:
-            self.bar.advance(self.left, note)
+        self.bar.advance(self.left, note)
         self.left = 0.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -13,7 +13,7 @@ from torch import nn
 from dmlbench.attacks.base import Attack, Gallery
 from dmlbench.attacks.engine.optimizer import expectation
 from dmlbench.common.hashing import derived_seed
-from dmlbench.common.progress import Bar, Reporter
+from dmlbench.common.progress import Bar, QuietReporter, Reporter
 from dmlbench.compute.embedding import EmbeddingModel, embed
 from dmlbench.compute.folding import SAMPLE, folded
 from dmlbench.compute.model_checks import check_model, finite
@@ -147,14 +147,14 @@ class EmbeddedTest:
                 if found is None:  # not joined from parts at the end, which takes twice the memory
                     found = e.new_empty(len(index), e.shape[1])
                 found[batch] = e
-                if bar is not None:
-                    bar.advance(len(batch))
+                bar.advance(len(batch))
         assert found is not None
         return found
 
-    def _bar(self, title: str, total: int) -> AbstractContextManager[Bar | None]:
+    def _bar(self, title: str, total: int) -> AbstractContextManager[Bar]:
         """A progress bar for what takes long: passes over large images on a CPU."""
-        return nullcontext() if self.most_passes is None else self.reporter.task(title, total)
+        reporter = QuietReporter() if self.most_passes is None else self.reporter
+        return reporter.task(title, total)
 
     def expected(self, images: torch.Tensor) -> torch.Tensor:
         """(B, D) the mean embedding of images over the draws of a randomised model."""

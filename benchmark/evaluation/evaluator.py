@@ -17,7 +17,7 @@ from dmlbench.attacks.base import Attack, Attacked, Column, Gallery
 from dmlbench.attacks.engine.outcomes import mean_outcomes
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed, file_sha256
-from dmlbench.common.progress import Reporter
+from dmlbench.common.progress import QuietReporter, Reporter
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel, frozen, on_device
 from dmlbench.compute.randomness import global_seeds
@@ -199,12 +199,13 @@ class Evaluation(EmbeddedTest):
     ) -> list[AttackedQuery]:
         """Attack only the first ``count`` of the queries that ``attack`` would perturb."""
         index, gallery = self.chosen(queries)[:count], self.gallery
-        unseen = Progress(None, self._passes(attack))
-        return [
-            one
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
-            for one in self._kept(attack, batch, images, attacked, count)
-        ]
+        with QuietReporter().task("", len(index)) as bar:
+            unseen = Progress(bar, self._passes(attack))
+            return [
+                one
+                for batch, images, attacked in self._attacked(attack, gallery, index, seed, unseen)
+                for one in self._kept(attack, batch, images, attacked, count)
+            ]
 
     def _kept(
         self,
