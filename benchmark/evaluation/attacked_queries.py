@@ -46,7 +46,7 @@ def first_of_batch(
     images: torch.Tensor,
     attacked: Attacked,
     count: int,
-    candidates: torch.Tensor | None = None,
+    candidates: torch.Tensor | None,
 ) -> list[AttackedQuery]:
     """The first ``count`` queries of a batch that was attacked; all if it has fewer.
 

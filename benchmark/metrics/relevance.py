@@ -174,18 +174,17 @@ def put(values: torch.Tensor, positions: torch.Tensor, value: float, first: int 
     values.scatter_reduce_(1, column, put_there, "amax" if value > 0 else "amin")
 
 
-def class_members(labels: torch.Tensor, count: int | None = None) -> torch.Tensor:
+def class_members(labels: torch.Tensor, count: int) -> torch.Tensor:
     """List the gallery positions of each class: (count, largest class size) int64, ascending.
 
     Rows of smaller classes are padded with -1.
 
     Args:
         labels: (N,) class of each gallery item, negative for none.
-        count: number of classes; None: the largest label + 1.
+        count: number of classes, more than the largest label.
     """
     known = (labels >= 0).nonzero()[:, 0]
     classes = labels[known]
-    count = int(labels.max()) + 1 if count is None else count
     sizes = torch.bincount(classes, minlength=count)
     order = torch.argsort(classes, stable=True)
     column = torch.arange(len(classes), device=labels.device)

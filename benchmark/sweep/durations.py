@@ -90,7 +90,7 @@ class Durations:
             self._per_pass[kind.family].append(seconds / kind.passes)
 
 
-def expected_device(compute: Compute, here: bool = True) -> str:
+def expected_device(compute: Compute, here: bool) -> str:
     """Return the name of the device of a run. torch is imported only if there may be a GPU.
 
     If a cluster computes (``here`` is False), this machine may lack the device: then the name is

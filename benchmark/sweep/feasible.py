@@ -29,7 +29,7 @@ def check_epochs(trainings: Sequence[Training]) -> None:
         one.defense.check_epochs(one.recipe.epochs)
 
 
-def check_feasible(session: Session, trainings: Sequence[Training], here: bool = True) -> None:
+def check_feasible(session: Session, trainings: Sequence[Training], here: bool) -> None:
     """Check device, images, network, loss and batch as the run does; nothing is downloaded.
 
     Data that a run would first download are not there to be checked: then the network is not.

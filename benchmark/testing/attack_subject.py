@@ -85,10 +85,10 @@ def trained_on_itself(gallery: Gallery) -> Gallery:
     return replace(gallery, train=lambda: gallery)
 
 
-def near(gallery: Gallery, index: torch.Tensor, size: float, seed: int) -> torch.Tensor:
-    """The embeddings at ``index``, moved by noise of that size, of unit length unless E."""
+def near(gallery: Gallery, index: torch.Tensor, seed: int) -> torch.Tensor:
+    """The embeddings at ``index``, moved by a little noise, of unit length unless E."""
     x = gallery.embeddings[index]
-    e = x + size * noise(x.shape, seed).to(x.dtype)
+    e = x + 0.1 * noise(x.shape, seed).to(x.dtype)
     return e if gallery.metric == "E" else torch.nn.functional.normalize(e, dim=1)
 
 

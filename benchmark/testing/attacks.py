@@ -51,7 +51,7 @@ def columns(s: Subject) -> None:
 def randomness(s: Subject) -> None:
     """No global random generator is read or advanced."""
     index = torch.arange(40)
-    e = near(s.gallery, index, 0.1, seed=3)
+    e = near(s.gallery, index, seed=3)
     sources = [*type(s.attack).__mro__]
     with global_seeds(1):
         with no_global_randomness("goal()", sources):
@@ -163,7 +163,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "gradient": goals.gradient,
     "subset": goals.subset,
     "batch": goals.batch,
-    "own entry": lambda s: own_entry(s.attack, SEED),
+    "own entry": lambda s: own_entry(s.attack),
     "outcomes": outcomes,
     "eps = 0": zero_eps,
     "hurts": hurts,

@@ -21,7 +21,7 @@ def gradient(s: Subject) -> None:
         gallery = s.wide_gallery(metric)
         goal = s.goal(gallery, index)
         for step in STEPS:
-            e = near(gallery, index, 0.1, seed=step)
+            e = near(gallery, index, seed=step)
             where = f"at step {step} under metric {metric}"
             slope = _gradient(goal, e, step, where)
             for number in range(3):
@@ -75,7 +75,7 @@ def subset(s: Subject) -> None:
         "from RowWise, give each tensor field one row a query, and override take for other fields"
     )
     for gallery in (s.gallery, s.wide_gallery("N")):
-        e = near(gallery, index, 0.1, seed=1)[rows]
+        e = near(gallery, index, seed=1)[rows]
         whole, part = s.goal(gallery, index), s.goal(gallery, index[rows])
         everything = torch.arange(len(rows))
         for taken in (whole.take(rows), part.take(everything), whole.take(rows).take(everything)):
@@ -85,7 +85,7 @@ def subset(s: Subject) -> None:
 def batch(s: Subject) -> None:
     """Targets, losses and outcomes of a query do not depend on the batch around it."""
     gallery, index = s.wide_gallery("N"), torch.tensor([3, 39, 0, 17, 25, 8])
-    e, goal = near(gallery, index, 0.1, seed=2), s.goal(gallery, index)
+    e, goal = near(gallery, index, seed=2), s.goal(gallery, index)
     advice = (
         "numbers would depend on the batch size and the order; take no mean or maximum over the "
         "batch, and draw targets by index (dmlbench.attacks.engine.targets.draw)"

@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dmlbench.attacks.base import Attack, Gallery
-from dmlbench.testing.attack_subject import trained_on_itself
+from dmlbench.testing.attack_subject import SEED, trained_on_itself
 from dmlbench.testing.findings import FlawError, LeftOutError
 
 ITEMS, DIMENSIONS, CLASSES = 40, 8, 5
@@ -51,7 +51,7 @@ class _CleanQueries(TorchFunctionMode):
         return whole and key.dtype != torch.bool and bool((key == self.index).all())
 
 
-def own_entry(attack: Attack, seed: int) -> None:
+def own_entry(attack: Attack) -> None:
     """FlawError if the query's own item changes a loss, a gradient or an outcome.
 
     Raises:
@@ -74,9 +74,9 @@ def own_entry(attack: Attack, seed: int) -> None:
         neighbour = x[gallery.nearest(index, 1)[0]]
         for e in (clean + 0.02 * noise, clean + neighbour, noise):
             e = torch.nn.functional.normalize(e, dim=1)
-            expected = _seen(attack, gallery, index, e, clean, clean, seed)
+            expected = _seen(attack, gallery, index, e, clean, clean)
             for where, moved in (("far away", -clean), ("onto the perturbed query", e)):
-                found = _seen(attack, gallery, index, e, moved, clean, seed)
+                found = _seen(attack, gallery, index, e, moved, clean)
                 _compare(expected, found, where)
 
 
@@ -87,14 +87,13 @@ def _seen(
     e: torch.Tensor,
     moved: torch.Tensor,
     clean: torch.Tensor,
-    seed: int,
 ) -> dict[str, torch.Tensor]:
     """Losses, gradients and outcomes with the query's item moved to ``moved``."""
     embeddings = gallery.embeddings.clone()
     embeddings[index] = moved
     other = dataclasses.replace(gallery, embeddings=embeddings)
     with _CleanQueries(index, moved, clean):
-        goal = attack.goal(other, index, seed)
+        goal = attack.goal(other, index, SEED)
         found = {}
         for step in (0, 2):
             found["loss"], found["gradient"] = goal.value_and_grad(e.clone(), step)
