@@ -281,7 +281,7 @@ def test_a_pixel_outside_the_ball_is_refused_and_named(place: Place) -> None:
 
 def test_rows_weights_and_people_that_cannot_be_are_refused(measured: Place) -> None:
     refused(measured.run("verify-attack", "strong.npz", "--row", "hm", "--by", "x"),
-            "no stored row is 'hm'", "measured there: Mine")  # fmt: skip
+            "nothing was measured of 'hm'", "measured there: Mine")  # fmt: skip
     refused(measured.verify("strong.npz", "--where", "suite=auto"), "with suite=auto")
     refused(measured.verify("strong.npz", "--where", "color=red"), "key of --where")
     refused(measured.verify("absent.npz"), "absent.npz does not exist")

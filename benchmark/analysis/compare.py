@@ -7,7 +7,7 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,16 +105,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     if path is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
         store = Store(home) if (home / "cells").is_dir() else store
-    stored = store.cells()
-    cells = [
-        c
-        for c in cells_of(path or name, stored)
-        if dataset in (None, c.about.dataset) and store.done(c.id) is not None
-    ]
-    if not cells:
-        known = sorted({c.about.defense for c in stored})
-        hint = f"; measured there: {', '.join(known)}" if known else ""
-        raise UserError(f"nothing was measured of {name!r} in {store.root}{hint}")
+    cells = measured_cells(name, store, lambda c: dataset in (None, c.about.dataset))
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
     found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
     if path is None and (len(found) > 1 or len(weights) > len(dict(weights))):
@@ -264,6 +255,31 @@ def as_stored(name: str) -> str:
         if pointed is not None:
             raise
         return name  # an old row may have a key that there is no more
+
+
+def measured_cells(
+    name: str, store: Store, wanted: Callable[[Cell], bool], where: Iterable[str] = ()
+) -> list[Cell]:
+    """The stored cells of a model that are whole, measured and ``wanted``.
+
+    Args:
+        name: as in ``cells_of``.
+        store: the results folder.
+        wanted: true for the cells to take.
+        where: the user's conditions among them, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
+    stored = store.cells()
+    found = [c for c in cells_of(name, stored) if wanted(c) and store.done(c.id) is not None]
+    if not found:
+        known = sorted({c.about.defense for c in stored if store.done(c.id) is not None})
+        raise UserError(
+            f"nothing was measured of {name!r}{''.join(f' with {text}' for text in where)} in "
+            f"{store.root}; measured there: {', '.join(known) or 'nothing'}"
+        )
+    return found
 
 
 def cells_of(name: str | Path, cells: Sequence[Cell]) -> list[Cell]:

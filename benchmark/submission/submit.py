@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import structs
 
-from dmlbench.analysis.compare import as_stored, cells_of
+from dmlbench.analysis.compare import as_stored, measured_cells
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
@@ -26,7 +26,7 @@ from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.bundle import Bundle
-from dmlbench.submission.claims import changes, claim, problem
+from dmlbench.submission.claims import Claim, changes, claim, problem
 from dmlbench.sweep.session import open_session
 from dmlbench.zoo.fetch import local_or_zoo
 from dmlbench.zoo.registry import card_of
@@ -80,18 +80,11 @@ def submit(
             raise UserError(f"these are not the images of {first.about.dataset}: name --dataset")
         folder, weights = session.store, _copy_weights(home, first, Path(empty))
         claimed = claim(dataset, session.digest, cells, weights, allow_code=True)
-        left_out, kept = [], []
-        for cell in cells:
-            planned = claimed.tasks.get(cell.id)
-            if planned is not None:  # a row of 'attack' may lack what the manifest tells
-                cell = structs.replace(cell, about=planned.cell.about)
-            if wrong := problem(cell, claimed):
-                left_out.append(wrong)
-            else:
-                folder.put(cell, store.outcomes(cell.id))
-                kept.append(cell)
+        kept, left_out = _sound(cells, claimed)
         if not kept:
             raise UserError(f"no cell of {name!r} can be handed in: {left_out[0]}")
+        for cell in kept:
+            folder.put(cell, store.outcomes(cell.id))
         export(folder)
         changed = changes(claimed, kept)
         if weights_url:
@@ -122,21 +115,17 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     """The cells of one model, whole and measured; images from outside are not among them."""
     name = as_stored(name)
     conditions = [condition(text, (*ROW, ATTACK_SEED)) for text in where]
-    stored = [cell for cell in store.cells() if store.done(cell.id) is not None]
-    found = [
-        cell
-        for cell in cells_of(name, stored)
-        if "external_files" not in cell.facts
-        and cell.facts["kind"] != KIND
-        and all(
+
+    def wanted(cell: Cell) -> bool:
+        if "external_files" in cell.facts or cell.facts["kind"] == KIND:
+            return False
+        return all(
             one.meets(_attack_seed(cell) if one.key == ATTACK_SEED else _value(cell, one.key))
             or (one.key in ("suite", "queries", ATTACK_SEED) and not cell.about.suite)
             for one in conditions
         )
-    ]
-    if not found:
-        known = ", ".join(sorted({cell.about.defense for cell in stored})) or "nothing"
-        raise UserError(f"nothing was measured of {name!r} in {store.root}; there is {known}")
+
+    found = measured_cells(name, store, wanted, where)
     kinds = {
         (c.facts["checkpoint"], c.facts["data"], c.about.precision, c.about.eot) for c in found
     }
@@ -152,6 +141,20 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
             f"{store.root}: a bundle has one; choose with --where {ATTACK_SEED}={min(seeds)}"
         )
     return found
+
+
+def _sound(cells: Iterable[Cell], claimed: Claim) -> tuple[list[Cell], list[str]]:
+    """The cells that can be handed in, and what is wrong with the others."""
+    kept, left_out = [], []
+    for cell in cells:
+        planned = claimed.tasks.get(cell.id)
+        if planned is not None:  # a row of 'attack' may lack what the manifest tells
+            cell = structs.replace(cell, about=planned.cell.about)
+        if wrong := problem(cell, claimed):
+            left_out.append(wrong)
+        else:
+            kept.append(cell)
+    return kept, left_out
 
 
 def _value(cell: Cell, key: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.compare import as_stored, cells_of
+from dmlbench.analysis.compare import as_stored, measured_cells
 from dmlbench.analysis.external import KIND
 from dmlbench.analysis.records import ROW
 from dmlbench.analysis.where import condition
@@ -50,7 +50,7 @@ class StoredRow:
     eps: float
 
 
-def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
+def find_row(store: Store, name: str, where: Sequence[str] = ()) -> StoredRow:
     """The row that a name and conditions choose.
 
     Args:
@@ -63,16 +63,12 @@ def find_row(store: Store, name: str, where: Iterable[str] = ()) -> StoredRow:
     """
     name = as_stored(name)
     conditions = [condition(text, ROW) for text in where]
-    cells = [cell for cell in store.cells() if store.done(cell.id) is not None]
-    mine = [
-        cell
-        for cell in cells_of(name, cells)
-        if all(one.meets(str(getattr(cell.about, one.key))) for one in conditions)
-    ]
+
+    def wanted(cell: Cell) -> bool:
+        return all(one.meets(str(getattr(cell.about, one.key))) for one in conditions)
+
+    mine = measured_cells(name, store, wanted, where)
     chosen = f"{name!r}{''.join(f' with {text}' for text in where)}"
-    if not mine:
-        known = ", ".join(sorted({cell.about.defense for cell in cells})) or "nothing"
-        raise UserError(f"no stored row is {chosen} in {store.root}; measured there: {known}")
     rows = [group for group in _rows(mine) if any(map(_is_worst, group))]
     if not rows:
         raise UserError(
