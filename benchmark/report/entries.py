@@ -244,14 +244,9 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
     numbers = {k: n for k, n in numbers.items() if not (n.seeds and k.partition(" (")[0] == ERS)}
     made = dict.fromkeys(name for row in group for name in row.records if name in numbers)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
-    found = (external.read(r["attack_resolved"]) for made_by in records.values() for r in made_by)
-    contributors = tuple(dict.fromkeys(one for one in found if one is not None))
+    contributors = _contributors(records)
     if contributors:
-        people = ", ".join(map(str, contributors))
-        said = f"{WORST} of {about['label']} includes adversarial images by {people}."
-        of = {name: name.partition(" (") for name in numbers}
-        worst = [n for n, (bare, _, at) in of.items() if bare == WORST and "eps=" not in at]
-        numbers |= {name: replace(numbers[name], note=said) for name in worst}
+        numbers |= _noted(numbers, about["label"], contributors)
     threat, optimizer = _adversary(records, about["suite"])
     return Entry(
         dataset=about["dataset"],
@@ -279,6 +274,23 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
         optimizer=optimizer,
         images=data if data != last[about["dataset"]] else "",
     )
+
+
+def _contributors(records: Mapping[str, Sequence[Record]]) -> tuple[Contributor, ...]:
+    """Who made the adversarial images from outside that are part of the records, each once."""
+    found = (external.read(one["attack_resolved"]) for some in records.values() for one in some)
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def _noted(
+    numbers: Mapping[str, Number], label: str, contributors: Sequence[Contributor]
+) -> dict[str, Number]:
+    """The Robust R@1 in the ball of the protocol, with a note that names the contributors."""
+    people = ", ".join(map(str, contributors))
+    said = f"{WORST} of {label} includes adversarial images by {people}."
+    of = {name: name.partition(" (") for name in numbers}
+    worst = [n for n, (bare, _, at) in of.items() if bare == WORST and "eps=" not in at]
+    return {name: replace(numbers[name], note=said) for name in worst}
 
 
 def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
