@@ -63,7 +63,7 @@ class _Saved(click.ParamType[int | None]):
     "--seed",
     type=Whole(),
     help="Seed that decides the targets of the attacks. Default: that of the training, as in "
-    "'run', or 0 where no manifest says it. With another one, columns are called so: "
+    "'run', or 0 where no manifest says it. With another one, columns say so: "
     "CA+ (attack_seed=5).",
 )
 @click.option(

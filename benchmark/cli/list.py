@@ -10,6 +10,7 @@ import click
 
 from dmlbench.cli.options import options
 from dmlbench.cli.registries import KINDS, registries
+from dmlbench.core.protocol import TrainingThreat
 
 if TYPE_CHECKING:
     from dmlbench.core.registry import Component
@@ -102,7 +103,7 @@ def _print_kind(entries: list[dict[str, Any]], help: Mapping[str, str]) -> None:
             if p not in shared:
                 _print_parameter(p)
     if shared:
-        click.echo(f"  {click.style('all of them', fg='cyan')}")
+        click.echo(f"  {click.style('all of them', fg='cyan')} (some refuse one)")
         for p in shared:
             _print_parameter(p)
 
@@ -118,10 +119,11 @@ def protocol(entry: dict[str, Any]) -> list[str]:
         f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
         for key, value in entry["recipe"].items()
     )
-    threat, training = entry["threat"], entry["training_threat"]
+    threat, training = entry["threat"], TrainingThreat(**entry["training_threat"])
     return [
         f"trains {entry['model']}: {recipe}",
-        f"adversarial training with eps {training['eps'] * 255:g}/255, eta {training['eta']}",
+        f"adversarial training with eps {training.eps * 255:g}/255, {training.eta} steps (eta) of "
+        f"{training.step(training.eps, training.eta) * 255:g}/255",
         f"attacked with eps {threat['eps'] * 255:g}/255, {threat['steps']} steps of "
         f"{threat['alpha'] * 255:g}/255, suite {threat['suite']}",
     ]

@@ -97,10 +97,19 @@ class Table:
     @cached_property
     def few(self) -> list[int]:
         """The places of the columns to show first; all where there is little else to show."""
-        few = [place for place, column in enumerate(self.columns) if column.name in FEW]
+        names = [column.name for column in self.columns]
+        shown = [*FEW, "Loss"] if self._told_by_loss(names) else FEW
+        few = [place for place, name in enumerate(names) if name in shown]
         metrics = [place for place in few if self.columns[place].better]
         every = list(range(len(self.columns)))
         return every if self.chosen or len(metrics) < 2 or len(every) - len(few) < 2 else few
+
+    def _told_by_loss(self, names: Sequence[str]) -> bool:
+        """True if two lines that are described alike have different losses."""
+        places = [names.index(name) for name in TELLING if name in names and name != "Rank"]
+        losses = [line.cells[names.index("Loss")].text for line in self.lines]
+        described = [tuple(line.cells[place].text for place in places) for line in self.lines]
+        return len({*zip(described, losses, strict=True)}) > len({*described})
 
     @property
     def leading(self) -> str:
@@ -188,7 +197,7 @@ def _table(dataset: str, suite: str, group: Sequence[Entry], chosen: Sequence[st
     known = {name: word for entry in entries for name, word in entry.better.items()}
     shown = {name for entry in entries for name in (*entry.numbers, *entry.failed)} & known.keys()
     names = [name for name in chosen if name in shown] if chosen else _usual(shown)
-    metrics = [column(name, known[name], suite) for name in names]
+    metrics = [column(name, known[name]) for name in names]
     ranks = ranking.ranks(entries)
     first = ["Rank"] * any(ranks) + ["Defense", "Model", "Loss", "η"]
     first += ["Recipe"] * any(e.recipe for e in entries)

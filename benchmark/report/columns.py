@@ -71,16 +71,14 @@ _SCORES = {
     "(broken) to 100. An attack that does nothing leaves less than 100: the model's own mistakes "
     "count.",
     WORST: "Share of queries whose top-1 is right on the clean image and under each of ES, LTM and "
-    "GTM, in percent.",
+    "GTM (in suite auto under Top1 too), in percent.",
 }
 
 
-def column(name: str, better: str, suite: str) -> BoardColumn:
+def column(name: str, better: str) -> BoardColumn:
     """The column of a metric; its heading may name a variant, as in ``CA+ (w=5)``."""
     bare, _, variant = name.partition(" (")
     text = _benign_help(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
-    if bare == WORST and suite == "auto":
-        text = f"{text} It also has to be right under Top1."
     return BoardColumn(
         name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 
-from dmlbench.core.papers import HM, ROBRANK
+from dmlbench.core.papers import HM, ROBRANK, Paper
 from dmlbench.metrics.ers import ERS_COLUMNS, ers
 from dmlbench.metrics.names import BENIGN
 from dmlbench.report.columns import directions
 from dmlbench.report.entries import Entry, Number
 
 PUBLISHED_BENIGN = tuple(name for name in BENIGN if not name.startswith("mAP@"))
-PAPERS = {"arXiv:2203.01439": HM, "RobRank": ROBRANK}
+DOCUMENTATION = "https://github.com/cdluminate/robrank/blob/main/doc/dmltab-{}.txt"
 
 
 def published() -> list[Entry]:
@@ -30,6 +31,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
     loss, _, distance = raw["loss"].partition("-")
     distance = distance or "N"  # what HM's triplet loss is over
     names = (*PUBLISHED_BENIGN, *ERS_COLUMNS, "ERS")
+    paper = HM if raw["source"] == "arXiv:2203.01439" else _documented(raw["dataset"])
     numbers = {name: Number(float(raw[name]), _decimals(raw[name])) for name in names if raw[name]}
     if distance == "N" and "ERS" not in numbers and numbers.keys() >= set(ERS_COLUMNS):
         score = ers({name: numbers[name].value for name in ERS_COLUMNS})
@@ -42,7 +44,7 @@ def _published(raw: Mapping[str, str]) -> Entry:
         loss=f"{loss}-{distance}",
         label=_notation(raw["defense"]),
         eta=int(raw["pgd_steps_train"]) if raw["pgd_steps_train"] else None,
-        paper=PAPERS[raw["source"]],
+        paper=paper,
         place=raw["table"],
         numbers=numbers,
         better={name: directions()[name] for name in numbers},
@@ -51,6 +53,11 @@ def _published(raw: Mapping[str, str]) -> Entry:
         threat=f"eps {raw['eps_eval']}, 32 steps of 3/255" if raw["eps_eval"] else "",
         optimizer="PGD",
     )
+
+
+def _documented(dataset: str) -> Paper:
+    """RobRank's paper, at the address of the table in its code's documentation."""
+    return replace(ROBRANK, url=DOCUMENTATION.format(dataset))
 
 
 def _notation(text: str) -> str:
