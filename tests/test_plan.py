@@ -90,7 +90,7 @@ def test_shards_are_a_partition_that_flags_order_does_not_change(count: int, see
 def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
     store, found = Store(tmp_path), trainings()
     scheduler, rows, did = ran(store, found)
-    one = ["training", "benign", "ca+", "es", "ltm", "gtm", "worst case"]
+    one = ["training", "clean", "ca+", "es", "ltm", "gtm", "worst case"]
     assert did == one * 3  # model by model: one stays in memory
     assert len(rows) == scheduler.done == scheduler.total == 18
     assert scheduler.left.total() == 0

@@ -24,7 +24,7 @@ CACHED = "cached"  # the status of a model that is trained already
 def preview(models: Sequence[PlannedModel], resume: str, times: Durations) -> list[dict[str, Any]]:
     """Describe each training and each cell in a record of JSON types.
 
-    Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, benign, an attack, worst
+    Keys: ``defense``, ``label``, ``seed``, ``suite``, ``task`` (training, clean, an attack, worst
     case), ``status`` (cached, done, failed, stale, to do), ``runs`` (True if the run does it),
     ``seconds`` (expected: the median of similar tasks in the past; None if there were none),
     ``passes`` (forward-backward passes of an attack for each query, at most; else None),
@@ -108,7 +108,7 @@ def _record(task: Train | CellTask, status: str, runs: bool, times: Durations) -
         "label": about.label,
         "seed": about.seed,
         "suite": about.suite,
-        "task": "training" if training else about.attack or "benign",
+        "task": "training" if training else about.attack or "clean",
         "status": status,
         "runs": runs,
         "seconds": times.seconds(times.kind(task)),

@@ -112,7 +112,7 @@ class _OfWeights:
         """The name of the task in messages."""
         about = self.cell.about
         name = self.weights.name or about.label
-        return f"{about.attack or 'benign'} on {name} (seed {about.seed})"
+        return f"{about.attack or 'clean images'} on {name} (seed {about.seed})"
 
 
 @dataclass(frozen=True)
