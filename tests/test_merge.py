@@ -91,3 +91,12 @@ def test_merging_models(tmp_path: Path) -> None:
         assert {c.id for c in target.cells()} == before
     assert merge(one, cells, pytest.fail) == Merged(0, 1)  # the weights that they are of
     assert {c.id for c in cells.cells()} == before
+    alone = Store(tmp_path / "other cells alone")
+    shutil.copytree(other.root / "cells", alone.root / "cells")
+    own = {c.id for c in other.cells()} - before
+    said.clear()
+    assert merge(alone, two, said.append) == Merged(0, 0)
+    assert len(said) == 1
+    assert f"other weights than model {found[0].id}" in said[0]
+    assert own
+    assert own.isdisjoint(two.ids())

@@ -25,7 +25,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
 
     A failed cell of the target is replaced by one that succeeded. If the target has other weights
     of a training run, as its model or as what its cells were measured of, they stand: the source's
-    model and the cells of its weights are not copied.
+    model and the cells of its weights are not copied. Nor are cells of other weights than a model
+    of the target, whether or not the source has their model.
 
     Raises:
         UserError: the source holds no results, or a model of it is damaged.
@@ -37,11 +38,23 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     for path in [*damaged, *changed]:
         warn(f"{path} is damaged and left behind")
     models, other = _merge_models(source, target, warn)
+    replaced = target.replaced(cells)
+    unsaid = (cell for cell in replaced if cell.facts.get("checkpoint") not in other)
+    for training, label in sorted({(cell.facts["training"], cell.about.label) for cell in unsaid}):
+        warn(
+            f"cells of {label} in {source.root} are of other weights than model {training} of "
+            f"{target.root}, which stands: they are left behind"
+        )
+    left = {cell.id for cell in replaced}
     copied = 0
     for cell in cells:
         known = target.done(cell.id) if cell.ok else target.get(cell.id)
-        left = source.path(cell.id) in changed or cell.facts.get("checkpoint") in other
-        if known is not None or left or (not cell.ok and target.is_trained(cell.id)):
+        left_behind = (
+            cell.id in left
+            or source.path(cell.id) in changed
+            or cell.facts.get("checkpoint") in other
+        )
+        if known is not None or left_behind or (not cell.ok and target.is_trained(cell.id)):
             continue
         if cell.ok and source.done(cell.id) is None:
             warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")

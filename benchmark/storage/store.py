@@ -233,15 +233,21 @@ class Store:
         another checkpoint) does not count.
         """
         found, _ = self.read()
-        trainings = {str(cell.facts["training"]) for cell in found if "training" in cell.facts}
+        replaced = {cell.id for cell in self.replaced(found)}
+        current = [cell for cell in found if cell.id not in replaced]
+        return sorted(current, key=lambda cell: cell.order)
+
+    def replaced(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of ``cells`` whose training run has a model here with another checkpoint."""
+        cells = [cell for cell in cells if "training" in cell.facts]
+        trainings = {str(cell.facts["training"]) for cell in cells}
         manifests = {name: self._manifest(self.model_folder(name)) for name in trainings}
         standing = {name: one.sha256 for name, one in manifests.items() if one is not None}
-        current = [
+        return [
             cell
-            for cell in found
-            if standing.get(cell.facts.get("training", "")) in (None, cell.facts.get("checkpoint"))
+            for cell in cells
+            if standing.get(cell.facts["training"]) not in (None, cell.facts.get("checkpoint"))
         ]
-        return sorted(current, key=lambda cell: cell.order)
 
     def path(self, cell_id: str, kind: str = "json") -> Path:
         """The file of a cell (``json``) or of its outcomes (``parquet``)."""
