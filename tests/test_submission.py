@@ -33,6 +33,7 @@ from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import Combine
 from dmlbench.zoo.fetch import zoo_folder
 from dmlbench.zoo.registry import model
+from tests import trees
 from tests.bundles import QUERIES, Forgery, Place, look_at
 
 
@@ -279,3 +280,26 @@ def test_a_bundle_of_a_set_with_listed_answers_is_verified(tmp_path: Path) -> No
     verdict = verify(bundle, dataset=dataset, seed=0, queries=4)
     assert verdict.accepted, verdict.reasons
     assert "NMI" not in {one.metric for one in verdict.numbers}
+
+
+def test_a_bundle_of_images_that_were_moved_is_verified(tmp_path: Path) -> None:
+    """Its record says where they lay when it was packed; a verifier may have them elsewhere."""
+    here, there, yours = (tmp_path / name for name in ("here", "there", "yours"))
+    trees.folder(here, 6, 3, (32, 32))
+    save_file(C2F2(dim=4).build(3, 32).state_dict(), tmp_path / "w.safetensors")
+    weights, results, bundle = tmp_path / "w.safetensors", tmp_path / "results", tmp_path / "b.zip"
+    report = dml.evaluate(
+        weights, f"folder:root={here},size=32", attacks=["es:steps=2"], network="c2f2:dim=4",
+        results=results, progress=False, seed=0,
+    )  # fmt: skip
+    assert not report.failed
+    here.rename(there)
+    moved = f"folder:size=32,root={there}"
+    record, _ = submit("w", results, bundle, by="Doe", dataset=moved, checkpoint=weights)
+    assert record.dataset == moved
+    for given in (None, moved):
+        verdict = verify(bundle, dataset=given, seed=0, queries=4, progress=False)
+        assert verdict.accepted, verdict.reasons
+    there.rename(yours)
+    verdict = verify(bundle, dataset=f"folder:root={yours},size=32", queries=4, progress=False)
+    assert verdict.accepted, verdict.reasons

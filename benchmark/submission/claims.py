@@ -58,7 +58,12 @@ class Claim:
 
 
 def claim(
-    dataset: Dataset, digest: str, cells: Sequence[Cell], path: Path, allow_code: bool = False
+    dataset: Dataset,
+    digest: str,
+    cells: Sequence[Cell],
+    path: Path,
+    allow_code: bool = False,
+    spelt: str = "",
 ) -> Claim:
     """Plan anew what stored cells of one model claim; nothing in them is believed.
 
@@ -68,6 +73,7 @@ def claim(
         cells: of one checkpoint, one precision and one seed.
         path: the model's folder, or its file of weights.
         allow_code: run code that the manifest or a cell names.
+        spelt: spec of the data set in the cells; empty: that of ``dataset``.
 
     Raises:
         UserError: a spec in them cannot be read, names code, or the weights are damaged.
@@ -75,14 +81,19 @@ def claim(
     if not allow_code:
         refuse_references(cells, path)
     try:
-        return _claim(dataset, digest, cells, path, allow_code)
+        return _claim(dataset, digest, cells, path, allow_code, spelt or spec.shown(dataset))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         said = message_of(error)[:200]
         raise UserError(f"cells or manifest have a value that cannot be read: {said}") from None
 
 
 def _claim(
-    dataset: Dataset, digest: str, cells: Sequence[Cell], path: Path, allow_code: bool
+    dataset: Dataset,
+    digest: str,
+    cells: Sequence[Cell],
+    path: Path,
+    allow_code: bool,
+    spelt: str,
 ) -> Claim:
     first = cells[0]
     manifest = read_manifest(path) if path.is_dir() else None
@@ -101,6 +112,7 @@ def _claim(
         store = Store(path.parent.parent)
         row = trained_weights(training, manifest, store, *measured)
         weights = replace(weights, about=structs.replace(row.about, seed=weights.about.seed))
+    weights = replace(weights, about=structs.replace(weights.about, dataset=spelt))
     tasks: dict[str, CellTask] = {}
     for queries in _queries(cells):
         planned = _attacks(dataset, cells, queries)

@@ -99,7 +99,7 @@ def submit(
             link=link,
             protocol="open" if changed else "closed",
             changes=changed,
-            dataset=first.about.dataset,
+            dataset=spec.shown(dataset),
             data=first.facts["data"],
             checkpoint=first.facts["checkpoint"],
             weights=weights_url,

@@ -100,6 +100,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="dmlbench-") as empty:
         folder = Path(empty)
         record = bundles.unpack(path, folder)
+        given = dataset is not None
         if not isinstance(dataset, Dataset):
             if dataset is None and not allow_code:
                 refuse_reference(record.dataset, DATASETS, str(path))
@@ -118,7 +119,7 @@ def verify(
                         f"the images are not those of the bundle ({record.dataset}): name the data "
                         "set with --dataset"
                     )
-                claimed = _planned(session, record, cells, home, allow_code)
+                claimed = _planned(session, record, cells, home, allow_code, given)
                 outcomes = _drawn(session, cells, claimed)
                 if rows != _exported(store):
                     raise Refused(f"{bundles.ROWS} is not the export of the cells")
@@ -164,10 +165,20 @@ def _weights(folder: Path, record: Bundle) -> Path:
 
 
 def _planned(
-    session: Session, record: Bundle, cells: Sequence[Cell], home: Path, allow_code: bool
+    session: Session,
+    record: Bundle,
+    cells: Sequence[Cell],
+    home: Path,
+    allow_code: bool,
+    given: bool,
 ) -> Claim:
-    """The plan that the cells claim; each must be a part of it, and the protocol as it is said."""
-    claimed = claim(session.dataset, session.digest, cells, home, allow_code)
+    """The plan that the cells claim; each must be a part of it, and the protocol as it is said.
+
+    Where the verifier has given the data set, the images may lie elsewhere than the record says.
+    """
+    same_name = record.dataset.partition(":")[0] == session.dataset.card.name
+    spelt = record.dataset if given and same_name else ""
+    claimed = claim(session.dataset, session.digest, cells, home, allow_code, spelt)
     if claimed.weights.facts["checkpoint"] != record.checkpoint:
         raise Refused("the weights are not those of the rows (SHA-256 differs)")
     for cell in cells:
