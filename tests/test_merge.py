@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
+from dmlbench.analysis.csv_files import export
+from dmlbench.cli.main import main
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import file_sha256
+from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage import checkpoint
-from dmlbench.storage.cell import Cell
+from dmlbench.storage.cell import Cell, ColumnInfo
 from dmlbench.storage.merge import Merged, merge
 from dmlbench.storage.store import Store
 from tests.cells import cell, failing
@@ -61,6 +65,34 @@ def test_merging_says_which_outcomes_are_missing_and_mends_those_of_the_target(
     assert [text.endswith("are missing, so it is left behind") for text in said] == [True]
 
 
+def test_merging_takes_the_wider_of_two_cells_and_its_adversarial_images(tmp_path: Path) -> None:
+    plain = cell("CA+")
+    more = {"R@1": Estimate(50.0, 49.0, 51.0, 40)}
+    images = tmp_path / "b" / "adversarial" / f"{plain.id}.npz"
+    images.parent.mkdir(parents=True)
+    images.write_bytes(b"images")
+    wide = replace(
+        plain,
+        metrics=plain.metrics | more,
+        columns=plain.columns | {"R@1": ColumnInfo("%", "higher")},
+        findings={"adversarial_sha256": file_sha256(images)},
+    )
+    target, source = filled(tmp_path / "a", plain), filled(tmp_path / "b", wide)
+    assert merge(target, source, pytest.fail).cells == 0
+    assert merge(source, target, pytest.fail).cells == 1
+    assert merge(source, target, pytest.fail).cells == 0
+    found = target.done(plain.id)
+    assert found is not None
+    assert found.metrics == wide.metrics
+    assert list(target.outcomes(plain.id)) == ["CA+", "R@1"]
+    assert target.images(plain.id).read_bytes() == b"images"
+    images.write_bytes(b"others")
+    said: list[str] = []
+    assert merge(source, Store(tmp_path / "c"), said.append).cells == 1
+    assert said == [f"{images} is damaged (SHA-256 differs) and left behind"]
+    assert not Store(tmp_path / "c").images(plain.id).exists()
+
+
 def test_merging_models(tmp_path: Path) -> None:
     found, said = trainings(defenses=("none",)), []
     one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
@@ -100,3 +132,22 @@ def test_merging_models(tmp_path: Path) -> None:
     assert f"other weights than model {found[0].id}" in said[0]
     assert own
     assert own.isdisjoint(two.ids())
+
+
+def test_merge_names_the_csvs_that_stay_behind(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    filled(source, cell("CA+"))
+    export(Store(source))
+
+    def merged() -> Result:
+        return CliRunner().invoke(main, ["merge", str(source), "--results", str(target)])
+
+    assert "CSVs" not in merged().stderr  # results.csv is an export
+    shutil.copy(source / "results.csv", source / "fashion.csv")
+    said = f"CSVs in {source} are left behind (fashion.csv): to take them, copy into {target}"
+    assert said in merged().stderr
+    shutil.rmtree(source / "cells")
+    (source / ".exported").unlink()
+    done = merged()
+    assert done.exit_code == 2
+    assert f"{source} holds CSVs alone (fashion.csv, results.csv): copy them" in done.stderr

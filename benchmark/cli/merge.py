@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dmlbench.cli.options import PATH, options
+
+if TYPE_CHECKING:
+    from dmlbench.storage.store import Store
 
 
 @click.command(
@@ -17,9 +21,11 @@ from dmlbench.cli.options import PATH, options
 def merge(sources: tuple[Path, ...], results: Path) -> None:
     """Copy the results and models of other results folders into --results, and update its CSVs.
 
-    A result that is there already is kept, unless it had failed and the other succeeded.
+    A result that is there already is kept, unless it had failed and the other succeeded, or the
+    other has more columns (--recalls). CSVs that a user put beside them are named, not copied.
     """
     from dmlbench.analysis.csv_files import export
+    from dmlbench.common.errors import UserError
     from dmlbench.common.files import check_writable
     from dmlbench.storage.merge import merge as merge_into
     from dmlbench.storage.store import Store
@@ -27,11 +33,28 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
 
     check_writable(results, "--results")
     target = Store(results)
+
+    def warn(text: str) -> None:
+        click.echo(f"warning: {text}", err=True)
+
     for source in sources:
-        merged = merge_into(
-            Store(source), target, lambda text: click.echo(f"warning: {text}", err=True)
-        )
+        found = Store(source)
+        added = _added(found)
+        if added and not found.ids() and not found.model_folders():
+            raise UserError(f"{source} holds CSVs alone ({added}): copy them into {results}")
+        merged = merge_into(found, target, warn)
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
+        if added:
+            warn(f"CSVs in {source} are left behind ({added}): to take them, copy into {results}")
     join(target)
     tidy, wide = export(target)
     click.echo(f"CSV:   {tidy} (one row per metric), {wide} (one row per model)")
+
+
+def _added(store: Store) -> str:
+    """The names of the CSVs in a results folder that are no export of its cells."""
+    from dmlbench.analysis.csv_files import EXPORTED, tidy_files
+
+    found = tidy_files(store.root) if store.root.is_dir() else []
+    exported = bool(store.ids()) or (store.root / EXPORTED).exists()
+    return ", ".join(path.name for path in found if path.name != "results.csv" or not exported)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import read_file, write_atomically
+from dmlbench.common.files import atomic_file, open_file, read_file, write_atomically
+from dmlbench.common.hashing import file_sha256
+from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, verified_manifest
 from dmlbench.storage.store import Store
 
@@ -23,7 +26,8 @@ class Merged:
 def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     """Copy the cells and models that the target lacks; nothing in the target is lost.
 
-    A failed cell of the target is replaced by one that succeeded. If the target has other weights
+    A failed cell of the target is replaced by one that succeeded, and a cell by the same one with
+    more columns. The adversarial images of a cell come with it. If the target has other weights
     of a training run, as its model or as what its cells were measured of, they stand: the source's
     model and the cells of its weights are not copied. Nor are cells of other weights than a model
     of the target, whether or not the source has their model.
@@ -54,11 +58,13 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             or source.path(cell.id) in changed
             or cell.facts.get("checkpoint") in other
         )
-        if known is not None or left_behind or (not cell.ok and target.is_trained(cell.id)):
+        kept = known is not None and not (cell.ok and cell.columns.keys() > known.columns.keys())
+        if kept or left_behind or (not cell.ok and target.is_trained(cell.id)):
             continue
         if cell.ok and source.done(cell.id) is None:
             warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")
         else:
+            _copy_images(cell, source.images(cell.id), target.images(cell.id), warn)
             target.put(cell, source.outcomes(cell.id) if cell.ok else None)
             copied += 1
     return Merged(copied, models)
@@ -92,6 +98,17 @@ def _merge_models(
             _copy(folder, target.model_folder(folder.name))
             copied += 1
     return copied, other
+
+
+def _copy_images(cell: Cell, source: Path, target: Path, warn: Callable[[str], None]) -> None:
+    """Copy the adversarial images of a cell, part by part, if they are those of its digest."""
+    if (digest := cell.findings.get("adversarial_sha256")) is None or not source.is_file():
+        return
+    if file_sha256(source) != digest:
+        warn(f"{source} is damaged (SHA-256 differs) and left behind")
+        return
+    with open_file(source) as images, atomic_file(target) as file:
+        shutil.copyfileobj(images, file)
 
 
 def _copy(source: Path, target: Path) -> None:
