@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -310,19 +311,28 @@ def test_a_failed_attack_is_in_the_report(small: Dataset) -> None:
     assert report.failed == {"es": "RuntimeError: no gradients here"}
 
 
-@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
-def test_gradients_are_on_whatever_the_caller_has_set(
-    small: Dataset, mode: str, tmp_path: Path
+def bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, bfloat16])
+def test_gradients_and_precision_are_not_those_of_the_caller(
+    small: Dataset, mode: Callable[[], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"dataset": small, "attacks": "ca+", "queries": 8}
     torch.manual_seed(0)
     net = own_network()
     outside = dml.evaluate(net, **asked, progress=False)
-    with getattr(torch, mode)():
+    training: dict[str, Any] = {"recipe": "epochs=1,pairs=4", "progress": False}
+    with mode():
         inside = dml.evaluate(net, **asked, progress=False)
-        dml.train("none", small, recipe="epochs=1,pairs=4", results=tmp_path, progress=False)
-        assert not torch.is_grad_enabled()
+        dml.train("none", small, **training, results=tmp_path / "inside")
+        assert not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    dml.train("none", small, **training, results=tmp_path / "outside")
     assert inside["CA+"] == outside["CA+"]
+    assert inside["mAP"] == outside["mAP"]
+    files = sorted(tmp_path.rglob("checkpoint.safetensors"))
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert inside["CA+"].value < 40  # untouched it is 50
 
 

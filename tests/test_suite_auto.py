@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
+
 from dmlbench.attacks.base import ATTACKS
+from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
@@ -47,6 +50,19 @@ def test_it_is_the_nine_attacks_and_the_stack_by_apgd() -> None:
     assert sum(a.most_passes for a in attacks) == 9 * 100 + 3 * 100 + 8 * 50
     assert all(a.strict for a in attacks)  # the papers' targets
     assert spec.shortest(attacks[0], lambda a: a.resolve(THREAT)) == "ca+:suite=auto"
+
+
+def test_a_suite_that_no_attack_reads_is_refused() -> None:
+    """A run file names the suite of each attack, so a suite beside it would change nothing."""
+    with pytest.raises(UserError, match=r"suite auto is read by no attack.*: es:suite=strict"):
+        parse_attacks(["es:suite=strict"], ["auto"])
+    both = parse_attacks(["es:suite=strict", "ltm"], ["strict", "auto"])
+    assert [(a.card.name, a.suite) for a in both] == [
+        ("es", "strict"),
+        ("ltm", "strict"),
+        ("es", "strict"),
+        ("ltm", "auto"),
+    ]
 
 
 def test_its_scores_are_drawn_where_all_that_they_need_is_there() -> None:

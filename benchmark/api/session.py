@@ -55,7 +55,10 @@ def opened(
     cache: str | Path | None,
     **options: Any,
 ) -> Iterator[Session]:
-    """The session while the context lasts. Gradients are on, whatever the caller has set.
+    """The session while the context lasts.
+
+    Gradients are on and autocast is off, whatever the caller has set: ``precision`` alone says in
+    which number format is computed.
 
     Args:
         dataset: what is measured on.
@@ -68,6 +71,8 @@ def opened(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
         tempfile.TemporaryDirectory(prefix="dmlbench-") as empty,
         open_session(
             dataset,

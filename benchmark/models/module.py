@@ -87,11 +87,15 @@ class ModuleModel(Model):
 
     @property
     def digest(self) -> str:
-        """``weights_digest``, and a hash of the attributes with it where the module has any."""
-        known = self.attributes.known
-        if not known:
+        """``weights_digest``, and a hash of the attributes with it where the module has any.
+
+        Of those that cannot be compared (a hook, a lambda) it has the names.
+        """
+        known, unknown = self.attributes.known, self.attributes.unknown
+        if not known and not unknown:
             return self.weights_digest
-        return content_sha256({"weights": self.weights_digest, "attributes": known})
+        facts = {"weights": self.weights_digest, "attributes": known}
+        return content_sha256(facts | ({"unknown": unknown} if unknown else {}))
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of the module; UserError if it cannot be copied."""

@@ -43,20 +43,29 @@ def parse_attacks(specs: Sequence[str | Attack], suites: Sequence[str]) -> list[
     Without ``specs`` they are those of the suite: the nine of ERS, and what else it has.
 
     Raises:
-        UserError: neither attacks nor suites are named, or a spec cannot be read.
+        UserError: neither attacks nor suites are named, a spec cannot be read, or a suite is named
+            that no attack reads.
     """
     if not specs and not suites:
         raise UserError("name an attack (--attack ca+), or the attacks of ERS (--suite strict)")
     for suite in suites:
         if suite not in SUITES:
             raise UserError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
-    if not suites:
-        return parse_all(specs, ATTACKS)
-    return [
-        one.in_suite(suite)
-        for suite in suites
-        for one in parse_all(specs or SUITE_ATTACKS[suite], ATTACKS)
-    ]
+    if not specs:
+        return [
+            one.in_suite(suite)
+            for suite in suites
+            for one in parse_all(SUITE_ATTACKS[suite], ATTACKS)
+        ]
+    named = parse_all(specs, ATTACKS)
+    own = {one.suite for one in named}
+    for suite in suites if None not in own else ():
+        if suite not in own:
+            raise UserError(
+                f"suite {suite} is read by no attack, as each names a suite of its own: "
+                f"{', '.join(sorted({spec.shown(one) for one in named}))}"
+            )
+    return [one.in_suite(suite) for suite in suites for one in named] if suites else named
 
 
 def parse_recipe(dataset: Dataset, changes: str | Mapping[str, Any]) -> Recipe:

@@ -151,7 +151,8 @@ class Scheduler:
             return False
         task = self.models[name].ready.popleft()
         self.running[task.cell.id] = self.times.kind(task), Stopwatch()
-        if self.resume != "never" and self.session.done(task.cell):
+        again = self.resume == "never" or isinstance(task, Combine)  # of new cells, in no time
+        if not again and self.session.done(task.cell):
             self._finish(task)  # another run in this folder has done it since it was planned
             return True
         if self.resume == "never" and isinstance(task, Train):

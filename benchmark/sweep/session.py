@@ -236,11 +236,12 @@ def check_label(session: Session, weights: Weights) -> None:
 
 
 def warn_of_namesake(session: Session, weights: Weights) -> None:
-    """Warn if cells of other weights are stored in the same row of tables."""
-    row, digest = [getattr(weights.about, name) for name in MODEL], weights.facts["checkpoint"]
+    """Warn if cells of other weights, or of another network, are in the same row of tables."""
+    row = [getattr(weights.about, name) for name in MODEL]
+    network = {key: weights.facts[key] for key in ("checkpoint", "model")}
     if any(
         row == [getattr(cell.about, name) for name in MODEL]
-        and cell.facts.get("checkpoint", digest) != digest
+        and network != {key: cell.facts.get(key, value) for key, value in network.items()}
         for cell in session.store.cells()
     ):
         warnings.warn(
