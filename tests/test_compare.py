@@ -223,6 +223,21 @@ def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.n
         find("none", store, None)
 
 
+def test_submit_says_what_tells_the_models_of_a_name_apart(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    store = Store(tmp_path)
+    for model in ("c2f2", "lenet"):
+        put(store, "none", noise, model=model)
+    with pytest.raises(UserError, match="'none' is 2 models in") as error:
+        _chosen(store, "none", ())
+    digests = [digest(f"none0{model}")[:12] for model in ("c2f2", "lenet")]
+    assert f"(model=c2f2 checkpoint_sha256={digests[0]}*; model=lenet " in str(error.value)
+    for where in (f"checkpoint_sha256={digests[1]}*", "model=lenet"):
+        assert [c.about.model for c in _chosen(store, "none", [where])] == ["lenet"]
+    assert len(_chosen(store, "none", ["data=pix*", "model=c2f2"])) == 1
+
+
 def test_a_checkpoint_near_the_root_is_looked_for(tmp_path: Path) -> None:
     file = Path("/dmlbench-test-weights")
     try:

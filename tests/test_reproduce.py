@@ -48,6 +48,35 @@ def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weight
     assert not list(tmp_path.iterdir())
 
 
+def test_recalls_are_measured_again_and_images_from_outside_are_left_out(
+    place: Place, tmp_path: Path
+) -> None:
+    """In a CSV with a second model of that name, whose digest tells it apart."""
+    text = pd.read_csv(place.root / "results" / "results.csv", dtype={"queries": str})
+    span = {"value": 50.0, "low": 0.0, "high": 100.0}
+    recall = text[text["metric"] == "ES:R"].assign(metric="ES:R@4", **span)
+    outside = text[text["metric"] == "ES:R"].assign(
+        metric="External:R@1", attack="external:file=ab", attack_resolved='external:by="x",file=ab'
+    )
+    joined = text[text["metric"] == "Robust R@1"].assign(value=0.0, low=0.0, high=0.0)
+    other = text.assign(checkpoint_sha256="f" * 64)
+    rows = tmp_path / "rows.csv"
+    pd.concat([text, recall, outside, joined, other]).to_csv(rows, index=False)
+    outside.to_csv(tmp_path / "outside.csv", index=False)
+    (digest,) = set(text["checkpoint_sha256"].dropna())
+    chosen = f"checkpoint_sha256={digest[:12]}*"
+    with pytest.raises(UserError, match="is 2 models in") as error:
+        reproduce("hm", tmp_path, source=rows)
+    assert f"({chosen}; checkpoint_sha256=ffffffffffff*)" in str(error.value)
+    with pytest.raises(UserError, match=r"nothing to measure again but External:R@1 \("):
+        reproduce("hm", tmp_path, source=tmp_path / "outside.csv")
+    where = ["--where", chosen, "--where", "attack=es|external*|worst case"]
+    done = place.zygote.run(["reproduce", "hm", "--from", "rows.csv", *where], tmp_path, 300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "ES:R@4" in done.stdout
+    assert done.stderr.count("note: left out: Robust R@1, External:R@1 (") == 1, done.stderr
+
+
 def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path: Path) -> None:
     tiny = ["run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+", "--threads", "1"]
     assert place.zygote.run(tiny, tmp_path, 300).returncode == 0

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
+
+DIGESTS = ("data", "checkpoint_sha256")  # columns that nobody writes out: 12 digits and * will do
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,14 @@ def condition(text: str, keys: Collection[str]) -> Condition:
     texts = (".*".join(map(re.escape, one.split("*"))) for one in wanted.split("|"))
     pattern = "|".join(texts)
     return Condition(key, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+
+
+def choices(rows: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """The conditions that tell rows apart: ``seed=0 data=ad6b17a0c9f2*; seed=1 data=...``."""
+    kinds = {tuple(str(row[key]) for key in keys) for row in rows}
+    differing = [i for i, values in enumerate(zip(*kinds, strict=True)) if len(set(values)) > 1]
+
+    def said(kind: tuple[str, ...], i: int) -> str:
+        return f"{keys[i]}={kind[i][:12]}*" if keys[i] in DIGESTS else f"{keys[i]}={kind[i]}"
+
+    return "; ".join(sorted(" ".join(said(kind, i) for i in differing) for kind in kinds))

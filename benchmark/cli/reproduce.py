@@ -93,6 +93,8 @@ def reproduce(
         click.echo(json.dumps(asdict(found) | {"equal": found.equal, "numbers": numbers}, indent=1))
     else:
         _print(found)
+    if found.left_out:
+        click.echo(f"note: left out: {found.left_out}", err=True)
     sys.exit(0 if found.equal else EXIT_FAILED_CELLS)
 
 

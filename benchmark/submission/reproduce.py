@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dmlbench.analysis import external
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import MODEL, ROW, Record, rows, tidy
-from dmlbench.analysis.where import condition
+from dmlbench.analysis.where import DIGESTS, choices, condition
+from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
@@ -19,7 +21,7 @@ from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.metrics.names import ERS
+from dmlbench.metrics.names import ERS, WORST_CASE
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_recipe, whole_number
@@ -31,7 +33,7 @@ from dmlbench.training.job import Training
 from dmlbench.zoo.fetch import zoo_folder
 from dmlbench.zoo.registry import card_of, models
 
-WEIGHTS = (*MODEL, "data", "checkpoint_sha256")  # what rows of one model share
+WEIGHTS = (*MODEL, *DIGESTS)  # what rows of one model share
 DIGITS = 12  # of a checkpoint's digest that a name must have at least
 SLACK = 1e-6  # relative: what a number without an interval may differ
 
@@ -81,12 +83,14 @@ class Reproduction:
         source: where the weights came from, in words.
         same_weights: true if they are those of the row, to the last bit.
         numbers: each number of the row.
+        left_out: the numbers of the row that no attack gives, and why; empty if there is none.
     """
 
     label: str
     source: str
     same_weights: bool
     numbers: list[Compared]
+    left_out: str
 
     @property
     def equal(self) -> bool:
@@ -114,7 +118,7 @@ def reproduce(
         results: where models and cells are kept, so that what was interrupted goes on.
         source: a CSV with one row per metric, or a folder of such; None: ``results`` of the working
             folder, or the card of a model of the zoo.
-        where: conditions ``column=text`` on columns of a row and ``attack``.
+        where: conditions ``column=text`` on columns of a row, its digests and ``attack``.
         dataset: the data set; None: as the row has it.
         checkpoint: the weights; None: of the zoo, or trained.
         retrain: train also where the weights can be had.
@@ -126,7 +130,7 @@ def reproduce(
     """
     if checkpoint is not None and retrain:
         raise UserError("--checkpoint names weights and --retrain makes new ones: give one of them")
-    wanted = _row(name, source, where)
+    wanted, left_out = _row(name, source, where)
     first = wanted[0]
     _check_scores(wanted)
     if not allow_code:
@@ -144,16 +148,18 @@ def reproduce(
         measured = _measured(session, one, wanted)
     digests = {record["checkpoint_sha256"] for record in measured}
     same = digests == {first["checkpoint_sha256"]}
-    return Reproduction(first["label"], how, same, _compared(wanted, measured))
+    return Reproduction(first["label"], how, same, _compared(wanted, measured), left_out)
 
 
-def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
+def _row(name: str, source: Path | None, where: Sequence[str]) -> tuple[list[Record], str]:
     """The records of one model that the name and the conditions choose, in the order of the files.
+
+    Images from outside are left out, and Robust R@1 that includes them; the text says so.
 
     Raises:
         UserError: there is none, or there are several models.
     """
-    conditions = [condition(text, (*ROW, "attack")) for text in where]
+    conditions = [condition(text, (*ROW, *DIGESTS, "attack")) for text in where]
     if source is None and name in models():
         place = models()[name].rows
         every = read_tidy(place)
@@ -186,15 +192,48 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> list[Record]:
         )
     kinds = {tuple(record[key] for key in WEIGHTS) for record in chosen}
     if len(kinds) > 1:
-        differing = [key for i, key in enumerate(WEIGHTS) if len({one[i] for one in kinds}) > 1]
-        said = "; ".join(
-            sorted(
-                " ".join(f"{key}={str(one[WEIGHTS.index(key)])[:DIGITS]}" for key in differing)
-                for one in kinds
-            )
+        raise UserError(
+            f"{name!r} is {len(kinds)} models in {place} ({choices(chosen, WEIGHTS)}): choose with "
+            "--where"
         )
-        raise UserError(f"{name!r} is {len(kinds)} models in {place} ({said}): choose with --where")
-    return chosen
+    return _without_outside(chosen, {_line(one) for one in mine if _is_external(one)})
+
+
+def _without_outside(
+    records: Sequence[Record], joined: Container[tuple[Any, ...]]
+) -> tuple[list[Record], str]:
+    """The records without those of images from outside, and what is left out; empty: nothing.
+
+    Args:
+        records: of one model.
+        joined: the rows that such images are part of (``_line``).
+
+    Raises:
+        UserError: no record is left.
+    """
+
+    def includes(record: Record) -> bool:
+        attack = record["attack"]
+        worst = attack.partition(":")[0] == WORST_CASE and not at_other_radius(attack)
+        return _is_external(record) or (worst and _line(record) in joined)
+
+    kept = [record for record in records if not includes(record)]
+    names = dict.fromkeys(record["metric"] for record in records if includes(record))
+    if not names:
+        return kept, ""
+    left_out = f"{', '.join(names)} (with images from outside: 'dmlbench verify-attack')"
+    if not kept:
+        raise UserError(f"there is nothing to measure again but {left_out}")
+    return kept, left_out
+
+
+def _is_external(record: Record) -> bool:
+    return external.read(record["attack_resolved"]) is not None
+
+
+def _line(record: Record) -> tuple[Any, ...]:
+    """What the records of one row of a table share."""
+    return tuple(record[key] for key in (*WEIGHTS, "suite", "queries"))
 
 
 def _check_scores(records: Iterable[Record]) -> None:
@@ -279,15 +318,13 @@ def _measured(session: Session, one: Weights | Training, wanted: Sequence[Record
     cells = []
     parts = [(_of_seed(one, seed), some) for seed, some in _by_attack_seed(wanted).items()]
     for weights, records in parts:
-        planned = [
-            attack
-            for queries in dict.fromkeys(r["queries"] for r in records if r["suite"])
-            for attack in plan.planned_attacks(
-                _attacks(records, queries),
-                session.dataset.protocol.threat,
-                whole_number(queries),
-            )
-        ]
+        planned = []
+        for queries in dict.fromkeys(r["queries"] for r in records if r["suite"]):
+            attacks = _attacks(records, queries)
+            moved = {c.name for one in attacks for c in moved_query.columns_of(type(one))}
+            recalls = any(r["metric"] in moved for r in records if r["queries"] == queries)
+            threat = session.dataset.protocol.threat
+            planned += plan.planned_attacks(attacks, threat, whole_number(queries), recalls)
         cells += run(session, [weights], planned)
     return tidy(cells)
 

@@ -12,8 +12,8 @@ from msgspec import structs
 from dmlbench.analysis.compare import as_stored, measured_cells
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND
-from dmlbench.analysis.records import ROW
-from dmlbench.analysis.where import condition
+from dmlbench.analysis.records import MODEL, ROW
+from dmlbench.analysis.where import DIGESTS, choices, condition
 from dmlbench.common.download import check_address
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file, write_atomically
@@ -114,13 +114,13 @@ def submit(
 def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     """The cells of one model, whole and measured; images from outside are not among them."""
     name = as_stored(name)
-    conditions = [condition(text, (*ROW, ATTACK_SEED)) for text in where]
+    conditions = [condition(text, (*ROW, *DIGESTS, ATTACK_SEED)) for text in where]
 
     def wanted(cell: Cell) -> bool:
         if "external_files" in cell.facts or cell.facts["kind"] == KIND:
             return False
         return all(
-            one.meets(_attack_seed(cell) if one.key == ATTACK_SEED else _value(cell, one.key))
+            one.meets(_value(cell, one.key))
             or (one.key in ("suite", "queries", ATTACK_SEED) and not cell.about.suite)
             for one in conditions
         )
@@ -131,9 +131,11 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     }
     seeds = {cell.facts["seed"] for cell in found if "seed" in cell.facts}
     if len(kinds) > 1:
+        keys = (*MODEL, *DIGESTS)
+        rows = [{key: _value(cell, key) for key in keys} for cell in found]
         raise UserError(
-            f"{name!r} is several models, data sets, precisions or seeds in {store.root}: a bundle "
-            "has one of each; choose with --where, e.g. --where seed=0"
+            f"{name!r} is {len(kinds)} models in {store.root} "
+            f"({choices(rows, keys)}): a bundle has one; choose with --where"
         )
     if len(seeds) > 1:
         raise UserError(
@@ -158,6 +160,11 @@ def _sound(cells: Iterable[Cell], claimed: Claim) -> tuple[list[Cell], list[str]
 
 
 def _value(cell: Cell, key: str) -> str:
+    """What a condition of ``--where`` is held against."""
+    if key == ATTACK_SEED:
+        return _attack_seed(cell)
+    if key in DIGESTS:
+        return str(cell.facts.get(key.removesuffix("_sha256"), ""))
     return str(getattr(cell.about, key))
 
 
