@@ -65,22 +65,29 @@ def test_a_folder_whose_name_is_no_text_is_refused_first(dmlbench: Run, tmp_path
 
 
 @pytest.mark.parametrize(
-    "encoding", ["cp1252", pytest.param("latin-1", marks=pytest.mark.slow), "ascii"]
+    "settings",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},  # ASCII, and bytes that are none are passed on
+    ],
 )
 def test_an_output_that_lacks_letters_has_marks_in_their_place(
-    tmp_path: Path, encoding: str
+    tmp_path: Path, settings: dict[str, str]
 ) -> None:
+    ascii_alone = settings.get("PYTHONIOENCODING", "ascii") == "ascii"
     synthetic.write(tmp_path / "results.csv", synthetic.model())
     for arguments in (["show", "--results", "."], ["show", "--help"]):
         done = subprocess.run(
             [sys.executable, "-m", "dmlbench", *arguments],
-            env=environment() | {"PYTHONIOENCODING": encoding},
+            env=environment() | settings,
             cwd=tmp_path,
             capture_output=True,
         )
         assert done.returncode == 0, done.stderr
         assert b"Traceback" not in done.stderr
-        assert b"?" in done.stdout or encoding != "ascii" or "--help" in arguments
+        assert b"?" in done.stdout or not ascii_alone or "--help" in arguments
 
 
 def test_all_means_every_registered_one() -> None:

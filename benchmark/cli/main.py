@@ -42,13 +42,15 @@ from dmlbench.common.errors import (
 )
 from dmlbench.common.text import message_of, one_line
 
+UNABLE = ("strict", "surrogateescape")  # the latter in the locale C; both raise for other letters
+
 
 class _Group(click.Group):
     """Ends a mistake of the user, or a stop by a signal, with one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; letters that the encoding of the output lacks are printed as ``?``."""
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in UNABLE:
             sys.stdout.reconfigure(errors="replace")
         return super().main(*args, **kwargs)
 
