@@ -283,15 +283,21 @@ def test_training_ended_at_random_moments_gives_the_same_weights(
     assert digests[0] == digests[1]
 
 
-def test_interrupting_says_that_nothing_is_lost(zygote: Zygote, tmp_path: Path) -> None:
-    process = zygote.start((*FIRST, "--recipe", "epochs=2000"), tmp_path)
+@pytest.mark.parametrize(
+    ("resume", "again"),
+    [("retry-failed", "run again to go on"), ("never", "run again without --resume never to")],
+)
+def test_interrupting_says_that_nothing_is_lost(
+    zygote: Zygote, tmp_path: Path, resume: str, again: str
+) -> None:
+    process = zygote.start((*FIRST, "--recipe", "epochs=2000", "--resume", resume), tmp_path)
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("state.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     done = process.wait(PATIENCE)
     assert done.returncode == 130
-    assert "interrupted; finished work is stored" in done.stderr
+    assert f"interrupted; finished work is stored, {again}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -172,7 +172,12 @@ def run(
         if dry_run:
             _show(session, trainings, planned, run_options, as_json)
             return
-        cells = run(session, trainings, planned, run_options, asked=_flags())
+        try:
+            cells = run(session, trainings, planned, run_options, asked=_flags())
+        except KeyboardInterrupt as stop:
+            if resume == "never":  # it would begin anew
+                stop.add_note("without --resume never")
+            raise
     finish(cells, chosen.card.name, results, leaderboards, as_json)
 
 
