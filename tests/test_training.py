@@ -104,7 +104,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         resumed = train(spec, tiny, folder, CPU, Silent())
         assert resumed.sha256 == whole.sha256
         assert resumed.history == whole.history
-        assert not (folder / trainer.STATE).exists()
+        assert not (folder / checkpoint.STATE).exists()
 
 
 class Dropping(nn.Module):
@@ -158,7 +158,7 @@ def test_a_damaged_state_is_said_and_not_used(tiny: RetrievalData, tmp_path: Pat
     whole = train(spec, tiny, tmp_path / "whole", CPU, Silent())
     folder = tmp_path / "damaged"
     folder.mkdir()
-    (folder / trainer.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
+    (folder / checkpoint.STATE).write_bytes(b"0" * 64 + b"\nnot a state")
     assert train(spec, tiny, folder, CPU, reporter).sha256 == whole.sha256
     assert "damaged" in reporter.warnings[0]
 

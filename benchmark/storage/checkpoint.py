@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from dmlbench.common.errors import DamagedError, UserError
-from dmlbench.common.files import read_file, write_atomically, write_json
+from dmlbench.common.files import open_file, read_file, write_atomically, write_json
 from dmlbench.common.hashing import file_sha256, identity, sealed, unsealed
 from dmlbench.common.text import message_of
 from dmlbench.compute.provenance import Provenance
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS, MANIFEST = "checkpoint.safetensors", "manifest.json"
+STATE = "state.pt"  # of a training that is not finished: a digest in hex, a newline, the state
 MANIFEST_SCHEMA = 2
 SEALED_SINCE = 2  # the schema from which on a manifest has a checksum; those before have none
 
@@ -216,6 +217,8 @@ def stored_weights(path: Path) -> StoredWeights:
         raise UserError(f"checkpoint {path} cannot be read: {message_of(error)}") from None
     folder = path if path.is_dir() else path.parent
     manifest = verified_manifest(folder) if is_described(path) else None
+    if manifest is None and _is_state(path / STATE if path.is_dir() else path):
+        raise UserError(f"checkpoint {path}: its training is not finished: run or train it again")
     if path.is_dir() and manifest is None:
         raise UserError(f"checkpoint {path} is a folder without a {MANIFEST}: name a file")
     if manifest is not None and (path.is_dir() or path.name == MANIFEST):
@@ -228,6 +231,17 @@ def stored_weights(path: Path) -> StoredWeights:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     same = manifest is not None and manifest.sha256 == sha256
     return StoredWeights(path, sha256, manifest if same else None)
+
+
+def _is_state(path: Path) -> bool:
+    """True for the state of a training of dmlbench; others have files of that name, too."""
+    if path.name != STATE:
+        return False
+    try:
+        with open_file(path) as file:
+            return re.match(rb"[0-9a-f]{64}\n", file.read(65)) is not None
+    except OSError:
+        return False  # whoever reads it says why that cannot be
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

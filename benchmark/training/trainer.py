@@ -48,7 +48,7 @@ from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
 
-STATE, DAMAGED = "state.pt", "damaged-state.pt"
+DAMAGED = "damaged-state.pt"
 COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR 2020)
 
 
@@ -172,7 +172,7 @@ def train(
             # another run may have finished the same model meanwhile: its weights are kept
             manifest = checkpoint.verified_manifest(folder, training.facts)
             manifest = manifest or checkpoint.save(folder, run.model, facts)
-            (folder / STATE).unlink(missing_ok=True)
+            (folder / checkpoint.STATE).unlink(missing_ok=True)
         manifest = world.broadcast(manifest)
         assert manifest is not None
         return manifest
@@ -386,7 +386,7 @@ class _TrainingRun:
         )
         content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()
-        write_atomically(folder / STATE, digest.encode() + b"\n" + content)
+        write_atomically(folder / checkpoint.STATE, digest.encode() + b"\n" + content)
 
     def resume(self, folder: Path) -> tuple[History, float]:
         """Load the state after the last finished epoch.
@@ -399,7 +399,7 @@ class _TrainingRun:
         Raises:
             UserError: the state cannot be read, or is not one of this training's code.
         """
-        path = folder / STATE
+        path = folder / checkpoint.STATE
         try:
             digest, _, content = read_file(path).partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() != digest:
