@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 import dmlbench as dml
 from dmlbench.api import runs
 from dmlbench.api.evaluate import _is_path
-from dmlbench.datasets.base import Dataset
+from dmlbench.datasets.base import Dataset, RetrievalData
 from tests.faults import PATIENCE
 from tests.networks import FEW, OWN, own_network
 from tests.zygote import Zygote
@@ -334,6 +334,20 @@ def test_gradients_and_precision_are_not_those_of_the_caller(
     files = sorted(tmp_path.rglob("checkpoint.safetensors"))
     assert files[0].read_bytes() == files[1].read_bytes()
     assert inside["CA+"].value < 40  # untouched it is 50
+
+
+def test_two_radii_under_one_name_of_a_data_set_are_warned_of(
+    tiny: RetrievalData, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"attacks": "es", "queries": 4, "results": tmp_path, "progress": False}
+    for eps in (0.1, 0.05):
+        data = dml.from_arrays(tiny.test.images, tiny.test.labels, eps=eps)
+        with (
+            nullcontext()
+            if eps == 0.1
+            else pytest.warns(UserWarning, match=r"es on arrays has eps")
+        ):
+            dml.evaluate(own_network(), data, label=str(eps), **how)
 
 
 def test_a_fresh_report_draws_the_ranks_and_lists_its_numbers(small: Dataset) -> None:
