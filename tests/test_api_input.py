@@ -80,6 +80,11 @@ def test_bad_images_are_one_line(
         ({"model": "c2f3"}, "did you mean 'c2f2'"),
         ({"model": "c2f2", "metric": "E"}, "network='c2f2:metric=E'"),
         ({"model": nn.Flatten(0)}, "Flatten cannot embed 1x8x8 images"),
+        (
+            {"model": own_network().double()},
+            r"in float64, images are in float32: use net.float",
+        ),
+        ({"model": own_network().bfloat16()}, r"in bfloat16, .*: use net.float"),
         ({"model": f"nets.py:make:text={'x' * 300}"}, "nets.py"),
         ({"model": nn.LazyLinear(2)}, "weight is sparse or has no values: run a lazy module once"),
         ({"model": nn.Linear(64, 2, device="meta")}, "weight is sparse or has no values"),
@@ -99,6 +104,19 @@ def test_mistakes_are_user_errors_of_one_line(
     with pytest.raises(dml.UserError, match=message) as caught:
         dml.evaluate(**given)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")  # PyTorch's, of TorchScript
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_network_of_torchscript_is_measured_as_the_plain_one(
+    net: nn.Module, small: Dataset, traced: bool
+) -> None:
+    how: dict[str, Any] = {"dataset": small, "attacks": "es:steps=2", "progress": False}
+    script = torch.jit.trace(net, torch.rand(2, 1, 8, 8)) if traced else torch.jit.script(net)
+    assert dml.evaluate(script, **how)["ES:D (steps=2)"].value == pytest.approx(
+        dml.evaluate(net, **how)["ES:D (steps=2)"].value, abs=1e-4
+    )
+    assert all(p.is_leaf and p.requires_grad for p in script.parameters())
 
 
 def test_names_for_a_run_are_names(small: Dataset, tmp_path: Path) -> None:

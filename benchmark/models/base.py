@@ -113,6 +113,7 @@ class Model(Component, abc.ABC):
 
         from dmlbench.compute.embedding import EmbeddingModel, frozen
 
+        backbone = None
         try:
             backbone = self.backbone(channels, size)
             if initial:
@@ -136,6 +137,7 @@ class Model(Component, abc.ABC):
             shape = f"{channels}x{size}x{size}"
             raise UserError(
                 f"model {canonical_model(self)} cannot embed {shape} images: {reason}"
+                f"{_other_types(backbone)}"
             ) from None
         return model
 
@@ -230,9 +232,25 @@ class FactoryModel(Model):
 def copied(network: nn.Module, name: str) -> nn.Module:
     """A copy of the network called ``name``; UserError if it cannot be copied."""
     try:
-        return copy.deepcopy(network)
+        found = copy.deepcopy(network)
     except Exception as error:  # whatever a module of the user's own raises
         raise UserError(f"model {name} cannot be copied: {error}") from None
+    for p in found.parameters():
+        if not p.is_leaf:  # of TorchScript: each copy is computed from the original
+            p.detach_().requires_grad_()
+    return found
+
+
+def _other_types(network: nn.Module | None) -> str:
+    """A remedy if weights of the network are not in float32, as images are; else empty."""
+    import torch
+
+    parameters = [] if network is None else network.parameters()
+    types = {p.dtype for p in parameters if p.is_floating_point()}
+    others = sorted(str(one).removeprefix("torch.") for one in types - {torch.float32})
+    if not others:
+        return ""
+    return f"; it has weights in {', '.join(others)}, images are in float32: use net.float()"
 
 
 def parse_model(text: str) -> Model:
