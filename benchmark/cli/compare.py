@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dmlbench.cli.options import once, options
+from dmlbench.cli.shared import warn_of_damage
 
 if TYPE_CHECKING:
     from dmlbench.analysis.compare import Difference
@@ -39,7 +40,9 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
 
     from dmlbench.analysis.differences import of_names
     from dmlbench.core.naming import parameters, told_apart
+    from dmlbench.storage.store import Store
 
+    warn_of_damage(Store(results))
     compared = of_names(a, b, results, dataset)
     found = compared.differences
     if not compared.paired:

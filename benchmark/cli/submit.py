@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dmlbench.cli.options import PATH, once, options
-from dmlbench.cli.shared import weights_of
+from dmlbench.cli.shared import warn_of_damage, weights_of
 
 
 @click.command(
@@ -74,8 +74,10 @@ def submit(
     """
     from msgspec import to_builtins
 
+    from dmlbench.storage.store import Store
     from dmlbench.submission.submit import submit as pack
 
+    warn_of_damage(Store(results))
     made, left_out = pack(
         *(model, results, out),
         by=by,
