@@ -15,6 +15,7 @@ from msgspec import structs
 from safetensors.torch import save_file
 
 import dmlbench as dml
+from dmlbench.analysis.external import Contributor
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import file_sha256
@@ -24,11 +25,13 @@ from dmlbench.datasets.base import DATASETS
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
+from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.claims import training_of
 from dmlbench.submission.outcomes import wrong_number
-from dmlbench.submission.submit import submit
+from dmlbench.submission.submit import _weights_of, submit
 from dmlbench.submission.verify import verify
+from dmlbench.sweep.external import verify_file
 from dmlbench.sweep.session import open_session
 from dmlbench.sweep.tasks import Combine
 from dmlbench.zoo.fetch import zoo_folder
@@ -57,6 +60,31 @@ def test_the_same_rows_give_the_same_file(place: Place, tmp_path: Path) -> None:
     with zipfile.ZipFile(place.bundle) as one, zipfile.ZipFile(tmp_path / "again.zip") as other:
         for name in record.files:
             assert one.read(name) == other.read(name)
+
+
+def test_a_damaged_cell_is_named_where_rows_are_packed_or_compared(
+    place: Place, tmp_path: Path
+) -> None:
+    shutil.copytree(place.root / "results", tmp_path / "results")
+    store = Store(tmp_path / "results")
+    (cell,) = [one for one in store.cells() if one.about.attack == "es"]
+    store.path(cell.id).write_text("{}")
+    for command in (["submit", "hm", "--by", "Jane Doe"], ["compare", "hm", "hm"]):
+        done = place.zygote.run(command, tmp_path, 300)
+        assert done.returncode == 0, done.stderr
+        assert f"{cell.id}.json is damaged and left out" in done.stderr
+
+
+def test_weights_of_the_zoo_are_named_where_a_row_needs_them(place: Place, tmp_path: Path) -> None:
+    store = Store(place.root / "results")
+    first = store.cells()[0]
+    assert _weights_of(store, first, None) == zoo_folder("fashion-mini/hm")
+    file = structs.replace(first, facts={k: v for k, v in first.facts.items() if k != "training"})
+    with pytest.raises(UserError, match=r"are not in .*: name them with --checkpoint"):
+        _weights_of(store, file, None)
+    options = {"device": "cpu", "progress": False}
+    with pytest.raises(UserError, match=r"are not in .*: name them with --zoo fashion-mini/hm"):
+        verify_file(tmp_path / "x.npz", "hm", Contributor("Jane Doe"), store.root, **options)
 
 
 def test_an_address_that_nobody_can_ask_is_not_packed(place: Place, tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def _attack_seed(cell: Cell) -> str:
 
 def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
     """The folder or file of the weights that a cell was measured with."""
-    known = card_of(cell.facts["checkpoint"])
+    # a cell without a training was measured from a file alone; the zoo's has a manifest beside it
+    known = card_of(cell.facts["checkpoint"]) if "training" in cell.facts else None
     place = checkpoint or store.model_folder(str(cell.facts.get("training")))
     if checkpoint is None and not place.is_dir() and known is not None:
         place = local_or_zoo(known.name)

@@ -42,6 +42,7 @@ from dmlbench.sweep.requests import whole_number
 from dmlbench.sweep.session import Session, Stopwatch, open_session, store_success
 from dmlbench.sweep.tasks import Weights, new_cell
 from dmlbench.sweep.weights import checkpoint_weights
+from dmlbench.zoo.registry import card_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -147,9 +148,10 @@ def row_weights(
     facts = source_facts(session.store, first)
     path = checkpoint or session.store.model_folder(str(facts.get("training")))
     if checkpoint is None and not path.is_dir():
+        known = card_of(str(facts["checkpoint"]))
+        how = f"them with --zoo {known.name}" if known else "their file with --checkpoint"
         raise UserError(
-            f"the weights of {first.about.label} are not in {session.store.root}: name their file "
-            "with --checkpoint"
+            f"the weights of {first.about.label} are not in {session.store.root}: name {how}"
         )
     network = parse_model(model) if model else None
     common = (session.dataset, session.digest, network, path, None, first.about.seed)
