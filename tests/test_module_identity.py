@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dmlbench.datasets.base import Dataset
 from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
+from dmlbench.models.small import C2F2
 from dmlbench.sweep.weights import initial_weights
 from tests.networks import FEW, OWN, Levels, own_network
 
@@ -50,6 +52,21 @@ def test_another_label_than_that_of_stored_cells_is_refused(
     with pytest.raises(dml.UserError, match="has a control character"):
         dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
     assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+
+
+def test_a_network_keeps_its_name_where_none_is_given(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    """Its numbers stay in one row, also if its file was renamed meanwhile."""
+    how: dict[str, Any] = {"results": tmp_path / "results", "progress": False}
+    first = dml.evaluate(net, small, attacks=FEW[0], label="mine", **how)
+    again = dml.evaluate(net, small, attacks=FEW[1], **how)
+    assert {one["label"] for one in (*first.records, *again.records)} == {"mine"}
+    torch.save(C2F2(dim=8).build(1, 8).state_dict(), tmp_path / "a.pt")
+    shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
+    for name in ("a", "b"):
+        found = dml.evaluate(tmp_path / f"{name}.pt", small, network="c2f2:dim=8", **how)
+        assert {one["label"] for one in found.records} == {"a"}
 
 
 def test_another_network_under_a_name_that_nobody_gave_is_warned_of(

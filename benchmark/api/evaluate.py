@@ -18,7 +18,7 @@ from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import RunOptions, run
-from dmlbench.sweep.session import Session, check_label, warn_of_namesake
+from dmlbench.sweep.session import Session, in_its_row
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -134,10 +134,7 @@ def evaluate(
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
-        if label is not None:
-            check_label(session, weights)
-        elif results is not None:
-            warn_of_namesake(session, weights)
+        weights = in_its_row(session, weights, label)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 

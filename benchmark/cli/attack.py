@@ -105,7 +105,7 @@ def attack(
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import check_label, open_session, warn_of_namesake
+    from dmlbench.sweep.session import in_its_row, open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -136,10 +136,7 @@ def attack(
             assert network is not None
             weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
-        if label:
-            check_label(session, weights)
-        else:
-            warn_of_namesake(session, weights)
+        weights = in_its_row(session, weights, label or None)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:

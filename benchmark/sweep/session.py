@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from dmlbench.analysis.records import MODEL
 from dmlbench.common.errors import CellError, DamagedError, UserError
@@ -218,36 +220,49 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
         return None
 
 
-def check_label(session: Session, weights: Weights) -> None:
-    """Check that stored cells of these weights have the same label.
+def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights:
+    """The weights under the name that stored cells of them have: tables show one for all.
 
-    Tables show one label for all cells of the same weights.
+    A warning says so if cells of other weights, or of another network, are in the same row.
+
+    Args:
+        session: whose results folder is looked through.
+        weights: under the label that the user gave, or that of their file or class.
+        label: the one that the user gave, if any.
 
     Raises:
-        UserError: they have another one.
+        UserError: stored cells of these weights have another label than the user gave.
     """
-    about, digest = weights.about, weights.facts["checkpoint"]
-    alike = [cell for cell in session.store.cells() if cell.facts.get("checkpoint") == digest]
-    if others := sorted({cell.about.label for cell in alike} - {about.label}):
+    stored, digest = session.store.cells(), weights.facts["checkpoint"]
+    alike = [cell.about for cell in stored if cell.facts.get("checkpoint") == digest]
+    if label is None:
+        if len(known := {(about.label, about.defense) for about in alike}) == 1:
+            ((name, defense),) = known
+            weights = replace(
+                weights, about=structs.replace(weights.about, label=name, defense=defense)
+            )
+        _warn_of_namesake(stored, weights)
+    elif others := sorted({about.label for about in alike} - {label}):
         raise UserError(
-            f"label {about.label!r}: cells of these weights in {session.store.root} are called "
+            f"label {label!r}: cells of these weights in {session.store.root} are called "
             f"{others[0]!r}; leave the label out, or choose another results folder"
         )
+    return weights
 
 
-def warn_of_namesake(session: Session, weights: Weights) -> None:
+def _warn_of_namesake(stored: Iterable[Cell], weights: Weights) -> None:
     """Warn if cells of other weights, or of another network, are in the same row of tables."""
     row = [getattr(weights.about, name) for name in MODEL]
     network = {key: weights.facts[key] for key in ("checkpoint", "model")}
     if any(
         row == [getattr(cell.about, name) for name in MODEL]
         and network != {key: cell.facts.get(key, value) for key, value in network.items()}
-        for cell in session.store.cells()
+        for cell in stored
     ):
         warnings.warn(
             f"results of another network are stored under the name {weights.about.label!r}, and "
             "tables show the latest: give each a label of its own (--label, in Python label=)",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
