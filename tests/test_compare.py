@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.stats import t as students_t
 
+import dmlbench as dml
 from dmlbench.analysis import unpaired
 from dmlbench.analysis.compare import as_stored, cells_of, checkpoint_path, compare, find
+from dmlbench.cli.compare import compare as command
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
@@ -170,7 +173,17 @@ def test_precisions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:
         put(store, "none", noise, precision=precision)
         put(store, "hm", noise + shift, precision=precision)
     found = compare(find("none", store, None), find("hm", store, None))
-    assert sorted(round(one.difference.value) for one in found) == [1, 3]
+    assert {(one.precision, round(one.difference.value)) for one in found} == {
+        ("fp32", 1),
+        ("bf16", 3),
+    }
+    asked = ["none", "hm", "--results", str(tmp_path)]
+    shown = CliRunner().invoke(command, asked, catch_exceptions=False).output
+    assert [line.split()[3] for line in shown.splitlines() if "CA+" in line] == ["bf16", "fp32"]
+    heads = next(line for line in shown.splitlines() if "metric" in line)
+    assert heads.split()[:3] == ["attack", "metric", "precision"]  # which alone differs
+    frame = dml.compare("none", "hm", results=tmp_path)
+    assert frame.set_index("precision")["difference"].round().to_dict() == {"fp32": 1, "bf16": 3}
 
 
 def test_definitions_are_not_mixed(tmp_path: Path, noise: np.ndarray) -> None:

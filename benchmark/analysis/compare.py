@@ -24,7 +24,7 @@ from dmlbench.core.naming import split_attack_seed, variant, with_attack_seed
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import MANIFEST, read_manifest
+from dmlbench.storage.checkpoint import MANIFEST, STATE, read_manifest
 from dmlbench.storage.store import Store
 from dmlbench.zoo.fetch import local_or_zoo
 from dmlbench.zoo.registry import models
@@ -38,6 +38,9 @@ TRAINED = ("dataset", "model", "recipe", "resolved")
 Fewer than ``seeds.CONFIGURATION``, which also tells the rows of one model apart: its suites,
 precisions, numbers of queries and labels.
 """
+
+SETTING = ("queries", "precision", "eot", "data")
+"""What numbers of one metric may be measured with; only those that share it are compared."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Difference:
         suite: suite of the attack; empty for clean images.
         attack: spec of the attack; empty for clean images.
         metric: name of the metric.
+        queries, precision, eot, data: what else both were measured with, as in a row of a table
+            (``Record``).
         better: ``higher`` or ``lower`` is better for the defender.
         a: mean of the first model.
         b: mean of the second model.
@@ -74,6 +79,10 @@ class Difference:
     suite: str
     attack: str
     metric: str
+    queries: str
+    precision: str
+    eot: str
+    data: str
     better: str
     a: float
     b: float
@@ -139,9 +148,8 @@ def compare(a: Side, b: Side) -> list[Difference]:
         by_seed = (y - x)[:, both].mean(axis=1).tolist()
         difference = over(by_seed, bootstrap_mean((y - x).mean(axis=0)))
         means = float(x[:, both].mean()), float(y[:, both].mean())
-        found.append(
-            Difference(key.suite, about.attack, key.metric, about.better, *means, difference, seeds)
-        )
+        what = key.suite, about.attack, key.metric, key.queries, key.precision, key.eot, key.data
+        found.append(Difference(*what, about.better, *means, difference, seeds))
     if not found:
         raise UserError(f"{a.name} and {b.name} share no measurement: run the same attacks on both")
     return found
@@ -333,5 +341,6 @@ def weights_digest(path: Path) -> str:
         return file_sha256(path)
     manifest = read_manifest(path)
     if manifest is None:
-        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}")
+        unfinished = "; its training is not finished" if (path / STATE).exists() else ""
+        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}{unfinished}")
     return manifest.sha256

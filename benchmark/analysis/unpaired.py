@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dmlbench.analysis.compare import TRAINED, Difference, defined, paired_seeds
+from dmlbench.analysis.compare import SETTING, TRAINED, Difference, defined, paired_seeds
 from dmlbench.analysis.csv_files import read_tidy
 from dmlbench.analysis.records import Record
 from dmlbench.analysis.seeds import over
@@ -85,8 +85,8 @@ def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> l
         below, above = (fmean(ends) for ends in zip(*map(_reach, pairs), strict=True))
         first, n = pairs[0][0], min(r["n"] for pair in pairs for r in pair)
         estimate = over([y["value"] - x["value"] for x, y in pairs], Estimate(0, -below, above, n))
-        about = (first["suite"], first["attack"], first["metric"], first["better"])
-        found.append(Difference(*about, *means, estimate, seeds))
+        about = {name: first[name] for name in ("suite", "attack", "metric", *SETTING, "better")}
+        found.append(Difference(**about, a=means[0], b=means[1], difference=estimate, seeds=seeds))
     if not found:
         raise UserError(f"{names[0]} and {names[1]} share no measurement with an interval")
     return found

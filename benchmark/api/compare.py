@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.analysis import compare as paired
+from dmlbench.analysis.compare import SETTING
 from dmlbench.analysis.differences import of_names
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from dmlbench.analysis.compare import Difference, Side
 
-COLUMNS = ("attack", "suite", "metric", "a", "b", "difference", "low", "high", "n", "better",
-           "favours", "paired")  # fmt: skip
+COLUMNS = ("attack", "suite", "metric", *SETTING, "a", "b", "difference", "low", "high", "n",
+           "better", "favours", "paired")  # fmt: skip
 
 
 def compare(
@@ -40,7 +41,8 @@ def compare(
         results: the results folder.
 
     Returns:
-        A row for each metric: ``attack`` (empty: clean images), ``suite``, ``metric``, the means
+        A row for each metric: ``attack`` (empty: clean images), ``suite``, ``metric``, ``queries``,
+        ``precision``, ``eot`` and ``data`` as in the CSV files, the means
         ``a`` and ``b``, their ``difference`` with the ends ``low`` and ``high`` of its 95%
         interval, the number ``n`` of queries, whether ``higher`` or ``lower`` is ``better``, the
         model (``A`` or ``B``) that it ``favours``, which is empty where the interval contains
@@ -85,6 +87,7 @@ def _frame(differences: list[Difference], paired: bool) -> pd.DataFrame:
     lines = []
     for one in differences:
         d = one.difference
-        what = (one.attack, one.suite, one.metric, one.a, one.b)
+        setting = (getattr(one, name) for name in SETTING)
+        what = (one.attack, one.suite, one.metric, *setting, one.a, one.b)
         lines.append((*what, d.value, d.low, d.high, d.n, one.better, one.favours, paired))
     return pd.DataFrame(lines, columns=list(COLUMNS))

@@ -62,11 +62,20 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
     _print(found, *told_apart([compared.a["label"], compared.b["label"]], details))
 
 
+def _told_by(name: str, found: list[Difference]) -> bool:
+    """True if lines of one attack and metric differ in that field."""
+    lines = {(one.suite, one.attack, one.metric, getattr(one, name)) for one in found}
+    return len(lines) > len({line[:-1] for line in lines})
+
+
 def _print(found: list[Difference], a: str, b: str) -> None:
+    from dmlbench.analysis.compare import SETTING
     from dmlbench.report.terminal import print_grid
 
     click.echo(f"A = {a}\nB = {b}")
-    heads = ("attack", "metric", "A", "B", "B - A", "95% interval", "n", "seeds", "better")
+    differing = [name for name in SETTING if _told_by(name, found)]
+    described = ("attack", "metric", *differing)
+    heads = (*described, "A", "B", "B - A", "95% interval", "n", "seeds", "better")
     lines = []
     for one in found:
         d = one.difference
@@ -78,5 +87,6 @@ def _print(found: list[Difference], a: str, b: str) -> None:
             f"[{d.low:+.3f}, {d.high:+.3f}]",
         )
         seeds = ",".join(f"{i}" if i == j else f"{i}/{j}" for i, j in one.seeds)
-        lines.append((attack, one.metric, *numbers, str(d.n), seeds, one.favours or "-"))
-    print_grid(heads, lines, names=("attack", "metric", "seeds"))
+        setting = (getattr(one, name)[:12] or "-" for name in differing)
+        lines.append((attack, one.metric, *setting, *numbers, str(d.n), seeds, one.favours or "-"))
+    print_grid(heads, lines, names=(*described, "seeds"))
