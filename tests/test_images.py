@@ -119,6 +119,12 @@ def test_grocery_takes_all_lists_and_splits_by_product_or_by_coarse_class(tmp_pa
         Grocery().found(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["a/b", "a/b/", "./a/b", "a//b/."])
+def test_a_folder_has_one_name_however_its_path_is_written(text: str) -> None:
+    folder = spec.parse(f"folder:query={text},gallery=../g/", DATASETS)
+    assert spec.shown(folder) == "folder:query=a/b,gallery=../g"
+
+
 def test_images_are_decoded_at_eight_sevenths_of_the_size(tmp_path: Path) -> None:
     root, cache = trees.folder(tmp_path / "set", classes=4, each=2), Cache(tmp_path / "cache")
     data = Folder(root=str(root), size=56).load(None, cache)

@@ -31,6 +31,7 @@ SUFFIXES = {
 
 WRITTEN = ("cells/*.json", "models/*/manifest.json", "runs/*.yaml", "plots/.drawn.json")
 """Files by which a folder of results or of boards is known: its pictures are no images of a set."""
+PATHS = ("root", "train_list", "test_list", "query", "gallery", "positives", "sources")
 
 
 @DATASETS.register
@@ -95,6 +96,9 @@ class Folder(ImageDataset):
     )
 
     def __post_init__(self) -> None:
+        for name in PATHS:  # p, p/ and ./p are one data set in tables
+            if value := getattr(self, name):
+                object.__setattr__(self, name, str(Path(value)))
         if bool(self.query) != bool(self.gallery):
             raise ValueError("query and gallery go together")
         if self.level != "medium" and not self.positives:
