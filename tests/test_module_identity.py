@@ -15,14 +15,21 @@ from torch import nn
 
 import dmlbench as dml
 from dmlbench.common.hashing import identity
+from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.datasets.base import Dataset
+from dmlbench.datasets.fashion import FashionMini
 from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
 from dmlbench.models.small import C2F2
+from dmlbench.storage.store import Store
+from dmlbench.sweep.session import Session, in_its_row
+from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import initial_weights
+from tests.cells import cell
 from tests.networks import FEW, OWN, Levels, own_network
+from tests.reporters import Silent
 
 
 def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
@@ -67,6 +74,21 @@ def test_a_network_keeps_its_name_where_none_is_given(
     for name in ("a", "b"):
         found = dml.evaluate(tmp_path / f"{name}.pt", small, network="c2f2:dim=8", **how)
         assert {one["label"] for one in found.records} == {"a"}
+
+
+def test_a_copy_without_a_manifest_does_not_join_the_row_of_the_training(tmp_path: Path) -> None:
+    """Its training is unknown, so the row of the trained model is another one."""
+    store = Store(tmp_path)
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
+    trained = cell()
+    first, copied = (
+        cell(label=name, defense=name, resolved="", training_cost=1) for name in ("first", "copy")
+    )
+    facts = {"checkpoint": trained.facts["checkpoint"], "model": {}}
+    weights = Weights(parse_model("c2f2"), None, facts, copied.about, 0)
+    for stored, name in ((trained, "copy"), (first, "first")):
+        store.put(stored, {"CA+": np.zeros(4)})
+        assert in_its_row(session, weights, None).about.label == name
 
 
 def test_another_network_under_a_name_that_nobody_gave_is_warned_of(

@@ -236,7 +236,14 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
     stored, digest = session.store.cells(), weights.facts["checkpoint"]
     alike = [cell.about for cell in stored if cell.facts.get("checkpoint") == digest]
     if label is None:
-        if len(known := {(about.label, about.defense) for about in alike}) == 1:
+        training = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
+        mine = [getattr(weights.about, name) for name in training]
+        known = {
+            (about.label, about.defense)
+            for about in alike
+            if mine == [getattr(about, name) for name in training]
+        }
+        if len(known) == 1:
             ((name, defense),) = known
             weights = replace(
                 weights, about=structs.replace(weights.about, label=name, defense=defense)
