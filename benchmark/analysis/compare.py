@@ -40,7 +40,7 @@ precisions, numbers of queries and labels.
 """
 
 SETTING = ("queries", "precision", "eot", "data")
-"""What numbers of one metric may be measured with; only those that share it are compared."""
+"""Fields of a row that two numbers of one metric must share to be compared."""
 
 
 @dataclass(frozen=True)

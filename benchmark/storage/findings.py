@@ -50,13 +50,13 @@ def problem(findings: Mapping[str, Any]) -> str:
 
 
 def wrong_deciles(values: Sequence[float]) -> str:
-    """What is wrong with the deciles of a metric; empty if nothing is."""
+    """The fault of the deciles of a metric, in words; empty if there is none."""
     rising = list(values) == sorted(values)
     return "" if len(values) in (0, 11) and rising else "not eleven rising numbers"
 
 
 def wrong_curve(points: Sequence[tuple[float, float]]) -> str:
-    """What is wrong with the points (x, share in percent) of a curve; empty if nothing is."""
+    """The fault of the points (x, share in percent) of a curve; empty if there is none."""
     shares = [share for _, share in points]
     if list(points) != sorted(points) or shares != sorted(shares, reverse=True):
         return "not points x:share with rising x and falling shares"

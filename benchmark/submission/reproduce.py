@@ -232,7 +232,7 @@ def _is_external(record: Record) -> bool:
 
 
 def _line(record: Record) -> tuple[Any, ...]:
-    """What the records of one row of a table share."""
+    """The values that all records of one row of a table share."""
     return tuple(record[key] for key in (*WEIGHTS, "suite", "queries"))
 
 

@@ -160,7 +160,7 @@ def _sound(cells: Iterable[Cell], claimed: Claim) -> tuple[list[Cell], list[str]
 
 
 def _value(cell: Cell, key: str) -> str:
-    """What a condition of ``--where`` is held against."""
+    """The text of a cell that a condition of ``--where`` is compared with."""
     if key == ATTACK_SEED:
         return _attack_seed(cell)
     if key in DIGESTS:

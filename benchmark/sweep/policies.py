@@ -1,4 +1,4 @@
-"""What ``--resume`` and ``--executor`` may be. Imports nothing, so ``dmlbench --help`` is quick."""
+"""The values of ``--resume`` and ``--executor``. Imports nothing: ``dmlbench --help`` is quick."""
 
 from __future__ import annotations
 
