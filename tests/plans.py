@@ -85,7 +85,8 @@ class Fake:
             (folder / checkpoint.WEIGHTS).write_bytes(task.model.encode())
             sha = file_sha256(folder / checkpoint.WEIGHTS)
             facts = {"training": task.training.facts, "training_id": task.training.id}
-            made = manifest(sha256=sha, label="N/A", **facts)
+            cost = task.training.defense.training_cost
+            made = manifest(sha256=sha, label="N/A", seconds=8.0, training_cost=cost, **facts)
             write_json(folder / checkpoint.MANIFEST, made.as_json())
         elif name in self.bad:
             failed = row(task, ok=False)
@@ -114,7 +115,7 @@ def ran(
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
     scheduler = Scheduler(
-        entries, PLANNED, session, executor, known, Durations("", [], store), resume
+        entries, PLANNED, session, executor, known, Durations(MADE.device, [], store), resume
     )
     scheduler.session.reporter.tally = tell  # type: ignore[method-assign]
     return scheduler, scheduler.run(), executor.did

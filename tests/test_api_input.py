@@ -23,6 +23,17 @@ def sparse_network() -> nn.Module:
     return network
 
 
+class DoubleBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 2)
+        self.register_buffer("scale", torch.ones(64, dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(images.flatten(1) * self.scale)
+        return found
+
+
 def test_images_of_every_form(tiny: RetrievalData) -> None:
     images, labels = tiny.test.images, tiny.test.labels
     reference = dml.from_arrays(images, labels).load(None).test
@@ -84,6 +95,7 @@ def test_bad_images_are_one_line(
             {"model": own_network().double()},
             r"in float64, images are in float32: use net.float",
         ),
+        ({"model": DoubleBuffer()}, r"in float64, images are in float32: use net.float"),
         ({"model": own_network().bfloat16()}, r"in bfloat16, .*: use net.float"),
         ({"model": f"nets.py:make:text={'x' * 300}"}, "nets.py"),
         ({"model": nn.LazyLinear(2)}, "weight is sparse or has no values: run a lazy module once"),
@@ -107,12 +119,16 @@ def test_mistakes_are_user_errors_of_one_line(
 
 
 @pytest.mark.filterwarnings("default::FutureWarning")  # PyTorch's, of TorchScript
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("made", ["scripted", "traced", "frozen"])
 def test_a_network_of_torchscript_is_measured_as_the_plain_one(
-    net: nn.Module, small: Dataset, traced: bool
+    net: nn.Module, small: Dataset, made: str
 ) -> None:
     how: dict[str, Any] = {"dataset": small, "attacks": "es:steps=2", "progress": False}
-    script = torch.jit.trace(net, torch.rand(2, 1, 8, 8)) if traced else torch.jit.script(net)
+    if made == "traced":
+        script = torch.jit.trace(net, torch.rand(2, 1, 8, 8))
+    else:
+        script = torch.jit.script(net.eval())
+    script = torch.jit.freeze(script) if made == "frozen" else script
     assert dml.evaluate(script, **how)["ES:D (steps=2)"].value == pytest.approx(
         dml.evaluate(net, **how)["ES:D (steps=2)"].value, abs=1e-4
     )

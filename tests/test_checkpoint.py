@@ -109,8 +109,12 @@ def test_a_manifest_of_another_program_says_nothing_about_weights(
 def test_the_state_of_a_training_is_no_model(tmp_path: Path) -> None:
     state = tmp_path / checkpoint.STATE
     state.write_bytes(b"0" * 64 + b"\n" + b"state")
-    for place in (tmp_path, state):
-        with pytest.raises(UserError, match="its training is not finished: run or train it again"):
+    for place in (
+        tmp_path,
+        state,
+        *(tmp_path / n for n in (checkpoint.MANIFEST, checkpoint.WEIGHTS)),
+    ):
+        with pytest.raises(UserError, match="training that is not finished: run it again"):
             checkpoint.stored_weights(place)
     torch.save({"weight": torch.zeros(1)}, state)  # weights of another program under that name
     assert checkpoint.stored_weights(state).path == state

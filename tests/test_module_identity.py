@@ -54,7 +54,7 @@ def test_another_label_than_that_of_stored_cells_is_refused(
     """Cells under two names would be two models in tables, each with half of the columns."""
     for _ in range(2):
         dml.evaluate(net, small, attacks=FEW[0], label="B", results=tmp_path, progress=False)
-    with pytest.raises(dml.UserError, match=r"label 'A': cells .* are called 'B'"):
+    with pytest.raises(dml.UserError, match=r"label 'A': a network .* is called 'B'"):
         dml.evaluate(net, small, attacks=FEW[0], label="A", results=tmp_path, progress=False)
     with pytest.raises(dml.UserError, match="has a control character"):
         dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
@@ -196,6 +196,41 @@ def test_a_forward_of_its_own_is_part_of_the_identity_of_a_layer_of_pytorch() ->
     assert list(module_model(layer).attributes.known) == ["0.forward"]
     layer[0].forward = lambda x: x
     assert module_model(layer).attributes.unknown == ["0.forward"]
+
+
+class Scaled(nn.Module):
+    """A layer of a network that PyTorch can compile to TorchScript."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.layer = factor, nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(images.flatten(1)) * self.factor
+        return found
+
+
+class Shifted(Scaled):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(images.flatten(1)) + self.factor
+        return found
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")  # PyTorch's, of TorchScript
+def test_torchscript_is_told_apart_by_its_code_and_values(tmp_path: Path) -> None:
+    """The weights are the same, and names that PyTorch gives differ from load to load."""
+    plain = (Scaled(1.0), Scaled(2.0), Shifted(1.0))
+    paths = [tmp_path / f"{number}.pt" for number in range(len(plain))]
+    for network, path in zip(plain, paths, strict=True):
+        network.load_state_dict(plain[0].state_dict())
+        torch.jit.script(network).save(path)
+    digests = [[module_model(torch.jit.load(path)).digest for path in paths] for _ in range(2)]
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == len(paths)
+    first = torch.jit.load(paths[0])
+    assert module_model(first.train()).digest == module_model(first.eval()).digest == digests[0][0]
+    assert module_model(first).attributes.unknown == []
+    assert list(module_model(nn.Sequential(first)).attributes.known) == ["0.archive"]
 
 
 def test_layers_of_pytorch_with_default_values_keep_their_identity() -> None:

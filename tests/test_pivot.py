@@ -37,6 +37,12 @@ def test_a_condition_is_of_any_case_and_a_star_is_any_text(
     assert condition(f"k={pattern}", ["k"]).meets("no such text", text) is met
 
 
+def test_a_condition_finds_a_folder_by_any_spelling_of_its_path() -> None:
+    one = condition("dataset=fashion|folder:root=./photos/", ["dataset"])
+    assert one.meets("folder:root=photos")
+    assert not one.meets("folder:root=photos2")
+
+
 def test_filters_and_pivots() -> None:
     cells = [cell(m, 10 * s + i, seed=s) for s in (0, 1) for i, m in enumerate(["CA+", "CA-"])]
     assert len(chosen(cells, where("metric=ca*", "seed=1"))) == 2

@@ -43,7 +43,7 @@ from dmlbench.sweep.status import StoredCells
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
-from tests.cells import cell, with_facts
+from tests.cells import MADE, cell, with_facts
 from tests.plans import CARD, PLANNED, Fake, assessed, planned, ran, row, trainings
 from tests.reporters import Silent
 
@@ -392,6 +392,17 @@ def test_a_duration_is_estimated_from_the_passes_of_other_defenses(tmp_path: Pat
     assert times.kind(none) != times.kind(est)
 
 
+def test_a_training_that_was_resumed_took_as_long_as_its_manifest_says(tmp_path: Path) -> None:
+    """And not only as long as the last run."""
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    entries, known = assessed(store, found)
+    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
+    times = Durations(MADE.device, [], store)
+    Scheduler(entries, PLANNED, session, Fake(store), known, times, "retry-failed").run()
+    assert entries[0].train is not None
+    assert times.seconds(times.kind(entries[0].train)) == 8
+
+
 def test_the_duration_of_a_radius_is_estimated_by_all_its_passes(tmp_path: Path) -> None:
     weights = planned(Store(tmp_path), *trainings(defenses=("none",)), StoredCells([])).cells
     measure = weights[0][0]
@@ -436,7 +447,7 @@ def test_the_time_left_is_not_guessed_from_other_work(tmp_path: Path) -> None:
     assert {t.seconds for t in told if t.done <= 1} == {None}  # no attack was ever timed
     first = next(t.seconds for t in told if t.seconds is not None)
     still = 2 * len(PLANNED) + 1 - 1  # at 1 s: of both, and est's benign cell, but for the first
-    assert first == pytest.approx(9 + still, abs=0.1)  # and est's training by its passes
+    assert first == pytest.approx(9 * 8 + still, abs=0.1)  # and est's training by its passes
     assert (told[-1].done, told[-1].seconds) == (told[-1].total, 0.0)
 
 

@@ -254,6 +254,14 @@ def test_cells_of_older_schemas_have_no_checksum_and_are_read(tmp_path: Path, sc
     assert Store(tmp_path).read() == ([], [path])
 
 
+def test_a_folder_has_one_spelling_in_cells_of_older_versions(tmp_path: Path) -> None:
+    store, old = Store(tmp_path), cell(dataset="folder:root=./p/,train_classes=2")
+    store.put(old)
+    (found,) = store.cells()
+    assert found.about.dataset == "folder:root=p,train_classes=2"
+    assert found.id == old.id
+
+
 def test_every_flipped_bit_of_a_cell_is_found(tmp_path: Path) -> None:
     """Unless what it says is still the same, to the last digit."""
     store, one = Store(tmp_path), cell()

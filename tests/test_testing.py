@@ -403,6 +403,8 @@ class Flat(nn.Module):
                 x = 0 * x
             case "detached":
                 return self.layer(x).detach() + 1e-3 * x[:, :6]
+            case "outside of PyTorch":
+                return torch.from_numpy(x.detach().numpy()[:, :6].copy())
             case "double":
                 return self.layer(x).double()
             case "nan":
@@ -427,6 +429,7 @@ class TestModels:
             ("rounding", "gradient", "gradient in the image is zero"),
             ("blind", "embeddings", "does not look at its input"),
             ("detached", "trainable", "no parameter gets a gradient"),
+            ("outside of PyTorch", "gradient", "run attacks that need no gradient"),
             ("double", "embeddings", "must be float32"),
             ("nan", "embeddings", "not finite"),
             ("hidden weights", "stored", "state dict"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
+from dmlbench.core.naming import with_plain_paths
 
 DIGESTS = ("data", "checkpoint_sha256")  # columns that nobody writes out: 12 digits and * will do
 
@@ -39,8 +40,9 @@ def condition(text: str, keys: Collection[str]) -> Condition:
         raise UserError(f"--where {text!r} is not key=value, e.g. --where 'defense=hm*'")
     if key not in keys:
         raise UserError(unknown("key of --where", key, keys))
-    texts = (".*".join(map(re.escape, one.split("*"))) for one in wanted.split("|"))
-    pattern = "|".join(texts)
+    texts = wanted.split("|")
+    texts = [with_plain_paths(one) for one in texts] if key == "dataset" else texts
+    pattern = "|".join(".*".join(map(re.escape, one.split("*"))) for one in texts)
     return Condition(key, re.compile(pattern, re.IGNORECASE | re.DOTALL))
 
 

@@ -96,7 +96,7 @@ def evaluate(
             else 0. Headings say where it is another than that of the training.
         allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
-        batch_size: images a forward pass; changes no number.
+        batch_size: images a forward pass; changes numbers by rounding only.
         threads: CPU threads.
         precision: ``"fp32"``, ``"tf32"`` or ``"bf16"``, of the network.
         eot: of a randomised network, gradients and outcomes are means over so many draws.

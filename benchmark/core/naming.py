@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from dmlbench.common.numbers import LARGEST
@@ -15,6 +16,9 @@ ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
+PATHS = ("root", "train_list", "test_list", "query", "gallery", "positives", "sources")
+"""Keys of the data set ``folder`` whose values are paths."""
+_PATH = re.compile(rf'(?<=[:,])({"|".join(PATHS)})=([^",]+)')
 _BETWEEN_COMMAS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+')  # commas that stand in no quotes
 
 
@@ -25,6 +29,17 @@ def parameters(spec: str) -> dict[str, str]:
     """
     pairs = (part.partition("=") for part in _BETWEEN_COMMAS.findall(spec.partition(":")[2]))
     return {key: value for key, equals, value in pairs if equals}
+
+
+def with_plain_paths(dataset: str) -> str:
+    """The spec of a data set as tables have it; older versions kept each spelling of a path.
+
+    >>> with_plain_paths("folder:root=./photos/,train_classes=5")
+    'folder:root=photos,train_classes=5'
+    """
+    if not dataset.startswith("folder:"):
+        return dataset
+    return _PATH.sub(lambda found: f"{found[1]}={PurePath(found[2])}", dataset)
 
 
 def variant(attack: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.text import listed
+from dmlbench.core.naming import PATHS
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
 from dmlbench.datasets.base import DATASETS, DatasetCard
@@ -31,7 +32,6 @@ SUFFIXES = {
 
 WRITTEN = ("cells/*.json", "models/*/manifest.json", "runs/*.yaml", "plots/.drawn.json")
 """Files by which a folder of results or of boards is known: its pictures are no images of a set."""
-PATHS = ("root", "train_list", "test_list", "query", "gallery", "positives", "sources")
 
 
 @DATASETS.register

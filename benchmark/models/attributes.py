@@ -6,14 +6,17 @@ text that PyTorch prints of a network has those of the layers of ``torch.nn``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import functools
 import hashlib
 import inspect
+import io
 import json
 import re
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
+COUNTED = re.compile(rb"___torch_mangle_\d+[./]")  # in names of classes that PyTorch loaded before
+OF_THE_SAVING = ("/serialization_id", ".debug_pkl", "/version", "/byteorder")
 
 
 @dataclass
@@ -53,7 +58,11 @@ def attributes_of(network: nn.Module) -> Attributes:
     """Read all attributes of a network that its state dict and its printed text do not have."""
     found = Attributes()
     layers = {id(layer): name for name, layer in network.named_modules()}
+    scripts = [one for one in network.modules() if isinstance(one, torch.jit.ScriptModule)]
+    inside = {id(part) for one in scripts for part in one.modules() if part is not one}
     for name, layer in network.named_modules():
+        if id(layer) in inside:
+            continue  # the archive of the script has it
         cls = type(layer)
         if not _has_file(cls):
             found.unknown.append(f"the code of class {cls.__qualname__}, which is in no file")
@@ -81,6 +90,9 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     for name in HOOKS:
         if hooks := getattr(layer, name):
             yield name, list(hooks.values())
+    if isinstance(layer, torch.jit.ScriptModule):
+        yield "archive", layer
+        return
     every = vars(torch.nn.Module())
     prints, printed, defaults = _declared(type(layer))  # type: ignore[arg-type]  # a class has a hash
     for name, value in vars(layer).items():
@@ -144,6 +156,8 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
         return ["set", sorted(json.dumps(inner(one)) for one in value)]
     if kind is list or isinstance(value, tuple):
         return [kind.__qualname__, [inner(one) for one in value]]
+    if isinstance(value, torch.jit.ScriptModule):
+        return ["TorchScript", _archive(value)]
     if isinstance(value, torch.nn.Module) and id(value) in layers:
         return ["layer", layers[id(value)]]
     if isinstance(value, functools.partial):
@@ -154,6 +168,19 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
         fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
         return ["dataclass", inner(kind), inner(fields)]
     return ["code", _named(value, code)]
+
+
+def _archive(script: torch.jit.ScriptModule) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each file that PyTorch saves a script as: code, constants, values.
+
+    What differs from saving to saving is left out.
+    """
+    content = io.BytesIO()
+    torch.jit.save(copy.deepcopy(script).eval(), content)
+    with zipfile.ZipFile(content) as archive:
+        names = [name for name in archive.namelist() if not name.endswith(OF_THE_SAVING)]
+        files = [(COUNTED.sub(b"", n.encode()), COUNTED.sub(b"", archive.read(n))) for n in names]
+    return sorted((name.decode(), hashlib.sha256(file).hexdigest()) for name, file in files)
 
 
 def _has_file(code: Any) -> bool:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.numbers import LARGEST
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dmlbench.compute.embedding import EmbeddingModel
 
+Network = TypeVar("Network", bound="nn.Module")
 MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
 
 
@@ -229,7 +230,7 @@ class FactoryModel(Model):
         return made
 
 
-def copied(network: nn.Module, name: str) -> nn.Module:
+def copied(network: Network, name: str) -> Network:
     """A copy of the network called ``name``; UserError if it cannot be copied."""
     try:
         found = copy.deepcopy(network)
@@ -238,6 +239,9 @@ def copied(network: nn.Module, name: str) -> nn.Module:
     for p in found.parameters():
         if not p.is_leaf:  # of TorchScript: each copy is computed from the original
             p.detach_().requires_grad_()
+    for layer in found.modules():
+        if not hasattr(layer, "training"):  # of frozen TorchScript
+            layer.training = False
     return found
 
 
@@ -245,8 +249,8 @@ def _other_types(network: nn.Module | None) -> str:
     """A remedy if weights of the network are not in float32, as images are; else empty."""
     import torch
 
-    parameters = [] if network is None else network.parameters()
-    types = {p.dtype for p in parameters if p.is_floating_point()}
+    tensors = [] if network is None else [*network.parameters(), *network.buffers()]
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     others = sorted(str(one).removeprefix("torch.") for one in types - {torch.float32})
     if not others:
         return ""

@@ -19,7 +19,12 @@ from dmlbench.common.numbers import LARGEST
 from dmlbench.common.text import printable
 from dmlbench.compute.provenance import Provenance
 from dmlbench.core.flags import Flag
-from dmlbench.core.naming import DATASET_NAME, split_attack_seed, with_attack_seed
+from dmlbench.core.naming import (
+    DATASET_NAME,
+    split_attack_seed,
+    with_attack_seed,
+    with_plain_paths,
+)
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import SLACK, Metric
@@ -279,6 +284,7 @@ def _shown(cell: Cell) -> Cell:
     """
     texts = msgspec.structs.asdict(cell.about)
     plain = {name: printable(text) for name, text in texts.items() if isinstance(text, str)}
+    plain["dataset"] = with_plain_paths(plain["dataset"])
     if plain.items() <= texts.items() and printable(cell.error) == cell.error:
         return cell
     about = msgspec.structs.replace(cell.about, **plain)

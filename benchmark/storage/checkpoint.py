@@ -217,8 +217,8 @@ def stored_weights(path: Path) -> StoredWeights:
         raise UserError(f"checkpoint {path} cannot be read: {message_of(error)}") from None
     folder = path if path.is_dir() else path.parent
     manifest = verified_manifest(folder) if is_described(path) else None
-    if manifest is None and _is_state(path / STATE if path.is_dir() else path):
-        raise UserError(f"checkpoint {path}: its training is not finished: run or train it again")
+    if manifest is None:
+        refuse_state(folder / STATE if path.is_dir() or path.name in (MANIFEST, WEIGHTS) else path)
     if path.is_dir() and manifest is None:
         raise UserError(f"checkpoint {path} is a folder without a {MANIFEST}: name a file")
     if manifest is not None and (path.is_dir() or path.name == MANIFEST):
@@ -233,15 +233,21 @@ def stored_weights(path: Path) -> StoredWeights:
     return StoredWeights(path, sha256, manifest if same else None)
 
 
-def _is_state(path: Path) -> bool:
-    """True for the state of a training of dmlbench; others have files of that name, too."""
-    if path.name != STATE:
-        return False
+def refuse_state(path: Path) -> None:
+    """UserError for the state of an unfinished training of dmlbench.
+
+    Other programs have files of that name, too, and a file that is not there is none.
+    """
     try:
         with open_file(path) as file:
-            return re.match(rb"[0-9a-f]{64}\n", file.read(65)) is not None
+            is_state = path.name == STATE and re.match(rb"[0-9a-f]{64}\n", file.read(65))
     except OSError:
-        return False  # whoever reads it says why that cannot be
+        return  # whoever reads it says why that cannot be
+    if is_state:
+        raise UserError(
+            f"checkpoint {path} is of a training that is not finished: run it again, and it goes "
+            "on after its last epoch"
+        )
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

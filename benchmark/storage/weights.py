@@ -74,7 +74,8 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     while isinstance(state, Mapping) and (inner := _contained(state)) is not None:
         state = inner
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
-        keys = f": it has the keys {named(map(str, state))}" if isinstance(state, Mapping) else ""
+        listing = isinstance(state, Mapping) and state
+        keys = f": it has the keys {named(map(str, state))}" if listing else ""
         raise UserError(f"checkpoint {path} holds no state dict{keys}; {REMEDY}")
     return state
 

@@ -16,6 +16,7 @@ from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name, processor_name
 from dmlbench.core import spec
 from dmlbench.storage.cell import Cell
+from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
@@ -57,9 +58,7 @@ class Durations:
             if row.ok and row.provenance.device == device:
                 self.add(_cell_kind(row.facts), row.seconds)
         for manifest in store.manifests():
-            if manifest.provenance.device == device:
-                kind = _training_kind(manifest.training, manifest.training_cost)
-                self.add(kind, manifest.seconds)
+            self.add_training(manifest)
 
     def kind(self, task: Task) -> TaskKind:
         """Return the class of ``task``."""
@@ -88,6 +87,12 @@ class Durations:
         self._seconds[kind.exact].append(seconds)
         if kind.passes:
             self._per_pass[kind.family].append(seconds / kind.passes)
+
+    def add_training(self, manifest: Manifest) -> None:
+        """Take a training into account, with what earlier runs did of it."""
+        if manifest.provenance.device == self.device:
+            kind = _training_kind(manifest.training, manifest.training_cost)
+            self.add(kind, manifest.seconds)
 
 
 def expected_device(compute: Compute, here: bool) -> str:

@@ -165,7 +165,8 @@ class Scheduler:
         """Record a task that has ended; if it left no cell, store a failed one."""
         task, failure = finished.task, finished.failure
         if finished.problem is None:
-            self.times.add(self.times.kind(task), finished.seconds)
+            if not isinstance(task, Train):  # a training may have begun in an earlier run
+                self.times.add(self.times.kind(task), finished.seconds)
         else:
             error, watch = CellError(finished.problem), Stopwatch.ended(finished.seconds)
             failure = store_failure(self.session, task.cell, task.title, error, watch)
@@ -200,6 +201,8 @@ class Scheduler:
             return
         self.known.cells.pop(task.cell.id, None)
         manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
+        if manifest is not None:
+            self.times.add_training(manifest)
         compute = self.session.compute
         measured = compute.precision, compute.eot
         weights = trained_weights(task.training, manifest, store, *measured)

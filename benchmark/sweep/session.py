@@ -251,8 +251,9 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
         _warn_of_namesake(stored, weights)
     elif others := sorted({about.label for about in alike} - {label}):
         raise UserError(
-            f"label {label!r}: cells of these weights in {session.store.root} are called "
-            f"{others[0]!r}; leave the label out, or choose another results folder"
+            f"label {label!r}: a network with these weights is called {others[0]!r} in "
+            f"{session.store.root}; leave the label out if it is the same one, else choose another "
+            "results folder"
         )
     return weights
 

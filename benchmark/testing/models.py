@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dmlbench.compute import model_checks
 from dmlbench.compute.embedding import EmbeddingModel, embed, embed_frozen, embed_together, frozen
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core.flags import ROUNDING
-from dmlbench.models.base import FactoryModel, Model, canonical_model, parse_model
+from dmlbench.models.base import FactoryModel, Model, canonical_model, copied, parse_model
 from dmlbench.storage import checkpoint
 from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, require
@@ -113,7 +112,7 @@ def _with_statistics(s: Subject) -> EmbeddingModel:
 
     With random weights and the statistics of no images, deep networks let little of an image pass.
     """
-    network = copy.deepcopy(s.network)
+    network = copied(s.network, canonical_model(s.component))
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             module.train()
@@ -155,12 +154,14 @@ def gradient(s: Subject) -> None:
     images = s.images.clone().requires_grad_()
     with frozen(s.network):
         e = embed(s.network, images)
+    found = None
+    if e.requires_grad:
         (found,) = torch.autograd.grad(e[:, 0].sum(), images, allow_unused=True)
     require(
         found is not None and found.isfinite().all() and found.flatten(1).any(1).all(),
         "the gradient in the image is zero, missing or not finite: attacks could not find their "
         "way, and the network would look robust. Leave out rounding, argmax, detach() and "
-        "torch.no_grad()",
+        "torch.no_grad(); if it computes outside of PyTorch, run attacks that need no gradient",
     )
 
 
@@ -198,6 +199,7 @@ def seeded(s: Subject) -> None:
 
 def stored(s: Subject) -> None:
     """Weights that were saved and loaded give the same embeddings."""
+    require(s.network.state_dict(), "it has no weights that could be stored")
     other = s.build(seed=2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / checkpoint.WEIGHTS
