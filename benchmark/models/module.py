@@ -99,7 +99,8 @@ class ModuleModel(Model):
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of the module; UserError if it cannot be copied."""
-        return copied(self.module, self.card.name)
+        network: nn.Module = copied(self.module, self.card.name)
+        return network
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """As it was given."""
