@@ -101,7 +101,6 @@ def test_bad_images_are_one_line(
         ({"model": nn.LazyLinear(2)}, "weight is sparse or has no values: run a lazy module once"),
         ({"model": nn.Linear(64, 2, device="meta")}, "weight is sparse or has no values"),
         ({"model": sparse_network()}, "weight is sparse or has no values"),
-        ({"suite": None}, "suite must be a name or a list of names, got None"),
         ({"attacks": 3}, "attacks must be a name or a list of names, got 3"),
         ({"attacks": ["es", 3]}, "attacks must be a name or a list of names, got 3"),
         ({"data_root": 3}, "data_root must be the path of a folder, got 3"),
@@ -133,6 +132,14 @@ def test_a_network_of_torchscript_is_measured_as_the_plain_one(
         dml.evaluate(net, **how)["ES:D (steps=2)"].value, abs=1e-4
     )
     assert all(p.is_leaf and p.requires_grad for p in script.parameters())
+
+
+def test_an_attack_may_name_its_suite(net: nn.Module, small: Dataset) -> None:
+    found = dml.evaluate(
+        net, small, attacks=["es:suite=ers,steps=1", "ca+:steps=1"], progress=False
+    )
+    suites = {one["attack"]: one["suite"] for one in found.records if one["attack"]}
+    assert suites == {"es:steps=1": "ers", "ca+:steps=1": "strict"}
 
 
 def test_names_for_a_run_are_names(small: Dataset, tmp_path: Path) -> None:

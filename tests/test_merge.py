@@ -14,7 +14,7 @@ from dmlbench.analysis.csv_files import export
 from dmlbench.cli.main import main
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
-from dmlbench.common.hashing import file_sha256
+from dmlbench.common.hashing import file_sha256, identity
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell, ColumnInfo
@@ -93,6 +93,35 @@ def test_merging_takes_the_wider_of_two_cells_and_its_adversarial_images(tmp_pat
     assert not Store(tmp_path / "c").images(plain.id).exists()
 
 
+def test_merging_changes_no_number_of_the_target(tmp_path: Path) -> None:
+    """Nor does it bring a score that is drawn from another one, or take images away."""
+    ours, theirs = cell("ES:R", 30), cell("ES:R", 40)
+    more = {"R@1": Estimate(50.0, 49.0, 51.0, 40)}
+    wide = replace(
+        theirs,
+        metrics=theirs.metrics | more,
+        columns=theirs.columns | {"R@1": ColumnInfo("%", "higher")},
+    )
+    score = cell("ERS", 10)
+    facts = score.facts | {"cells": [ours.id]}
+    score = replace(score, facts=facts, id=identity(facts))
+    target, source = filled(tmp_path / "a", ours), filled(tmp_path / "b", wide, score)
+    said: list[str] = []
+    assert merge(source, target, said.append).cells == 0
+    assert [one.metrics for one in target.cells()] == [ours.metrics]
+    assert said == [
+        f"{source.path(ours.id)} has more columns than that of {target.root}, but not its numbers "
+        "or its adversarial images: it is left behind"
+    ]
+    pictured = replace(theirs, findings={"adversarial_sha256": "0" * 64})
+    target = filled(tmp_path / "c", pictured)
+    assert merge(source, target, said.append).cells == 1  # the score
+    stands = target.get(ours.id)
+    assert stands is not None
+    assert stands.findings == pictured.findings
+    assert len(said) == 2
+
+
 def test_merging_models(tmp_path: Path) -> None:
     found, said = trainings(defenses=("none",)), []
     one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
@@ -143,11 +172,24 @@ def test_merge_names_the_csvs_that_stay_behind(tmp_path: Path) -> None:
         return CliRunner().invoke(main, ["merge", str(source), "--results", str(target)])
 
     assert "CSVs" not in merged().stderr  # results.csv is an export
+    other = Store(tmp_path / "c")
+    filled(other.root, cell("CA-"))
+    shutil.copy(export(other)[0], source / "results.csv")  # of cells that are not here
+    assert "left behind (results.csv)" in merged().stderr
+    with pytest.warns(UserWarning, match="has rows of no cell in this folder"):
+        export(Store(source))
+    (rows,) = source.glob("results-*.csv")
+    rows.unlink()
     shutil.copy(source / "results.csv", source / "fashion.csv")
     said = f"CSVs in {source} are left behind (fashion.csv): to take them, copy into {target}"
     assert said in merged().stderr
     shutil.rmtree(source / "cells")
     (source / ".exported").unlink()
+    (source / "results.csv").write_bytes((source / "results.csv").read_bytes() + b"\n")
     done = merged()
     assert done.exit_code == 2
     assert f"{source} holds CSVs alone (fashion.csv, results.csv): copy them" in done.stderr
+    fresh = str(tmp_path / "d")
+    done = CliRunner().invoke(main, ["merge", str(other.root), str(source), "--results", fresh])
+    assert done.exit_code == 2
+    assert not list(Path(fresh).glob("*"))  # nothing was copied before the mistake was seen

@@ -107,6 +107,17 @@ def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
     dml.evaluate(own_network(), small, metric="E", **how)  # another row
 
 
+def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:
+    """Two embedders without parameters, and one network behind two filters."""
+    for name, rest in (("filters", own_network()), ("embedders", nn.Flatten())):
+        how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path / name, "progress": False}
+        for layer in (nn.Tanh(), nn.ReLU(), nn.Tanh()):
+            title = type(layer).__name__
+            network = type(title, (nn.Sequential,), {"__module__": __name__})(layer, rest)
+            found = dml.evaluate(network, small, **how)
+            assert {one["label"] for one in found.records} == {title}
+
+
 def halved(x: torch.Tensor) -> torch.Tensor:
     return x / 2
 

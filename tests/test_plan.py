@@ -44,7 +44,7 @@ from dmlbench.sweep.tasks import Combine, Measure, Task, Train, new_cell
 from dmlbench.sweep.weights import trained_weights
 from dmlbench.training.job import Training
 from tests.cells import MADE, cell, with_facts
-from tests.plans import CARD, PLANNED, Fake, assessed, planned, ran, row, trainings
+from tests.plans import CARD, PLANNED, SUITE, Fake, assessed, planned, ran, row, trainings
 from tests.reporters import Silent
 
 
@@ -390,6 +390,19 @@ def test_a_duration_is_estimated_from_the_passes_of_other_defenses(tmp_path: Pat
     assert times.seconds(times.kind(est)) == 300  # its own, once it is known
     assert times.kind(other) == times.kind(none)
     assert times.kind(none) != times.kind(est)
+
+
+def test_a_score_is_drawn_again_if_one_of_its_attacks_was_measured_since(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), trainings(defenses=("none",))
+    ran(store, found)
+    (es,) = (one for one in store.cells() if one.about.attack == "es")
+    store.put(replace(es, started=es.started + 60), {"x": np.zeros(4)})
+    (entry,), _ = assessed(store, found)
+    assert {task.cell.about.attack: known for task, known in entry.cells} == {
+        "": "done",
+        **{one.card.name: "done" for one in SUITE},
+        "worst case": "to do",
+    }
 
 
 def test_a_training_that_was_resumed_took_as_long_as_its_manifest_says(tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from dmlbench.analysis.records import tidy
 from dmlbench.common.errors import UserError
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.submission.reproduce import Compared, reproduce
+from dmlbench.storage.checkpoint import WEIGHTS
+from dmlbench.submission.reproduce import Compared, _compared, reproduce
+from dmlbench.zoo.fetch import zoo_folder
 from tests.bundles import Place
+from tests.cells import cell
 from tests.command import refused
 
 
@@ -33,6 +38,8 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     assert "differs in CA-\n" in done.stdout
     unknown = place.zygote.run(["reproduce", "nobody", "--from", str(rows)], tmp_path, 300)
     refused(unknown, "no measured row is 'nobody'")
+    with pytest.raises(UserError, match="no measured row is 'hm' with attack=nosuch"):
+        reproduce("hm", tmp_path, source=rows, where=["attack=nosuch"])
 
 
 def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weights(
@@ -46,6 +53,21 @@ def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weight
     with pytest.raises(UserError, match="--checkpoint names weights and --retrain makes new ones"):
         reproduce("hm", tmp_path, source=rows, checkpoint=tmp_path, retrain=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_number_of_queries_is_compared() -> None:
+    records = tidy([cell("CA+", 50), cell("CA+", 60, queries="7")])
+    found = [(one.queries, one.stated.value) for one in _compared(records, records)]
+    assert found == [("", 50), ("7", 60)]
+
+
+def test_the_network_of_a_file_of_weights_is_that_of_the_row(place: Place, tmp_path: Path) -> None:
+    text = pd.read_csv(place.root / "results" / "results.csv", dtype={"queries": str})
+    text.assign(model="c2f2").to_csv(tmp_path / "rows.csv", index=False)
+    weights = Path(shutil.copy(zoo_folder("fashion-mini/hm") / WEIGHTS, tmp_path))
+    where = ["attack=es", "defense=hm"]
+    with pytest.raises(UserError, match="does not fit the model"):
+        reproduce("hm", tmp_path, source=tmp_path / "rows.csv", where=where, checkpoint=weights)
 
 
 def test_recalls_are_measured_again_and_images_from_outside_are_left_out(
@@ -102,4 +124,4 @@ def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path:
 def test_a_number_is_reproduced_within_an_interval(
     stated: Estimate, measured: Estimate | None, equal: bool
 ) -> None:
-    assert Compared("NMI", "", stated, measured, True).equal is equal
+    assert Compared("NMI", "", "", stated, measured, True).equal is equal

@@ -24,7 +24,7 @@ from dmlbench.core.naming import split_attack_seed, variant, with_attack_seed
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
 from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import MANIFEST, STATE, read_manifest
+from dmlbench.storage.checkpoint import MANIFEST, STATE, read_manifest, refuse_state
 from dmlbench.storage.store import Store
 from dmlbench.zoo.fetch import local_or_zoo
 from dmlbench.zoo.registry import models
@@ -114,7 +114,8 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     if path is not None:
         home = (path.resolve() if path.is_dir() else path.resolve().parent).parent.parent
         store = Store(home) if (home / "cells").is_dir() else store
-    cells = measured_cells(name, store, lambda c: dataset in (None, c.about.dataset))
+    where = [] if dataset is None else [f"dataset={dataset}"]
+    cells = measured_cells(name, store, lambda c: dataset in (None, c.about.dataset), where)
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
     found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
     if path is None and (len(found) > 1 or len(weights) > len(dict(weights))):
@@ -337,10 +338,11 @@ def names_of(cell: Cell) -> set[str]:
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of the weights in a file or in a model's folder."""
+    refuse_state(path)
     if path.is_file():
         return file_sha256(path)
     manifest = read_manifest(path)
     if manifest is None:
-        unfinished = "; its training is not finished" if (path / STATE).exists() else ""
-        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}{unfinished}")
+        refuse_state(path / STATE)
+        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}")
     return manifest.sha256

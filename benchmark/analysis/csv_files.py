@@ -81,37 +81,55 @@ def _keep_foreign(tidy: Path, store: Store) -> None:
     A file that was exported here has none. One that is no CSV with a column ``cell`` is kept whole,
     under a name that nothing reads.
     """
+    content, foreign = _foreign(tidy, store)
+    kept = tidy.with_name(f"results-{hashlib.sha256(content).hexdigest()[:8]}.csv")
+    if foreign is None:
+        kept = kept.with_suffix(".csv.bak")
+        write_atomically(kept, content)
+        warnings.warn(f"{tidy} is no CSV of results: it is kept as {kept}", stacklevel=3)
+    elif foreign:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(foreign)
+        write_atomically(kept, text.getvalue().encode())
+        warnings.warn(
+            f"{tidy} has rows of no cell in this folder ({len(foreign) - 1}): they are kept in "
+            f"{kept}, which boards read as well",
+            stacklevel=3,
+        )
+
+
+def has_foreign(store: Store) -> bool:
+    """True if the results.csv of the folder has rows of no cell in it, or is no CSV of results.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _foreign(store.root / "results.csv", store)[1] != []
+
+
+def _foreign(tidy: Path, store: Store) -> tuple[bytes, list[list[str]] | None]:
+    """The content of ``tidy``, and its rows that no cell of the store has, below the names.
+
+    The rows are empty if there are none, and None if it is no CSV with a column ``cell``.
+    """
     try:
         content = read_file(tidy)
         exported = tidy.with_name(EXPORTED)
         last = read_file(exported) if exported.exists() else b""
     except FileNotFoundError:
-        return
+        return b"", []
     except OSError as error:
         raise UserError(f"{error.filename or tidy} cannot be read: {error.strerror}") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest.encode() == last:
-        return
-    kept = tidy.with_name(f"results-{digest[:8]}.csv")
+    if hashlib.sha256(content).hexdigest().encode() == last:
+        return content, []
     try:
         csv.field_size_limit(LONGEST)
         names, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         place, known = names.index("cell"), store.ids()
         foreign = [row for row in rows if row and row[place] not in known]
     except (ValueError, IndexError, csv.Error):
-        kept = kept.with_suffix(".csv.bak")
-        write_atomically(kept, content)
-        warnings.warn(f"{tidy} is no CSV of results: it is kept as {kept}", stacklevel=3)
-        return
-    if foreign:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([names, *foreign])
-        write_atomically(kept, text.getvalue().encode())
-        warnings.warn(
-            f"{tidy} has rows of no cell in this folder ({len(foreign)}): they are kept in {kept}, "
-            "which boards read as well",
-            stacklevel=3,
-        )
+        return content, None
+    return content, [names, *foreign] if foreign else []
 
 
 def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from dmlbench.analysis import compare, unpaired
 from dmlbench.analysis.compare import Difference
 from dmlbench.analysis.csv_files import stored_records
 from dmlbench.analysis.records import Record
+from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.datasets.base import DATASETS
 from dmlbench.storage.store import Store
 
 
@@ -45,6 +49,9 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     store = Store(results)
     cells = store.cells()
     a, b = map(compare.as_stored, (a, b))
+    if dataset is not None:
+        with suppress(UserError):  # a data set that only rows tell of
+            dataset = spec.shown(spec.parse(dataset, DATASETS))
     if compare.has_cells(a, cells) and compare.has_cells(b, cells):
         left, right = (compare.find(name, store, dataset) for name in (a, b))
         found = compare.compare(left, right)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.report import Report
-from dmlbench.api.session import dataset_of, names_of, opened
+from dmlbench.api.session import attacks_of, dataset_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.base import Dataset
@@ -16,7 +16,6 @@ from dmlbench.models.base import MODELS, Model, parse_model
 from dmlbench.models.module import ModuleModel, module_model
 from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
-from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.run import RunOptions, run
 from dmlbench.sweep.session import Session, in_its_row
 from dmlbench.sweep.tasks import Weights
@@ -39,7 +38,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 def evaluate(
     model: nn.Module | str | Path,
     dataset: str | Dataset | None = None,
-    suite: str | Sequence[str] = "strict",
+    suite: str | Sequence[str] | None = None,
     attacks: str | Attack | Sequence[str | Attack] | None = None,
     queries: int | None = None,
     *,
@@ -77,7 +76,7 @@ def evaluate(
             manifest of a trained model, else ``"fashion-mini"``.
         suite: ``"strict"``: attacks as the papers define them; ``"ers"``: as the published code
             computes them; ``"auto"``: as the papers define them, under a strong optimizer (APGD,
-            100 steps); or several.
+            100 steps); or several; None: ``"strict"``, but for attacks that name their own.
         attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: those
             of the suite, which are the nine of ERS, and in auto also ``top1`` and ``radius``.
         queries: attack that many test images, drawn at random and the same for every model; None:
@@ -117,8 +116,7 @@ def evaluate(
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
     chosen = dataset_of(dataset or _known_dataset(model, allow_code) or "fashion-mini")
-    named_attacks = [] if attacks is None else names_of("attacks", attacks, Attack)
-    asked = parse_attacks(named_attacks, names_of("suite", suite))
+    asked = attacks_of(attacks, suite)
     with opened(
         chosen,
         results,

@@ -19,9 +19,11 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS, parse_model
 from dmlbench.storage.checkpoint import (
     MANIFEST,
+    STATE,
     Manifest,
     load_weights,
     read_manifest,
+    refuse_state,
     verified_manifest,
 )
 from dmlbench.storage.store import Store, no_results
@@ -68,6 +70,7 @@ def load_model(
     folder = _folder(source, Path(results))
     manifest = verified_manifest(folder)
     if manifest is None:
+        refuse_state(folder / STATE)
         raise UserError(f"{folder} holds no model: it has no {MANIFEST}")
     if not allow_code:
         spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.load import load_model
 from dmlbench.api.report import Report
-from dmlbench.api.session import dataset_of, names_of, opened
+from dmlbench.api.session import attacks_of, dataset_of, names_of, opened
 from dmlbench.attacks.base import Attack
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import DEFENSES, Defense
 from dmlbench.models.base import parse_model
 from dmlbench.sweep import plan
-from dmlbench.sweep.requests import parse_all, parse_attacks, parse_recipe
+from dmlbench.sweep.requests import parse_all, parse_recipe
 from dmlbench.sweep.run import RunOptions
 from dmlbench.sweep.run import run as run_sweep
 from dmlbench.sweep.session import sound_manifest
@@ -84,7 +84,7 @@ def train(
 def run(
     defenses: str | Defense | Sequence[str | Defense],
     attacks: str | Attack | Sequence[str | Attack] | None = None,
-    suite: str | Sequence[str] = "strict",
+    suite: str | Sequence[str] | None = None,
     dataset: str | Dataset = "fashion-mini",
     *,
     model: str | None = None,
@@ -129,8 +129,7 @@ def run(
     """
     chosen = dataset_of(dataset)
     wanted = parse_all(["none", *names_of("defenses", defenses, Defense)], DEFENSES)
-    named = [] if attacks is None else names_of("attacks", attacks, Attack)
-    attacked = parse_attacks(named, names_of("suite", suite))
+    attacked = attacks_of(attacks, suite)
     network = parse_model(model or chosen.protocol.model)
     settings = parse_recipe(chosen, recipe)
     options = RunOptions(resume=resume, workers=workers)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS, Dataset
+from dmlbench.sweep.requests import parse_attacks
 from dmlbench.sweep.session import Session, open_session
 
 
@@ -36,6 +38,15 @@ def names_of(what: str, given: Any, kind: type[Component] | type[str] = str) -> 
         if not isinstance(one, str | kind):
             raise UserError(f"{what} must be a name or a list of names, got {one!r}")
     return found
+
+
+def attacks_of(
+    attacks: str | Attack | Sequence[str | Attack] | None, suite: str | Sequence[str] | None
+) -> list[Attack]:
+    """The attacks that the arguments of ``evaluate`` ask for."""
+    named = [] if attacks is None else names_of("attacks", attacks, Attack)
+    default = [] if named else ["strict"]
+    return parse_attacks(named, default if suite is None else names_of("suite", suite))
 
 
 def _folder(what: str, given: Any) -> Path | None:

@@ -73,8 +73,8 @@ class _Group(click.Group):
                 if isinstance(stop, Terminated)
                 else ("interrupted", EXIT_INTERRUPTED)
             )
-            again = " ".join(["run again", *getattr(stop, "__notes__", ())])
-            _fail(f"{how}; finished work is stored, {again} to go on", code)
+            (again,) = getattr(stop, "__notes__", ("run again to go on",))
+            _fail(f"{how}; finished work is stored, {again}", code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -37,15 +37,17 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
     def warn(text: str) -> None:
         click.echo(f"warning: {text}", err=True)
 
-    for source in sources:
+    csvs = {source: _added(Store(source)) for source in sources}
+    for source, names in csvs.items():
         found = Store(source)
-        added = _added(found)
-        if added and not found.ids() and not found.model_folders():
-            raise UserError(f"{source} holds CSVs alone ({added}): copy them into {results}")
-        merged = merge_into(found, target, warn)
+        if not found.ids() and not found.model_folders():
+            alone = f"CSVs alone ({names}): copy them into {results}" if names else "no results"
+            raise UserError(f"{source} holds {alone}")
+    for source, names in csvs.items():
+        merged = merge_into(Store(source), target, warn)
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
-        if added:
-            warn(f"CSVs in {source} are left behind ({added}): to take them, copy into {results}")
+        if names:
+            warn(f"CSVs in {source} are left behind ({names}): to take them, copy into {results}")
     join(target)
     tidy, wide = export(target)
     click.echo(f"CSV:   {tidy} (one row per metric), {wide} (one row per model)")
@@ -53,8 +55,8 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
 
 def _added(store: Store) -> str:
     """The names of the CSVs in a results folder that are no export of its cells."""
-    from dmlbench.analysis.csv_files import EXPORTED, tidy_files
+    from dmlbench.analysis.csv_files import has_foreign, tidy_files
 
     found = tidy_files(store.root) if store.root.is_dir() else []
-    exported = bool(store.ids()) or (store.root / EXPORTED).exists()
-    return ", ".join(path.name for path in found if path.name != "results.csv" or not exported)
+    own = not has_foreign(store)
+    return ", ".join(path.name for path in found if path.name != "results.csv" or not own)

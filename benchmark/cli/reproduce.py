@@ -16,7 +16,7 @@ from dmlbench.common.text import one_line
 
 if TYPE_CHECKING:
     from dmlbench.metrics.bootstrap import Estimate
-    from dmlbench.submission.reproduce import Reproduction
+    from dmlbench.submission.reproduce import Compared, Reproduction
 
 
 @click.command(
@@ -101,18 +101,24 @@ def reproduce(
 def _print(found: Reproduction) -> None:
     from dmlbench.report.terminal import print_grid
 
+    several = len({one.queries for one in found.numbers if one.suite}) > 1
+
+    def name(one: Compared) -> str:
+        queries = f" of {one.queries or 'all'} queries" if several and one.suite else ""
+        return one.heading + queries
+
     lines = []
     for one in found.numbers:
         identical = one.measured is not None and one.measured.value == one.stated.value
         how = "differs" if not one.equal else "identical" if identical else "equal"
         if not one.same_cell and found.same_weights:
             how += " (another version of the definition)"
-        texts = (one.suite or "clean", one.heading, _text(one.stated), _text(one.measured), how)
+        texts = (one.suite or "clean", name(one), _text(one.stated), _text(one.measured), how)
         lines.append(texts)
     print_grid(("suite", "metric", "row", "here", ""), lines, names=("suite", "metric", ""))
     bits = "those of the row" if found.same_weights else "other last bits than the row's"
     click.echo(f"weights: {found.source}; {bits}")
-    different = [one.heading for one in found.numbers if not one.equal]
+    different = [name(one) for one in found.numbers if not one.equal]
     label = one_line(found.label)
     click.echo(
         f"{label} differs in {', '.join(different)}"

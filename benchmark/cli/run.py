@@ -176,7 +176,10 @@ def run(
             cells = run(session, trainings, planned, run_options, asked=_flags())
         except KeyboardInterrupt as stop:
             if resume == "never":  # it would begin anew
-                stop.add_note("without --resume never")
+                stop.add_note(
+                    "run again without --resume never to go on: what was not reached keeps the "
+                    "numbers that it had before"
+                )
             raise
     finish(cells, chosen.card.name, results, leaderboards, as_json)
 

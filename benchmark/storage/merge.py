@@ -14,6 +14,8 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, verified_manifest
 from dmlbench.storage.store import Store
 
+IMAGES = "adversarial_sha256"  # finding of a cell whose adversarial images were stored
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -27,10 +29,11 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     """Copy the cells and models that the target lacks; nothing in the target is lost.
 
     A failed cell of the target is replaced by one that succeeded, and a cell by the same one with
-    more columns. The adversarial images of a cell come with it. If the target has other weights
-    of a training run, as its model or as what its cells were measured of, they stand: the source's
-    model and the cells of its weights are not copied. Nor are cells of other weights than a model
-    of the target, whether or not the source has their model.
+    more columns, if the numbers that both have are equal. The adversarial images of a cell come
+    with it. If the target has other weights of a training run, as its model or as what its cells
+    were measured of, they stand: the source's model and the cells of its weights are not copied.
+    Nor are cells of other weights than a model of the target, whether or not the source has their
+    model, and scores drawn from cells that have other numbers in the target.
 
     Raises:
         UserError: the source holds no results, or a model of it is damaged.
@@ -50,24 +53,48 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             f"{target.root}, which stands: they are left behind"
         )
     left = {cell.id for cell in replaced}
+    known = {cell.id: target.done(cell.id) if cell.ok else target.get(cell.id) for cell in cells}
+    differing = {cell.id for cell in cells if _differs(cell, known[cell.id])}
     copied = 0
     for cell in cells:
-        known = target.done(cell.id) if cell.ok else target.get(cell.id)
-        left_behind = (
+        ours = known[cell.id]
+        if (
             cell.id in left
             or source.path(cell.id) in changed
             or cell.facts.get("checkpoint") in other
-        )
-        kept = known is not None and not (cell.ok and cell.columns.keys() > known.columns.keys())
-        if kept or left_behind or (not cell.ok and target.is_trained(cell.id)):
+            or differing.intersection(cell.facts.get("cells", ()))
+            or (ours is not None and not _is_wider(cell, ours))
+            or (not cell.ok and target.is_trained(cell.id))
+        ):
             continue
-        if cell.ok and source.done(cell.id) is None:
+        if ours is not None and (cell.id in differing or _lacks_images(cell, ours)):
+            warn(
+                f"{source.path(cell.id)} has more columns than that of {target.root}, but not its "
+                "numbers or its adversarial images: it is left behind"
+            )
+        elif cell.ok and source.done(cell.id) is None:
             warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")
         else:
             _copy_images(cell, source.images(cell.id), target.images(cell.id), warn)
             target.put(cell, source.outcomes(cell.id) if cell.ok else None)
             copied += 1
     return Merged(copied, models)
+
+
+def _differs(cell: Cell, known: Cell | None) -> bool:
+    """True if two measurements of one cell have other numbers in a column that both have."""
+    ours = known.metrics if known is not None else {}
+    return any(ours[name] != cell.metrics[name] for name in ours.keys() & cell.metrics.keys())
+
+
+def _is_wider(cell: Cell, known: Cell) -> bool:
+    """True if a cell has the columns of the known one and more."""
+    return cell.ok and cell.columns.keys() > known.columns.keys()
+
+
+def _lacks_images(cell: Cell, known: Cell) -> bool:
+    """True if the known cell has adversarial images, and the other one others or none."""
+    return known.findings.get(IMAGES) not in (None, cell.findings.get(IMAGES))
 
 
 def _merge_models(
@@ -102,7 +129,7 @@ def _merge_models(
 
 def _copy_images(cell: Cell, source: Path, target: Path, warn: Callable[[str], None]) -> None:
     """Copy the adversarial images of a cell, part by part, if they are those of its digest."""
-    if (digest := cell.findings.get("adversarial_sha256")) is None or not source.is_file():
+    if (digest := cell.findings.get(IMAGES)) is None or not source.is_file():
         return
     if file_sha256(source) != digest:
         warn(f"{source} is damaged (SHA-256 differs) and left behind")

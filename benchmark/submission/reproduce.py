@@ -23,6 +23,7 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import ERS, WORST_CASE
 from dmlbench.models.base import MODELS, parse_model
+from dmlbench.storage.checkpoint import stored_weights
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_recipe, whole_number
 from dmlbench.sweep.run import run
@@ -45,6 +46,7 @@ class Compared:
     Attributes:
         heading: as tables have it, ``CA+`` or ``ES:R (eps=4/255)``.
         suite: of the row.
+        queries: number of attacked queries, as the row has it; empty: all, or a clean number.
         stated: in the row.
         measured: here; None: it failed.
         same_cell: true if it is the same cell: weights, images, attack and versions.
@@ -52,6 +54,7 @@ class Compared:
 
     heading: str
     suite: str
+    queries: str
     stated: Estimate
     measured: Estimate | None
     same_cell: bool
@@ -184,7 +187,8 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> tuple[list[Rec
             for one in conditions
         )
     ]
-    if not chosen:
+    asked = any(one.key in ("suite", "queries", "attack") for one in conditions)
+    if not chosen or (asked and not any(record["suite"] for record in chosen)):
         known = ", ".join(sorted({record["defense"] or record["label"] for record in every}))
         raise UserError(
             f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}; "
@@ -279,8 +283,10 @@ def _weights(
         how = f"{checkpoint}"
     seed = row["seed"]
     if checkpoint is not None and not retrain:
+        described = stored_weights(checkpoint).manifest is not None
+        network = None if described else parse_model(row["model"])
         found = checkpoint_weights(
-            *(session.dataset, session.digest, None, checkpoint, row["label"], seed),
+            *(session.dataset, session.digest, network, checkpoint, row["label"], seed),
             *(session.compute.precision, session.compute.eot),
             allow_code=allow_code,
         )
@@ -339,9 +345,10 @@ def _compared(wanted: Sequence[Record], measured: Sequence[Record]) -> list[Comp
             estimate = None
             if again is not None and again["status"] == "ok":
                 estimate = Estimate(*(again[key] for key in ("value", "low", "high", "n")))
-            numbers[record["suite"], heading] = Compared(
+            numbers[record["suite"], record["queries"], heading] = Compared(
                 heading,
                 record["suite"],
+                record["queries"],
                 row.estimates[heading],
                 estimate,
                 again is not None and again["cell"] == record["cell"],

@@ -119,6 +119,8 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
     def wanted(cell: Cell) -> bool:
         if "external_files" in cell.facts or cell.facts["kind"] == KIND:
             return False
+        if "data" not in cell.facts:
+            return False  # a score of an early version, which no run draws so any more
         return all(
             one.meets(_value(cell, one.key))
             or (one.key in ("suite", "queries", ATTACK_SEED) and not cell.about.suite)

@@ -223,7 +223,9 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
 def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights:
     """The weights under the name that stored cells of them have: tables show one for all.
 
-    A warning says so if cells of other weights, or of another network, are in the same row.
+    They are cells of the same weights in the same network: two networks may share their weights,
+    as one that filters its images does with the plain one. A warning says so if cells of another
+    network, or of other weights, are in the same row.
 
     Args:
         session: whose results folder is looked through.
@@ -231,10 +233,10 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
         label: the one that the user gave, if any.
 
     Raises:
-        UserError: stored cells of these weights have another label than the user gave.
+        UserError: stored cells of this network have another label than the user gave.
     """
-    stored, digest = session.store.cells(), weights.facts["checkpoint"]
-    alike = [cell.about for cell in stored if cell.facts.get("checkpoint") == digest]
+    stored = session.store.cells()
+    alike = [cell.about for cell in stored if _is_of(cell, weights)]
     if label is None:
         training = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
         mine = [getattr(weights.about, name) for name in training]
@@ -258,13 +260,20 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
     return weights
 
 
+def _is_of(cell: Cell, weights: Weights) -> bool:
+    """True for a cell of these weights in this network; a score does not say the network."""
+    network = weights.facts["model"]
+    same: bool = cell.facts.get("model", network) == network
+    return same and cell.facts.get("checkpoint") == weights.facts["checkpoint"]
+
+
 def _warn_of_namesake(stored: Iterable[Cell], weights: Weights) -> None:
     """Warn if cells of other weights, or of another network, are in the same row of tables."""
     row = [getattr(weights.about, name) for name in MODEL]
-    network = {key: weights.facts[key] for key in ("checkpoint", "model")}
     if any(
         row == [getattr(cell.about, name) for name in MODEL]
-        and network != {key: cell.facts.get(key, value) for key, value in network.items()}
+        and "checkpoint" in cell.facts
+        and not _is_of(cell, weights)
         for cell in stored
     ):
         warnings.warn(

@@ -116,13 +116,18 @@ def plan_weights(
 ) -> PlannedModel:
     """Find the status of each cell of weights that exist; ``benign`` as in ``plan.measures``.
 
-    A score does not stand for one whose attacks must be measured: they may come out otherwise.
+    A score does not stand for one whose attacks must be measured, or were measured since: they may
+    come out otherwise.
     """
     tasks = cells(weights, attacks, benign)
     found = {task.cell.id: known.status(task.cell) for task in tasks}
     for task in tasks:
-        sources = task.sources if isinstance(task, Combine) else ()
-        if found[task.cell.id] in (DONE, STALE) and TO_DO in (found[one] for one, _ in sources):
+        if not isinstance(task, Combine) or found[task.cell.id] not in (DONE, STALE):
+            continue
+        score = known.find(task.cell)
+        sources = [known.cells.get(one) for one, _ in task.sources]
+        newer = any(score and one and one.started > score.started for one in sources)
+        if newer or TO_DO in (found[one] for one, _ in task.sources):
             found[task.cell.id] = TO_DO
     return PlannedModel(None, DONE, tuple((task, found[task.cell.id]) for task in tasks))
 
