@@ -27,7 +27,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep.session import Session, in_its_row
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import initial_weights
-from tests.cells import cell
+from tests.cells import cell, with_facts
 from tests.networks import FEW, OWN, Levels, own_network
 from tests.reporters import Silent
 
@@ -80,11 +80,15 @@ def test_a_copy_without_a_manifest_does_not_join_the_row_of_the_training(tmp_pat
     """Its training is unknown, so the row of the trained model is another one."""
     store = Store(tmp_path)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
-    trained = cell()
-    first, copied = (
-        cell(label=name, defense=name, resolved="", training_cost=1) for name in ("first", "copy")
+    trained, first, copied = (
+        with_facts(cell(label=name, defense=name, **training), model={})
+        for name, training in (
+            ("HM", {}),
+            ("first", {"resolved": "", "training_cost": 1}),
+            ("copy", {"resolved": "", "training_cost": 1}),
+        )
     )
-    facts = {"checkpoint": trained.facts["checkpoint"], "model": {}}
+    facts = {key: trained.facts[key] for key in ("checkpoint", "model")}
     weights = Weights(parse_model("c2f2"), None, facts, copied.about, 0)
     for stored, name in ((trained, "copy"), (first, "first")):
         store.put(stored, {"CA+": np.zeros(4)})
@@ -110,12 +114,14 @@ def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
 def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:
     """Two embedders without parameters, and one network behind two filters."""
     for name, rest in (("filters", own_network()), ("embedders", nn.Flatten())):
-        how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path / name, "progress": False}
+        attacks = ["es", "ltm", "gtm"]  # those that Robust R@1 is drawn from
+        how: dict[str, Any] = {"attacks": attacks, "results": tmp_path / name, "progress": False}
         for layer in (nn.Tanh(), nn.ReLU(), nn.Tanh()):
             title = type(layer).__name__
             network = type(title, (nn.Sequential,), {"__module__": __name__})(layer, rest)
             found = dml.evaluate(network, small, **how)
             assert {one["label"] for one in found.records} == {title}
+            assert "Robust R@1" in {one["metric"] for one in found.records}
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:

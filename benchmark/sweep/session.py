@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dmlbench.sweep.tasks import Weights
 
 LONGEST_ERROR = 2000  # characters of an error in a cell
+NETWORK = {"checkpoint", "model"}  # facts of a cell that say which network was measured
 
 
 @dataclass(frozen=True)
@@ -261,10 +262,8 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
 
 
 def _is_of(cell: Cell, weights: Weights) -> bool:
-    """True for a cell of these weights in this network; a score does not say the network."""
-    network = weights.facts["model"]
-    same: bool = cell.facts.get("model", network) == network
-    return same and cell.facts.get("checkpoint") == weights.facts["checkpoint"]
+    """True for a cell of these weights in this network; a score does not say its network."""
+    return all(cell.facts.get(key) == weights.facts[key] for key in NETWORK)
 
 
 def _warn_of_namesake(stored: Iterable[Cell], weights: Weights) -> None:
@@ -272,7 +271,7 @@ def _warn_of_namesake(stored: Iterable[Cell], weights: Weights) -> None:
     row = [getattr(weights.about, name) for name in MODEL]
     if any(
         row == [getattr(cell.about, name) for name in MODEL]
-        and "checkpoint" in cell.facts
+        and cell.facts.keys() >= NETWORK
         and not _is_of(cell, weights)
         for cell in stored
     ):
