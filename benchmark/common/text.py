@@ -30,6 +30,13 @@ def message_of(error: BaseException, instead: str = "") -> str:
     return " ".join(str(error).split()) or instead or type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """The message of an error, behind its type if it would end the program: ``SystemExit 0``."""
+    said = message_of(error)
+    ends = not isinstance(error, Exception) and str(error)
+    return f"{type(error).__name__} {said}" if ends else said
+
+
 def first_line(error: BaseException, instead: str = "") -> str:
     """The first line of an error's message; of one without a message ``instead``, or its type."""
     return (str(error).strip().splitlines() or [instead or type(error).__name__])[0]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.suggest import unknown
-from dmlbench.common.text import message_of
+from dmlbench.common.text import message_of, reason_of
 from dmlbench.core.papers import Paper
 from dmlbench.core.reference import Reference, is_own, origin, remember
 
@@ -192,11 +192,9 @@ class Registry(Generic[C]):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a broken plugin must not take the command line down
-                said = message_of(error)
-                if not isinstance(error, Exception) and str(error):
-                    said = f"{type(error).__name__} {said}"
                 warnings.warn(
-                    f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: {said}",
+                    f"plugin {self.kind} {entry.name!r} ({entry.value}) is left out: "
+                    f"{reason_of(error)}",
                     stacklevel=2,
                 )
         self._named = frozenset(self._classes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.numbers import LARGEST
-from dmlbench.common.text import message_of
+from dmlbench.common.text import reason_of
 from dmlbench.core import sources, spec
 from dmlbench.core.reference import Reference, source_facts
 from dmlbench.core.registry import Card, Component, Registry
@@ -133,11 +133,9 @@ class Model(Component, abc.ABC):
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # the code of a user may raise anything
-            reason = message_of(error)
-            reason = reason if isinstance(error, Exception) else f"{type(error).__name__} {reason}"
             shape = f"{channels}x{size}x{size}"
             raise UserError(
-                f"model {canonical_model(self)} cannot embed {shape} images: {reason}"
+                f"model {canonical_model(self)} cannot embed {shape} images: {reason_of(error)}"
                 f"{_other_types(backbone)}"
             ) from None
         return model

@@ -191,9 +191,10 @@ def problem(cell: Cell, claimed: Claim) -> str:
     name = f"{cell.about.attack or 'clean images'} (cell {cell.id})"
     task = claimed.tasks.get(cell.id)
     if task is None:
+        described = cell.about.attack_resolved or cell.about.attack or "clean images"
         return (
             f"{name}: its facts are not those of its description: today's code gives "
-            f"'{cell.about.attack_resolved or cell.about.attack or 'benign'}' another identity"
+            f"{described!r} another identity"
         )
     if (difference := _difference(cell.about, task.cell.about)) or cell.facts != task.cell.facts:
         return f"{name}: it describes itself otherwise than it is ({difference or 'facts'})"
