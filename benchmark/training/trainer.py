@@ -8,16 +8,13 @@ the same weights as one without interruption. Under ``torchrun`` the processes d
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,11 +22,9 @@ import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Bar, Reporter
-from dmlbench.common.text import first_line
 from dmlbench.compute.device import Compute
 from dmlbench.compute.distributed import World, connect
 from dmlbench.compute.embedding import embed_together, frozen, on_device
@@ -42,55 +37,15 @@ from dmlbench.metrics.collapse import MEAN_COSINE_LIMIT
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.models.base import canonical_model
 from dmlbench.storage import checkpoint
+from dmlbench.training import state
 from dmlbench.training.batches import ImageBatches, Index, pair_batches
+from dmlbench.training.epoch import EpochStatistics, progress_note
 from dmlbench.training.job import Training, anchors, check_pairs
 from dmlbench.training.log import TrainingLog
 
 History = list[dict[str, float | None]]
 
-DAMAGED = "damaged-state.pt"
 COMPANION_RATE = 100  # factor on the learning rate of proxies (Kim et al., CVPR 2020)
-
-
-@dataclass
-class EpochStatistics:
-    """Numbers of the steps of an epoch; a batch without a triplet adds no loss and no hardness.
-
-    Attributes:
-        losses, hardnesses: of each step that had a triplet.
-        mean_cosines: mean cosine similarity of the embeddings in the batch, of each step.
-        passes: forward-backward passes of the adversary in total, counted per triplet.
-        full_passes: the number of passes if the active set had left out no triplet.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    hardnesses: list[float] = field(default_factory=list)
-    mean_cosines: list[float] = field(default_factory=list)
-    passes: float = 0
-    full_passes: float = 0
-
-    @property
-    def steps(self) -> int:
-        """The number of steps."""
-        return len(self.mean_cosines)
-
-    def last(self) -> dict[str, float | None]:
-        """Return the most recent loss, hardness and mean cosine; None without a triplet so far."""
-        return {
-            "loss": self.losses[-1] if self.losses else None,
-            "hardness": self.hardnesses[-1] if self.hardnesses else None,
-            "mean_cosine": self.mean_cosines[-1],
-        }
-
-    def summary(self) -> dict[str, float | None]:
-        """Return the means over the steps, and the share of passes that the active set saved."""
-        saved = 1 - self.passes / self.full_passes if self.full_passes else 0.0
-        return {
-            "loss": fmean(self.losses) if self.losses else None,
-            "hardness": fmean(self.hardnesses) if self.hardnesses else None,
-            "mean_cosine": fmean(self.mean_cosines),
-            "passes_saved": saved,
-        }
 
 
 @dataclass(frozen=True)
@@ -252,7 +207,7 @@ class _TrainingRun:
             rate = count / (time.perf_counter() - start)
             found = {**statistics.last(), "images_per_second": round(rate, 1)}
             log.step(before + statistics.steps, number + 1, statistics.steps, found)
-            task.advance(1, _progress_note(found | {"R@1": self.recall}))
+            task.advance(1, progress_note(found | {"R@1": self.recall}))
             if statistics.mean_cosines[-1] > MEAN_COSINE_LIMIT and not warned:
                 warned = True
                 self.reporter.warn(
@@ -267,7 +222,7 @@ class _TrainingRun:
         last = number + 1 == self.training.recipe.epochs
         if self.monitoring.validate and (last or (number + 1) % self.monitoring.validate == 0):
             self.recall = summary["R@1"] = self.validate()
-            self.reporter.say(f"epoch {number + 1}: {_progress_note(summary)}")
+            self.reporter.say(f"epoch {number + 1}: {progress_note(summary)}")
         log.epoch(before + self.steps_per_epoch, number + 1, summary)
         return summary
 
@@ -370,52 +325,32 @@ class _TrainingRun:
         )
 
     def save(self, folder: Path, history: History, seconds: float) -> None:
-        """Write the state after an epoch: the SHA-256 in hex, a newline, the file of torch.save."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "training_id": self.training.id,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "companion": None if self.companion is None else self.companion.state_dict(),
-                "defense": {name: value.cpu() for name, value in self.state.items()},
-                "history": history,
-                "seconds": seconds,
-            },
-            buffer,
-        )
-        content = buffer.getvalue()
-        digest = hashlib.sha256(content).hexdigest()
-        write_atomically(folder / checkpoint.STATE, digest.encode() + b"\n" + content)
+        """Store what the training goes on with if it is interrupted after this epoch."""
+        content = {
+            "training_id": self.training.id,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "companion": None if self.companion is None else self.companion.state_dict(),
+            "defense": {name: value.cpu() for name, value in self.state.items()},
+            "history": history,
+            "seconds": seconds,
+        }
+        state.write(folder, content)
 
     def resume(self, folder: Path) -> tuple[History, float]:
-        """Load the state after the last finished epoch.
+        """Go on after the last finished epoch.
 
         Returns:
             The summaries of the finished epochs, and the seconds that they took; ([], 0.0) if there
-            is no state, or if it belongs to another training, or if it is damaged: then it is moved
-            to ``DAMAGED``.
+            is no state of this training.
 
         Raises:
             UserError: the state cannot be read, or is not one of this training's code.
         """
-        path = folder / checkpoint.STATE
-        try:
-            digest, _, content = read_file(path).partition(b"\n")
-            if hashlib.sha256(content).hexdigest().encode() != digest:
-                self.reporter.warn(f"{path} is damaged, moved to {DAMAGED}; training starts again")
-                if self.world.is_main:
-                    path.replace(folder / DAMAGED)
-                return [], 0.0
-        except FileNotFoundError:
+        saved = state.read(folder, self.training.id, self.reporter.warn, self.world.is_main)
+        if saved is None:
             return [], 0.0
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         try:
-            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if saved["training_id"] != self.training.id:
-                self.reporter.warn(f"{path} is of another training; it starts again")
-                return [], 0.0
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.companion is not None:
@@ -423,9 +358,8 @@ class _TrainingRun:
             self.state = {name: value.to(self.device) for name, value in saved["defense"].items()}
             history: History = list(saved["history"])
             seconds = float(saved["seconds"])
-        except Exception as error:  # whatever a broken pickle or a state of other code raises
-            reason = first_line(error)
-            raise UserError(f"{path} does not fit this training ({reason}): delete it") from None
+        except Exception as error:  # whatever a state of other code raises
+            raise state.misfit(folder, error) from None
         self.reporter.say(f"resuming after epoch {len(history)}")
         return history, seconds
 
@@ -433,17 +367,3 @@ class _TrainingRun:
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]
-
-
-def _progress_note(found: Mapping[str, float | None]) -> str:
-    """Write the numbers of a step or an epoch for people, on one line."""
-    forms = {
-        "loss": "loss {:.3f}",
-        "hardness": "H {:.3f}",
-        "R@1": "R@1 {:.1f}",
-        "passes_saved": "{:.0%} of the inner passes saved",
-        "images_per_second": "{:.0f} images/s",
-    }
-    return "  ".join(
-        form.format(value) for key, form in forms.items() if (value := found.get(key)) is not None
-    )
