@@ -310,7 +310,7 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
                      "--attack", "ca+", "--attack", "ca+:w=2", "--attack", "broken",
                      "--label", "Mine", "--save-adversarial", "1", cwd=alone)  # fmt: skip
     refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--label",
-                     "Yours", "--attack", "ca+", cwd=alone), "are called 'Mine'")  # fmt: skip
+                     "Yours", "--attack", "ca+", cwd=alone), "is called 'Mine'")  # fmt: skip
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
     assert set(metrics(alone)["label"]) == {"Mine"}
