@@ -73,7 +73,7 @@ class _Group(click.Group):
                 if isinstance(stop, Terminated)
                 else ("interrupted", EXIT_INTERRUPTED)
             )
-            (again,) = getattr(stop, "__notes__", ("run again to go on",))
+            again = getattr(stop, "__notes__", ["run again to go on"])[-1]
             _fail(f"{how}; finished work is stored, {again}", code)
 
 

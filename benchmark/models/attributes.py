@@ -174,9 +174,15 @@ def _archive(script: torch.jit.ScriptModule) -> list[tuple[str, str]]:
     """Name and SHA-256 of each file that PyTorch saves a script as: code, constants, values.
 
     What differs from saving to saving is left out.
+
+    Raises:
+        _IncomparableError: it cannot be saved.
     """
     content = io.BytesIO()
-    torch.jit.save(copy.deepcopy(script).eval(), content)
+    try:
+        torch.jit.save(copy.deepcopy(script).eval(), content)
+    except RuntimeError:
+        raise _IncomparableError from None
     with zipfile.ZipFile(content) as archive:
         names = [name for name in archive.namelist() if not name.endswith(OF_THE_SAVING)]
         files = [(COUNTED.sub(b"", n.encode()), COUNTED.sub(b"", archive.read(n))) for n in names]
