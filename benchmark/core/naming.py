@@ -79,6 +79,13 @@ def split_attack_seed(attack: str) -> tuple[str, int | None]:
     return found[1], int(found[2])
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """``seed 0``, or ``seeds 0, 1 and 2``."""
+    named = ", ".join(map(str, seeds[:-1]))
+    named += " and " * bool(named) + "".join(map(str, seeds[-1:]))
+    return f"seed{'s' * (len(seeds) > 1)} {named}"
+
+
 def told_apart(names: Sequence[str], details: Sequence[Mapping[str, str]]) -> list[str]:
     """The names; one that stands for things with different details gets those that differ.
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dmlbench.core.naming import parameters, told_apart
+from dmlbench.core.naming import parameters, seeds_in_words, told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report import ranking
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
-from dmlbench.report.entries import Entry, Number, seeds_in_words
+from dmlbench.report.entries import Entry, Number
 from dmlbench.report.ranking import Mark
 
 LEADING = ("r50", "ERS")

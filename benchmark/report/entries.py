@@ -12,17 +12,10 @@ from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, last_images, spread_of
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.core.flags import Flag, read_flags
-from dmlbench.core.naming import parameters, split_attack_seed
+from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, ERS, WORST
-
-
-def seeds_in_words(seeds: Sequence[int]) -> str:
-    """``seed 0``, or ``seeds 0, 1 and 2``."""
-    named = ", ".join(map(str, seeds[:-1]))
-    named += " and " * bool(named) + "".join(map(str, seeds[-1:]))
-    return f"seed{'s' * (len(seeds) > 1)} {named}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ scheduler hands the others to an executor, one after another   (``sweep.schedule
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,15 +21,15 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
-from dmlbench.core.naming import parameters
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import canonical_model
-from dmlbench.storage.cell import About, Cell
+from dmlbench.storage.cell import Cell
 from dmlbench.sweep import plan, status
 from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.feasible import check_epochs, to_be_trained
+from dmlbench.sweep.mixtures import warn_of_mixtures
 from dmlbench.sweep.policies import EXECUTORS, KEPT_STATUSES
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, sound_manifest
@@ -97,7 +96,7 @@ def run(
     """
     known = read_store(session)
     planned = plan_models(session, of_shard(models, options), attacks, known)
-    _warn_of_other_adversaries(planned, known)
+    warn_of_mixtures(planned, known, session.store)
     check_epochs(to_be_trained(planned, options.resume))
     device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)
@@ -153,35 +152,6 @@ def plan_models(
         )
         for one in models
     ]
-
-
-def _warn_of_other_adversaries(models: Sequence[PlannedModel], known: StoredCells) -> None:
-    """Warn if a data set of the same name was attacked within another radius.
-
-    The usual radius of a data set is not in the name of a column. Those of registered data sets
-    never change, so this is for ``from_arrays`` and for classes of the user.
-    """
-    stored = {_adversary(cell.about) for cell in known.cells.values() if cell.ok}
-    for task, _ in (one for model in models for one in model.cells):
-        attacked, eps = _adversary(task.cell.about)
-        if others := {other for same, other in stored if same == attacked and other and eps} - {
-            eps
-        }:
-            dataset, _, attack = attacked
-            warnings.warn(
-                f"{attack} on {dataset} has eps {eps} here, and {', '.join(sorted(others))} in "
-                "stored results: tables show both in one column, so give the data sets names of "
-                "their own",
-                stacklevel=4,
-            )
-            return
-
-
-def _adversary(about: About) -> tuple[tuple[str, str, str], str]:
-    """Data set, suite and attack, as tables name them; and the radius, empty for clean images."""
-    return (about.dataset, about.suite, about.attack), parameters(about.attack_resolved).get(
-        "eps", ""
-    )
 
 
 def of_shard(

@@ -1,0 +1,73 @@
+"""A run warns where its numbers would share a column or a mean with those of another code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+Run = Callable[..., "CompletedProcess[str]"]
+OWN = """
+from dataclasses import dataclass
+from dmlbench.attacks.base import ATTACKS, Column
+from dmlbench.core.registry import Card
+from dmlbench.defenses.base import DEFENSES
+
+@dataclass(frozen=True, kw_only=True)
+class Own(type(DEFENSES.get("none")())):
+    card = Card("own", "no defense, under another name")
+    label = "OWN"
+"""
+MINE = """
+from dataclasses import dataclass
+from dmlbench.attacks.base import Attack, Column, RowWise
+from dmlbench.core.registry import Card
+
+@dataclass(frozen=True)
+class Away(RowWise):
+    def value_and_grad(self, e, step):
+        return -e.square().sum(1) / 2, -e
+    def outcome(self, e):
+        return {"MINE": e.square().sum(1)}
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Attack):
+    card = Card("mine", "far from zero")
+    columns = (Column("MINE", "", "lower"),)
+    def goal(self, gallery, index, seed):
+        return Away()
+"""
+
+
+def test_two_versions_of_a_file_are_warned_of(dmlbench: Run, tmp_path: Path) -> None:
+    def said(seeds: str, *defenses: str) -> list[str]:
+        """The warnings of a run of these models, without those of the plugins."""
+        models = [f"--seed={seed}" for seed in seeds] + [f"--defense={one}" for one in defenses]
+        done = dmlbench(
+            *("run", "--dataset", "tiny", "--recipe", "epochs=1", "--queries", "4", *models),
+            *("--attack", "mine.py:Mine"),
+        )
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if "has changed" in line]
+
+    def edit(name: str) -> None:
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# another version\n")
+
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "mine.py").write_text(MINE)
+    assert said("01", "own.py:Own") == []
+    edit("mine.py")
+    (line,) = said("0", "none")  # seed 1 of none is of the old attack, too
+    assert line == (
+        "warning: the code of mine has changed since it attacked N/A[R], OWN: tables show the numbers of "
+        "both versions in one column, so attack again, or give the new version a name of its own"
+    )
+    edit("own.py")
+    attack, training = said("0", "own.py:Own")  # the numbers of seed 1 are of the old attack
+    assert attack == line
+    assert training == (
+        "warning: the code of OWN has changed since it was trained with seed 1: tables show one "
+        "mean over both versions, so train with these again, or give the new version a name of "
+        "its own"
+    )
+    assert said("01", "own.py:Own") == []
