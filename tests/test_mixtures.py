@@ -59,8 +59,9 @@ def test_two_versions_of_a_file_are_warned_of(dmlbench: Run, tmp_path: Path) -> 
     edit("mine.py")
     (line,) = said("0", "none")  # seed 1 of none is of the old attack, too
     assert line == (
-        "warning: the code of mine has changed since it attacked N/A[R], OWN: tables show the numbers of "
-        "both versions in one column, so attack again, or give the new version a name of its own"
+        "warning: the code of mine has changed since it attacked N/A[R], OWN: tables show the "
+        "numbers of both versions in one column, so attack again, or give the new version a name "
+        "of its own"
     )
     edit("own.py")
     attack, training = said("0", "own.py:Own")  # the numbers of seed 1 are of the old attack
