@@ -256,6 +256,17 @@ def test_the_seed_of_attacks_is_that_of_the_training_or_in_the_name_of_columns(
     refused(dmlbench(*again[:2], *again[4:]), "the attacks of the row have seed 5")
 
 
+def test_weights_of_an_unknown_training_are_one_training_under_any_seed(
+    attacked: Run, tmp_path: Path
+) -> None:
+    for seed in ("0", "1"):
+        done = attacked("rounded", "--seed", seed)
+        assert done.returncode == 0, done.stderr
+    (wide,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert wide["seed"] == 0
+    assert {"R@1", "TMA", "TMA (attack_seed=1)"} <= wide.keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_training_ended_at_random_moments_gives_the_same_weights(
