@@ -115,7 +115,7 @@ def ran(
     executor = Fake(store, **how)
     session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
     scheduler = Scheduler(
-        entries, PLANNED, session, executor, known, Durations(MADE.device, [], store), resume
+        entries, PLANNED, session, executor, known, Durations("", [], store), resume
     )
     scheduler.session.reporter.tally = tell  # type: ignore[method-assign]
     return scheduler, scheduler.run(), executor.did

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def sparse_network() -> nn.Module:
     network = nn.Linear(64, 2)
     network.weight = nn.Parameter(torch.eye(2, 64).to_sparse())
     return network
+
+
+def frozen_in_float64() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of TorchScript
+        script = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double().eval())
+        frozen: nn.Module = torch.jit.freeze(script)
+    return frozen
 
 
 class DoubleBuffer(nn.Module):
@@ -96,6 +105,7 @@ def test_bad_images_are_one_line(
             r"in float64, images are in float32: use net.float",
         ),
         ({"model": DoubleBuffer()}, r"in float64, images are in float32: use net.float"),
+        ({"model": frozen_in_float64()}, r"use float\(\) before freeze\(\)"),
         ({"model": own_network().bfloat16()}, r"in bfloat16, .*: use net.float"),
         ({"model": f"nets.py:make:text={'x' * 300}"}, "nets.py"),
         ({"model": nn.LazyLinear(2)}, "weight is sparse or has no values: run a lazy module once"),

@@ -120,6 +120,15 @@ def test_the_state_of_a_training_is_no_model(tmp_path: Path) -> None:
     assert checkpoint.stored_weights(state).path == state
 
 
+def test_a_training_in_its_first_epoch_is_no_model_yet(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / ("0" * 16)
+    for place, reason in ((folder, "training that is not finished"), (tmp_path, "is a folder")):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / checkpoint.LOG).write_text("{}\n")
+        with pytest.raises(UserError, match=reason):
+            checkpoint.stored_weights(place)
+
+
 def test_a_damaged_manifest_of_dmlbench_beside_weights_is_refused(saved: Path) -> None:
     path = saved / checkpoint.MANIFEST
     path.write_text(path.read_text()[:-40])

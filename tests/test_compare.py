@@ -14,6 +14,8 @@ from scipy.stats import t as students_t
 import dmlbench as dml
 from dmlbench.analysis import unpaired
 from dmlbench.analysis.compare import as_stored, cells_of, checkpoint_path, compare, find
+from dmlbench.analysis.csv_files import export
+from dmlbench.analysis.differences import of_names
 from dmlbench.cli.compare import compare as command
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
@@ -307,8 +309,28 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         find(str(tmp_path), store, None)
-    with pytest.raises(UserError, match="nothing was measured of 'est'"):
-        find("est", store, "fashion")
+    with pytest.raises(UserError, match=r"nothing was measured of 'est'.*there: .*est on tiny"):
+        find("est", store, "cub")
+
+
+def test_a_data_set_is_found_by_any_spelling(tmp_path: Path, noise: np.ndarray) -> None:
+    """Of cells, of a CSV of an early version, and of a data set that is registered no more."""
+    store, rows = Store(tmp_path / "cells"), tmp_path / "rows"
+    shown = "folder:size=32,root=photos"
+    for dataset in (shown, "gone:size=3"):
+        put(store, "none", noise, dataset=dataset)
+        put(store, "hm", noise + 1, dataset=dataset)
+    rows.mkdir()
+    text = export(store)[0].read_text()
+    (rows / "early.csv").write_text(text.replace("root=photos", "root=./photos/"))
+    for spelled in ("folder:root=./photos/,size=32", shown, "gone:size=3"):
+        found = of_names("none", "hm", store.root, spelled)
+        assert found.differences[0].difference.value == pytest.approx(1)
+        with pytest.raises(UserError, match="share no measurement with an interval"):
+            of_names("none", "hm", rows, spelled)  # both are found
+    for name, reason in (("nosuch", "unknown data set 'nosuch'"), ("cub", "nothing .* on cub")):
+        with pytest.raises(UserError, match=reason):
+            of_names("none", "hm", rows, name)
 
 
 @pytest.mark.usefixtures("registries")

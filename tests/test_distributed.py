@@ -22,7 +22,7 @@ from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.defenses.base import DEFENSES as DEFENSE_REGISTRY
 from dmlbench.models.small import C2F2
-from dmlbench.training.log import LOG
+from dmlbench.storage.checkpoint import LOG
 from dmlbench.training.trainer import Training, train
 from tests.faults import PATIENCE
 from tests.zygote import environment

@@ -110,16 +110,18 @@ def test_merging_changes_no_number_of_the_target(tmp_path: Path) -> None:
     assert merge(source, target, said.append).cells == 0
     assert [one.metrics for one in target.cells()] == [ours.metrics]
     assert said == [
-        f"{source.path(ours.id)} has more columns than that of {target.root}, but not its numbers "
-        "or its adversarial images: it is left behind"
+        f"1 of the cells in {source.root} have other numbers than the same ones in {target.root}, which "
+        "stand; scores drawn from them are left behind, and a run draws those of the target"
     ]
+    said.clear()
     pictured = replace(theirs, findings={"adversarial_sha256": "0" * 64})
     target = filled(tmp_path / "c", pictured)
     assert merge(source, target, said.append).cells == 1  # the score
     stands = target.get(ours.id)
     assert stands is not None
     assert stands.findings == pictured.findings
-    assert len(said) == 2
+    (line,) = said
+    assert line.startswith(f"{source.path(ours.id)} has more columns than that of {target.root}")
 
 
 def test_merging_models(tmp_path: Path) -> None:
@@ -193,3 +195,19 @@ def test_merge_names_the_csvs_that_stay_behind(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["merge", str(other.root), str(source), "--results", fresh])
     assert done.exit_code == 2
     assert not list(Path(fresh).glob("*"))  # nothing was copied before the mistake was seen
+
+
+def test_merge_looks_at_all_sources_before_it_copies(tmp_path: Path) -> None:
+    one, two = Store(tmp_path / "a"), Store(tmp_path / "b")
+    for store in (one, two):
+        ran(store, trainings(defenses=("none",)))
+    (folder,) = two.model_folders()
+    with (folder / checkpoint.WEIGHTS).open("ab") as file:
+        file.write(b"x")
+    (tmp_path / "file").write_text("no folder")
+    for wrong, reason in ((two.root, "is not what its manifest says"), ("file", "no results")):
+        arguments = ["merge", str(one.root), str(tmp_path / wrong)]
+        done = CliRunner().invoke(main, [*arguments, "--results", str(tmp_path / "c")])
+        assert done.exit_code == 2
+        assert reason in done.stderr
+        assert not list((tmp_path / "c").glob("*"))

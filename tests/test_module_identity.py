@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.datasets.base import Dataset
 from dmlbench.datasets.fashion import FashionMini
+from dmlbench.models import torchscript
 from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
@@ -235,19 +239,87 @@ class Shifted(Scaled):
 
 @pytest.mark.filterwarnings("default::FutureWarning")  # PyTorch's, of TorchScript
 def test_torchscript_is_told_apart_by_its_code_and_values(tmp_path: Path) -> None:
-    """The weights are the same, and names that PyTorch gives differ from load to load."""
+    """The weights are the same."""
     plain = (Scaled(1.0), Scaled(2.0), Shifted(1.0))
     paths = [tmp_path / f"{number}.pt" for number in range(len(plain))]
     for network, path in zip(plain, paths, strict=True):
         network.load_state_dict(plain[0].state_dict())
         torch.jit.script(network).save(path)
-    digests = [[module_model(torch.jit.load(path)).digest for path in paths] for _ in range(2)]
-    assert digests[0] == digests[1]
-    assert len(set(digests[0])) == len(paths)
+    digests = [module_model(torch.jit.load(path)).digest for path in paths]
+    assert len(set(digests)) == len(paths)
     first = torch.jit.load(paths[0])
-    assert module_model(first.train()).digest == module_model(first.eval()).digest == digests[0][0]
+    assert module_model(first.train()).digest == module_model(first.eval()).digest == digests[0]
     assert module_model(first).attributes.unknown == []
     assert list(module_model(nn.Sequential(first)).attributes.known) == ["0.archive"]
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+def test_classes_of_one_name_are_told_apart_in_torchscript() -> None:
+    def relu() -> nn.Module:
+        class Act(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                return torch.relu(images)
+
+        return Act()
+
+    def tanh() -> nn.Module:
+        class Act(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                return torch.tanh(images)
+
+        return Act()
+
+    orders = (relu(), tanh()), (tanh(), relu()), (relu(), tanh())
+    found = [torchscript.digest(torch.jit.script(nn.Sequential(*one))) for one in orders]
+    assert found[0] == found[2] != found[1]
+
+
+def trace(network: nn.Module) -> torch.jit.ScriptModule:
+    traced: torch.jit.ScriptModule = torch.jit.trace(network, torch.zeros(1, 4))
+    return traced
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, trace, lambda net: torch.jit.freeze(torch.jit.script(net))]
+)
+def test_a_network_of_torchscript_is_the_same_whenever_it_was_compiled(
+    compiled: Callable[[nn.Module], torch.jit.ScriptModule], tmp_path: Path
+) -> None:
+    """PyTorch gives other names to its classes and other bytes to its objects each time."""
+    network = Scaled(2.0).eval()
+    found = []
+    for number in range(3):
+        script = compiled(network)
+        if number == 2:
+            for parameter in script.parameters():
+                parameter.requires_grad_(False)
+        script.save(tmp_path / "x.pt")
+        found += [script, torch.jit.load(tmp_path / "x.pt")]
+    assert len({torchscript.digest(one) for one in found}) == 1
+
+
+@pytest.mark.slow
+def test_a_network_of_torchscript_is_the_same_in_every_process() -> None:
+    """PyTorch lists the attributes of a class in an order that depends on hashes of strings."""
+    script = (
+        "import torch; from torch import nn; from dmlbench.models import torchscript;"
+        "from tests.test_module_identity import Scaled;"
+        "torch.manual_seed(0); net = nn.Sequential(Scaled(2.0), nn.Hardtanh());"
+        "print(torchscript.digest(torch.jit.script(net)))"
+    )
+    found = set()
+    for seed in "123":
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            check=True,
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_layers_of_pytorch_with_default_values_keep_their_identity() -> None:

@@ -40,6 +40,9 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     refused(unknown, "no measured row is 'nobody'")
     with pytest.raises(UserError, match="no measured row is 'hm' with attack=nosuch"):
         reproduce("hm", tmp_path, source=rows, where=["attack=nosuch"])
+    clean = reproduce("hm", tmp_path, source=rows, where=["attack="])
+    assert {one.suite for one in clean.numbers} == {""}
+    assert clean.equal
 
 
 def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weights(

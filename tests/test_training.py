@@ -29,7 +29,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage import checkpoint
 from dmlbench.testing import make_split
 from dmlbench.training import batches, trainer
-from dmlbench.training.log import LOG, TENSORBOARD
+from dmlbench.training.log import TENSORBOARD
 from dmlbench.training.trainer import Monitoring, Training, train
 from tests.reporters import Silent
 
@@ -231,7 +231,7 @@ def test_every_metric_trains(tiny: RetrievalData, tmp_path: Path, metric: str) -
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / checkpoint.LOG).read_text().splitlines()]
 
 
 def test_the_log_has_a_line_a_step_and_one_an_epoch(tiny: RetrievalData, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_an_interrupted_log_goes_on_without_a_torn_or_double_line(
     with pytest.raises(KeyboardInterrupt):
         train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
     monkeypatch.setattr(trainer._TrainingRun, "step", real)
-    with (tmp_path / LOG).open("a") as log:
+    with (tmp_path / checkpoint.LOG).open("a") as log:
         log.write('{"epoch": 2, "ste')
     train(spec, tiny, tmp_path, CPU, Silent(), Monitoring(tensorboard=True))
     steps = [(line["epoch"], line["step"]) for line in lines(tmp_path) if "step" in line]
@@ -356,7 +356,7 @@ def test_a_state_is_kept_between_epochs_alone(
     train(make(tiny, NoDefense(), epochs=3), tiny, tmp_path, CPU, Silent())
     assert kept == [1, 2]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [LOG, checkpoint.MANIFEST, checkpoint.WEIGHTS]
+        [checkpoint.LOG, checkpoint.MANIFEST, checkpoint.WEIGHTS]
     )
 
 

@@ -283,10 +283,15 @@ def measured_cells(
     stored = store.cells()
     found = [c for c in cells_of(name, stored) if wanted(c) and store.done(c.id) is not None]
     if not found:
-        known = sorted({c.about.defense for c in stored if store.done(c.id) is not None})
+        conditions = "".join(f" with {text}" for text in where)
+        known = {
+            f"{c.about.defense} on {c.about.dataset}" if conditions else c.about.defense
+            for c in stored
+            if store.done(c.id) is not None
+        }
         raise UserError(
-            f"nothing was measured of {name!r}{''.join(f' with {text}' for text in where)} in "
-            f"{store.root}; measured there: {', '.join(known) or 'nothing'}"
+            f"nothing was measured of {name!r}{conditions} in {store.root}; measured there: "
+            f"{', '.join(sorted(known)) or 'nothing'}"
         )
     return found
 

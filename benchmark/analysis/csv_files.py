@@ -30,7 +30,7 @@ from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
-from dmlbench.core.naming import DATASET_NAME
+from dmlbench.core.naming import DATASET_NAME, with_plain_paths
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
@@ -272,7 +272,7 @@ def _filled(text: str) -> str:
 def _dataset(text: str) -> str:
     if not re.fullmatch(DATASET_NAME, text.partition(":")[0]):
         raise ValueError("not the name of a data set")
-    return text
+    return with_plain_paths(text)  # as a cell of an early version is read
 
 
 def _number(text: str) -> float:

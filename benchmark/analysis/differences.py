@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from dmlbench.analysis import compare, unpaired
 from dmlbench.analysis.compare import Difference
 from dmlbench.analysis.csv_files import stored_records
 from dmlbench.analysis.records import Record
-from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import with_plain_paths
 from dmlbench.datasets.base import DATASETS
 from dmlbench.storage.store import Store
 
@@ -50,8 +50,7 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     cells = store.cells()
     a, b = map(compare.as_stored, (a, b))
     if dataset is not None:
-        with suppress(UserError):  # a data set that only rows tell of
-            dataset = spec.shown(spec.parse(dataset, DATASETS))
+        dataset = _as_stored(dataset, stored_records(cells, results))
     if compare.has_cells(a, cells) and compare.has_cells(b, cells):
         left, right = (compare.find(name, store, dataset) for name in (a, b))
         found = compare.compare(left, right)
@@ -59,3 +58,14 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     rows = stored_records(cells, results)
     ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
     return Comparison(unpaired.compare(ours, theirs, (a, b)), ours[0], theirs[0], False)
+
+
+def _as_stored(dataset: str, rows: Iterable[Record]) -> str:
+    """The spec of a data set as rows have it.
+
+    Raises:
+        UserError: no row has it, and it is the spec of no data set.
+    """
+    known = {row["dataset"] for row in rows}
+    plain = with_plain_paths(dataset)
+    return plain if plain in known else spec.shown(spec.parse(dataset, DATASETS))

@@ -47,7 +47,10 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
     named = [r for r in every if own in {r[key] for key in NAMES} or _begins(r, own)]
     if not named:
         known = ", ".join(sorted({r["defense"] for r in every if r["defense"]}))
-        raise UserError(f"nothing was measured of {name!r}{known and f'; measured: {known}'}")
+        place = f" on {dataset}" if dataset else ""
+        raise UserError(
+            f"nothing was measured of {name!r}{place}; measured{place}: {known or 'nothing'}"
+        )
     found = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
     different = len({one[:-1] for one in found}) > 1 or len(found) > len(set(found.values()))
     if different:

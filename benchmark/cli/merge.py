@@ -27,6 +27,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
     from dmlbench.analysis.csv_files import export
     from dmlbench.common.errors import UserError
     from dmlbench.common.files import check_writable
+    from dmlbench.storage.merge import check_models
     from dmlbench.storage.merge import merge as merge_into
     from dmlbench.storage.store import Store
     from dmlbench.sweep.external_rows import join
@@ -43,6 +44,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
         if not found.ids() and not found.model_folders():
             alone = f"CSVs alone ({names}): copy them into {results}" if names else "no results"
             raise UserError(f"{source} holds {alone}")
+        check_models(found)
     for source, names in csvs.items():
         merged = merge_into(Store(source), target, warn)
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")
@@ -57,6 +59,8 @@ def _added(store: Store) -> str:
     """The names of the CSVs in a results folder that are no export of its cells."""
     from dmlbench.analysis.csv_files import has_foreign, tidy_files
 
-    found = tidy_files(store.root) if store.root.is_dir() else []
+    if not store.root.is_dir():
+        return ""
     own = not has_foreign(store)
+    found = tidy_files(store.root)
     return ", ".join(path.name for path in found if path.name != "results.csv" or not own)

@@ -111,7 +111,7 @@ def _print(found: Reproduction) -> None:
     for one in found.numbers:
         identical = one.measured is not None and one.measured.value == one.stated.value
         how = "differs" if not one.equal else "identical" if identical else "equal"
-        if not one.same_cell and found.same_weights:
+        if not one.same_versions:
             how += " (another version of the definition)"
         texts = (one.suite or "clean", name(one), _text(one.stated), _text(one.measured), how)
         lines.append(texts)

@@ -6,17 +6,14 @@ text that PyTorch prints of a network has those of the layers of ``torch.nn``.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import functools
 import hashlib
 import inspect
-import io
 import json
 import re
 import types
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.lazy import np, torch
 from dmlbench.core import sources
+from dmlbench.models import torchscript
 
 if TYPE_CHECKING:
     from torch import nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
-COUNTED = re.compile(rb"___torch_mangle_\d+[./]")  # in names of classes that PyTorch loaded before
-OF_THE_SAVING = ("/serialization_id", ".debug_pkl", "/version", "/byteorder")
 
 
 @dataclass
@@ -157,7 +153,10 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
     if kind is list or isinstance(value, tuple):
         return [kind.__qualname__, [inner(one) for one in value]]
     if isinstance(value, torch.jit.ScriptModule):
-        return ["TorchScript", _archive(value)]
+        try:
+            return ["TorchScript", torchscript.digest(value)]
+        except RuntimeError:  # it cannot be saved
+            raise _IncomparableError from None
     if isinstance(value, torch.nn.Module) and id(value) in layers:
         return ["layer", layers[id(value)]]
     if isinstance(value, functools.partial):
@@ -168,25 +167,6 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
         fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
         return ["dataclass", inner(kind), inner(fields)]
     return ["code", _named(value, code)]
-
-
-def _archive(script: torch.jit.ScriptModule) -> list[tuple[str, str]]:
-    """Name and SHA-256 of each file that PyTorch saves a script as: code, constants, values.
-
-    What differs from saving to saving is left out.
-
-    Raises:
-        _IncomparableError: it cannot be saved.
-    """
-    content = io.BytesIO()
-    try:
-        torch.jit.save(copy.deepcopy(script).eval(), content)
-    except RuntimeError:
-        raise _IncomparableError from None
-    with zipfile.ZipFile(content) as archive:
-        names = [name for name in archive.namelist() if not name.endswith(OF_THE_SAVING)]
-        files = [(COUNTED.sub(b"", n.encode()), COUNTED.sub(b"", archive.read(n))) for n in names]
-    return sorted((name.decode(), hashlib.sha256(file).hexdigest()) for name, file in files)
 
 
 def _has_file(code: Any) -> bool:

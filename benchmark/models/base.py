@@ -247,6 +247,8 @@ def _other_types(network: nn.Module | None) -> str:
     """A remedy if weights of the network are not in float32, as images are; else empty."""
     import torch
 
+    if isinstance(network, torch.jit.ScriptModule) and not [*network.parameters()]:
+        return "; if its weights are not in float32, as images are: use float() before freeze()"
     tensors = [] if network is None else [*network.parameters(), *network.buffers()]
     types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     others = sorted(str(one).removeprefix("torch.") for one in types - {torch.float32})

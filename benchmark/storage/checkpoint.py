@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS, MANIFEST = "checkpoint.safetensors", "manifest.json"
+LOG = "log.jsonl"  # of the steps of a training, and its epochs
 STATE = "state.pt"  # of a training that is not finished: a digest in hex, a newline, the state
 MANIFEST_SCHEMA = 2
 SEALED_SINCE = 2  # the schema from which on a manifest has a checksum; those before have none
@@ -234,19 +235,21 @@ def stored_weights(path: Path) -> StoredWeights:
 
 
 def refuse_state(path: Path) -> None:
-    """UserError for the state of an unfinished training of dmlbench.
+    """UserError for the state of an unfinished training of dmlbench, and for where it will be.
 
-    Other programs have files of that name, too, and a file that is not there is none.
+    In its first epoch a training has a log and no state yet. Other programs have files of these
+    names, too, and a file that is not there is none.
     """
+    if path.name != STATE:
+        return
     try:
         with open_file(path) as file:
-            is_state = path.name == STATE and re.match(rb"[0-9a-f]{64}\n", file.read(65))
-    except OSError:
-        return  # whoever reads it says why that cannot be
-    if is_state:
+            unfinished = re.match(rb"[0-9a-f]{64}\n", file.read(65)) is not None
+    except OSError:  # whoever reads it says why that cannot be
+        unfinished = _is_ours(path.parent) and (path.parent / LOG).is_file()
+    if unfinished:
         raise UserError(
-            f"checkpoint {path} is of a training that is not finished: run it again, and it goes "
-            "on after its last epoch"
+            f"checkpoint {path} is of a training that is not finished: run it again to finish it"
         )
 
 
@@ -270,6 +273,11 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _remedy(folder: Path) -> str:
-    if folder.parent.name == "models" and re.fullmatch("[0-9a-f]{16}", folder.name):
+    if _is_ours(folder):
         return f"delete {folder} and run again to train it anew"
     return f"restore the trained model in {folder} from a copy, or name another checkpoint"
+
+
+def _is_ours(folder: Path) -> bool:
+    """True if the name of a folder is that of a model in a results folder."""
+    return folder.parent.name == "models" and bool(re.fullmatch("[0-9a-f]{16}", folder.name))

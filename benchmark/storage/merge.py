@@ -25,6 +25,12 @@ class Merged:
     models: int
 
 
+def check_models(source: Store) -> None:
+    """DamagedError if a model of the source is not what its manifest says."""
+    for folder in source.model_folders():
+        verified_manifest(folder)
+
+
 def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     """Copy the cells and models that the target lacks; nothing in the target is lost.
 
@@ -55,11 +61,17 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     left = {cell.id for cell in replaced}
     known = {cell.id: target.done(cell.id) if cell.ok else target.get(cell.id) for cell in cells}
     differing = {cell.id for cell in cells if _differs(cell, known[cell.id])}
+    if differing:
+        warn(
+            f"{len(differing)} of the cells in {source.root} have other numbers than the same ones in "
+            f"{target.root}, which stand; scores drawn from them are left behind, and a run draws "
+            "those of the target"
+        )
     copied = 0
     for cell in cells:
         ours = known[cell.id]
         if (
-            cell.id in left
+            cell.id in left | differing
             or source.path(cell.id) in changed
             or cell.facts.get("checkpoint") in other
             or differing.intersection(cell.facts.get("cells", ()))
@@ -67,10 +79,10 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             or (not cell.ok and target.is_trained(cell.id))
         ):
             continue
-        if ours is not None and (cell.id in differing or _lacks_images(cell, ours)):
+        if ours is not None and _lacks_images(cell, ours):
             warn(
                 f"{source.path(cell.id)} has more columns than that of {target.root}, but not its "
-                "numbers or its adversarial images: it is left behind"
+                "adversarial images: it is left behind"
             )
         elif cell.ok and source.done(cell.id) is None:
             warn(f"the outcomes of {source.path(cell.id)} are missing, so it is left behind")

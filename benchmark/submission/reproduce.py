@@ -10,7 +10,7 @@ from typing import Any
 from dmlbench.analysis import external
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import MODEL, ROW, Record, rows, tidy
-from dmlbench.analysis.where import DIGESTS, choices, condition
+from dmlbench.analysis.where import DIGESTS, Condition, choices, condition
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
@@ -49,7 +49,7 @@ class Compared:
         queries: number of attacked queries, as the row has it; empty: all, or a clean number.
         stated: in the row.
         measured: here; None: it failed.
-        same_cell: true if it is the same cell: weights, images, attack and versions.
+        same_versions: true if both are of the same version of the measurement and the attack.
     """
 
     heading: str
@@ -57,7 +57,7 @@ class Compared:
     queries: str
     stated: Estimate
     measured: Estimate | None
-    same_cell: bool
+    same_versions: bool
 
     @property
     def equal(self) -> bool:
@@ -178,17 +178,16 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> tuple[list[Rec
 
     mine = [record for record in every if called(record) and record["status"] == "ok"]
     mine = [record for record in mine if record["checkpoint_sha256"]]
+
+    def meets(record: Record, some: Iterable[Condition]) -> bool:
+        return all(one.meets(str(record[one.key])) for one in some)
+
+    # clean numbers are of the row whatever is asked for of its attacks
+    of_model = [one for one in conditions if one.key not in ("suite", "queries", "attack")]
     chosen = [
-        record
-        for record in mine
-        if all(
-            one.meets(str(record[one.key]))
-            or (one.key in ("suite", "queries", "attack") and not record["suite"])
-            for one in conditions
-        )
+        record for record in mine if meets(record, conditions if record["suite"] else of_model)
     ]
-    asked = any(one.key in ("suite", "queries", "attack") for one in conditions)
-    if not chosen or (asked and not any(record["suite"] for record in chosen)):
+    if not any(meets(record, conditions) for record in chosen):
         known = ", ".join(sorted({record["defense"] or record["label"] for record in every}))
         raise UserError(
             f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}; "
@@ -351,7 +350,7 @@ def _compared(wanted: Sequence[Record], measured: Sequence[Record]) -> list[Comp
                 record["queries"],
                 row.estimates[heading],
                 estimate,
-                again is not None and again["cell"] == record["cell"],
+                again is None or again["versions"] == record["versions"],
             )
     return list(numbers.values())
 

@@ -16,7 +16,6 @@ from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import device_name, processor_name
 from dmlbench.core import spec
 from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
 from dmlbench.sweep.tasks import Task, Train
 
@@ -51,14 +50,15 @@ class Durations:
     """
 
     def __init__(self, device: str, cells: Iterable[Cell], store: Store) -> None:
-        self.device = device
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
         for row in cells:
             if row.ok and row.provenance.device == device:
                 self.add(_cell_kind(row.facts), row.seconds)
         for manifest in store.manifests():
-            self.add_training(manifest)
+            if manifest.provenance.device == device:
+                kind = _training_kind(manifest.training, manifest.training_cost)
+                self.add(kind, manifest.seconds)
 
     def kind(self, task: Task) -> TaskKind:
         """Return the class of ``task``."""
@@ -87,12 +87,6 @@ class Durations:
         self._seconds[kind.exact].append(seconds)
         if kind.passes:
             self._per_pass[kind.family].append(seconds / kind.passes)
-
-    def add_training(self, manifest: Manifest) -> None:
-        """Take a training into account, with what earlier runs did of it."""
-        if manifest.provenance.device == self.device:
-            kind = _training_kind(manifest.training, manifest.training_cost)
-            self.add(kind, manifest.seconds)
 
 
 def expected_device(compute: Compute, here: bool) -> str:

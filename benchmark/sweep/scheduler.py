@@ -202,7 +202,7 @@ class Scheduler:
         self.known.cells.pop(task.cell.id, None)
         manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
         if manifest is not None:
-            self.times.add_training(manifest)
+            self.times.add(self.times.kind(task), manifest.seconds)  # of earlier runs, too
         compute = self.session.compute
         measured = compute.precision, compute.eot
         weights = trained_weights(task.training, manifest, store, *measured)

@@ -17,8 +17,9 @@ from typing import Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
+from dmlbench.storage.checkpoint import LOG
 
-LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+TENSORBOARD = "tensorboard"
 Numbers = Mapping[str, float | None]
 
 
