@@ -110,8 +110,8 @@ def test_merging_changes_no_number_of_the_target(tmp_path: Path) -> None:
     assert merge(source, target, said.append).cells == 0
     assert [one.metrics for one in target.cells()] == [ours.metrics]
     assert said == [
-        f"1 of the cells in {source.root} have other numbers than the same ones in {target.root}, which "
-        "stand; scores drawn from them are left behind, and a run draws those of the target"
+        f"1 of the cells in {source.root} have other numbers than the same ones in {target.root}, "
+        "which stand; scores drawn from them are left behind, and a run draws those of the target"
     ]
     said.clear()
     pictured = replace(theirs, findings={"adversarial_sha256": "0" * 64})

@@ -63,8 +63,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     differing = {cell.id for cell in cells if _differs(cell, known[cell.id])}
     if differing:
         warn(
-            f"{len(differing)} of the cells in {source.root} have other numbers than the same ones in "
-            f"{target.root}, which stand; scores drawn from them are left behind, and a run draws "
+            f"{len(differing)} of the cells in {source.root} have other numbers than the same ones "
+            f"in {target.root}, which stand; scores drawn from them are left behind, and a run draws "
             "those of the target"
         )
     copied = 0
