@@ -64,8 +64,8 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
     if differing:
         warn(
             f"{len(differing)} of the cells in {source.root} have other numbers than the same ones "
-            f"in {target.root}, which stand; scores drawn from them are left behind, and a run draws "
-            "those of the target"
+            f"in {target.root}, which stand; scores drawn from them are left behind, and a run "
+            "draws those of the target"
         )
     copied = 0
     for cell in cells:
