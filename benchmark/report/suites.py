@@ -52,7 +52,7 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
                     error_bar(axis, scored[key], ERS, row + aside, **looks)
         names = names_of(entries, table)
         axis.set_yticks(range(len(rows)), [names[id(e)] for e in entries])
-        axis.invert_yaxis()
+        axis.set_ylim(len(rows) - 0.5, -0.5)  # the best on top
         axis.set_xlim(left=0)
         axis.set_xlabel("ERS, from 0 (broken) to 100 (higher is better)")
         words = [table.dataset, *marks(entries), "bars: 95% over queries and seeds"]
