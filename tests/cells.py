@@ -51,7 +51,12 @@ def cell(
     versions: dict[str, int] | None = None,
     **about: Any,
 ) -> Cell:
-    facts = {"kind": "attack", "checkpoint": "c0ffee", "about": about, "metric": metric}
+    facts = {
+        "kind": "attack",
+        "checkpoint": f"c0ffee{about.get('seed') or ''}",
+        "about": about,
+        "metric": metric,
+    }
     facts |= versions or {}
     subject: dict[str, Any] = {
         "dataset": "tiny",

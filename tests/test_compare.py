@@ -328,7 +328,10 @@ def test_a_data_set_is_found_by_any_spelling(tmp_path: Path, noise: np.ndarray) 
         assert found.differences[0].difference.value == pytest.approx(1)
         with pytest.raises(UserError, match="share no measurement with an interval"):
             of_names("none", "hm", rows, spelled)  # both are found
-    for name, reason in (("nosuch", "unknown data set 'nosuch'"), ("cub", "nothing .* on cub")):
+    for name, reason in (
+        ("nosuch", "unknown data set 'nosuch'"),
+        ("cub", "'none' on cub; measured: hm on folder"),
+    ):
         with pytest.raises(UserError, match=reason):
             of_names("none", "hm", rows, name)
 

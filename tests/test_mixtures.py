@@ -57,18 +57,34 @@ def test_two_versions_of_a_file_are_warned_of(dmlbench: Run, tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text(MINE)
     assert said("01", "own.py:Own") == []
     edit("mine.py")
-    (line,) = said("0", "none")  # seed 1 of none is of the old attack, too
+    (line,) = said("0", "none")
     assert line == (
-        "warning: the code of mine has changed since it attacked N/A[R], OWN: tables show the "
-        "numbers of both versions in one column, so attack again, or give the new version a name "
-        "of its own"
+        "warning: the code of mine has changed since it attacked N/A[R] (seed 1), OWN (seed 0), "
+        "OWN (seed 1): tables show the numbers of both versions in one column, so attack again, or "
+        "give the new version a name of its own"
     )
     edit("own.py")
     attack, training = said("0", "own.py:Own")  # the numbers of seed 1 are of the old attack
-    assert attack == line
+    assert attack == line.replace("OWN (seed 0), ", "")
     assert training == (
         "warning: the code of OWN has changed since it was trained with seed 1: tables show one "
         "mean over both versions, so train with these again, or give the new version a name of "
         "its own"
     )
     assert said("01", "own.py:Own") == []
+
+
+def test_two_versions_of_a_network_are_warned_of(attacked: Run, tmp_path: Path) -> None:
+    said = []
+    for label in ("old", "old", "new"):
+        if label == "new":
+            nets = tmp_path / "nets.py"
+            nets.write_text(nets.read_text() + "\n# another version\n")
+        done = attacked("rounded", "--label", label, "--queries", "4")
+        assert done.returncode == 0, done.stderr
+        said += [line for line in done.stderr.splitlines() if "has changed" in line]
+    assert said == [
+        "warning: the code of nets.py:rounded has changed since old (seed 0) was measured: tables "
+        "show both versions as one network, so measure again, or give the new version a name of "
+        "its own"
+    ]

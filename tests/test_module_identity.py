@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import os
 import shutil
 import subprocess
@@ -298,6 +299,27 @@ def test_a_network_of_torchscript_is_the_same_whenever_it_was_compiled(
         script.save(tmp_path / "x.pt")
         found += [script, torch.jit.load(tmp_path / "x.pt")]
     assert len({torchscript.digest(one) for one in found}) == 1
+    assert len({identity(module_model(one).facts) for one in found}) == 1
+
+
+class Color(enum.Enum):
+    """A value that a compiled network may hold."""
+
+    RED = 2.0
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_what_torchscript_seldom_holds_is_told_apart_or_measured_again() -> None:
+    network = Scaled(1.0).eval()
+    network.color = Color.RED  # type: ignore[assignment]
+    held = module_model(torch.jit.script(network))
+    assert held.attributes.unknown == ["archive"]
+
+    codes = [torchscript._Code({"__torch__.Color": f"RED = {n}"}, ()) for n in (2, 3)]
+    first, second = (code.of("__torch__.Color.RED") for code in codes)
+    assert first.removesuffix(".RED") != second.removesuffix(".RED")
+    assert torchscript._definitions({"code/__torch__/torch/classes/quantized.py": b""}) == {}
 
 
 @pytest.mark.slow

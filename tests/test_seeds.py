@@ -36,6 +36,16 @@ def test_a_mean_is_of_seeds_on_the_same_images() -> None:
     assert (record["seeds"], record["CA+"], record["CA+ n"]) == ("1", 10, 1)
 
 
+def test_weights_that_were_attacked_with_two_seeds_are_one_training() -> None:
+    """As early versions stored them."""
+    rows = [
+        with_facts(cell("CA+", 10 * seed, seed=seed), checkpoint=weights * 64)
+        for seed, weights in ((1, "a"), (2, "a"), (3, "b"))
+    ]
+    (record,) = over_seeds(wide(rows))
+    assert (record["seeds"], record["CA+"], record["CA+ n"]) == ("1 3", 20, 2)
+
+
 def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:
     """All seeds share the queries: three seeds do not make that interval smaller."""
     found = [Estimate(v, v - below, v + 2, 40) for v, below in ((3, 1), (5, 2), (10, 3))]

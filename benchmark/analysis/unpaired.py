@@ -42,15 +42,19 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
     """
     zoo = models().get(name)
     own = zoo.manifest.sha256 if zoo else name
-    every = [*read_tidy(zoo.rows), *records] if zoo else list(records)
-    every = [r for r in every if r["status"] == "ok" and dataset in (None, r["dataset"])]
+    rows = [*read_tidy(zoo.rows), *records] if zoo else list(records)
+    rows = [r for r in rows if r["status"] == "ok"]
+    every = [r for r in rows if dataset in (None, r["dataset"])]
     named = [r for r in every if own in {r[key] for key in NAMES} or _begins(r, own)]
     if not named:
-        known = ", ".join(sorted({r["defense"] for r in every if r["defense"]}))
         place = f" on {dataset}" if dataset else ""
-        raise UserError(
-            f"nothing was measured of {name!r}{place}; measured{place}: {known or 'nothing'}"
-        )
+        known = {
+            f"{r['defense']} on {r['dataset']}" if place else r["defense"]
+            for r in rows
+            if r["defense"]
+        }
+        measured = ", ".join(sorted(known)) or "nothing"
+        raise UserError(f"nothing was measured of {name!r}{place}; measured: {measured}")
     found = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
     different = len({one[:-1] for one in found}) > 1 or len(found) > len(set(found.values()))
     if different:

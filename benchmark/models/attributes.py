@@ -155,7 +155,7 @@ def _described(value: Any, layers: dict[int, str], code: list[Any]) -> Any:
     if isinstance(value, torch.jit.ScriptModule):
         try:
             return ["TorchScript", torchscript.digest(value)]
-        except RuntimeError:  # it cannot be saved
+        except ValueError:
             raise _IncomparableError from None
     if isinstance(value, torch.nn.Module) and id(value) in layers:
         return ["layer", layers[id(value)]]

@@ -136,7 +136,7 @@ class Model(Component, abc.ABC):
             shape = f"{channels}x{size}x{size}"
             raise UserError(
                 f"model {canonical_model(self)} cannot embed {shape} images: {reason_of(error)}"
-                f"{_other_types(backbone)}"
+                f"{_other_types(backbone, error)}"
             ) from None
         return model
 
@@ -243,18 +243,18 @@ def copied(network: Network, name: str) -> Network:
     return found
 
 
-def _other_types(network: nn.Module | None) -> str:
+def _other_types(network: nn.Module | None, error: BaseException) -> str:
     """A remedy if weights of the network are not in float32, as images are; else empty."""
     import torch
 
-    if isinstance(network, torch.jit.ScriptModule) and not [*network.parameters()]:
-        return "; if its weights are not in float32, as images are: use float() before freeze()"
     tensors = [] if network is None else [*network.parameters(), *network.buffers()]
     types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     others = sorted(str(one).removeprefix("torch.") for one in types - {torch.float32})
-    if not others:
-        return ""
-    return f"; it has weights in {', '.join(others)}, images are in float32: use net.float()"
+    if others:
+        return f"; it has weights in {', '.join(others)}, images are in float32: use net.float()"
+    if isinstance(network, torch.jit.ScriptModule) and not types and "dtype" in str(error):
+        return "; images are in float32: use float() before freeze()"
+    return ""
 
 
 def parse_model(text: str) -> Model:

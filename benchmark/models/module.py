@@ -47,7 +47,7 @@ class ModuleModel(Model):
     @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every module
         """A card with the name in tables."""
-        return Card(self.name or type(self.module).__name__, "a network in memory")
+        return Card(self.name or _class_name(self.module), "a network in memory")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -56,9 +56,11 @@ class ModuleModel(Model):
         classes = {type(m) for m in self.module.modules()} - {own}
         parts = sorted({*classes, *self.attributes.code}, key=lambda one: one.__qualname__)
         made_by = {} if self.made_by is None else {"made_by": self.made_by}
+        script = isinstance(self.module, torch.jit.ScriptModule)  # its attributes say it all
+        printed = "TorchScript" if script else repr(self.module)
         return super().facts | {
-            "architecture": hashlib.sha256(repr(self.module).encode()).hexdigest(),
-            "source": sources.digest(own, *parts),
+            "architecture": hashlib.sha256(printed.encode()).hexdigest(),
+            "source": None if script else sources.digest(own, *parts),
             "mean": list(self.mean),
             "std": list(self.std),
             **made_by,
@@ -157,3 +159,9 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
     inner = getattr(module, "module" if parallel else "_orig_mod", None)
     return module if inner is None else _unwrapped(inner)
+
+
+def _class_name(module: nn.Module) -> str:
+    """The name of its class; of TorchScript, that of the class that was compiled."""
+    compiled = module.original_name if isinstance(module, torch.jit.ScriptModule) else ""
+    return compiled or type(module).__name__

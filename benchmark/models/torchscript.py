@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from dmlbench.common.hashing import content_sha256
@@ -32,12 +33,22 @@ _DEFINITION = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 def digest(script: torch.jit.ScriptModule) -> str:
     """SHA-256 of what a network of TorchScript consists of, in evaluation mode.
 
-    It is the same however often and in whatever process a network is compiled, traced, frozen or
-    loaded.
+    It is the same for a network that was compiled or traced once more, in another process too, or
+    saved and loaded, as long as PyTorch writes the same code: it does not if it has compiled
+    another function of the same name before, and for frozen networks with constants that nothing
+    reads. Two networks that compute something else never share it.
 
     Raises:
-        RuntimeError: PyTorch cannot save it.
+        ValueError: PyTorch cannot save it, or it holds what cannot be read without its code, as an
+            enum.
     """
+    try:
+        return _digest(script)
+    except Exception as error:  # an archive may hold anything
+        raise ValueError(f"this TorchScript cannot be compared: {error}") from None
+
+
+def _digest(script: torch.jit.ScriptModule) -> str:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
@@ -56,8 +67,8 @@ def _definitions(files: Mapping[str, bytes]) -> dict[str, str]:
         if path.startswith("code/") and path.endswith(".py"):
             module, text = path[len("code/") : -len(".py")].replace("/", "."), content.decode()
             starts = list(_DEFINITION.finditer(text))
-            ends = [one.start() for one in starts[1:]] + [len(text)]
-            for start, end in zip(starts, ends, strict=True):
+            for start, after in zip_longest(starts, starts[1:]):
+                end = len(text) if after is None else after.start()
                 found[f"{module}.{start[1]}"] = _in_order(text[start.start() : end])
     return found
 
@@ -82,6 +93,14 @@ class _Object:
 
 
 @dataclass(frozen=True)
+class _Storage:
+    """The values of one tensor, or of several that share them."""
+
+    key: str
+    content: list[Any]
+
+
+@dataclass(frozen=True)
 class _Call:
     """The result of a function of PyTorch, which is not called."""
 
@@ -102,8 +121,8 @@ def _read(files: Mapping[str, bytes], name: str) -> Any:
 
         def persistent_load(self, pid: Any) -> Any:
             _, kind, key, _, count = pid
-            content = files[f"{name}/{key}"]
-            return _Call(kind.name, (hashlib.sha256(content).hexdigest(), count))
+            content = hashlib.sha256(files[f"{name}/{key}"]).hexdigest()
+            return _Storage(key, [kind.name, content, count])
 
     return Unpickler(io.BytesIO(files[f"{name}.pkl"])).load()
 
@@ -122,15 +141,28 @@ class _Code:
     known: dict[str, str] = field(default_factory=dict)
 
     def of(self, name: str, inside: tuple[str, ...] = ()) -> str:
-        """Digest of a class or function with all that it refers to; else the name itself."""
-        if name in inside or name not in self.definitions:
-            return f"{inside[::-1].index(name)} around" if name in inside else name
-        if name not in self.known:
-            text = self.definitions[name]
+        """Digest of a class or function with all that it refers to; else the name itself.
+
+        Of ``__torch__.Color.RED``, a value in a class, it is that of the class, and the rest.
+        """
+        defined = name
+        while defined and defined not in self.definitions:
+            defined = defined.rpartition(".")[0]
+        rest = name[len(defined) :]
+        if not defined:
+            return name
+        if defined in inside:
+            return f"{inside[::-1].index(defined)} around{rest}"
+        if defined not in self.known:
+            text = self.definitions[defined]
             text = _CONSTANT.sub(lambda n: json.dumps(self.constants[int(n[1])]), text)
-            text = _NAME.sub(lambda other: self.of(other[0], (*inside, name)), text)
-            self.known[name] = hashlib.sha256(text.encode()).hexdigest()
-        return self.known[name]
+            text = self.resolved(text, (*inside, defined))
+            self.known[defined] = hashlib.sha256(text.encode()).hexdigest()
+        return self.known[defined] + rest
+
+    def resolved(self, text: str, inside: tuple[str, ...] = ()) -> str:
+        """The text with digests in the place of names."""
+        return _NAME.sub(lambda name: self.of(name[0], inside), text)
 
 
 @dataclass
@@ -138,7 +170,7 @@ class _Description:
     """Describes objects by JSON types."""
 
     code: _Code
-    seen: dict[int, int] = field(default_factory=dict)
+    seen: dict[int | str, int] = field(default_factory=dict)
 
     def of(self, value: Any) -> Any:
         """The description of a value; of an object that was described before, its number."""
@@ -150,6 +182,8 @@ class _Description:
             if isinstance(state, dict):
                 state = dict(sorted(state.items()))
             return ["object", self.code.of(value.name), self.of(state)]
+        if isinstance(value, _Storage):
+            return [self.seen.setdefault(value.key, len(self.seen)), *value.content]
         if isinstance(value, _Call):
             arguments = value.arguments
             if value.name == "torch._utils._rebuild_tensor_v2":
@@ -159,4 +193,4 @@ class _Description:
             return ["dict", *([self.of(k), self.of(v)] for k, v in value.items())]
         if isinstance(value, list | tuple):
             return [type(value).__name__, *map(self.of, value)]
-        return repr(value)
+        return repr(self.code.resolved(value) if isinstance(value, str) else value)

@@ -246,7 +246,8 @@ def refuse_state(path: Path) -> None:
         with open_file(path) as file:
             unfinished = re.match(rb"[0-9a-f]{64}\n", file.read(65)) is not None
     except OSError:  # whoever reads it says why that cannot be
-        unfinished = _is_ours(path.parent) and (path.parent / LOG).is_file()
+        path = path.parent
+        unfinished = _is_ours(path) and (path / LOG).is_file()
     if unfinished:
         raise UserError(
             f"checkpoint {path} is of a training that is not finished: run it again to finish it"

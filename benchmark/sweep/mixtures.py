@@ -10,11 +10,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dmlbench.analysis.records import MODEL
 from dmlbench.core.naming import parameters, seeds_in_words
-from dmlbench.storage.cell import ORDER, About
+from dmlbench.models.module import ModuleModel
+from dmlbench.storage.cell import ORDER, About, PlannedCell
 from dmlbench.storage.store import Store
 from dmlbench.sweep.status import PlannedModel, StoredCells
-from dmlbench.training.job import Training
+
+ATTACK, DEFENSE = "attack_source", "defense_source"  # facts: digests of code outside dmlbench
 
 
 def warn_of_mixtures(models: Sequence[PlannedModel], known: StoredCells, store: Store) -> None:
@@ -25,11 +28,11 @@ def warn_of_mixtures(models: Sequence[PlannedModel], known: StoredCells, store: 
         known: the stored cells.
         store: the results folder.
     """
-    trainings = [model.train.training for model in models if model.train is not None]
     found = [
         *_other_radius(models, known),
-        *_other_attack_code(models, known),
-        *_other_training_code(trainings, store),
+        *_other_attack(models, known),
+        *_other_network(models, known),
+        *_other_defense(models, store),
     ]
     for line in dict.fromkeys(found):
         warnings.warn(line, stacklevel=4)
@@ -63,27 +66,25 @@ def _adversary(about: About) -> tuple[tuple[str, str, str], str]:
     )
 
 
-def _other_attack_code(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
-    """An attack whose code was another one when models outside this run were measured."""
+def _other_attack(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
+    """An attack whose code was another one when models outside this run were attacked."""
     planned = [task.cell for model in models for task, _ in model.cells]
-    coded = [cell for cell in planned if "attack_source" in cell.facts]
-    if not coded:
-        return
-    measured = (cell for cell in known.cells.values() if cell.ok and "attack_source" in cell.facts)
+    of_run = {_number(cell.about) for cell in planned}
+    measured = [cell for cell in known.cells.values() if cell.ok and ATTACK in cell.facts]
     latest = {_number(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
     for cell in planned:
-        latest.pop(_number(cell.about), None)
-    for cell in coded:
-        column, code = _column(cell.about), cell.facts["attack_source"]
-        labels = [
-            one.about.label
-            for one in latest.values()
-            if _column(one.about) == column and one.facts["attack_source"] != code
+        column = _column(cell.about)
+        others = [
+            _row_of(one.about)
+            for number, one in latest.items()
+            if number not in of_run
+            and _column(one.about) == column
+            and one.facts[ATTACK] != cell.facts.get(ATTACK, one.facts[ATTACK])
         ]
-        if labels:
+        if others:
             yield (
                 f"the code of {cell.about.attack} has changed since it attacked "
-                f"{', '.join(dict.fromkeys(labels))}: tables show the numbers of both versions in "
+                f"{', '.join(dict.fromkeys(others))}: tables show the numbers of both versions in "
                 "one column, so attack again, or give the new version a name of its own"
             )
 
@@ -98,17 +99,62 @@ def _column(about: About) -> tuple[str, ...]:
     return about.dataset, about.suite, about.queries, about.attack
 
 
-def _other_training_code(trainings: Sequence[Training], store: Store) -> Iterable[str]:
-    """A defense or a network whose code was another one when other seeds were trained."""
-    outside = [one for one in trainings if _code(one.facts)]
-    if not outside:
+def _row_of(about: About) -> str:
+    return f"{about.label} (seed {about.seed})"
+
+
+def _other_network(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
+    """A network in a file whose code was another one when models outside this run were measured.
+
+    A network in memory has the name of its class, which others may have.
+    """
+    tasks = [task for model in models for task, _ in model.cells]
+    of_run = {_model(task.cell.about) for task in tasks}
+    measured = [cell for cell in known.cells.values() if cell.ok and _source(cell)]
+    latest = {_model(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
+    for task in tasks:
+        cell = task.cell
+        if isinstance(task.weights.model, ModuleModel) or not _source(cell):
+            continue
+        others = [
+            _row_of(one.about)
+            for model, one in latest.items()
+            if model not in of_run
+            and (one.about.dataset, one.about.model) == (cell.about.dataset, cell.about.model)
+            and _source(one) != _source(cell)
+        ]
+        if others:
+            yield (
+                f"the code of {cell.about.model} has changed since "
+                f"{', '.join(dict.fromkeys(others))} was measured: tables show both versions as "
+                "one network, so measure again, or give the new version a name of its own"
+            )
+
+
+def _model(about: About) -> tuple[str | int, ...]:
+    """What tables tell a model by, but for the digest of the weights."""
+    return tuple(getattr(about, key) for key in MODEL)
+
+
+def _source(cell: PlannedCell) -> str:
+    """The digest of the code of a network from outside dmlbench; empty for any other."""
+    found: str | None = cell.facts.get("model", {}).get("source")
+    return found or ""
+
+
+def _other_defense(models: Sequence[PlannedModel], store: Store) -> Iterable[str]:
+    """A defense whose code was another one when other seeds were trained."""
+    every = [model.train.training for model in models if model.train is not None]
+    trainings = [one for one in every if one.facts.get(DEFENSE)]
+    if not trainings:
         return
     manifests = sorted(store.manifests(), key=lambda one: one.started)
-    for training in outside:
-        same = [one for one in manifests if _but_code(one.training) == _but_code(training.facts)]
-        latest = {one.training["seed"]: _code(one.training) for one in same}
-        mine = {one.seed for one in trainings if _but_code(one.facts) == _but_code(training.facts)}
-        other = [seed for seed in latest.keys() - mine if latest[seed] != _code(training.facts)]
+    for training in trainings:
+        alike = _but_code(training.facts)
+        same = [one.training for one in manifests if _but_code(one.training) == alike]
+        latest = {one["seed"]: one.get(DEFENSE) for one in same}
+        of_run = {one.seed for one in trainings if _but_code(one.facts) == alike}
+        other = {seed for seed, code in latest.items() if code != training.facts[DEFENSE]} - of_run
         if other:
             yield (
                 f"the code of {training.shown} has changed since it was trained with "
@@ -117,15 +163,6 @@ def _other_training_code(trainings: Sequence[Training], store: Store) -> Iterabl
             )
 
 
-def _code(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """The digests of code from outside dmlbench in the facts of a training."""
-    network = training.get("model", {})
-    found = (training.get("defense_source"), network.get("source"))
-    return tuple(digest for digest in found if digest)
-
-
 def _but_code(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a training without its seed and the digests of its code."""
-    rest = {k: v for k, v in training.items() if k not in ("seed", "defense_source")}
-    network = training.get("model", {})
-    return rest | {"model": {k: v for k, v in network.items() if k != "source"}}
+    """The facts of a training without its seed and the digest of its defense."""
+    return {key: value for key, value in training.items() if key not in ("seed", DEFENSE)}
