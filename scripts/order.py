@@ -158,6 +158,8 @@ def _together(outcomes: Sequence[Values]) -> Values:
 def _means(every: Values, shares: Values) -> Values:
     """(D, S, R) means of (D, S, Q) values; (R, Q) shares are the weights of queries."""
     known = ~np.isnan(every[0])  # of all models: see _together
+    if known.all():
+        return every @ shares.T
     weights = known @ shares.T
     none = (weights == 0).any(0)  # draws without a known query of some seed: as if all were drawn
     if none.any():

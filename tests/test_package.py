@@ -112,12 +112,14 @@ def test_a_clone_named_as_the_package_does_not_hide_it(clone: tuple[Path, Path])
     assert Path(found).resolve() == folder / "attacks" / "base.py"
 
 
+@pytest.mark.slow
 def test_a_new_attack_is_seen_without_another_installation(clone: tuple[Path, Path]) -> None:
     folder, python = clone
     (folder / "attacks" / "dropped.py").write_text(NEW_ATTACK)
     assert "dropped" in output(python, "-m", "dmlbench", "list", "attacks", cwd=folder.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name"),
     [
