@@ -1,4 +1,4 @@
-"""What a network of TorchScript computes, as one digest: its code, its constants, its values.
+"""A digest of what a network of TorchScript computes: its code, its constants, its values.
 
 PyTorch saves such a network as an archive: Python code of its classes, and pickles of its objects
 and constants. It numbers classes by what the process has compiled before, lists their attributes in
@@ -112,7 +112,7 @@ class _Call:
 
 
 def _read(files: Mapping[str, bytes], name: str) -> Any:
-    """What a pickle of the archive holds. No code of it is run."""
+    """Read a pickle of the archive; none of its code is run."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, cls: str) -> Any:

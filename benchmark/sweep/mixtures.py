@@ -90,12 +90,12 @@ def _other_attack(models: Sequence[PlannedModel], known: StoredCells) -> Iterabl
 
 
 def _number(about: About) -> tuple[str | int, ...]:
-    """What tables tell a number by, but for the digest of the weights."""
+    """The fields that tables tell a number by, but for the digest of the weights."""
     return tuple(getattr(about, key) for key in (*ORDER, "label", "precision"))
 
 
 def _column(about: About) -> tuple[str, ...]:
-    """What the numbers of a column share."""
+    """The fields that the numbers of a column share."""
     return about.dataset, about.suite, about.queries, about.attack
 
 
@@ -132,7 +132,7 @@ def _other_network(models: Sequence[PlannedModel], known: StoredCells) -> Iterab
 
 
 def _model(about: About) -> tuple[str | int, ...]:
-    """What tables tell a model by, but for the digest of the weights."""
+    """The fields that tables tell a model by, but for the digest of the weights."""
     return tuple(getattr(about, key) for key in MODEL)
 
 
