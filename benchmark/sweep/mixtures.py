@@ -7,7 +7,7 @@ defense or an attack from a file: two versions of a file have the same name.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dmlbench.analysis.records import MODEL
@@ -69,24 +69,42 @@ def _adversary(about: About) -> tuple[tuple[str, str, str], str]:
 def _other_attack(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
     """An attack whose code was another one when models outside this run were attacked."""
     planned = [task.cell for model in models for task, _ in model.cells]
-    of_run = {_number(cell.about) for cell in planned}
-    measured = [cell for cell in known.cells.values() if cell.ok and ATTACK in cell.facts]
-    latest = {_number(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
+    for about, others in _of_other_code(planned, known, _number, _column, _attack_code):
+        yield (
+            f"the code of {about.attack} has changed since it attacked {others}: tables show the "
+            "numbers of both versions in one column, so attack again, or give the new version a "
+            "name of its own"
+        )
+
+
+def _of_other_code(
+    planned: Sequence[PlannedCell],
+    known: StoredCells,
+    number: Callable[[About], tuple[str | int, ...]],
+    column: Callable[[About], tuple[str, ...]],
+    code: Callable[[PlannedCell], str],
+) -> Iterable[tuple[About, str]]:
+    """Each planned cell that shares its column with numbers of other code, and whose these are.
+
+    Args:
+        planned: cells of this run.
+        known: the stored cells.
+        number: the fields that tables tell a number by; the latest one of each counts.
+        column: the fields that the numbers of a column share.
+        code: the digest of the code from outside dmlbench in a cell; empty if there is none.
+    """
+    of_run = {number(cell.about) for cell in planned}
+    measured = [cell for cell in known.cells.values() if cell.ok and code(cell)]
+    latest = {number(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
+    outside = [cell for key, cell in latest.items() if key not in of_run]
     for cell in planned:
-        column = _column(cell.about)
-        others = [
-            _row_of(one.about)
-            for number, one in latest.items()
-            if number not in of_run
-            and _column(one.about) == column
-            and one.facts[ATTACK] != cell.facts.get(ATTACK, one.facts[ATTACK])
-        ]
+        others = dict.fromkeys(
+            f"{one.about.label} (seed {one.about.seed})"
+            for one in outside
+            if code(cell) not in ("", code(one)) and column(one.about) == column(cell.about)
+        )
         if others:
-            yield (
-                f"the code of {cell.about.attack} has changed since it attacked "
-                f"{', '.join(dict.fromkeys(others))}: tables show the numbers of both versions in "
-                "one column, so attack again, or give the new version a name of its own"
-            )
+            yield cell.about, ", ".join(others)
 
 
 def _number(about: About) -> tuple[str | int, ...]:
@@ -99,8 +117,9 @@ def _column(about: About) -> tuple[str, ...]:
     return about.dataset, about.suite, about.queries, about.attack
 
 
-def _row_of(about: About) -> str:
-    return f"{about.label} (seed {about.seed})"
+def _attack_code(cell: PlannedCell) -> str:
+    """The digest of the code of an attack from outside dmlbench; empty for any other."""
+    return cell.facts.get(ATTACK) or ""
 
 
 def _other_network(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
@@ -109,26 +128,17 @@ def _other_network(models: Sequence[PlannedModel], known: StoredCells) -> Iterab
     A network in memory has the name of its class, which others may have.
     """
     tasks = [task for model in models for task, _ in model.cells]
-    of_run = {_model(task.cell.about) for task in tasks}
-    measured = [cell for cell in known.cells.values() if cell.ok and _source(cell)]
-    latest = {_model(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
-    for task in tasks:
-        cell = task.cell
-        if isinstance(task.weights.model, ModuleModel) or not _source(cell):
-            continue
-        others = [
-            _row_of(one.about)
-            for model, one in latest.items()
-            if model not in of_run
-            and (one.about.dataset, one.about.model) == (cell.about.dataset, cell.about.model)
-            and _source(one) != _source(cell)
-        ]
-        if others:
-            yield (
-                f"the code of {cell.about.model} has changed since "
-                f"{', '.join(dict.fromkeys(others))} was measured: tables show both versions as "
-                "one network, so measure again, or give the new version a name of its own"
-            )
+    planned = [task.cell for task in tasks if not isinstance(task.weights.model, ModuleModel)]
+    for about, others in _of_other_code(planned, known, _model, _network, _network_code):
+        yield (
+            f"the code of {about.model} has changed since {others} was measured: tables show both "
+            "versions as one network, so measure again, or give the new version a name of its own"
+        )
+
+
+def _network(about: About) -> tuple[str, ...]:
+    """The fields that the rows of a network share."""
+    return about.dataset, about.model
 
 
 def _model(about: About) -> tuple[str | int, ...]:
@@ -136,7 +146,7 @@ def _model(about: About) -> tuple[str | int, ...]:
     return tuple(getattr(about, key) for key in MODEL)
 
 
-def _source(cell: PlannedCell) -> str:
+def _network_code(cell: PlannedCell) -> str:
     """The digest of the code of a network from outside dmlbench; empty for any other."""
     found: str | None = cell.facts.get("model", {}).get("source")
     return found or ""
