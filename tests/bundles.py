@@ -18,7 +18,7 @@ from dmlbench.storage.cell import Cell
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.verify import Verdict, verify
-from tests.zygote import Zygote
+from tests.fork_server import ForkServer
 
 QUERIES = 5
 
@@ -31,7 +31,7 @@ class Place:
     """A folder with measured rows and an honest bundle of them."""
 
     root: Path
-    zygote: Zygote
+    fork_server: ForkServer
     bundle: Path
 
     def forged(self, edit: Edit, to: Path) -> Path:

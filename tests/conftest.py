@@ -25,8 +25,8 @@ from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data, tiny_network
 from tests.bundles import QUERIES, Place
 from tests.faults import PATIENCE, Sweeps, install
+from tests.fork_server import ForkServer, environment
 from tests.networks import own_network
-from tests.zygote import Zygote, environment
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -140,20 +140,22 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote(plugin: Path) -> Iterator[Zygote]:
-    started = Zygote(environment(plugin))
+def fork_server(plugin: Path) -> Iterator[ForkServer]:
+    started = ForkServer(environment(plugin))
     yield started
     started.close()
 
 
 @pytest.fixture
-def dmlbench(zygote: Zygote, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def dmlbench(
+    fork_server: ForkServer, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a real process, in an empty folder, with the plugin installed."""
 
     def call(
         *arguments: str, cwd: Path = tmp_path, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
-        return zygote.run(arguments, cwd, timeout)
+        return fork_server.run(arguments, cwd, timeout)
 
     return call
 
@@ -205,21 +207,23 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Measured rows and an honest bundle of them; the workers of pytest measure them once."""
     root = tmp_path_factory.mktemp("rows")
     of_all = root.parents[1] if "PYTEST_XDIST_WORKER" in os.environ else root.parent
     with FileLock(of_all / "measured.lock"):
         if not (of_all / "measured").exists():
             measure = ["attack", "--zoo", "fashion-mini/hm", "--suite", "strict"]
-            done = zygote.run([*measure, "--queries", str(QUERIES)], root, 300)
+            done = fork_server.run([*measure, "--queries", str(QUERIES)], root, 300)
             assert done.returncode == 0, done.stderr
-            packed = zygote.run(["submit", "hm", "--by", "Jane Doe", "--out", "hm.zip"], root, 300)
+            packed = fork_server.run(
+                ["submit", "hm", "--by", "Jane Doe", "--out", "hm.zip"], root, 300
+            )
             assert packed.returncode == 0, packed.stderr
             assert "protocol: closed\n" in packed.stdout
             shutil.copytree(root, of_all / "measured")
     shutil.copytree(of_all / "measured", root, dirs_exist_ok=True)
-    return Place(root, zygote, root / "hm.zip")
+    return Place(root, fork_server, root / "hm.zip")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.zygote import environment
+from tests.fork_server import environment
 
 PLUGIN = """
 import os, sys, time

@@ -21,8 +21,8 @@ from dmlbench.api import runs
 from dmlbench.api.evaluate import _is_path
 from dmlbench.datasets.base import Dataset, RetrievalData
 from tests.faults import PATIENCE
+from tests.fork_server import ForkServer
 from tests.networks import FEW, OWN, own_network
-from tests.zygote import Zygote
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,14 +70,14 @@ def test_a_file_that_is_called_like_a_network_is_not_taken_for_it(
 
 
 def test_an_own_network_in_a_few_lines_has_the_numbers_of_the_command_line(
-    dmlbench: Run, zygote: Zygote, tmp_path: Path
+    dmlbench: Run, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mynet.py").write_text(OWN)
     names: dict[str, Any] = {}
     exec(OWN, names)
     state = names["make"]().state_dict()
     torch.save({f"backbone.{name}": value for name, value in state.items()}, tmp_path / "w.pt")
-    printed = zygote.python(FIFTEEN_LINES, tmp_path)
+    printed = fork_server.python(FIFTEEN_LINES, tmp_path)
     assert "ERS ↑" in printed.stdout, printed.stderr
     assert not (tmp_path / "results").exists()
     done = dmlbench(

@@ -17,7 +17,7 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.sweep.requests import parse_all
 from tests import synthetic
 from tests.command import FIRST, Run, metrics, refused
-from tests.zygote import environment
+from tests.fork_server import environment
 
 
 def test_help_and_version(dmlbench: Run) -> None:

@@ -25,7 +25,7 @@ from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import LOG
 from dmlbench.training.trainer import Training, train
 from tests.faults import PATIENCE
-from tests.zygote import environment
+from tests.fork_server import environment
 
 DEFENSES = (
     *("none", "none:loss=margin", "none:loss=proxy-anchor"),

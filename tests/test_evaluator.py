@@ -24,8 +24,8 @@ from dmlbench.metrics.names import benign
 from dmlbench.testing import tiny_network
 from tests.evaluations import measured
 from tests.every_attack import EVERY, NAMES
+from tests.fork_server import ForkServer
 from tests.reporters import Silent
-from tests.zygote import Zygote
 
 THREAT = Threat(eps=0.1, alpha=0.03, steps=3)
 
@@ -306,7 +306,7 @@ def test_compute_restores_what_it_sets() -> None:
     ],
 )
 def test_float32_is_float32_whatever_the_user_has_set(
-    given: str, zygote: Zygote, tmp_path: Path
+    given: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """By the older switches of PyTorch or the newer ones, which must not be mixed."""
     code = f"""
@@ -322,7 +322,7 @@ assert now() == before
 if "set_float32" in {given!r}:
     assert torch.get_float32_matmul_precision() == "medium"
 """
-    done = zygote.python(code, tmp_path)
+    done = fork_server.python(code, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -35,7 +35,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep import external_rows
 from dmlbench.testing.tiny import tiny_data
 from tests.command import refused
-from tests.zygote import Zygote
+from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.usefixtures("registries")  # what a test loads is forgotten after it
 
@@ -62,11 +62,11 @@ class Place:
     """A folder with a measured row, and the data of it."""
 
     root: Path
-    zygote: Zygote
+    fork_server: ForkServer
     images: dict[str, Any] = field(default_factory=dict)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.zygote.run(arguments, self.root, 300)
+        return self.fork_server.run(arguments, self.root, 300)
 
     def verify(self, file: str, *more: str) -> subprocess.CompletedProcess[str]:
         return self.run("verify-attack", file, *ROW, "--by", "Jane Doe", *more)
@@ -78,9 +78,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def measured(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def measured(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A row of fashion-mini, and images by attacks that are stronger and weaker than its own."""
-    place = Place(tmp_path_factory.mktemp("row"), zygote)
+    place = Place(tmp_path_factory.mktemp("row"), fork_server)
     torch.manual_seed(0)
     net = LeNet().build(1, 28, initial=True).eval().requires_grad_(False)
     (place.root / "mini.py").write_text(MINI)
@@ -112,7 +112,7 @@ def measured(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
 def place(measured: Place, tmp_path: Path) -> Place:
     """A copy of it that a test may change."""
     shutil.copytree(measured.root, tmp_path / "copy")
-    return Place(tmp_path / "copy", measured.zygote, measured.images)
+    return Place(tmp_path / "copy", measured.fork_server, measured.images)
 
 
 def test_images_that_break_more_lower_the_row_and_name_who_made_them(place: Place) -> None:

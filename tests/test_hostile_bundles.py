@@ -108,7 +108,7 @@ def test_no_bundle_runs_code(place: Place, tmp_path: Path) -> None:
     for name, edit in (("network", network), ("attack", attack), ("inner", inner)):
         (tmp_path / name).mkdir()
         path = place.forged(edit, tmp_path / name)
-        refused(place.zygote.run(["verify", str(path)], tmp_path, 300), "--allow-code")
+        refused(place.fork_server.run(["verify", str(path)], tmp_path, 300), "--allow-code")
     assert not (tmp_path / "ran").exists()
 
 
@@ -119,7 +119,7 @@ def test_no_text_of_a_bundle_moves_the_cursor(place: Place, tmp_path: Path) -> N
             forgery.store.put(structs.replace(cell, about=about), forgery.store.outcomes(cell.id))
 
     path = place.forged(label, tmp_path)
-    done = place.zygote.run(["verify", str(path), "--queries", "2"], tmp_path, 300)
+    done = place.fork_server.run(["verify", str(path), "--queries", "2"], tmp_path, 300)
     assert "HM [2J accepted" in done.stdout, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr

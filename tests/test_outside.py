@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.fork_server import ForkServer
 from tests.outside import DATASET, DEFENSE, NETWORK, SLIPS, install
-from tests.zygote import Zygote
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 RUN = ("run", "--dataset", "tiny", "--defense", "none", "--recipe", "epochs=1", "--threads", "1")
@@ -25,9 +25,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def outside(zygote: Zygote, site: Path, tmp_path: Path) -> Call:
+def outside(fork_server: ForkServer, site: Path, tmp_path: Path) -> Call:
     """The command line, where the package ``their`` is installed."""
-    return lambda *arguments, cwd=tmp_path: zygote.run(arguments, cwd, 300, site)
+    return lambda *arguments, cwd=tmp_path: fork_server.run(arguments, cwd, 300, site)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

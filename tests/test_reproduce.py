@@ -25,7 +25,7 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     """The row of a CSV with the weights of the zoo; then a CSV in which a number was edited."""
     rows = place.root / "results" / "results.csv"
     few = ["--where", "attack=es|ca-"]
-    done = place.zygote.run(["reproduce", "hm", "--from", str(rows), *few], tmp_path, 300)
+    done = place.fork_server.run(["reproduce", "hm", "--from", str(rows), *few], tmp_path, 300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 6 + 3, done.stdout
     assert "the zoo's fashion-mini/hm; those of the row" in done.stdout
@@ -33,10 +33,10 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     edited = text["metric"] == "CA-"
     text.loc[edited, ["value", "low", "high"]] = [1.0, 0.5, 1.5]
     text.to_csv(tmp_path / "edited.csv", index=False)
-    done = place.zygote.run(["reproduce", "hm", "--from", "edited.csv", *few], tmp_path, 300)
+    done = place.fork_server.run(["reproduce", "hm", "--from", "edited.csv", *few], tmp_path, 300)
     assert done.returncode == 1, done.stderr
     assert "differs in CA-\n" in done.stdout
-    unknown = place.zygote.run(["reproduce", "nobody", "--from", str(rows)], tmp_path, 300)
+    unknown = place.fork_server.run(["reproduce", "nobody", "--from", str(rows)], tmp_path, 300)
     refused(unknown, "no measured row is 'nobody'")
     with pytest.raises(UserError, match="no measured row is 'hm' with attack=nosuch"):
         reproduce("hm", tmp_path, source=rows, where=["attack=nosuch"])
@@ -96,7 +96,7 @@ def test_recalls_are_measured_again_and_images_from_outside_are_left_out(
     with pytest.raises(UserError, match=r"nothing to measure again but External:R@1 \("):
         reproduce("hm", tmp_path, source=tmp_path / "outside.csv")
     where = ["--where", chosen, "--where", "attack=es|external*|worst case"]
-    done = place.zygote.run(["reproduce", "hm", "--from", "rows.csv", *where], tmp_path, 300)
+    done = place.fork_server.run(["reproduce", "hm", "--from", "rows.csv", *where], tmp_path, 300)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "ES:R@4" in done.stdout
     assert done.stderr.count("note: left out: Robust R@1, External:R@1 (") == 1, done.stderr
@@ -104,8 +104,8 @@ def test_recalls_are_measured_again_and_images_from_outside_are_left_out(
 
 def test_reproduce_trains_where_no_weights_are_to_be_had(place: Place, tmp_path: Path) -> None:
     tiny = ["run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+", "--threads", "1"]
-    assert place.zygote.run(tiny, tmp_path, 300).returncode == 0
-    done = place.zygote.run(["reproduce", "none", "--threads", "1"], tmp_path, 300)
+    assert place.fork_server.run(tiny, tmp_path, 300).returncode == 0
+    done = place.fork_server.run(["reproduce", "none", "--threads", "1"], tmp_path, 300)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "trained by the row's recipe, in reproduced/models/" in done.stdout
     assert "those of the row" in done.stdout

@@ -17,8 +17,8 @@ import pytest
 from dmlbench.common.hashing import sealed
 from tests.command import FIRST, Run, metrics, refused
 from tests.faults import PATIENCE
+from tests.fork_server import ForkServer, environment
 from tests.outside import DEFENSE
-from tests.zygote import Zygote, environment
 
 
 def test_run_trains_attacks_stores_and_answers_at_once(dmlbench: Run, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_shard_without_a_model_has_no_board_and_says_so(dmlbench: Run, tmp_pat
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_results(
-    dmlbench: Run, zygote: Zygote, tmp_path: Path
+    dmlbench: Run, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     arguments = (*FIRST, "--recipe", "epochs=4", "--threads", "1")
     whole = tmp_path / "whole"
@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_to_the_same_results(
     cut = tmp_path / "cut"
     cut.mkdir()
     for pattern in ("models/*/state.pt", "models/*/manifest.json", "cells/*.json"):
-        process = zygote.start(arguments, cut)
+        process = fork_server.start(arguments, cut)
         deadline = time.monotonic() + 60
         while not list((cut / "results").glob(pattern)) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -299,9 +299,9 @@ def test_training_ended_at_random_moments_gives_the_same_weights(
     [("retry-failed", "run again to go on"), ("never", "run again without --resume never to")],
 )
 def test_interrupting_says_that_nothing_is_lost(
-    zygote: Zygote, tmp_path: Path, resume: str, again: str
+    fork_server: ForkServer, tmp_path: Path, resume: str, again: str
 ) -> None:
-    process = zygote.start((*FIRST, "--recipe", "epochs=2000", "--resume", resume), tmp_path)
+    process = fork_server.start((*FIRST, "--recipe", "epochs=2000", "--resume", resume), tmp_path)
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("state.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)

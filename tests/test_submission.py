@@ -41,7 +41,7 @@ from tests.bundles import QUERIES, Forgery, Place, look_at
 
 
 def test_an_honest_bundle_is_accepted_to_the_last_digit(place: Place) -> None:
-    done = place.zygote.run(["verify", "hm.zip", "--queries", "2", "--json"], place.root, 300)
+    done = place.fork_server.run(["verify", "hm.zip", "--queries", "2", "--json"], place.root, 300)
     found = json.loads(done.stdout)
     assert (done.returncode, found["accepted"], found["protocol"]) == (0, True, "closed")
     assert {(one["attack"], one["n"]) for one in found["numbers"]} == {
@@ -70,7 +70,7 @@ def test_a_damaged_cell_is_named_where_rows_are_packed_or_compared(
     (cell,) = [one for one in store.cells() if one.about.attack == "es"]
     store.path(cell.id).write_text("{}")
     for command in (["submit", "hm", "--by", "Jane Doe"], ["compare", "hm", "hm"]):
-        done = place.zygote.run(command, tmp_path, 300)
+        done = place.fork_server.run(command, tmp_path, 300)
         assert done.returncode == 0, done.stderr
         assert f"{cell.id}.json is damaged and left out" in done.stderr
 

@@ -1,8 +1,8 @@
-"""Starts ``dmlbench`` in processes of its own that find all modules already imported.
+"""A fork server: a process that has imported all modules and forks for each ``dmlbench``.
 
-Imports are most of what a short command costs. A zygote makes them, runs nothing of dmlbench, and
-forks for each command: a real process with its own folder, arguments and exit code. Plugins are
-first looked for by the command. Scripts of Python that use dmlbench are run in the same way.
+Imports are most of what a short command costs. The fork server makes them once and runs nothing of
+dmlbench; each command is a fork of it, a real process with its own folder, arguments and exit code.
+Plugins are first looked for by the command. Scripts of Python run in the same way.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def environment(*folders: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-class Zygote:
-    """A process from which commands are forked; ``environment`` is that of the commands."""
+class ForkServer:
+    """The process from which commands are forked; ``environment`` is that of the commands."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -96,7 +96,7 @@ class Zygote:
 class Command:
     """A command that was started."""
 
-    zygote: Zygote
+    fork_server: ForkServer
     pid: int
     arguments: tuple[str, ...]
     folder: tempfile.TemporaryDirectory[str]
@@ -107,7 +107,7 @@ class Command:
 
     def wait(self, timeout: float) -> subprocess.CompletedProcess[str]:
         """Wait for its end, and return its exit code and what it printed."""
-        code = self.zygote.order({"wait": self.pid}, timeout)
+        code = self.fork_server.order({"wait": self.pid}, timeout)
         out, err = (Path(self.folder.name) / name for name in ("out", "err"))
         done = subprocess.CompletedProcess(self.arguments, code, out.read_text(), err.read_text())
         self.folder.cleanup()
