@@ -11,6 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
+from dmlbench.datasets.images import Listing
+
 JPEG = {"quality": 90}
 
 
@@ -151,3 +153,8 @@ def grocery(root: Path) -> Path:
         (base / f"{part}.txt").write_text("".join(lines))
     (base / "classes.csv").write_text("Class Name (str),Class ID (int)\n")
     return base
+
+
+def labels(listing: Listing) -> tuple[list[int], list[int]]:
+    """The labels of the images that train, and of those that test."""
+    return [label for _, label in listing.train], [label for _, label in listing.test]
