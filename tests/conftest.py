@@ -234,3 +234,11 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sweeps(plugin: Path, faults: Path, tmp_path: Path) -> Sweeps:
     return Sweeps(plugin, faults, FAULTS_FLAG=str(tmp_path / "flag"))
+
+
+@pytest.fixture
+def telltale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a file of code, evil.py, that leaves a file when it is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    return tmp_path
