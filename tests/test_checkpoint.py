@@ -129,6 +129,16 @@ def test_a_training_in_its_first_epoch_is_no_model_yet(tmp_path: Path) -> None:
             checkpoint.stored_weights(place)
 
 
+def test_weights_whose_manifest_is_lost_are_not_called_unfinished(saved: Path) -> None:
+    folder = saved.parent / "models" / ("0" * 16)
+    folder.parent.mkdir()
+    saved.rename(folder)
+    (folder / checkpoint.LOG).write_text("{}\n")
+    (folder / checkpoint.MANIFEST).unlink()
+    found = checkpoint.stored_weights(folder / checkpoint.WEIGHTS)
+    assert found.manifest is None
+
+
 def test_a_damaged_manifest_of_dmlbench_beside_weights_is_refused(saved: Path) -> None:
     path = saved / checkpoint.MANIFEST
     path.write_text(path.read_text()[:-40])

@@ -211,3 +211,8 @@ def test_merge_looks_at_all_sources_before_it_copies(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert reason in done.stderr
         assert not list((tmp_path / "c").glob("*"))
+    before = sorted(two.root.rglob("*"))
+    done = CliRunner().invoke(main, ["merge", str(one.root), "--results", str(two.root)])
+    assert done.exit_code == 2
+    assert "is not what its manifest says" in done.stderr  # a model of the target
+    assert sorted(two.root.rglob("*")) == before

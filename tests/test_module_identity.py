@@ -389,3 +389,20 @@ def test_a_factory_that_changed_is_another_network(
         ids.append(identity(weights.facts))
         assert weights.about.label == "none (as built)"
     assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_factory_that_loads_another_script_is_another_network(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code and its weights are the same, and so is the function."""
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text("import torch\ndef make():\n    return torch.jit.load('net.pt')\n")
+    linear, ids = nn.Linear(64, 8), []
+    for last in (nn.Identity(), nn.Identity(), nn.Hardtanh()):
+        torch.jit.script(nn.Sequential(nn.Flatten(), linear, last)).save("net.pt")
+        weights = initial_weights(
+            small, small.load(None), parse_model("nets.py:make"), None, 0, "fp32", 1
+        )
+        ids.append(identity(weights.facts))
+    assert ids[0] == ids[1] != ids[2]

@@ -40,6 +40,8 @@ def test_reproduce_finds_the_numbers_again_and_says_which_differ(
     refused(unknown, "no measured row is 'nobody'")
     with pytest.raises(UserError, match="no measured row is 'hm' with attack=nosuch"):
         reproduce("hm", tmp_path, source=rows, where=["attack=nosuch"])
+    with pytest.raises(UserError, match="no measured row is 'hm' with queries="):
+        reproduce("hm", tmp_path, source=rows, where=["queries="])  # all attacks are on a few
     clean = reproduce("hm", tmp_path, source=rows, where=["attack="])
     assert {one.suite for one in clean.numbers} == {""}
     assert clean.equal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +49,24 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     store = Store(results)
     cells = store.cells()
     a, b = map(compare.as_stored, (a, b))
+    paired = compare.has_cells(a, cells) and compare.has_cells(b, cells)
+    rows = [] if paired else stored_records(cells, results)
     if dataset is not None:
-        dataset = _as_stored(dataset, stored_records(cells, results))
-    if compare.has_cells(a, cells) and compare.has_cells(b, cells):
+        known = {cell.about.dataset for cell in cells} | {row["dataset"] for row in rows}
+        dataset = _as_stored(dataset, known)
+    if paired:
         left, right = (compare.find(name, store, dataset) for name in (a, b))
         found = compare.compare(left, right)
         return Comparison(found, left.records[0], right.records[0], True)
-    rows = stored_records(cells, results)
     ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
     return Comparison(unpaired.compare(ours, theirs, (a, b)), ours[0], theirs[0], False)
 
 
-def _as_stored(dataset: str, rows: Iterable[Record]) -> str:
-    """The spec of a data set as rows have it.
+def _as_stored(dataset: str, known: Container[str]) -> str:
+    """The spec of a data set as results have it.
 
     Raises:
-        UserError: no row has it, and it is the spec of no data set.
+        UserError: none has it, and it is the spec of no data set.
     """
-    known = {row["dataset"] for row in rows}
     plain = with_plain_paths(dataset)
     return plain if plain in known else spec.shown(spec.parse(dataset, DATASETS))

@@ -104,10 +104,8 @@ def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
     """Groups of rows that differ in the seed alone, one row for each seed, sorted by seed.
 
     Of several rows with one seed the one that was measured last counts: weights that were trained
-    again may differ in their last bits. Of rows with the same weights the one of the least seed
-    counts: they are one training, which was attacked with several seeds. Only rows of one state of
-    the images count, that of the row that was measured last: a folder may have changed, and a mean
-    is of seeds on the same images.
+    again may differ in their last bits. Only rows of one state of the images count, that of the row
+    that was measured last: a folder may have changed, and a mean is of seeds on the same images.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -117,10 +115,7 @@ def by_configuration(rows: Iterable[Row]) -> list[list[Row]]:
         images = last_images(group)
         ascending = sorted(group, key=_newest)
         latest = {row.about["seed"]: row for row in ascending if row.data in ("", images)}
-        distinct: dict[str, Row] = {}
-        for seed in sorted(latest):
-            distinct.setdefault(latest[seed].weights or str(seed), latest[seed])
-        found.append([*distinct.values()])
+        found.append([latest[seed] for seed in sorted(latest)])
     return found
 
 

@@ -45,6 +45,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
             alone = f"CSVs alone ({names}): copy them into {results}" if names else "no results"
             raise UserError(f"{source} holds {alone}")
         check_models(found)
+    check_models(target)
     for source, names in csvs.items():
         merged = merge_into(Store(source), target, warn)
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")

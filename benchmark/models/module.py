@@ -45,6 +45,11 @@ class ModuleModel(Model):
         return attributes_of(getattr(self.module, "_orig_mod", self.module))
 
     @property
+    def has_script(self) -> bool:
+        """True if the module is TorchScript, or a part of it is: a file may bring such code."""
+        return any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
+
+    @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every module
         """A card with the name in tables."""
         return Card(self.name or _class_name(self.module), "a network in memory")

@@ -34,9 +34,9 @@ def digest(script: torch.jit.ScriptModule) -> str:
     """SHA-256 of what a network of TorchScript consists of, in evaluation mode.
 
     It is the same for a network that was compiled or traced once more, in another process too, or
-    saved and loaded, as long as PyTorch writes the same code: it does not if it has compiled
-    another function of the same name before, and for frozen networks with constants that nothing
-    reads. Two networks that compute something else never share it.
+    saved and loaded, as long as PyTorch writes the same code. PyTorch writes other code if another
+    function of the same name was compiled before, and for frozen networks with constants that
+    nothing reads. Two networks that compute different things never have the same digest.
 
     Raises:
         ValueError: PyTorch cannot save it, or it holds what cannot be read without its code, as an

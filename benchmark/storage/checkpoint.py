@@ -237,8 +237,8 @@ def stored_weights(path: Path) -> StoredWeights:
 def refuse_state(path: Path) -> None:
     """UserError for the state of an unfinished training of dmlbench, and for where it will be.
 
-    In its first epoch a training has a log and no state yet. Other programs have files of these
-    names, too, and a file that is not there is none.
+    In its first epoch a training has a log and neither a state nor weights yet. Other programs have
+    files of these names, too, and a file that is not there is none.
     """
     if path.name != STATE:
         return
@@ -247,7 +247,8 @@ def refuse_state(path: Path) -> None:
             unfinished = re.match(rb"[0-9a-f]{64}\n", file.read(65)) is not None
     except OSError:  # whoever reads it says why that cannot be
         path = path.parent
-        unfinished = _is_ours(path) and (path / LOG).is_file()
+        begun = (path / LOG).is_file() and not (path / WEIGHTS).exists()
+        unfinished = begun and _is_ours(path)
     if unfinished:
         raise UserError(
             f"checkpoint {path} is of a training that is not finished: run it again to finish it"

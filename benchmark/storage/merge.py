@@ -25,9 +25,9 @@ class Merged:
     models: int
 
 
-def check_models(source: Store) -> None:
-    """DamagedError if a model of the source is not what its manifest says."""
-    for folder in source.model_folders():
+def check_models(store: Store) -> None:
+    """DamagedError if a model of a results folder is not what its manifest says."""
+    for folder in store.model_folders():
         verified_manifest(folder)
 
 
@@ -58,7 +58,6 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             f"cells of {label} in {source.root} are of other weights than model {training} of "
             f"{target.root}, which stands: they are left behind"
         )
-    left = {cell.id for cell in replaced}
     known = {cell.id: target.done(cell.id) if cell.ok else target.get(cell.id) for cell in cells}
     differing = {cell.id for cell in cells if _differs(cell, known[cell.id])}
     if differing:
@@ -67,11 +66,12 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             f"in {target.root}, which stand; scores drawn from them are left behind, and a run "
             "draws those of the target"
         )
+    left = differing | {cell.id for cell in replaced}
     copied = 0
     for cell in cells:
         ours = known[cell.id]
         if (
-            cell.id in left | differing
+            cell.id in left
             or source.path(cell.id) in changed
             or cell.facts.get("checkpoint") in other
             or differing.intersection(cell.facts.get("cells", ()))

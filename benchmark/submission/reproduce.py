@@ -187,7 +187,11 @@ def _row(name: str, source: Path | None, where: Sequence[str]) -> tuple[list[Rec
     chosen = [
         record for record in mine if meets(record, conditions if record["suite"] else of_model)
     ]
-    if not any(meets(record, conditions) for record in chosen):
+    # the number of queries alone does not ask for clean numbers, which have none
+    keys = {one.key for one in conditions}
+    attacked = "queries" in keys and keys.isdisjoint(("suite", "attack"))
+    asked = [record for record in chosen if record["suite"] or not attacked]
+    if not any(meets(record, conditions) for record in asked):
         known = ", ".join(sorted({record["defense"] or record["label"] for record in every}))
         raise UserError(
             f"no measured row is {name!r}{''.join(f' with {one}' for one in where)} in {place}; "

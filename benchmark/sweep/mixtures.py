@@ -7,165 +7,197 @@ defense or an attack from a file: two versions of a file have the same name.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dmlbench.analysis.records import MODEL
 from dmlbench.core.naming import parameters, seeds_in_words
-from dmlbench.models.module import ModuleModel
-from dmlbench.storage.cell import ORDER, About, PlannedCell
+from dmlbench.storage.cell import About, Cell, PlannedCell
 from dmlbench.storage.store import Store
+from dmlbench.sweep.policies import DONE
 from dmlbench.sweep.status import PlannedModel, StoredCells
+from dmlbench.training.job import Training
 
 ATTACK, DEFENSE = "attack_source", "defense_source"  # facts: digests of code outside dmlbench
+MOST_NAMES = 5  # of models in a warning
 
 
-def warn_of_mixtures(models: Sequence[PlannedModel], known: StoredCells, store: Store) -> None:
-    """Warn of stored numbers that differ from those of this run in what no table says.
+@dataclass(frozen=True)
+class Plan:
+    """What a run is about to measure, and what is stored.
 
-    Args:
+    Attributes:
         models: the models of the run with their cells.
+        elsewhere: the models of its other shards, which are measured with today's code, too.
         known: the stored cells.
-        store: the results folder.
+        resume: the policy of the run.
     """
-    found = [
-        *_other_radius(models, known),
-        *_other_attack(models, known),
-        *_other_network(models, known),
-        *_other_defense(models, store),
+
+    models: Sequence[PlannedModel]
+    elsewhere: Sequence[PlannedModel]
+    known: StoredCells
+    resume: str
+
+    def cells(self) -> Iterator[tuple[PlannedCell, bool]]:
+        """The cells whose numbers will be of today's code, and whether they are stored already."""
+        for model in self.models:
+            for task, status in model.cells:
+                measured = model.measures(status, self.resume)
+                if measured or status == DONE:
+                    yield task.cell, not measured
+
+    def trainings(self) -> Iterator[Training]:
+        """The trainings whose weights will be of today's code."""
+        for model in self.models:
+            train = model.train
+            if train and (model.trained == DONE or train in model.first_tasks(self.resume)):
+                yield train.training
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A kind of code outside dmlbench that numbers depend on.
+
+    Attributes:
+        digest: its digest by a cell; empty if there is none.
+        name: its name in tables.
+        number: the fields that tables tell one number by; the one that was measured last counts.
+        together: the fields that are equal in numbers which tables show as of one code.
+    """
+
+    digest: Callable[[PlannedCell], str]
+    name: Callable[[About], str]
+    number: tuple[str, ...]
+    together: tuple[str, ...]
+
+
+def _attack(cell: PlannedCell) -> str:
+    return cell.facts.get(ATTACK) or ""
+
+
+def _network(cell: PlannedCell) -> str:
+    """For a network in memory, that of the function that made it."""
+    facts = cell.facts.get("model", {})
+    return facts.get("made_by" if "architecture" in facts else "source") or ""
+
+
+_COLUMN = ("dataset", "suite", "queries", "attack")
+CODES = (
+    _Code(_attack, lambda about: about.attack.partition(":")[0], (*MODEL, *_COLUMN), _COLUMN),
+    _Code(_network, lambda about: about.model, MODEL, ("dataset", "model")),
+)
+
+
+def warn_of_mixtures(plan: Plan, store: Store) -> None:
+    """Warn of stored numbers that differ from those of this run in what no table says."""
+    lines = [
+        *_other_radius(plan),
+        *(line for code in CODES for line in _other_code(plan, code)),
+        *_other_defense(plan, store),
     ]
-    for line in dict.fromkeys(found):
+    for line in lines:
         warnings.warn(line, stacklevel=4)
 
 
-def _other_radius(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
+def _other_radius(plan: Plan) -> Iterator[str]:
     """A data set of the same name that was attacked within another radius.
 
     Those of registered data sets never change, so this is for ``from_arrays`` and for classes of
-    the user.
+    the user. One warning is enough.
     """
-    stored = {_adversary(cell.about) for cell in known.cells.values() if cell.ok}
-    for task, _ in (one for model in models for one in model.cells):
+    stored = {_adversary(cell.about) for cell in plan.known.cells.values() if cell.ok}
+    for task, _ in (one for model in plan.models for one in model.cells):
         attacked, eps = _adversary(task.cell.about)
-        if others := {other for same, other in stored if same == attacked and other and eps} - {
-            eps
-        }:
+        others = sorted({other for same, other in stored if same == attacked} - {eps, ""})
+        if eps and others:
             dataset, _, attack = attacked
-            return [
-                f"{attack} on {dataset} has eps {eps} here, and {', '.join(sorted(others))} in "
-                "stored results: tables show both in one column, so give the data sets names of "
-                "their own"
-            ]
-    return []
+            yield (
+                f"{attack} on {dataset} has eps {eps} here, and {', '.join(others)} in stored "
+                "results: tables show both in one column, so give the data sets names of their own"
+            )
+            return
 
 
 def _adversary(about: About) -> tuple[tuple[str, str, str], str]:
     """Data set, suite and attack, as tables name them; and the radius, empty for clean images."""
-    return (about.dataset, about.suite, about.attack), parameters(about.attack_resolved).get(
-        "eps", ""
-    )
+    radius = parameters(about.attack_resolved).get("eps", "")
+    return (about.dataset, about.suite, about.attack), radius
 
 
-def _other_attack(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
-    """An attack whose code was another one when models outside this run were attacked."""
-    planned = [task.cell for model in models for task, _ in model.cells]
-    for about, others in _of_other_code(planned, known, _number, _column, _attack_code):
+def _other_code(plan: Plan, code: _Code) -> Iterator[str]:
+    """Models that were measured with another version of an attack or a network than today's.
+
+    Either models outside the run, or those of the run whose number of today's version is stored,
+    and which another version has measured since.
+    """
+    stored = [cell for cell in plan.known.cells.values() if cell.ok and code.digest(cell)]
+    stored.sort(key=lambda cell: cell.started)
+    latest = {_fields(cell.about, code.number): cell for cell in stored}
+    shown: dict[tuple[Any, ...], list[Cell]] = {}
+    for one in latest.values():
+        shown.setdefault(_fields(one.about, code.together), []).append(one)
+    today = [(cell, done) for cell, done in plan.cells() if code.digest(cell)]
+    others = [task.cell for model in plan.elsewhere for task, _ in model.cells]
+    of_run = {_fields(cell.about, code.number) for cell in (*others, *(one for one, _ in today))}
+    before, after = _Models(), _Models()
+    for cell, done in today:
+        for other in shown.get(_fields(cell.about, code.together), ()):
+            number = _fields(other.about, code.number)
+            if code.digest(other) == code.digest(cell):
+                continue
+            if number not in of_run:
+                before.add(code.name(cell.about), other.about.label, other.about.seed)
+            elif done and number == _fields(cell.about, code.number):
+                after.add(code.name(cell.about), other.about.label, other.about.seed)
+    for name, models in before.named():
         yield (
-            f"the code of {about.attack} has changed since it attacked {others}: tables show the "
-            "numbers of both versions in one column, so attack again, or give the new version a "
+            f"the code of {name} has changed since {models} was measured with it: tables show both "
+            "versions under one name, so measure again, or give the new version a name of its own"
+        )
+    for name, models in after.named():
+        yield (
+            f"the numbers of {models} that tables show are of another version of {name}, which was "
+            "measured later than this one: measure again (--resume never), or give each version a "
             "name of its own"
         )
 
 
-def _of_other_code(
-    planned: Sequence[PlannedCell],
-    known: StoredCells,
-    number: Callable[[About], tuple[str | int, ...]],
-    column: Callable[[About], tuple[str, ...]],
-    code: Callable[[PlannedCell], str],
-) -> Iterable[tuple[About, str]]:
-    """Each planned cell that shares its column with numbers of other code, and whose these are.
-
-    Args:
-        planned: cells of this run.
-        known: the stored cells.
-        number: the fields that tables tell a number by; the latest one of each counts.
-        column: the fields that the numbers of a column share.
-        code: the digest of the code from outside dmlbench in a cell; empty if there is none.
-    """
-    of_run = {number(cell.about) for cell in planned}
-    measured = [cell for cell in known.cells.values() if cell.ok and code(cell)]
-    latest = {number(cell.about): cell for cell in sorted(measured, key=lambda one: one.started)}
-    outside = [cell for key, cell in latest.items() if key not in of_run]
-    for cell in planned:
-        others = dict.fromkeys(
-            f"{one.about.label} (seed {one.about.seed})"
-            for one in outside
-            if code(cell) not in ("", code(one)) and column(one.about) == column(cell.about)
-        )
-        if others:
-            yield cell.about, ", ".join(others)
+def _fields(about: About, names: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(getattr(about, name) for name in names)
 
 
-def _number(about: About) -> tuple[str | int, ...]:
-    """The fields that tables tell a number by, but for the digest of the weights."""
-    return tuple(getattr(about, key) for key in (*ORDER, "label", "precision"))
+class _Models(dict[str, dict[str, set[int]]]):
+    """Name of some code -> label of a model -> its seeds."""
+
+    def add(self, name: str, label: str, seed: int) -> None:
+        """Add a model."""
+        self.setdefault(name, {}).setdefault(label, set()).add(seed)
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Each name with its models in words, of which a line has five at most."""
+        for name, models in self.items():
+            words = [f"{one} ({seeds_in_words(sorted(seeds))})" for one, seeds in models.items()]
+            more = f" and {len(words) - MOST_NAMES} more" if len(words) > MOST_NAMES else ""
+            yield name, ", ".join(words[:MOST_NAMES]) + more
 
 
-def _column(about: About) -> tuple[str, ...]:
-    """The fields that the numbers of a column share."""
-    return about.dataset, about.suite, about.queries, about.attack
-
-
-def _attack_code(cell: PlannedCell) -> str:
-    """The digest of the code of an attack from outside dmlbench; empty for any other."""
-    return cell.facts.get(ATTACK) or ""
-
-
-def _other_network(models: Sequence[PlannedModel], known: StoredCells) -> Iterable[str]:
-    """A network in a file whose code was another one when models outside this run were measured.
-
-    A network in memory has the name of its class, which others may have.
-    """
-    tasks = [task for model in models for task, _ in model.cells]
-    planned = [task.cell for task in tasks if not isinstance(task.weights.model, ModuleModel)]
-    for about, others in _of_other_code(planned, known, _model, _network, _network_code):
-        yield (
-            f"the code of {about.model} has changed since {others} was measured: tables show both "
-            "versions as one network, so measure again, or give the new version a name of its own"
-        )
-
-
-def _network(about: About) -> tuple[str, ...]:
-    """The fields that the rows of a network share."""
-    return about.dataset, about.model
-
-
-def _model(about: About) -> tuple[str | int, ...]:
-    """The fields that tables tell a model by, but for the digest of the weights."""
-    return tuple(getattr(about, key) for key in MODEL)
-
-
-def _network_code(cell: PlannedCell) -> str:
-    """The digest of the code of a network from outside dmlbench; empty for any other."""
-    found: str | None = cell.facts.get("model", {}).get("source")
-    return found or ""
-
-
-def _other_defense(models: Sequence[PlannedModel], store: Store) -> Iterable[str]:
+def _other_defense(plan: Plan, store: Store) -> Iterator[str]:
     """A defense whose code was another one when other seeds were trained."""
-    every = [model.train.training for model in models if model.train is not None]
-    trainings = [one for one in every if one.facts.get(DEFENSE)]
+    trainings = [one for one in plan.trainings() if one.facts.get(DEFENSE)]
     if not trainings:
         return
+    elsewhere = [model.train.training for model in plan.elsewhere if model.train is not None]
     manifests = sorted(store.manifests(), key=lambda one: one.started)
+    said = set()
     for training in trainings:
         alike = _but_code(training.facts)
         same = [one.training for one in manifests if _but_code(one.training) == alike]
         latest = {one["seed"]: one.get(DEFENSE) for one in same}
-        of_run = {one.seed for one in trainings if _but_code(one.facts) == alike}
-        other = {seed for seed, code in latest.items() if code != training.facts[DEFENSE]} - of_run
-        if other:
+        own = {one.seed for one in (*trainings, *elsewhere) if _but_code(one.facts) == alike}
+        other = {seed for seed, code in latest.items() if code != training.facts[DEFENSE]} - own
+        if other and training.shown not in said:
+            said.add(training.shown)
             yield (
                 f"the code of {training.shown} has changed since it was trained with "
                 f"{seeds_in_words(sorted(other))}: tables show one mean over both versions, so "

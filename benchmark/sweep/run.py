@@ -29,7 +29,7 @@ from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.feasible import check_epochs, to_be_trained
-from dmlbench.sweep.mixtures import warn_of_mixtures
+from dmlbench.sweep.mixtures import Plan, warn_of_mixtures
 from dmlbench.sweep.policies import EXECUTORS, KEPT_STATUSES
 from dmlbench.sweep.scheduler import Scheduler
 from dmlbench.sweep.session import Session, sound_manifest
@@ -95,8 +95,11 @@ def run(
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
     """
     known = read_store(session)
-    planned = plan_models(session, of_shard(models, options), attacks, known)
-    warn_of_mixtures(planned, known, session.store)
+    mine = of_shard(models, options)
+    planned = plan_models(session, mine, attacks, known)
+    elsewhere = [one for one in models if one not in mine]
+    others = plan_models(session, elsewhere, attacks, known, trained=False)
+    warn_of_mixtures(Plan(planned, others, known, options.resume), session.store)
     check_epochs(to_be_trained(planned, options.resume))
     device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)
@@ -138,17 +141,31 @@ def plan_models(
     attacks: Sequence[PlannedAttack],
     known: StoredCells,
     repair: bool = True,
+    trained: bool = True,
 ) -> list[PlannedModel]:
     """Each model with its cells, and which of them are stored.
 
     A damaged model is named, and moved to ``quarantine/`` if ``repair``: it is trained again.
+
+    Args:
+        session: settings of the run.
+        models: trainings, and weights that exist.
+        attacks: what each model is measured under.
+        known: the stored cells.
+        repair: whether damaged models are moved.
+        trained: False: as if no model were trained yet, whose weights are read otherwise.
     """
     measured = session.compute.precision, session.compute.eot, session.dataset.benign
     return [
         status.plan_weights(one, attacks, known, session.dataset.benign)
         if isinstance(one, Weights)
         else status.plan_training(
-            one, sound_manifest(session, one, repair), attacks, session.store, known, *measured
+            one,
+            sound_manifest(session, one, repair) if trained else None,
+            attacks,
+            session.store,
+            known,
+            *measured,
         )
         for one in models
     ]

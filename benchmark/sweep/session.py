@@ -228,9 +228,6 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
     as one that filters its images does with the plain one. A warning says so if cells of another
     network, or of other weights, are in the same row.
 
-    Weights whose training is unknown keep the seed that they were first stored with: the seeds of
-    a row are counted as trainings, and another seed of their attacks makes no other training.
-
     Args:
         session: whose results folder is looked through.
         weights: under the label that the user gave, or that of their file or class.
@@ -240,8 +237,7 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
         UserError: stored cells of this network have another label than the user gave.
     """
     stored = session.store.cells()
-    of_network = [cell for cell in stored if _is_of(cell, weights)]
-    alike = [cell.about for cell in of_network]
+    alike = [cell.about for cell in stored if _is_of(cell, weights)]
     if label is None:
         training = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
         mine = [getattr(weights.about, name) for name in training]
@@ -262,10 +258,6 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
             f"{session.store.root}; leave the label out if it is the same one, else choose another "
             "results folder"
         )
-    untold = [cell for cell in of_network if "training" not in cell.facts]
-    if untold and "training" not in weights.facts:
-        seed = min(untold, key=lambda cell: cell.started).about.seed
-        weights = replace(weights, about=structs.replace(weights.about, seed=seed))
     return weights
 
 
