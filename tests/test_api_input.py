@@ -144,6 +144,14 @@ def test_a_network_of_torchscript_is_measured_as_the_plain_one(
     assert all(p.is_leaf and p.requires_grad for p in script.parameters())
 
 
+def test_an_empty_list_of_attacks_is_clean_images_alone(net: nn.Module, small: Dataset) -> None:
+    found = dml.evaluate(net, small, attacks=[], seed=np.int64(1), progress=False)
+    assert {record["attack"] for record in found.records} == {""}
+    assert repr(found).startswith("<Report of Sequential: R@1, ")
+    with pytest.raises(dml.UserError, match=r"--queries 99: the test split has 40 images"):
+        dml.evaluate(net, small, attacks="es", queries=np.int64(99), progress=False)
+
+
 def test_an_attack_may_name_its_suite(net: nn.Module, small: Dataset) -> None:
     found = dml.evaluate(
         net, small, attacks=["es:suite=ers,steps=1", "ca+:steps=1"], progress=False
@@ -221,7 +229,7 @@ def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> 
 
 def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
     made = [
-        dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
+        dml.from_arrays(np.arange(256, dtype=np.uint8).reshape(4, 8, 8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
         for eps in (8 / 255, "8/255", np.float64(8 / 255))
     ]
     assert len(set(made)) == 1
@@ -245,6 +253,14 @@ def test_images_in_half_precision_are_those_of_8_bits() -> None:
         ({"mean": [0.5], "std": [0]}, "std above 0"),
         ({"metric": "cosine"}, "metric must be one of N, E, C, got 'cosine'"),
         ({"network": "lenet"}, "network= is for a checkpoint"),
+        ({"model": nn.Identity}, "got type: make a network of the class Identity"),
+        ({"dataset": np.zeros(3)}, "what dmlbench.from_arrays(images, labels) makes"),
+        ({"label": 5}, "label must be a text, got 5"),
+        ({"label": "a\nb"}, "has a control character, such as a tab or a line end"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, "mean and std have 3 numbers, and the images 1"),
+        ({"attacks": {"es": 2}}, "attacks must be a name or a list of names, got {'es': 2}"),
+        ({"dataset": "tests"}, "the images of a folder are --dataset folder:root=tests"),
+        ({"model": "mine.onnx"}, "wrap it in a torch.nn.Module"),
     ],
 )
 def test_wrong_arguments_of_evaluate(changed: dict[str, Any], words: str) -> None:
@@ -253,6 +269,6 @@ def test_wrong_arguments_of_evaluate(changed: dict[str, Any], words: str) -> Non
 
 
 def test_a_set_without_images_to_train_on_says_so(tmp_path: Path) -> None:
-    data = dml.from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 0, 1, 1])
+    data = dml.from_arrays(np.arange(256, dtype=np.uint8).reshape(4, 8, 8), [0, 0, 1, 1])
     with pytest.raises(dml.UserError, match="no images to train on: give it some"):
         dml.train("none", data, results=tmp_path, progress=False)

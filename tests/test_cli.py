@@ -319,4 +319,4 @@ def test_attack_measures_any_checkpoint_and_draws_it(dmlbench: Run, tmp_path: Pa
     refused(dmlbench("attack", "--checkpoint", "absent.pt", "--dataset", "tiny",
                      "--attack", "ca+", cwd=alone), "absent.pt does not exist")  # fmt: skip
     refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--model",
-                     "c2f2", "--attack", "ca+", cwd=alone), "does not fit the model")  # fmt: skip
+                     "c2f2", "--attack", "ca+", cwd=alone), "fit the network c2f2 (another: --model)")  # fmt: skip

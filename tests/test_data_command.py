@@ -91,6 +91,50 @@ def test_verify_finds_unsound_what_a_run_would_refuse(tmp_path: Path, each: int,
     assert done.output.rstrip().endswith("\nnot sound" if said else "\nsound")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "sound"),
+    [
+        (
+            "query=q,gallery=other",
+            "no query has an answer in the gallery: the classes of both",
+            False,
+        ),
+        (
+            "query=q,gallery=g,sources=one.txt",
+            "all that would be right are hidden, as junk or",
+            False,
+        ),
+        ("query=q,gallery=g,positives=junk.txt", "no line of the list is an answer at this", False),
+        ("query=q,gallery=q", "8 queries find themselves", True),
+        ("query=q,gallery=g", "1 images of the gallery are distractors", True),
+        ("root=twice", "8 of 8 test images are there twice or more", True),
+    ],
+)
+def test_verify_says_what_a_run_would_refuse_or_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, said: str, sound: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.folder(Path("q"), classes=2, each=4)
+    trees.folder(Path("g"), classes=2, each=5, size=(40, 50))
+    trees.write(Path("g/alone.jpg"), trees.jpeg(9, 9))
+    trees.write(Path("other/third/0.jpg"), trees.jpeg(8, 8))
+    trees.folder(Path("twice"), classes=4, each=2)
+    for path in sorted(Path("twice").rglob("*.jpg")):
+        trees.write(path.with_suffix(".copy.jpg"), path.read_bytes())
+    images = [*Path("q").rglob("*.jpg"), *Path("g").rglob("*.jpg")]
+    Path("one.txt").write_text(
+        "".join(
+            f"one\t{path}\n".replace("q/", "query/", 1).replace("\tg/", "\tgallery/", 1)
+            for path in images
+        )
+    )
+    answers = [f"junk\t{path.relative_to('q')}\talone.jpg\n" for path in Path("q").rglob("*.jpg")]
+    Path("junk.txt").write_text("".join(answers))
+    done = data("verify", f"folder:size=32,{asked}")
+    assert said in done.output
+    assert done.exit_code == (0 if sound else 1), done.output
+
+
 def git(folder: Path, *arguments: str) -> str:
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "uploadpack.allowAnySHA1InWant=true")
     command = ["git", *who, *arguments]

@@ -98,6 +98,19 @@ def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
     assert line.startswith("warning: data set folder: left out class 002/own, leaderboards, res")
 
 
+def test_a_name_with_blanks_is_listed_by_tabs(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "set", classes=4, each=2)
+    lines = [f"{path.parent.name} \t{path.relative_to(root)}\n" for path in root.rglob("*.jpg")]
+    for name, part in (("train", lines[:4]), ("test", lines[4:])):
+        (tmp_path / name).write_text("".join(part))
+    lists = f"train_list={tmp_path / 'train'},test_list={tmp_path / 'test'}"
+    listing = spec.parse(f"folder:root={root},{lists}", DATASETS).found(None)
+    assert {name: found.classes for name, found in listing.figures.items()} == {
+        "train": 2,
+        "test": 2,
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,7 +123,10 @@ def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
         ("root=imagenet", "imagenet has one of train/ and test/"),
         ("root=empty", "empty has 0 folders with images"),
         ("root=two,train_list=absent,test_list=absent", "absent cannot be read"),
-        ("root=two,train_list=bad,test_list=bad", "bad, line 1: expected 2 words, got 'alone'"),
+        (
+            "root=two,train_list=bad,test_list=bad",
+            "bad, line 1: expected 'CLASS IMAGE', separated by tabs",
+        ),
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
         ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
         (

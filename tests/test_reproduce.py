@@ -71,7 +71,7 @@ def test_the_network_of_a_file_of_weights_is_that_of_the_row(place: Place, tmp_p
     text.assign(model="c2f2").to_csv(tmp_path / "rows.csv", index=False)
     weights = Path(shutil.copy(zoo_folder("fashion-mini/hm") / WEIGHTS, tmp_path))
     where = ["attack=es", "defense=hm"]
-    with pytest.raises(UserError, match="does not fit the model"):
+    with pytest.raises(UserError, match="does not fit the network c2f2"):
         reproduce("hm", tmp_path, source=tmp_path / "rows.csv", where=where, checkpoint=weights)
 
 

@@ -109,7 +109,7 @@ def stanford_cars(root: Path) -> Path:
         names = [(c, f"{EACH * k + i + 1:05}.jpg") for k, c in enumerate(CARS_CLASSES)
                  for i in range(EACH)]  # fmt: skip
         for label, name in names:
-            write(base / f"cars_{part}" / name, jpeg(label, len(part) + int(name[:5])))
+            write(base / f"cars_{part}" / name, jpeg(label, 100 * len(part) + int(name[:5])))
         save_structs(base / f"{file}.mat", fields, [(1, 1, 90, 70, c, n) for c, n in names])
     return base
 

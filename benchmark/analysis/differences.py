@@ -53,7 +53,7 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     rows = [] if paired else stored_records(cells, results)
     if dataset is not None:
         known = {cell.about.dataset for cell in cells} | {row["dataset"] for row in rows}
-        dataset = _as_stored(dataset, known)
+        dataset = as_stored(dataset, known)
     if paired:
         left, right = (compare.find(name, store, dataset) for name in (a, b))
         found = compare.compare(left, right)
@@ -62,7 +62,7 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     return Comparison(unpaired.compare(ours, theirs, (a, b)), ours[0], theirs[0], False)
 
 
-def _as_stored(dataset: str, known: Container[str]) -> str:
+def as_stored(dataset: str, known: Container[str]) -> str:
     """The spec of a data set as results have it.
 
     Raises:

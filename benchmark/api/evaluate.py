@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.report import Report
-from dmlbench.api.session import attacks_of, dataset_of, opened
+from dmlbench.api.session import attacks_of, dataset_of, opened, plain
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
 from dmlbench.datasets.base import Dataset
-from dmlbench.models.base import MODELS, Model, parse_model
+from dmlbench.models.base import MODELS, WEIGHT_FILES, Model, parse_model
 from dmlbench.models.module import ModuleModel, module_model
 from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dmlbench.metrics.distance import Metric
-
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
 def evaluate(
@@ -78,7 +76,8 @@ def evaluate(
             computes them; ``"auto"``: as the papers define them, under a strong optimizer (APGD,
             100 steps); or several; None: ``"strict"``, but for attacks that name their own.
         attacks: specs of attacks, such as ``"ca+"`` or ``["es", "ca+:w=5,eps=8/255"]``; None: those
-            of the suite, which are the nine of ERS, and in auto also ``top1`` and ``radius``.
+            of the suite, which are the nine of ERS, and in auto also ``top1`` and ``radius``; an
+            empty list: none, clean images alone.
         queries: attack that many test images, drawn at random and the same for every model; None:
             each of them.
         recalls: also R@1, 2, 4 and 8 of the attacked queries and the distance that their embeddings
@@ -116,7 +115,12 @@ def evaluate(
     """
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
-    chosen = dataset_of(dataset or _known_dataset(model, allow_code) or "fashion-mini")
+    if label is not None and not isinstance(label, str):
+        raise UserError(f"label must be a text, got {label!r}")
+    queries, seed = plain(queries), plain(seed)
+    if dataset is None:
+        dataset = _known_dataset(model, allow_code) or "fashion-mini"
+    chosen = dataset_of(dataset)
     asked = attacks_of(attacks, suite)
     with opened(
         chosen,
@@ -191,6 +195,17 @@ def _numbers(values: Any) -> tuple[float, ...]:
         ) from None
 
 
+def _no_model(given: object) -> UserError:
+    """The error that what was given stands for no network."""
+    remedy = "put a function into the forward of a module"
+    if isinstance(given, type):
+        remedy = f"make a network of the class {given.__name__}"
+    return UserError(
+        f"model must be a torch.nn.Module, a file of weights, or a spec such as 'lenet', got "
+        f"{type(given).__name__}: {remedy}"
+    )
+
+
 def _weights(
     session: Session,
     model: nn.Module | str | Path,
@@ -219,10 +234,7 @@ def _weights(
             "part of the network: network='c2f2:metric=E'"
         )
     if not isinstance(model, str | Path):
-        raise UserError(
-            f"model must be a torch.nn.Module, a file of weights, or a spec such as 'lenet', got "
-            f"{type(model).__name__}: put a function into the forward of a module"
-        )
+        raise _no_model(model)
     path = Path(model)
     if isinstance(model, Path) or _is_path(model):
         parsed = parse_model(network) if network else None

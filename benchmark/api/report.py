@@ -147,6 +147,10 @@ class Report:
     def __str__(self) -> str:
         return self.summary()
 
+    def __repr__(self) -> str:
+        labels = dict.fromkeys(record["label"] for record in self.records)
+        return f"<Report of {', '.join(labels) or 'nothing'}: {', '.join(self)}>"
+
     def _repr_html_(self) -> str:
         """The tables in a notebook."""
         from rich.console import Console

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
+from dmlbench.common.lazy import np
 from dmlbench.core import spec
 from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS, Dataset
@@ -30,8 +31,15 @@ def dataset_of(dataset: str | Dataset) -> Dataset:
     return dataset
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy as one of Python; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def names_of(what: str, given: Any, kind: type[Component] | type[str] = str) -> list[Any]:
     """One name or several (specs, or components of a kind) as a list; UserError if one is none."""
+    if isinstance(given, Mapping):
+        raise UserError(f"{what} must be a name or a list of names, got {given!r}")
     several = isinstance(given, Iterable) and not isinstance(given, str)
     found = list(given) if several else [given]
     for one in found:
@@ -43,8 +51,10 @@ def names_of(what: str, given: Any, kind: type[Component] | type[str] = str) -> 
 def attacks_of(
     attacks: str | Attack | Sequence[str | Attack] | None, suite: str | Sequence[str] | None
 ) -> list[Attack]:
-    """The attacks that the arguments of ``evaluate`` ask for."""
+    """The attacks that the arguments of ``evaluate`` ask for; of an empty list none."""
     named = [] if attacks is None else names_of("attacks", attacks, Attack)
+    if attacks is not None and not named:
+        return []
     default = [] if named else ["strict"]
     return parse_attacks(named, default if suite is None else names_of("suite", suite))
 
@@ -90,7 +100,7 @@ def opened(
             _folder("results", results) or Path(empty),
             data_root=_folder("data_root", data_root),
             cache=_folder("cache", cache),
-            **options,
+            **{name: plain(value) for name, value in options.items()},
         ) as session,
     ):
         yield session

@@ -49,9 +49,10 @@ class _Saved(click.ParamType[int | None]):
 )
 @click.option(
     "--label",
-    help="Name of the model in tables. Default: the one in its manifest, else the file name; "
-    "without a checkpoint 'none (pretrained)', 'none (untrained)' if its weights are random, or "
-    "'none (as built)' of your own code.",
+    help="Name of the model in tables. Default: the one that it has in --results already, on any "
+    "data set, else that in its manifest, else the file name; without a checkpoint 'none "
+    "(pretrained)', 'none (untrained)' if its weights are random, or 'none (as built)' of your own "
+    "code.",
 )
 @options("attacks", "suites", "queries", "recalls", "eot")
 @once(

@@ -113,8 +113,6 @@ def download(dataset: str, data_root: Path | None) -> None:
 
 
 def _print(report: Verification, cache: Path) -> None:
-    from dmlbench.datasets.images import NEEDED
-
     click.echo(f"{report.name}{f' in {report.root}' if report.root else ''}")
     for part, found in report.found.items():
         official = report.official.get(part)
@@ -133,9 +131,11 @@ def _print(report: Verification, cache: Path) -> None:
         groups = [" = ".join(group) for group in report.duplicates]
         click.echo(f"  the same bytes: {len(groups):,} groups of files: {listed(groups)}")
     for problem in report.unfit:
-        click.echo(f"  {problem}; {NEEDED}")
+        click.echo(f"  {problem}")
     if report.shared:
         click.echo(f"  in both splits: {report.shared:,} classes")
+    for note in report.notes:
+        click.echo(f"  {note}")
     if report.cache != "none":
         remedy = f": delete {cache}, and it is made again" if report.cache == "damaged" else ""
         click.echo(f"  decoded images: {report.cache}{remedy}")

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -54,14 +54,19 @@ class _Group(click.Group):
             sys.stdout.reconfigure(errors="replace")
         return super().main(*args, **kwargs)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            _fail_of_click(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             _fail(message_of(error), EXIT_USAGE)
         except click.ClickException as error:
-            vars(error)["message"] = _shortened(error.message)
-            raise
+            _fail_of_click(error)
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads the output any more: click's matter
                 raise
@@ -77,9 +82,21 @@ class _Group(click.Group):
             _fail(f"{how}; finished work is stored, {again}", code)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"error: {_shortened(one_line(message))}", err=True)
     sys.exit(code)
+
+
+def _fail_of_click(error: click.ClickException) -> NoReturn:
+    """End with click's message of a wrong argument in one line, and where the arguments are listed.
+
+    A group without a command is no mistake: its help is printed.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        raise error
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    listed = f" ({context.command_path} --help)" if context else ""
+    _fail(error.format_message() + listed, error.exit_code)
 
 
 def _shortened(message: str) -> str:

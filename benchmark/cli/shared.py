@@ -78,19 +78,29 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
     """Every stored cell of a data set, or of all, and the records of these and of the CSVs.
 
     Damaged cells are named and left out. A CSV may hold rows of which no cell is stored, as those
-    that the repository has.
+    that the repository has. ``dataset``: a spec in any spelling, or a name alone: ``folder``.
     """
     from dmlbench.analysis.csv_files import stored_records
+    from dmlbench.analysis.differences import as_stored
     from dmlbench.storage.store import Store, no_results
 
     store = Store(results)
     warn_of_damage(store)
     every = store.cells()
-    records = [r for r in stored_records(every, results) if dataset in (None, r["dataset"])]
-    cells = [c for c in every if dataset in (None, c.about.dataset)]
+    records = stored_records(every, results)
     if not records:
-        raise UserError(no_results(results, dataset))
-    return cells, records
+        raise UserError(no_results(results))
+    if dataset is None:
+        return every, records
+    known = sorted({record["dataset"] for record in records})
+    wanted = {one for one in known if dataset in (one, one.partition(":")[0])}
+    wanted = wanted or {as_stored(dataset, known)} & {*known}
+    if not wanted:
+        raise UserError(f"no results of {dataset!r} in {results}: there are {', '.join(known)}")
+    return (
+        [cell for cell in every if cell.about.dataset in wanted],
+        [record for record in records if record["dataset"] in wanted],
+    )
 
 
 def warn_of_damage(store: Store) -> None:

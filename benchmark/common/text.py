@@ -6,13 +6,20 @@ Also lists in a sentence.
 from __future__ import annotations
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 # control characters but a newline, marks of direction, line separators, halves of characters: they
 # colour or move what a terminal shows, and a lone carriage return breaks a CSV
 _CONTROL = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+_LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
+_NOT_THE_USERS = (*(Path(sysconfig.get_path(one)) for one in _LIBRARIES), Path(__file__).parents[1])
 
 
 def printable(text: str) -> str:
@@ -35,6 +42,18 @@ def reason_of(error: BaseException) -> str:
     said = message_of(error)
     ends = not isinstance(error, Exception) and str(error)
     return f"{type(error).__name__} {said}" if ends else said
+
+
+def raised_in(error: BaseException) -> str:
+    """`` (nets.py, line 7)``: the last line of the user's own code on the way of an error.
+
+    Empty if there is none: all of it is dmlbench's, Python's or an installed package's.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        place = Path(frame.filename)
+        if place.is_file() and not any(place.is_relative_to(root) for root in _NOT_THE_USERS):
+            return f" ({place.name}, line {frame.lineno})"
+    return ""
 
 
 def first_line(error: BaseException, instead: str = "") -> str:

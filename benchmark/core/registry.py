@@ -13,7 +13,7 @@ import pkgutil
 import re
 import typing
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
@@ -75,10 +75,18 @@ class Registry(Generic[C]):
             imported, and also of the entry-point group for other packages, e.g.
             ``"dmlbench.attacks"``.
         required: attributes that a class must have besides its card, e.g. ``("columns",)``.
+        hint: what to do with a name that is not registered; empty for most.
     """
 
-    def __init__(self, kind: str, group: str, required: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        required: tuple[str, ...] = (),
+        hint: Callable[[str], str] = lambda name: "",
+    ) -> None:
         self.kind = kind
+        self._hint = hint
         self.group = group
         self._required = required
         self._classes: dict[str, type[C]] = {}
@@ -175,6 +183,8 @@ class Registry(Generic[C]):
             return f"unknown {self.kind} {name!r}: names are lower case: {name.lower()!r}"
         if name.endswith(".py"):
             return f"{self.kind} {name!r}: name the class in that file too, {name}:ClassName"
+        if hint := self._hint(name):
+            return f"unknown {self.kind} {name!r}: {hint}"
         return unknown(self.kind, name, self.names())
 
     def _load(self) -> None:

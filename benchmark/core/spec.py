@@ -311,7 +311,10 @@ def split_pairs(text: str, subject: str) -> dict[str, str]:
     while position < len(text):
         match = item.match(text, position)
         if match is None or not match[2]:
-            raise UserError(f"{subject}: expected key=value,key=value, got {text[position:]!r}")
+            quotes = '; a value with a comma is in quotes: key="a,b"' if pairs else ""
+            raise UserError(
+                f"{subject}: expected key=value,key=value, got {text[position:]!r}{quotes}"
+            )
         key = match[1].replace("-", "_")
         if key in pairs:
             raise UserError(f"{subject}: {key} is given twice")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +31,14 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np, torch
 from dmlbench.common.text import listed
 from dmlbench.datasets.base import Answers, RetrievalData, Split
-from dmlbench.datasets.files.lines import numbered_lines
+from dmlbench.datasets.files.lines import numbered_table
 from dmlbench.metrics.relevance import Relevance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 GRADES = ("positive", "easy", "hard", "junk")
+MANY = 0.02  # share of test images with copies that is warned of; official sets have fewer
 LEVELS = {
     "easy": ("positive", "easy"),
     "medium": ("positive", "easy", "hard"),
@@ -60,10 +61,7 @@ def check_apart(name: str, data: RetrievalData) -> None:
     relevance = data.relevance()
     without = int((relevance.answers == 0).sum())
     if without == len(queries):
-        raise UserError(
-            f"{name}: no query has an answer in the gallery: the classes of both must have the "
-            "same names, or a list must name the answers"
-        )
+        raise UserError(f"{name}: no query has an answer in the gallery: {_why_unanswered(data)}")
     _warn_of_unanswered(name, without, queries, "in the gallery")
     if found := finding_themselves(data, relevance):
         warnings.warn(
@@ -71,6 +69,16 @@ def check_apart(name: str, data: RetrievalData) -> None:
             "it out, or give it a source",
             stacklevel=4,
         )
+
+
+def _why_unanswered(data: RetrievalData) -> str:
+    """The reason why no query has an answer, and what to do."""
+    if data.answers is not None and not any(data.answers.positives):
+        return "no line of the list is an answer at this level (level=easy, medium or hard)"
+    labels = data.test.labels[data.test.labels >= 0]
+    if data.answers is not None or np.isin(labels, data.searched.labels).any():
+        return "all that would be right are hidden, as junk or by the source of the query"
+    return "the classes of both must have the same names, or a list must name the answers"
 
 
 def finding_themselves(data: RetrievalData, relevance: Relevance) -> int:
@@ -95,9 +103,16 @@ def pixel_hashes(split: Split) -> Iterator[bytes]:
 
 
 def check_alone(name: str, test: Split) -> None:
-    """Warn of queries that are alone in their class, where the other ones are their gallery."""
+    """Warn of test images without an answer among the others, and of many that are there twice."""
     alone = int((np.bincount(test.labels) == 1).sum())
     _warn_of_unanswered(name, alone, test, "among the other test images")
+    twice = sum(count for count in Counter(pixel_hashes(test)).values() if count > 1)
+    if twice >= MANY * len(test):
+        warnings.warn(
+            f"{name}: {twice} of {len(test)} test images are there twice or more, and find their "
+            "copies first: leave the copies out, or R@K says little",
+            stacklevel=4,
+        )
 
 
 def _warn_of_unanswered(name: str, without: int, queries: Split, where: str) -> None:
@@ -125,16 +140,19 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
     number, place = _places(queries), _places(items)
     found: list[list[list[int]]] = [[[] for _ in queries] for _ in ("positives", "junk")]
     grades: dict[tuple[str, str], tuple[str, int]] = {}
-    for line, (grade, query, item) in _rows(path, 3, "GRADE QUERY ITEM"):
+    for line, (grade, query, item) in numbered_table(path, "GRADE QUERY ITEM"):
         if grade not in GRADES:
             raise UserError(
                 f"{path}, line {line}: the grade {grade!r} is none of {', '.join(GRADES)}"
             )
         for what, known, key in (("query", number, query), ("gallery", place, item)):
             if key not in known:
+                blanks = any(" " in name for name in known)
                 raise UserError(
                     f"{path}, line {line}: {key} is not among the {what} images, which are named "
                     f"by their paths in the {what} folder, such as {next(iter(known))}"
+                    + "; as some have blanks, separate the words of a line by tabs"
+                    * blanks
                 )
         before, first = grades.setdefault((query, item), (grade, line))
         if before != grade:
@@ -175,7 +193,7 @@ def read_sources(
         short[name.partition("/")[2]].append(number)
     meant = short | whole
     found: dict[int, str] = {}
-    for line, (source, image) in _rows(path, 2, "SOURCE IMAGE"):
+    for line, (source, image) in numbered_table(path, "SOURCE IMAGE"):
         numbers = meant.get(image, [])  # none: of an image that is not measured
         if len(numbers) > 1:
             both = " or ".join(names[number] for number in numbers)
@@ -200,14 +218,3 @@ def numbered(*parts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
 
 def _places(names: Sequence[str]) -> dict[str, int]:
     return {name: place for place, name in enumerate(names)}
-
-
-def _rows(path: Path, columns: int, form: str) -> list[tuple[int, list[str]]]:
-    """Number and words of each line of a text file, split at tabs, or at blanks if it has none."""
-    rows = []
-    for number, line in numbered_lines(path):
-        words = line.strip().split("\t") if "\t" in line else line.split(maxsplit=columns - 1)
-        if len(words) != columns:
-            raise UserError(f"{path}, line {number}: expected '{form}', got {line!r}")
-        rows.append((number, words))
-    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ class ArrayDataset(Dataset):
     """Images and labels in memory; made by ``from_arrays``."""
 
     own_card: DatasetCard
-    data: RetrievalData
+    data: RetrievalData = field(repr=False)
 
     @property
     def card(self) -> DatasetCard:  # type: ignore[override]  # one class stands for many data sets

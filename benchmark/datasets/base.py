@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from dmlbench.common.progress import Reporter
     from dmlbench.datasets.files.cache import Cache
 
-DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", required=("load",))
+
+def _hint(name: str) -> str:
+    """The spec of a folder that lies there."""
+    return f"the images of a folder are --dataset folder:root={name}" if _is_folder(name) else ""
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+DATASETS: Registry[Dataset] = Registry("data set", "dmlbench.datasets", ("load",), _hint)
 
 
 @dataclass(frozen=True)

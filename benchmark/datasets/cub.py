@@ -69,8 +69,8 @@ class Birds(ImageDataset):
     def listing(self, root: Path) -> Listing:
         """Images in the order of ``images.txt``; label = class id - 1."""
         path = root / "image_class_labels.txt"
-        labels = {image: whole(label, path) - 1 for image, label in table(path, 2)}
-        named = table(root / "images.txt", 2)
+        labels = {image: whole(label, path) - 1 for image, label in table(path, "IMAGE CLASS")}
+        named = table(root / "images.txt", "IMAGE PATH")
         unlabelled = [name for image, name in named if image not in labels]
         if unlabelled:
             raise UserError(f"{path} has no label for {unlabelled[0]}")

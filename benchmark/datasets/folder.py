@@ -15,13 +15,13 @@ from dmlbench.core.naming import PATHS
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
 from dmlbench.datasets.base import DATASETS, DatasetCard
+from dmlbench.datasets.files.lines import numbered_table
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
     TRAINING_THREAT,
     ImageDataset,
     Listing,
-    numbered_table,
 )
 from dmlbench.metrics.names import benign
 
@@ -315,7 +315,7 @@ def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]
     places: dict[str, str] = {}
     parts: list[list[tuple[str, str]]] = [[] for _ in lists]
     for part, path in zip(parts, lists, strict=True):
-        for number, (name, file) in numbered_table(path, 2):
+        for number, (name, file) in numbered_table(path, "CLASS IMAGE"):
             place, known = f"{path}, line {number}", os.path.normpath(root / file)
             if known in places:
                 raise UserError(

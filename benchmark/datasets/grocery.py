@@ -156,7 +156,7 @@ class GroceryNight(Grocery):
 def _entries(path: Path) -> list[LabelledPath]:
     """Read a list, whose lines are ``path, product, coarse class``."""
     found = []
-    for (line,) in table(path, 1):
+    for (line,) in table(path, "LINE"):
         parts = line.rsplit(",", 2)
         if len(parts) != 3:
             raise UserError(f"{path}: expected 'path, product, coarse class', got {line!r}")

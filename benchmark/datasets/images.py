@@ -21,7 +21,7 @@ from dmlbench.core.spec import parameter
 from dmlbench.datasets.apart import check_alone, check_apart
 from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.datasets.files.lines import numbered_lines
+from dmlbench.datasets.files.lines import numbered_table
 from dmlbench.datasets.files.places import existing
 
 if TYPE_CHECKING:
@@ -161,20 +161,37 @@ class ImageDataset(Dataset, abc.ABC):
         self._check(listing)
         cache = replace(cache or Cache(), side=self.side)
         decoded = cache.decoded(self.card.name, listing.root, listing.names)
+        data = self.arranged(listing, decoded.images, decoded.hashes)
+        self.check_answers(data)
+        return data
+
+    def arranged(
+        self,
+        listing: Listing,
+        images: npt.NDArray[np.uint8],
+        hashes: npt.NDArray[np.uint8],
+    ) -> RetrievalData:
+        """The splits of the listing, of the pixels of its images and their SHA-256."""
         labels = np.array([label for _, label in listing.labelled], np.int64)
         splits: dict[str, Any] = {
-            name: Split(decoded.images[part], labels[part], decoded.hashes[part])
+            name: Split(images[part], labels[part], hashes[part])
             for name, part in listing.parts.items()
         }
         if listing.sources is not None:
             for name, sources in zip(("test", "gallery"), listing.sources, strict=True):
                 splits[name] = replace(splits[name], sources=sources)
-        data = RetrievalData(**splits, crop=self.size, answers=listing.answers)
+        return RetrievalData(**splits, crop=self.size, answers=listing.answers)
+
+    def check_answers(self, data: RetrievalData) -> None:
+        """Warn of queries without an answer, and of images that find themselves.
+
+        Raises:
+            UserError: there is no query or no gallery, or no query has an answer.
+        """
         if data.gallery is not None:
             check_apart(self.card.name, data)
         else:
             check_alone(self.card.name, data.test)
-        return data
 
     def _check(self, listing: Listing) -> None:
         card = self.protocol
@@ -206,26 +223,9 @@ def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:
         raise UserError(f"{root} cannot be read: {error.strerror}") from None
 
 
-def table(path: Path, columns: int) -> list[list[str]]:
+def table(path: Path, form: str) -> list[list[str]]:
     """The words of each line of a text file (``numbered_table``)."""
-    return [words for _, words in numbered_table(path, columns)]
-
-
-def numbered_table(path: Path, columns: int) -> list[tuple[int, list[str]]]:
-    """The number of each line of a text file and its ``columns`` words; the last may have spaces.
-
-    Empty lines are left out.
-
-    Raises:
-        UserError: the file cannot be read, or a line has fewer words.
-    """
-    rows = []
-    for number, line in numbered_lines(path):
-        words = line.strip().split(maxsplit=columns - 1)
-        if len(words) < columns:
-            raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
-        rows.append((number, words))
-    return rows
+    return [words for _, words in numbered_table(path, form)]
 
 
 def whole(text: str, path: Path) -> int:

@@ -77,7 +77,7 @@ class Products(ImageDataset):
 
 def _entries(path: Path) -> tuple[LabelledPath, ...]:
     """Read a list: a header, then lines ``image_id class_id super_class_id path``."""
-    header, *rows = table(path, 4) or [[]]
+    header, *rows = table(path, "IMAGE CLASS SUPERCLASS PATH") or [[]]
     if header[:2] != ["image_id", "class_id"]:
         raise UserError(f"{path} does not begin with 'image_id class_id super_class_id path'")
     return tuple((name, whole(label, path) - 1) for _, label, _, name in rows)

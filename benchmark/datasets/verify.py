@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.datasets.base import Dataset, DatasetCard, Figures
+from dmlbench.common.lazy import np
+from dmlbench.datasets.base import Dataset, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
 from dmlbench.datasets.files.decoding import Seen, read_files
 from dmlbench.datasets.files.places import existing
-from dmlbench.datasets.images import ImageDataset, Listing
+from dmlbench.datasets.images import NEEDED, ImageDataset, Listing
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Verification:
         duplicates: groups of files with the same bytes.
         unfit: reasons, in words, for each split that is too small for retrieval.
         shared: number of classes that are in both splits.
+        notes: what a run would warn of.
         cache: the decoded images compared with the files: ``none``, ``whole`` or ``damaged``.
     """
 
@@ -47,6 +50,7 @@ class Verification:
     duplicates: tuple[tuple[str, ...], ...] = ()
     unfit: tuple[str, ...] = ()
     shared: int = 0
+    notes: tuple[str, ...] = ()
     cache: str = "none"
 
     @property
@@ -70,7 +74,7 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
     card = dataset.protocol
     if isinstance(dataset, ImageDataset):
         cache = replace(cache, side=dataset.side)
-        return _files(card, dataset.found(data_root), cache)
+        return _files(dataset, dataset.found(data_root), cache)
     place = dataset.locate(data_root)
     if place is None and type(dataset).download is not Dataset.download:  # load would download it
         raise UserError(f"{card.name} is not in {existing(data_root)}: {card.source}")
@@ -79,8 +83,8 @@ def verify(dataset: Dataset, data_root: Path | None, cache: Cache) -> Verificati
     return Verification(card.name, place, found, card.figures)
 
 
-def _files(card: DatasetCard, listing: Listing, cache: Cache) -> Verification:
-    names = listing.names
+def _files(dataset: ImageDataset, listing: Listing, cache: Cache) -> Verification:
+    card, names = dataset.protocol, listing.names
     missing = {name for name in names if not (listing.root / name).is_file()}
     there = [name for name in names if name not in missing]
     seen = read_files(f"read {card.name}", listing.root, there, cache.reporter, None, cache.side)
@@ -89,6 +93,10 @@ def _files(card: DatasetCard, listing: Listing, cache: Cache) -> Verification:
         groups[one.file].append(path)
     groups.pop(b"", None)
     unreadable = tuple((path, s.problem) for path, s in zip(there, seen, strict=True) if s.problem)
+    unfit = tuple(f"{problem}; {NEEDED}" for problem in listing.unfit)
+    notes: tuple[str, ...] = ()
+    if not (missing or unreadable or unfit):
+        unfit, notes = _answers(dataset, listing, seen)
     return Verification(
         card.name,
         listing.root,
@@ -99,10 +107,28 @@ def _files(card: DatasetCard, listing: Listing, cache: Cache) -> Verification:
         tuple(sorted(missing)),
         unreadable,
         tuple(tuple(group) for group in groups.values() if len(group) > 1),
-        listing.unfit,
+        unfit,
         listing.shared,
+        notes,
         "none" if missing else _cached(listing, seen, cache),
     )
+
+
+def _answers(
+    dataset: ImageDataset, listing: Listing, seen: Sequence[Seen]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The reasons for which a run refuses queries and gallery, and what it warns of."""
+    hashes = np.frombuffer(b"".join(one.pixels for one in seen), np.uint8).reshape(len(seen), -1)
+    data = dataset.arranged(listing, np.zeros((len(seen), 1, 1, 1), np.uint8), hashes)
+    distractors = int((data.searched.labels < 0).sum())
+    notes = [f"{distractors} images of the gallery are distractors"] * bool(distractors)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            dataset.check_answers(data)
+        except UserError as error:
+            return (str(error),), tuple(notes)
+    return (), (*notes, *(str(one.message) for one in said))
 
 
 def _digest(names: Sequence[str], seen: Sequence[Seen]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.numbers import LARGEST
-from dmlbench.common.text import reason_of
+from dmlbench.common.text import raised_in, reason_of
 from dmlbench.core import sources, spec
 from dmlbench.core.reference import Reference, source_facts
 from dmlbench.core.registry import Card, Component, Registry
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from dmlbench.compute.embedding import EmbeddingModel
 
 Network = TypeVar("Network", bound="nn.Module")
-MODELS: Registry[Model] = Registry("model", "dmlbench.models", required=("backbone",))
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
+"""Endings of the names of files that are taken for weights."""
+
+
+def _hint(name: str) -> str:
+    """What to do with a file that is no name of a network."""
+    if name.endswith(WEIGHT_FILES):
+        return f"weights are named by --checkpoint {name}, and their network by --model"
+    if name.endswith(".onnx"):
+        return "wrap it in a torch.nn.Module, as the FAQ says, and name that: nets.py:Wrapped"
+    return ""
+
+
+MODELS: Registry[Model] = Registry("model", "dmlbench.models", ("backbone",), _hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +120,7 @@ class Model(Component, abc.ABC):
                 checkpoint are loaded afterwards.
 
         Raises:
-            UserError: the network cannot be built, has no parameters to train, or fails to embed
-                two images of this shape.
+            UserError: the network cannot be built, or fails to embed two images of this shape.
         """
         import torch
 
@@ -126,8 +138,6 @@ class Model(Component, abc.ABC):
                 self.freezes_batch_norm,
                 self.same_in_training,
             ).cpu()  # a network in memory may lie on a GPU
-            if initial and not any(p.requires_grad for p in model.parameters()):
-                raise UserError(f"model {canonical_model(self)} has no parameters to train")
             with frozen(model), torch.no_grad():
                 model(torch.zeros(2, channels, size, size))
         except (UserError, KeyboardInterrupt):
@@ -136,7 +146,7 @@ class Model(Component, abc.ABC):
             shape = f"{channels}x{size}x{size}"
             raise UserError(
                 f"model {canonical_model(self)} cannot embed {shape} images: {reason_of(error)}"
-                f"{_other_types(backbone, error)}"
+                f"{raised_in(error)}{_other_types(backbone, error)}"
             ) from None
         return model
 
@@ -211,10 +221,16 @@ class FactoryModel(Model):
             raise
 
     def _factory(self) -> Callable[..., object]:
+        from torch import nn
+
         try:
             factory: Any = Reference(*self.path.rsplit(":", 1)).load()
         except UserError as error:
             raise UserError(f"model {error}") from None
+        if isinstance(factory, nn.Module):
+            raise UserError(
+                f"model {self.path} is a network: name a function or a class that builds it"
+            )
         if sources.source_file(factory) is None:
             raise UserError(
                 f"model {self.path} has no Python source: name a function or a class that builds "

@@ -45,11 +45,6 @@ class ModuleModel(Model):
         return attributes_of(getattr(self.module, "_orig_mod", self.module))
 
     @property
-    def has_script(self) -> bool:
-        """True if the module is TorchScript, or a part of it is: a file may bring such code."""
-        return any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
-
-    @property
     def card(self) -> Card:  # type: ignore[override]  # one class stands for every module
         """A card with the name in tables."""
         return Card(self.name or _class_name(self.module), "a network in memory")
@@ -105,7 +100,15 @@ class ModuleModel(Model):
         return content_sha256(facts | ({"unknown": unknown} if unknown else {}))
 
     def backbone(self, channels: int, size: int) -> nn.Module:
-        """A copy of the module; UserError if it cannot be copied."""
+        """A copy of the module.
+
+        Raises:
+            UserError: it cannot be copied, or mean and std are of another number of channels.
+        """
+        if self.mean and len(self.mean) != channels:
+            raise UserError(
+                f"mean and std have {len(self.mean)} numbers, and the images {channels} channels"
+            )
         network: nn.Module = copied(self.module, self.card.name)
         return network
 

@@ -50,8 +50,9 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
         words += [f"note: {name}: {s}" for s in entry.reasons(note=True)]
         for line in words:
             console.print(line, markup=False, highlight=False)
-        for what, error in entry.failed.items():
-            console.print(f"failed: {what} on {name}: {error}", markup=False, highlight=False)
+        for error in dict.fromkeys(entry.failed.values()):  # one failure may cost many numbers
+            lost = ", ".join(what for what, reason in entry.failed.items() if reason == error)
+            console.print(f"failed: {lost} on {name}: {error}", markup=False, highlight=False)
 
 
 def print_grid(

@@ -255,8 +255,13 @@ def refuse_state(path: Path) -> None:
         )
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, name: str = "") -> None:
     """Load the weights in a file into ``model``, whatever prefix their names have.
+
+    Args:
+        path: the file.
+        model: the network.
+        name: its spec, for the message of a file that does not fit.
 
     Raises:
         UserError: the file is missing, unreadable, or of another network; the names and shapes that
@@ -271,7 +276,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         wrong = "" if isinstance(error, ValueError) else misfit(renamed, own)
         reason = wrong or message_of(error)[:300]
-        raise UserError(f"checkpoint {path} does not fit the model: {reason}") from None
+        of = f"the network {name} (another: --model)" if name else "the model"
+        raise UserError(f"checkpoint {path} does not fit {of}: {reason}") from None
 
 
 def _remedy(folder: Path) -> str:

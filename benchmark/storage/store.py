@@ -302,10 +302,9 @@ class Store:
             return None
 
 
-def no_results(folder: Path, dataset: str | None = None) -> str:
-    """The message that a results folder has nothing, or nothing of a data set."""
-    of = f" of {dataset}" if dataset else ""
-    return f"no results{of} in {folder}: begin with 'dmlbench run --defense hm --attack ca+'"
+def no_results(folder: Path) -> str:
+    """The message that a results folder has nothing."""
+    return f"no results in {folder}: begin with 'dmlbench run --defense hm --attack ca+'"
 
 
 def _seed_of_score(score: Cell, seeds: Mapping[str, int | None]) -> int | None:

@@ -23,7 +23,9 @@ from dmlbench.common.text import first_line, listed
 if TYPE_CHECKING:
     from torch import nn
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")  # keys that training scripts save under
+CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "network", "net")
+"""Keys that training scripts save a state dict under."""
+
 BACKBONE = "backbone."  # before the network's names in an ``EmbeddingModel``
 DEPTH = 3  # parts of a prefix, as in module.model.backbone.
 REMEDY = "save the weights alone, by torch.save(network.state_dict(), FILE)"
@@ -209,4 +211,6 @@ def _reason(error: Exception) -> str:
         return f"it is an archive of TorchScript; {REMEDY}"
     if isinstance(error, EOFError):
         return "it is empty or cut off"
+    if "enforce fail" in str(error):  # of an archive that is none of PyTorch's
+        return f"it is no file of PyTorch; {REMEDY}"
     return first_line(error)

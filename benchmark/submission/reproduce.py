@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from dmlbench.sweep.requests import parse_recipe, whole_number
 from dmlbench.sweep.run import run
 from dmlbench.sweep.session import Session, open_session
 from dmlbench.sweep.tasks import Weights
-from dmlbench.sweep.weights import checkpoint_weights
+from dmlbench.sweep.weights import checkpoint_weights, initial_weights
 from dmlbench.training.job import Training
 from dmlbench.zoo.fetch import zoo_folder
 from dmlbench.zoo.registry import card_of, models
@@ -300,10 +301,7 @@ def _weights(
             )
         return found, how
     if not row["resolved"]:
-        raise UserError(
-            f"the row of {row['label']} does not say how it was trained: name its weights with "
-            "--checkpoint"
-        )
+        return _as_built(session, row), f"built by {row['model']}"
     try:
         defense = spec.parse(row["resolved"], DEFENSES)
     except UserError as error:
@@ -320,6 +318,29 @@ def _weights(
     )
     trained = session.store.model_folder(training.id)
     return training, f"trained by the row's recipe, in {trained}"
+
+
+def _as_built(session: Session, row: Record) -> Weights:
+    """The weights of a network that was measured as it is published, or as its code builds it.
+
+    Raises:
+        UserError: the row is of other weights, of which it does not say how they were trained.
+    """
+    model, measured = parse_model(row["model"]), (session.compute.precision, session.compute.eot)
+    known = (session.dataset, session.data, model, row["label"], row["seed"], *measured)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of random weights
+            found = initial_weights(*known)
+    except UserError as error:
+        reason = f", and {error}"
+    else:
+        if found.facts["checkpoint"] == row["checkpoint_sha256"]:
+            return found
+        reason = f", and {row['model']} builds other weights"
+    raise UserError(
+        f"the row of {row['label']} does not say how it was trained{reason}: name its weights with "
+        "--checkpoint"
+    )
 
 
 def _measured(session: Session, one: Weights | Training, wanted: Sequence[Record]) -> list[Record]:

@@ -183,6 +183,12 @@ def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
     place = checkpoint or store.model_folder(str(cell.facts.get("training")))
     if checkpoint is None and not place.is_dir() and known is not None:
         place = local_or_zoo(known.name)
+    if checkpoint is None and "architecture" in cell.facts.get("model", {}):
+        raise UserError(
+            f"{cell.about.label} was measured as it was built, and a bundle has a file of weights: "
+            "save its state dict (torch.save(net.state_dict(), 'w.pt')), and measure that with "
+            f"'dmlbench attack --checkpoint w.pt --model {cell.about.model}'"
+        )
     if not place.exists():
         raise UserError(
             f"the weights of {cell.about.label} are not in {store.root}: name them with "

@@ -26,9 +26,12 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
+from dmlbench.models.base import Model
+from dmlbench.models.module import ModuleModel
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
+from dmlbench.storage.weights import named
 from dmlbench.training.job import Training, anchors, small_batch
 
 if TYPE_CHECKING:
@@ -238,6 +241,8 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
     """
     stored = session.store.cells()
     alike = [cell.about for cell in stored if _is_of(cell, weights)]
+    if alike:
+        _warn_of_incomparable(weights.model)
     if label is None:
         training = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
         mine = [getattr(weights.about, name) for name in training]
@@ -259,6 +264,17 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
             "results folder"
         )
     return weights
+
+
+def _warn_of_incomparable(model: Model) -> None:
+    """Warn if stored cells are of a network of the user's own that may be another one by now."""
+    if isinstance(model, ModuleModel) and model.made_by is not None and model.attributes.unknown:
+        warnings.warn(
+            f"stored numbers of {model.card.name} are taken: its code and weights are the same, "
+            f"but {named(model.attributes.unknown)} cannot be compared: if it has changed, use "
+            "another results folder",
+            stacklevel=4,
+        )
 
 
 def _is_of(cell: Cell, weights: Weights) -> bool:

@@ -163,10 +163,10 @@ def new_cell(facts: dict[str, Any], about: About, columns: Columns) -> PlannedCe
     """
     texts = {"label": about.label, **msgspec.structs.asdict(about)}  # the one that users give first
     for name, text in (*texts.items(), *(("column", name) for name in columns)):
-        if isinstance(text, str) and printable(text) != text:
+        if isinstance(text, str) and (printable(text) != text or "\n" in text):
             raise UserError(
-                f"{name} {text!r} has a control character, such as a tab or an escape: tables have "
-                "plain text"
+                f"{name} {text!r} has a control character, such as a tab or a line end: tables "
+                "have plain text"
             )
     try:
         msgspec.convert(msgspec.to_builtins((about, columns)), tuple[About, Columns])

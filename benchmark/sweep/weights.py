@@ -214,8 +214,8 @@ def initial_weights(
     held = module_model(built, name=canonical_model(model.in_tables()))
     held = replace(held, made_by=source)
     name = label or f"none ({state})"
-    # the spec and the code behind it say all else, but for what the code reads from a file
-    digest = held.digest if held.has_script else held.weights_digest
+    # the spec says all else, but for what code of the user's own has read from a file
+    digest = held.weights_digest if source is None else held.digest
     return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
 
 

@@ -16,6 +16,7 @@ from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
 from dmlbench.metrics.ers import score_per_query
+from dmlbench.models.base import shown_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
@@ -81,7 +82,7 @@ class Worker:
             with as_trained(weights.trained_with):
                 model = weights.model.build(session.data.channels, session.data.size)
             if weights.path is not None:
-                checkpoint.load_weights(weights.path, model)
+                checkpoint.load_weights(weights.path, model, shown_model(weights.model))
                 if file_sha256(weights.path) != digest:
                     raise UserError(f"{weights.path} was replaced during the run: run again")
             measured = self._open.enter_context(

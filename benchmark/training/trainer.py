@@ -158,6 +158,9 @@ class _TrainingRun:
         self.training.defense.check_epochs(recipe.epochs)
         seed_all(derived_seed(self.training.seed, "init"))
         network = self.training.model.build(self.data.channels, self.data.size, initial=True)
+        if not _trainable(network):
+            name = canonical_model(self.training.model)
+            raise UserError(f"model {name} has no parameters to train: measure it with 'attack'")
         network.use_bfloat16 = recipe.precision == "bf16"
         self.training.defense.check_network(network.backbone)
         self.model = self.world.synchronise_batch_norm(on_device(network, self.device))
