@@ -213,7 +213,8 @@ def test_every_attack_measures_every_form(form: str) -> None:
     """End to end, on images, with ERS and Robust R@1."""
     budgets = [f"{name}:budget=12" for name in ("square", "nes", "qair", "oa-list")]
     others = {"transfer", "uap", *(text.partition(":")[0] for text in budgets)}  # no train split
-    card = dml.from_arrays(np.arange(256, dtype=np.uint8).reshape(4, 8, 8), [0, 0, 1, 1], steps=1).protocol
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    card = dml.from_arrays(images, [0, 0, 1, 1], steps=1).protocol
     dataset = ArrayDataset(own_card=card, data=made(form))
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, D))
     every = [*sorted(set(ATTACKS.names()) - others), *budgets]

@@ -228,8 +228,9 @@ def test_wrong_arguments_of_from_arrays(changed: dict[str, Any], words: str) -> 
 
 
 def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
     made = [
-        dml.from_arrays(np.arange(256, dtype=np.uint8).reshape(4, 8, 8), [0, 0, 1, 1], eps=eps).card.threat.eps  # type: ignore[attr-defined,arg-type]
+        dml.from_arrays(images, [0, 0, 1, 1], eps=eps).protocol.threat.eps  # type: ignore[arg-type]
         for eps in (8 / 255, "8/255", np.float64(8 / 255))
     ]
     assert len(set(made)) == 1

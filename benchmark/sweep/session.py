@@ -253,6 +253,8 @@ def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights
         }
         if len(known) == 1:
             ((name, defense),) = known
+            if name != weights.about.label:
+                session.reporter.say(f"these weights are called {name!r} in {session.store.root}")
             weights = replace(
                 weights, about=structs.replace(weights.about, label=name, defense=defense)
             )
