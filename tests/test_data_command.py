@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from PIL import ExifTags, Image
 
 from dmlbench.cli.main import main
 from dmlbench.datasets import grocery
@@ -89,6 +90,20 @@ def test_verify_finds_unsound_what_a_run_would_refuse(tmp_path: Path, each: int,
     assert done.exit_code == (1 if said else 0)
     assert said.format(tmp_path / "set") in done.output
     assert done.output.rstrip().endswith("\nnot sound" if said else "\nsound")
+
+
+def test_verify_counts_what_decoding_ignores(root: Path) -> None:
+    first, second, *_ = sorted(root.rglob("*.jpg"))
+    with Image.open(first) as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.save(first, exif=exif)
+        image.convert("RGBA").save(second.with_suffix(".png"))
+    second.unlink()
+    done = data("verify", f"folder:root={root}")
+    assert "  1 files have a rotation in their EXIF data, which is ignored" in done.output
+    assert "  1 files have transparency, which is dropped" in done.output
+    assert done.output.rstrip().endswith("\nsound")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import open_file
 from dmlbench.common.lazy import np
 from dmlbench.datasets.base import Dataset, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
@@ -97,6 +98,7 @@ def _files(dataset: ImageDataset, listing: Listing, cache: Cache) -> Verificatio
     notes: tuple[str, ...] = ()
     if not (missing or unreadable or unfit):
         unfit, notes = _answers(dataset, listing, seen)
+        notes += tuple(_ignored(listing.root, names))
     return Verification(
         card.name,
         listing.root,
@@ -104,13 +106,13 @@ def _files(dataset: ImageDataset, listing: Listing, cache: Cache) -> Verificatio
         card.figures,
         "" if missing or unreadable else _digest(there, seen),
         card.files,
-        tuple(sorted(missing)),
-        unreadable,
-        tuple(tuple(group) for group in groups.values() if len(group) > 1),
-        unfit,
-        listing.shared,
-        notes,
-        "none" if missing else _cached(listing, seen, cache),
+        missing=tuple(sorted(missing)),
+        unreadable=unreadable,
+        duplicates=tuple(tuple(group) for group in groups.values() if len(group) > 1),
+        unfit=unfit,
+        shared=listing.shared,
+        notes=notes,
+        cache="none" if missing else _cached(listing, seen, cache),
     )
 
 
@@ -129,6 +131,22 @@ def _answers(
         except UserError as error:
             return (str(error),), tuple(notes)
     return (), (*notes, *(str(one.message) for one in said))
+
+
+def _ignored(root: Path, names: Sequence[str]) -> Iterator[str]:
+    """What decoding leaves out of files, as the papers' code does."""
+    from PIL import ExifTags, Image
+
+    turned = clear = 0
+    with warnings.catch_warnings(action="ignore"):  # Pillow's on odd files
+        for name in names:
+            with open_file(root / name) as file, Image.open(file) as image:
+                turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                clear += image.has_transparency_data
+    if turned:
+        yield f"{turned:,} files have a rotation in their EXIF data, which is ignored"
+    if clear:
+        yield f"{clear:,} files have transparency, which is dropped"
 
 
 def _digest(names: Sequence[str], seen: Sequence[Seen]) -> str:
