@@ -258,9 +258,9 @@ def test_images_in_half_precision_are_those_of_8_bits() -> None:
         ({"dataset": np.zeros(3)}, "what dmlbench.from_arrays(images, labels) makes"),
         ({"label": 5}, "label must be a text, got 5"),
         ({"label": "a\nb"}, "has a control character, such as a tab or a line end"),
-        ({"mean": [0.5] * 3, "std": [1] * 3}, "mean and std have 3 numbers, and the images 1"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, "they have 3 and 3, the images 1 channels"),
         ({"attacks": {"es": 2}}, "attacks must be a name or a list of names, got {'es': 2}"),
-        ({"dataset": "tests"}, "the images of a folder are --dataset folder:root=tests"),
+        ({"dataset": "tests"}, "the images of a folder are folder:root=tests"),
         ({"model": "mine.onnx"}, "wrap it in a torch.nn.Module"),
     ],
 )

@@ -41,10 +41,9 @@ def put(
     values: np.ndarray,
     seed: int = 0,
     versions: tuple[int, int] = (1, 1),
-    weights: str = "",
     **other: Any,
 ) -> None:
-    """A measured CA+ cell of ``defense`` with these outcomes; ``weights`` names its weights."""
+    """A measured CA+ cell of ``defense`` with these outcomes."""
     about: dict[str, Any] = {
         "dataset": "tiny",
         "model": "c2f2",
@@ -61,8 +60,8 @@ def put(
         "attack": "ca+",
         "attack_resolved": "ca+:w=1",
     } | other
-    sha256 = digest(weights or f"{defense}{seed}{other.get('model', '')}")
-    facts = {"kind": "attack", "checkpoint": sha256, "data": "pixels", "about": about}
+    weights = digest(f"{defense}{seed}{other.get('model', '')}")
+    facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
     facts |= zip(("measure_version", "attack_version"), versions, strict=True)
     columns = {name: ColumnInfo("%", "higher") for name in ("CA+", "NMI")}
     planned = PlannedCell(id=identity(facts), facts=facts, about=About(**about), columns=columns)
@@ -139,20 +138,6 @@ def test_attacks_of_another_seed_are_no_further_training(tmp_path: Path, noise: 
         ("ca+:attack_seed=5", ((0, 0),)),
     ]
     assert [one.difference.value for one in found] == [pytest.approx(1), pytest.approx(2)]
-
-
-def test_weights_that_were_attacked_with_two_seeds_are_one_training(
-    tmp_path: Path, noise: np.ndarray
-) -> None:
-    store = Store(tmp_path)
-    for name, shift in (("none", 0.0), ("hm", 1.0)):
-        for seed in (0, 1):
-            put(store, name, noise + (1 + seed) * shift, seed=seed, weights=name)
-    found = compare(find("none", store, None), find("hm", store, None))
-    assert [(one.attack, one.seeds, one.difference.value) for one in found] == [
-        ("ca+", ((0, 0),), pytest.approx(1)),
-        ("ca+:attack_seed=1", ((0, 0),), pytest.approx(2)),
-    ]
 
 
 def test_checkpoints_of_two_result_folders(tmp_path: Path, noise: np.ndarray) -> None:

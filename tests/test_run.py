@@ -257,14 +257,20 @@ def test_the_seed_of_attacks_is_that_of_the_training_or_in_the_name_of_columns(
 
 
 def test_weights_of_an_unknown_training_are_one_training_under_any_seed(
-    attacked: Run, tmp_path: Path
+    attacked: Run, dmlbench: Run, tmp_path: Path
 ) -> None:
-    for seed in ("0", "1"):
+    """In any order; its name says the seed of an attack that is not 0."""
+    for seed in ("1", "0"):
         done = attacked("rounded", "--seed", seed)
         assert done.returncode == 0, done.stderr
+        assert ("TMA (attack_seed=1)" in done.stdout) == (seed == "1")
     (wide,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
     assert wide["seed"] == 0
     assert {"R@1", "TMA", "TMA (attack_seed=1)"} <= wide.keys()
+    assert wide["TMA"] != wide["TMA (attack_seed=1)"]
+    ask = ("reproduce", "w", "--checkpoint", "w.pt", "--allow-code", "--where")
+    done = dmlbench(*ask, "attack=tma:attack_seed=1")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from scipy.stats import t as students_t
 from dmlbench.analysis.records import wide
 from dmlbench.analysis.seeds import over, over_seeds, spread, spread_of
 from dmlbench.metrics.bootstrap import Estimate
-from dmlbench.storage.cell import Cell
 from tests.cells import cell, with_facts
 
 
@@ -35,30 +34,6 @@ def test_a_mean_is_of_seeds_on_the_same_images() -> None:
     new = replace(with_facts(cell("CA+", 10, seed=1), data="after"), started=9.0)
     (record,) = over_seeds(wide([*old, new]))
     assert (record["seeds"], record["CA+"], record["CA+ n"]) == ("1", 10, 1)
-
-
-def test_weights_that_were_attacked_with_two_seeds_are_one_training() -> None:
-    """Under the seed of most of its numbers, whichever were measured first."""
-
-    def stored(metric: str, value: float, seed: int, weights: str) -> Cell:
-        one = cell(metric, value, seed=seed, attack=metric.lower().partition(":")[0])
-        return with_facts(one, checkpoint=weights * 64)
-
-    cells = [
-        *(stored("CA+", 10 * seed, seed, "a") for seed in (1, 2)),
-        stored("TMA", 0.5, 2, "a"),
-        stored("CA-", 7, 1, "a"),
-        stored("ES:R", 4, 1, "a"),
-        stored("CA+", 30, 3, "b"),
-    ]
-    for ordered in (cells, cells[::-1]):
-        (record,) = over_seeds(wide(ordered))
-        assert (record["seeds"], record["CA+"], record["CA+ n"]) == ("1 3", 20, 2)
-        assert (record["ES:R"], record["ES:R n"]) == (4, 1)
-        assert (record["CA+ (attack_seed=2)"], record["TMA (attack_seed=2)"]) == (20, 0.5)
-        assert "TMA" not in record
-    (first, second) = wide(cells)
-    assert (first.about["seed"], second.about["seed"]) == (1, 3)
 
 
 def test_the_interval_over_seeds_holds_that_over_queries_too() -> None:

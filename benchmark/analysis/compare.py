@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dmlbench.analysis.records import (
-    Record,
-    of_one_training,
-    record_order,
-    score_columns,
-    tidy,
-)
+from dmlbench.analysis.records import Record, record_order, score_columns, tidy
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
@@ -168,7 +162,7 @@ def defined(records: Iterable[Record]) -> list[tuple[Record, str]]:
     The definition is made of the versions of measurement and attack. That of a score is made of
     those of the columns that it is drawn from, which are in the same row.
     """
-    ordered = sorted(of_one_training(records), key=record_order)
+    ordered = sorted(records, key=record_order)
     versions: dict[tuple[Any, ...], dict[str, str]] = {}  # row and variant -> metric -> versions
     for one in ordered:
         own = ".".join(one["versions"].split(".")[:2])  # a third part is no part of the definition

@@ -7,7 +7,6 @@ board from their CSV are the same. Pure functions.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from msgspec.structs import asdict
 
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
-from dmlbench.core.naming import by_number, split_attack_seed, variant, with_attack_seed
+from dmlbench.core.naming import by_number, variant
 from dmlbench.core.protocol import RECALL_ATTACKS
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
@@ -131,39 +130,6 @@ def _origin(cell: Cell) -> Record:
         "started": datetime.fromtimestamp(cell.started, UTC).isoformat(timespec="seconds"),
         "seconds": round(cell.seconds, 2),
     }
-
-
-def of_one_training(records: Iterable[Record]) -> list[Record]:
-    """The records, with one seed for each file of weights.
-
-    Weights whose training is unknown are stored with the seed of their attacks, and two seeds of
-    attacks make no second training. All numbers of a file get the seed that most of them have, the
-    least one of several; where another seed decided an attack, its name says so, as in
-    ``ca+:attack_seed=5``.
-    """
-    found = list(records)
-    counts: dict[tuple[Any, ...], Counter[int]] = {}
-    for one in found:
-        counts.setdefault(_weights_of(one), Counter())[one["seed"]] += one["status"] == "ok"
-    return [
-        one
-        if not one["checkpoint_sha256"] or len(seeds := counts[_weights_of(one)]) == 1
-        else _with_seed(one, min(seeds, key=lambda seed: (-seeds[seed], seed)))
-        for one in found
-    ]
-
-
-def _weights_of(record: Record) -> tuple[Any, ...]:
-    """The fields that the numbers of a file of weights share, whatever its attacks' seed is."""
-    return (*(record[name] for name in MODEL if name != "seed"), record["checkpoint_sha256"])
-
-
-def _with_seed(record: Record, seed: int) -> Record:
-    """The record with that seed of its training; the name of its attack keeps its own."""
-    attack, own = record["attack"], record["seed"]
-    if attack and own != seed and split_attack_seed(attack)[1] is None:
-        attack = with_attack_seed(attack, own)
-    return record | {"seed": seed, "attack": attack}
 
 
 @dataclass
@@ -298,7 +264,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     Records without a suite (clean images, a failed training) are part of every row of their model.
     """
     models: dict[tuple[Any, ...], list[Record]] = {}
-    for record in sorted(of_one_training(records), key=record_order):
+    for record in sorted(records, key=record_order):
         key = tuple(record[name] for name in (*MODEL, "data", "checkpoint_sha256"))
         models.setdefault(key, []).append(record)
     found = []

@@ -91,8 +91,7 @@ def evaluate(
             the network of the data set.
         label: the model's name in tables; give each model its own where results are stored.
         seed: decides the targets of attacks; None: that of the training, where a manifest says it,
-            else 0. Headings say where it is another than that of the training, or than the one of
-            most numbers of these weights.
+            else 0. Headings say where it is another than that.
         allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes numbers by rounding only.

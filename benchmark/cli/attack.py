@@ -64,8 +64,8 @@ class _Saved(click.ParamType[int | None]):
     "--seed",
     type=Whole(),
     help="Seed that decides the targets of the attacks. Default: that of the training, as in "
-    "'run', or 0 where no manifest says it. Tables name another seed than that of the training, or "
-    "than most numbers of these weights have: CA+ (attack_seed=5).",
+    "'run', or 0 where no manifest says it. With another one, columns say so: "
+    "CA+ (attack_seed=5).",
 )
 @click.option(
     "--save-adversarial",

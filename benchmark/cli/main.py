@@ -94,8 +94,10 @@ def _fail_of_click(error: click.ClickException) -> NoReturn:
     """
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         raise error
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    listed = f" ({context.command_path} --help)" if context else ""
+    listed = ""
+    if isinstance(error, click.UsageError):
+        context = error.ctx or click.get_current_context(silent=True)
+        listed = f" ({context.command_path} --help)" if context else ""
     _fail(error.format_message() + listed, error.exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,8 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
         return every, records
     known = sorted({record["dataset"] for record in records})
     wanted = {one for one in known if dataset in (one, one.partition(":")[0])}
-    wanted = wanted or {as_stored(dataset, known)} & {*known}
+    with suppress(UserError):  # it is the spec of no data set
+        wanted = wanted or {as_stored(dataset, known)} & {*known}
     if not wanted:
         raise UserError(f"no results of {dataset!r} in {results}: there are {', '.join(known)}")
     return (

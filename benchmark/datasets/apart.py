@@ -148,11 +148,11 @@ def read_answers(path: Path, queries: Sequence[str], items: Sequence[str], level
         for what, known, key in (("query", number, query), ("gallery", place, item)):
             if key not in known:
                 blanks = any(" " in name for name in known)
+                tabs = "; as some have blanks, separate the words of a line by tabs"
                 raise UserError(
                     f"{path}, line {line}: {key} is not among the {what} images, which are named "
                     f"by their paths in the {what} folder, such as {next(iter(known))}"
-                    + "; as some have blanks, separate the words of a line by tabs"
-                    * blanks
+                    f"{tabs if blanks else ''}"
                 )
         before, first = grades.setdefault((query, item), (grade, line))
         if before != grade:

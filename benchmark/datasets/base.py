@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def _hint(name: str) -> str:
     """The spec of a folder that lies there."""
-    return f"the images of a folder are --dataset folder:root={name}" if _is_folder(name) else ""
+    root = f'"{name}"' if "," in name else name
+    return f"the images of a folder are folder:root={root}" if _is_folder(name) else ""
 
 
 def _is_folder(name: str) -> bool:

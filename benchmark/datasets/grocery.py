@@ -26,6 +26,7 @@ from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import Recipe, TrainingThreat
 from dmlbench.core.spec import parameter
 from dmlbench.datasets.base import DATASETS, DatasetCard, Figures
+from dmlbench.datasets.files.lines import numbered_lines
 from dmlbench.datasets.files.repository import Repository, clone
 from dmlbench.datasets.images import (
     RECIPE,
@@ -35,7 +36,6 @@ from dmlbench.datasets.images import (
     LabelledPath,
     Listing,
     find,
-    table,
     whole,
 )
 
@@ -156,7 +156,7 @@ class GroceryNight(Grocery):
 def _entries(path: Path) -> list[LabelledPath]:
     """Read a list, whose lines are ``path, product, coarse class``."""
     found = []
-    for (line,) in table(path, "LINE"):
+    for _, line in numbered_lines(path):
         parts = line.rsplit(",", 2)
         if len(parts) != 3:
             raise UserError(f"{path}: expected 'path, product, coarse class', got {line!r}")

@@ -105,9 +105,11 @@ class ModuleModel(Model):
         Raises:
             UserError: it cannot be copied, or mean and std are of another number of channels.
         """
-        if self.mean and len(self.mean) != channels:
+        if self.mean and not len(self.mean) == len(self.std) == channels:
+            counts = f"{len(self.mean)} and {len(self.std)}"
             raise UserError(
-                f"mean and std have {len(self.mean)} numbers, and the images {channels} channels"
+                f"mean and std must have a number for each channel: they have {counts}, the images "
+                f"{channels} channels"
             )
         network: nn.Module = copied(self.module, self.card.name)
         return network

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from dmlbench.analysis import external
 from dmlbench.analysis.csv_files import read_folder, read_tidy
 from dmlbench.analysis.records import MODEL, ROW, Record, rows, tidy
@@ -299,7 +301,7 @@ def _weights(
                 f"{checkpoint} holds other weights than the row (SHA-256 "
                 f"{row['checkpoint_sha256'][:DIGITS]}...)"
             )
-        return found, how
+        return _in_row(found, row), how
     if not row["resolved"]:
         return _as_built(session, row), f"built by {row['model']}"
     try:
@@ -320,6 +322,11 @@ def _weights(
     return training, f"trained by the row's recipe, in {trained}"
 
 
+def _in_row(weights: Weights, row: Record) -> Weights:
+    """The weights with the seed of their row: early ones have that of the attacks there."""
+    return replace(weights, about=structs.replace(weights.about, seed=row["seed"]))
+
+
 def _as_built(session: Session, row: Record) -> Weights:
     """The weights of a network that was measured as it is published, or as its code builds it.
 
@@ -335,8 +342,8 @@ def _as_built(session: Session, row: Record) -> Weights:
         reason = f", and {error}"
     else:
         if found.facts["checkpoint"] == row["checkpoint_sha256"]:
-            return found
-        reason = f", and {row['model']} builds other weights"
+            return _in_row(found, row)
+        reason = f", and {row['model']} builds other weights or attributes"
     raise UserError(
         f"the row of {row['label']} does not say how it was trained{reason}: name its weights with "
         "--checkpoint"

@@ -29,13 +29,14 @@ class Plan:
 
     Attributes:
         models: the models of the run with their cells.
-        elsewhere: the models of its other shards, which are measured with today's code, too.
+        elsewhere: gives the models of its other shards, which are measured with today's code, too;
+            it is called only where code has changed.
         known: the stored cells.
         resume: the policy of the run.
     """
 
     models: Sequence[PlannedModel]
-    elsewhere: Sequence[PlannedModel]
+    elsewhere: Callable[[], Sequence[PlannedModel]]
     known: StoredCells
     resume: str
 
@@ -126,30 +127,35 @@ def _adversary(about: About) -> tuple[tuple[str, str, str], str]:
 
 
 def _other_code(plan: Plan, code: _Code) -> Iterator[str]:
-    """Models that were measured with another version of an attack or a network than today's.
+    """Models whose numbers are of another version of an attack or a network than today's.
 
-    Either models outside the run, or those of the run whose number of today's version is stored,
-    and which another version has measured since.
+    - Models outside the run: tables show their numbers beside those of the run.
+    - Models of the run: their number of today's version is stored, and was measured again with
+      another version after that. Tables show the last one.
     """
-    stored = [cell for cell in plan.known.cells.values() if cell.ok and code.digest(cell)]
-    stored.sort(key=lambda cell: cell.started)
-    latest = {_fields(cell.about, code.number): cell for cell in stored}
+    latest = _latest(plan.known, code)
     shown: dict[tuple[Any, ...], list[Cell]] = {}
     for one in latest.values():
         shown.setdefault(_fields(one.about, code.together), []).append(one)
-    today = [(cell, done) for cell, done in plan.cells() if code.digest(cell)]
-    others = [task.cell for model in plan.elsewhere for task, _ in model.cells]
-    of_run = {_fields(cell.about, code.number) for cell in (*others, *(one for one, _ in today))}
+    differing = [
+        (cell, done, other)
+        for cell, done in plan.cells()
+        if code.digest(cell)
+        for other in shown.get(_fields(cell.about, code.together), ())
+        if code.digest(other) != code.digest(cell)
+    ]
+    if not differing:
+        return
+    cells = [cell for cell, _ in plan.cells()]
+    cells += [task.cell for model in plan.elsewhere() for task, _ in model.cells]
+    of_run = {_fields(cell.about, code.number) for cell in cells}
     before, after = _Models(), _Models()
-    for cell, done in today:
-        for other in shown.get(_fields(cell.about, code.together), ()):
-            number = _fields(other.about, code.number)
-            if code.digest(other) == code.digest(cell):
-                continue
-            if number not in of_run:
-                before.add(code.name(cell.about), other.about.label, other.about.seed)
-            elif done and number == _fields(cell.about, code.number):
-                after.add(code.name(cell.about), other.about.label, other.about.seed)
+    for cell, done, other in differing:
+        number = _fields(other.about, code.number)
+        if number not in of_run:
+            before.add(code.name(cell.about), other.about.label, other.about.seed)
+        elif done and number == _fields(cell.about, code.number):
+            after.add(code.name(cell.about), other.about.label, other.about.seed)
     for name, models in before.named():
         yield (
             f"the code of {name} has changed since {models} was measured with it: tables show both "
@@ -158,9 +164,16 @@ def _other_code(plan: Plan, code: _Code) -> Iterator[str]:
     for name, models in after.named():
         yield (
             f"the numbers of {models} that tables show are of another version of {name}, which was "
-            "measured later than this one: measure again (--resume never), or give each version a "
-            "name of its own"
+            "measured later than this one: use another results folder, or give each version a name "
+            "of its own"
         )
+
+
+def _latest(known: StoredCells, code: _Code) -> dict[tuple[Any, ...], Cell]:
+    """The cell that tables show of each number that depends on the code."""
+    stored = [cell for cell in known.cells.values() if cell.ok and code.digest(cell)]
+    stored.sort(key=lambda cell: cell.started)
+    return {_fields(cell.about, code.number): cell for cell in stored}
 
 
 def _fields(about: About, names: Iterable[str]) -> tuple[Any, ...]:
@@ -187,15 +200,17 @@ def _other_defense(plan: Plan, store: Store) -> Iterator[str]:
     trainings = [one for one in plan.trainings() if one.facts.get(DEFENSE)]
     if not trainings:
         return
-    elsewhere = [model.train.training for model in plan.elsewhere if model.train is not None]
     manifests = sorted(store.manifests(), key=lambda one: one.started)
     said = set()
     for training in trainings:
         alike = _but_code(training.facts)
         same = [one.training for one in manifests if _but_code(one.training) == alike]
         latest = {one["seed"]: one.get(DEFENSE) for one in same}
-        own = {one.seed for one in (*trainings, *elsewhere) if _but_code(one.facts) == alike}
-        other = {seed for seed, code in latest.items() if code != training.facts[DEFENSE]} - own
+        other = {seed for seed, code in latest.items() if code != training.facts[DEFENSE]}
+        if other:
+            elsewhere = [model.train.training for model in plan.elsewhere() if model.train]
+            of_run = (*trainings, *elsewhere)
+            other -= {one.seed for one in of_run if _but_code(one.facts) == alike}
         if other and training.shown not in said:
             said.add(training.shown)
             yield (

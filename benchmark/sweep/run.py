@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,13 @@ def run(
     known = read_store(session)
     mine = of_shard(models, options)
     planned = plan_models(session, mine, attacks, known)
-    elsewhere = [one for one in models if one not in mine]
-    others = plan_models(session, elsewhere, attacks, known, trained=False)
-    warn_of_mixtures(Plan(planned, others, known, options.resume), session.store)
+
+    @cache
+    def elsewhere() -> list[PlannedModel]:
+        others = [one for one in models if one not in mine]
+        return plan_models(session, others, attacks, known, trained=False)
+
+    warn_of_mixtures(Plan(planned, elsewhere, known, options.resume), session.store)
     check_epochs(to_be_trained(planned, options.resume))
     device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)

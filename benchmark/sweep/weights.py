@@ -140,7 +140,7 @@ def checkpoint_weights(
         label or (known.defense if known else name),
         name,
         precision,
-        seed if trained is None else trained,
+        trained or 0,
         recipe=_recipe(known, dataset) if known else "",
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
@@ -158,11 +158,15 @@ def memory_weights(
     seed: int,
     precision: str,
     eot: int,
+    made_with: int = 0,
 ) -> Weights:
-    """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest."""
+    """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest.
+
+    ``seed`` is that of the attacks; ``made_with`` that of the weights, 0 if it is unknown.
+    """
     check_seeds([seed])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about(spec.shown(dataset), model, label, label, precision, seed, eot=eot)
+    about = _about(spec.shown(dataset), model, label, label, precision, made_with, eot=eot)
     return Weights(model, None, facts, about, seed)
 
 
@@ -214,9 +218,11 @@ def initial_weights(
     held = module_model(built, name=canonical_model(model.in_tables()))
     held = replace(held, made_by=source)
     name = label or f"none ({state})"
-    # the spec says all else, but for what code of the user's own has read from a file
+    # the spec says all else; a network of the user's own code may have any attribute
     digest = held.weights_digest if source is None else held.digest
-    return memory_weights(dataset, data.digest, held, digest, name, seed, precision, eot)
+    made_with = 0 if trained else seed
+    common = dataset, data.digest, held, digest, name
+    return memory_weights(*common, seed, precision, eot, made_with)
 
 
 def _about(

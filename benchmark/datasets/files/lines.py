@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 
 
-def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The number and the text of each line of a text file that is not empty.
 
     Raises:
@@ -39,9 +40,9 @@ def numbered_table(path: Path, form: str) -> list[tuple[int, list[str]]]:
         UserError: the file cannot be read, or a line has fewer or more words.
     """
     columns, rows = len(form.split()), []
-    for number, line in _numbered_lines(path):
-        tabs = "\t" in line.strip()
-        found = line.strip().split("\t") if tabs else line.split(maxsplit=columns - 1)
+    for number, line in numbered_lines(path):
+        text = line.strip()
+        found = re.split("\t+", text) if "\t" in text else text.split(maxsplit=columns - 1)
         words = [word.strip() for word in found]
         if len(words) != columns:
             raise UserError(
