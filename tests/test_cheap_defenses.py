@@ -201,9 +201,12 @@ def test_the_frozen_layers_do_not_move() -> None:
 
 def test_head_refuses_a_network_without_a_head(tmp_path: Path) -> None:
     """The last layer of ``head=none`` is a batch norm: it would be all that learns."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+    labels = np.arange(8) // 2
     data = dml.from_arrays(
-        *(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
-        train=(np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) // 2),
+        images,
+        labels,
+        train=(images, labels),
         recipe=Recipe(epochs=2, pairs=2),
     )
     chosen = {"model": "resnet18:weights=none,head=none", "results": tmp_path, "progress": False}
