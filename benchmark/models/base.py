@@ -34,7 +34,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 def _hint(name: str) -> str:
     """What to do with a file that is no name of a network."""
     if name.endswith(WEIGHT_FILES):
-        return "a file of weights is named as the checkpoint, and its network as the model"
+        return f"name weights by --checkpoint {name}, and their network by --model"
     if name.endswith(".onnx"):
         return "wrap it in a torch.nn.Module, as the FAQ says, and name that: nets.py:Wrapped"
     return ""
