@@ -228,12 +228,6 @@ class Row:
         return next((one["data"] for one in self.records.values() if one["data"]), "")
 
     @property
-    def weights(self) -> str:
-        """The digest of its weights; empty if no number tells it."""
-        every = (one["checkpoint_sha256"] for one in self.records.values())
-        return next((digest for digest in every if digest), "")
-
-    @property
     def flag_names(self) -> str:
         """The names of its flags, notes left out, separated by commas."""
         every = (flag for flags in self.flags.values() for flag in flags if not flag.note)
