@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _hint(name: str) -> str:
-    """The spec of a folder that lies there."""
+    """The spec of a folder whose path was given as the name of a data set; else empty."""
     root = f'"{name}"' if "," in name else name
     return f"the images of a folder are folder:root={root}" if _is_folder(name) else ""
 

@@ -134,7 +134,10 @@ def _answers(
 
 
 def _ignored(root: Path, names: Sequence[str]) -> Iterator[str]:
-    """What decoding leaves out of files, as the papers' code does."""
+    """Notes that count the files whose rotation or transparency is not decoded.
+
+    The papers' code ignores both.
+    """
     from PIL import ExifTags, Image
 
     turned = clear = 0

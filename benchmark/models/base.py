@@ -32,7 +32,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
 def _hint(name: str) -> str:
-    """What to do with a file that is no name of a network."""
+    """The remedy for the name of a file in the place of a network; empty for any other name."""
     if name.endswith(WEIGHT_FILES):
         return f"name weights by --checkpoint {name}, and their network by --model"
     if name.endswith(".onnx"):

@@ -25,7 +25,7 @@ MOST_NAMES = 5  # of models in a warning
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is about to measure, and what is stored.
+    """The models that a run is about to measure, and the cells that are stored.
 
     Attributes:
         models: the models of the run with their cells.

@@ -158,7 +158,7 @@ def plan_models(
         attacks: what each model is measured under.
         known: the stored cells.
         repair: whether damaged models are moved.
-        trained: False: as if no model were trained yet, whose weights are read otherwise.
+        trained: False: plan as if no model were trained, which reads no file of weights.
     """
     measured = session.compute.precision, session.compute.eot, session.dataset.benign
     return [
