@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
-from dmlbench.analysis.records import tidy
+from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.analysis.records import record_order, tidy
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.ers import ers
 from dmlbench.report.entries import measured
@@ -190,3 +192,22 @@ def test_outcomes_are_those_of_the_protocols_scores(tmp_path: Path) -> None:
     found = collect.outcomes(store, cells)
     assert found[found["metric"] == "ERS"]["query"].tolist() == [1, 2]
     assert found[found["metric"] == "R@1"]["value"].tolist() == [1, 2]
+
+
+def test_collected_models_join_those_that_are_there(tmp_path: Path) -> None:
+    rows, queries = tmp_path / "rows.csv", tmp_path / "outcomes.parquet"
+    for place, (label, value) in enumerate((("b", 30.0), ("a", 20.0), ("b", 40.0))):
+        store = Store(tmp_path / str(place))
+        for suite in SUITES:
+            for one in model({"ERS": value, "Radius": value}, label=label, suite=suite):
+                store.put(one, {name: np.array([value]) for name in one.metrics})
+        done = CliRunner().invoke(collect.main, [str(store.root), str(rows), str(queries)])
+        assert done.exit_code == 0, done.output
+    there = read_tidy(rows)
+    assert there == sorted(there, key=record_order)
+    scores = {(one["label"], one["value"]) for one in there if one["metric"] == "ERS"}
+    assert scores == {("a", 20.0), ("b", 40.0)}
+    table = pd.read_parquet(queries)
+    kept = table[table["metric"] == "ERS"]
+    assert set(zip(kept["label"], kept["value"], strict=True)) == scores
+    assert table.equals(table.sort_values(collect.KEYS, ignore_index=True))

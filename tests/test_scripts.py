@@ -15,9 +15,9 @@ from scripts import ablations, collect, mutations
 def test_a_folder_without_results_writes_nothing(script: click.Command, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("what is committed")
-    target = rows if script is ablations.collect else tmp_path
+    targets = [str(rows)] * len(script.params[1:])
     for source, code in ((tmp_path / "absent", 2), (tmp_path, 1)):
-        done = CliRunner().invoke(script, [str(source), str(target)])
+        done = CliRunner().invoke(script, [str(source), *targets])
         assert done.exit_code == code, done.output
         assert "Error: " in done.output
     assert rows.read_text() == "what is committed"
