@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 import dmlbench
+from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
 
 LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
@@ -98,6 +101,18 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if dirty else commit
+
+
+@cache
+def source_sha256() -> str:
+    """SHA-256 of the Python files of this package, as 64 hex digits."""
+    package, digest = Path(dmlbench.__file__).resolve().parent, hashlib.sha256()
+    folders = sorted(os.walk(package, followlinks=True))  # in a checkout some of them are links
+    for folder, _, names in folders:
+        for name in sorted(name for name in names if name.endswith(".py")):
+            file = Path(folder, name)
+            digest.update(f"{file.relative_to(package)} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dmlbench.attacks.base import Attack, Attacked, Column
@@ -20,6 +21,7 @@ from dmlbench.metrics.names import CLEAN_SUFFIX
 from dmlbench.storage import adversarial
 
 Parts = dict[str, list[torch.Tensor]]
+PARTS = ("parts", "observed", "last")  # attributes of ``Collected`` that are ``Parts``
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Collected:
         flat: queries whose gradient was zero in the image at the start.
         radius: the largest distance of an image from the clean one, in the norm of the attack.
         norm: that norm.
+        queries: number of queries that were attacked.
     """
 
     parts: Parts = field(default_factory=dict)
@@ -73,6 +76,33 @@ class Collected:
     flat: int = 0
     radius: float = 0.0
     norm: str = "linf"
+    queries: int = 0
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All of it as arrays of numbers, which ``restored`` reads; outcomes are float64, (N,)."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in PARTS:
+                for name, values in value.items():
+                    found[f"{one.name} {name}"] = torch.cat(values).double().cpu().numpy()
+            elif one.name != "norm":
+                found[one.name] = np.array(value)
+        return found
+
+    @classmethod
+    def restored(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], norm: str, device: torch.device
+    ) -> Collected:
+        """What was collected until ``arrays`` was made of it; nothing of no arrays."""
+        found = cls(norm=norm)
+        for key, array in arrays.items():
+            kind, _, name = key.partition(" ")
+            if kind in PARTS:
+                getattr(found, kind)[name] = [torch.from_numpy(array).to(device)]
+            else:
+                setattr(found, kind, array.item())
+        return found
 
     def add(
         self,
@@ -82,6 +112,7 @@ class Collected:
         clean: Mapping[str, torch.Tensor],
     ) -> None:
         """One more batch: clean images, the attack's result, its outcomes and the clean ones."""
+        self.queries += len(images)
         for name, values in found.items():
             self.parts.setdefault(name, []).append(values)
             self.parts.setdefault(name + CLEAN_SUFFIX, []).append(clean[name])

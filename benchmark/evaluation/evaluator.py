@@ -32,6 +32,7 @@ from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_media
 from dmlbench.metrics.clustering import NMI_VERSION, kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
 from dmlbench.metrics.retrieval import retrieval
+from dmlbench.storage.interrupted import Interrupted
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Evaluation(EmbeddedTest):
         *,
         recalls: bool = False,
         save: Path | None = None,
+        interrupted: Interrupted | None = None,
     ) -> Measurement:
         """Attack each chosen query in turn, or the candidate of its number.
 
@@ -124,25 +126,35 @@ class Evaluation(EmbeddedTest):
             recalls: also measure R@K and the distance moved (``attacks.moved_query``), if it is the
                 query that is perturbed.
             save: .npz file for the adversarial images (``storage.adversarial``); None: none.
+            interrupted: where what is found is kept, batch by batch, and where the attack goes on
+                if it was interrupted (it keeps no images then); None: nowhere. Not with ``save``.
         """
         index, gallery = self.chosen(queries), self.gallery
         extra = moved_query.columns_of(type(attack)) if recalls else ()
         columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
-        collected = Collected(norm=attack.norm)
+        before = interrupted and interrupted.read(self._most_rows(attack, gallery))
+        collected = Collected.restored(before or {}, attack.norm, self.device)
+        if collected.queries:
+            keep = 0
+            self.reporter.say(f"{title}: {collected.queries} of {len(index)} queries are stored")
+        left = index[collected.queries :]
         with (
-            self.reporter.task(title, len(index)) as bar,
+            self.reporter.task(title, len(index), collected.queries) as bar,
             image_file(save, attack, self._places(attack, index)) as write,
         ):
             progress = Progress(bar, self._passes(attack))
-            for batch, images, attacked in self._attacked(attack, gallery, index, seed, progress):
+            for batch, images, attacked in self._attacked(attack, gallery, left, seed, progress):
                 want, adversarial = keep - len(kept), attacked.perturbed.images
                 kept += self._kept(attack, batch, images, attacked, want)
                 write(adversarial)
-                before = self._unmoved(extra, images, batch)
-                found = attacked.outcomes | self.moved(extra, adversarial, batch)
-                collected.add(images, attacked, found, attacked.clean | before)
+                unmoved = self._unmoved(extra, images, batch)
+                after = attacked.outcomes | self.moved(extra, adversarial, batch)
+                collected.add(images, attacked, after, attacked.clean | unmoved)
                 progress.finish(collected.so_far(attack.columns))
+                if interrupted is not None:
+                    rows, last = self._most_rows(attack, gallery), collected.queries == len(index)
+                    interrupted.save(rows, collected.arrays, last)
         outcomes = collected.outcomes(index, len(self.index))
         empty = [c.name for c in columns if np.isnan(outcomes[c.name]).all()]
         if empty and not gallery.relevance.answers[index].any():
@@ -162,7 +174,8 @@ class Evaluation(EmbeddedTest):
         if save is not None:
             findings["adversarial_sha256"] = file_sha256(save)
         flags = attack_flags(self, attack, index, seed, outcomes, findings)
-        return Measurement(metrics, findings | as_finding(flags), outcomes, kept)
+        seconds = interrupted.seconds_before if interrupted else 0.0
+        return Measurement(metrics, findings | as_finding(flags), outcomes, kept, seconds)
 
     def moved(
         self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor

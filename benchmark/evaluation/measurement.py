@@ -24,13 +24,16 @@ class Measurement:
         metrics: name -> estimate over queries.
         findings: other results as JSON types: self-checks, signs of a collapse, cost.
         outcomes: name -> (N,) value of each test image (NaN: it does not count as a query).
-        kept: of an attack, the first queries with their images, as many as were asked for.
+        kept: of an attack, the first queries with their images, as many as were asked for; none if
+            the attack was interrupted.
+        seconds_before: time that an attack took before it was interrupted.
     """
 
     metrics: dict[str, Estimate]
     findings: dict[str, Any]
     outcomes: Outcomes
     kept: list[AttackedQuery] = field(default_factory=list)
+    seconds_before: float = 0.0
 
 
 def as_finding(flags: list[Flag]) -> dict[str, Any]:

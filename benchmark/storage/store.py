@@ -5,6 +5,7 @@ results/cells/<id>.parquet   the outcome of each query
 results/models/<id>/         trained models (``dmlbench.storage.checkpoint``)
 results/runs/<id>.yaml       the resolved options of a run; ``run --config`` reads them
 results/adversarial/         adversarial images: <id>.npz of a cell, and pictures
+results/interrupted/         attacks that are under way (``dmlbench.storage.interrupted``)
 results/quarantine/          damaged cells and models
 results/.exported            digest of the last results.csv; .exported.lock is held meanwhile
 results/*.csv                exports of the cells (``dmlbench.analysis.csv_files``)
@@ -40,7 +41,7 @@ _ID = "[0-9a-f]" * 16
 WRITTEN = (
     *("results.csv", "results-????????.csv*", "wide.csv", "seeds.csv", ".exported*"),
     *(f"cells/{_ID}.json", f"cells/{_ID}*.parquet", f"models/{_ID}/*", f"runs/{_ID}.yaml"),
-    *(f"adversarial/{_ID}.npz", f"adversarial/*/*-{_ID}/query-*.png"),
+    *(f"adversarial/{_ID}.npz", f"adversarial/*/*-{_ID}/query-*.png", f"interrupted/{_ID}.npz"),
 )
 """Patterns of the files that are written to a results folder."""
 
@@ -138,6 +139,15 @@ class Store:
     def images(self, cell_id: str) -> Path:
         """The file of the adversarial images of a cell, if they were asked for."""
         return self.root / "adversarial" / f"{cell_id}.npz"
+
+    def interrupted(self, cell_id: str) -> Path:
+        """The file of the attack of a cell while it is under way."""
+        return self.root / "interrupted" / f"{cell_id}.npz"
+
+    def forget_interrupted(self, cell_id: str) -> None:
+        """Delete that file, if it is there: the attack has ended, or begins again."""
+        with contextlib.suppress(OSError):
+            self.interrupted(cell_id).unlink(missing_ok=True)
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""

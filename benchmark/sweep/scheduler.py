@@ -155,9 +155,12 @@ class Scheduler:
         if not again and self.session.done(task.cell):
             self._finish(task)  # another run in this folder has done it since it was planned
             return True
-        if self.resume == "never" and isinstance(task, Train):
-            # here, once: if the worker dies, the next one goes on after the last epoch
-            shutil.rmtree(self.session.store.model_folder(task.model), ignore_errors=True)
+        if self.resume == "never":
+            # here, once: if the worker dies, the next one goes on after the last epoch or batch
+            store = self.session.store
+            if isinstance(task, Train):
+                shutil.rmtree(store.model_folder(task.model), ignore_errors=True)
+            store.forget_interrupted(task.cell.id)
         self.executor.start(task)
         return True
 
@@ -165,8 +168,9 @@ class Scheduler:
         """Record a task that has ended; if it left no cell, store a failed one."""
         task, failure = finished.task, finished.failure
         if finished.problem is None:
-            if not isinstance(task, Train):  # a training may have begun in an earlier run
-                self.times.add(self.times.kind(task), finished.seconds)
+            cell = self.session.store.done(task.cell.id)
+            if cell is not None:  # of a training there is none: its manifest has the time
+                self.times.add(self.times.kind(task), cell.seconds)  # of earlier runs, too
         else:
             error, watch = CellError(finished.problem), Stopwatch.ended(finished.seconds)
             failure = store_failure(self.session, task.cell, task.title, error, watch)

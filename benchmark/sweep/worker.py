@@ -19,7 +19,13 @@ from dmlbench.metrics.ers import score_per_query
 from dmlbench.models.base import shown_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
-from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
+from dmlbench.sweep.session import (
+    Session,
+    Stopwatch,
+    interrupted_attack,
+    store_failure,
+    store_success,
+)
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.job import Training
 from dmlbench.training.trainer import train
@@ -60,6 +66,7 @@ class Worker:
             raise
         except BaseException as error:  # whatever a plugin raises fails its cell only
             training = task.training if isinstance(task, Train) else None
+            self.session.store.forget_interrupted(task.cell.id)
             cause = with_advice(error, training)
             return store_failure(self.session, task.cell, task.title, cause, watch)
         return None
@@ -120,9 +127,12 @@ class Worker:
         images = self.session.store.images(task.cell.id)
         save = images if self.session.save_images or images.is_file() else None
         found = measured.attack(
-            *(task.attack, seed, task.title, task.queries, keep), recalls=task.recalls, save=save
+            *(task.attack, seed, task.title, task.queries, keep),
+            recalls=task.recalls,
+            save=save,
+            interrupted=interrupted_attack(self.session, task.cell) if save is None else None,
         )
-        if keep:
+        if found.kept:
             self.session.kept[task.cell.id] = found.kept
         return found
 
