@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -13,15 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from dmlbench.attacks.base import ATTACKS
-from dmlbench.compute.embedding import EmbeddingModel
+from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.evaluation.evaluator import Evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.storage import interrupted as module
 from dmlbench.storage.interrupted import Interrupted
-from dmlbench.testing import tiny_network
 from tests.evaluations import measured
 from tests.every_attack import EVERY, NAMES
 from tests.faults import exports, until
@@ -50,13 +50,6 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(Evaluation, "_attacked", real if batches < 0 else stopped)
 
     return stop
-
-
-class AlwaysDropout(torch.nn.Module):
-    """Dropout in evaluation, too."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.dropout(x, 0.2, training=True)
 
 
 def equal(one: Measurement, other: Measurement) -> bool:
@@ -89,20 +82,6 @@ def test_every_attack_finds_the_same_after_two_stops(
     assert equal(resumed, whole)
 
 
-def test_a_randomised_network_draws_the_same(
-    tiny: RetrievalData, tmp_path: Path, stop_after: Callable[[int], None]
-) -> None:
-    path, network = tmp_path / "search.npz", tiny_network()
-    dropping = torch.nn.Sequential(network.backbone, AlwaysDropout())
-    with measured(tiny, EmbeddingModel(dropping, "N"), batch_size=7, eot=3) as found:
-        whole = found.attack(ES, 0, "es", 20)
-        stop_after(2)
-        with pytest.raises(KeyboardInterrupt):
-            found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x"))
-        stop_after(-1)
-        assert equal(found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x")), whole)
-
-
 def test_what_comes_after_the_last_batch_can_be_stopped_too(
     tiny: RetrievalData, tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
@@ -119,36 +98,58 @@ def test_what_comes_after_the_last_batch_can_be_stopped_too(
         assert equal(found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x")), whole)
 
 
-def test_the_file_is_not_used_for_another_attack_batch_size_or_code(
-    tiny: RetrievalData, tmp_path: Path
-) -> None:
-    path = tmp_path / "search.npz"
-    with measured(tiny, batch_size=7) as found:
-        found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x"))
-        assert Interrupted(path, "x").read(7)
-        assert Interrupted(path, "x").read(8) is None
-        assert Interrupted(path, "y").read(7) is None
-        assert Interrupted(tmp_path / "none.npz", "x").read(7) is None
+def filled(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """A file of 2,000 queries, in batches of 7; returns what is in it."""
+    values = np.random.default_rng(0).normal(size=2000)
+    arrays = {"parts ES:D": values, "queries": np.array(2000)}
+    file = Interrupted(path, "x")
+    assert file.read(7) == {}
+    file.save(lambda: arrays, last=False)
+    return arrays
 
 
-def test_a_damaged_file_is_not_used(tiny: RetrievalData, tmp_path: Path) -> None:
+def test_the_file_is_not_used_for_another_attack_batch_size_or_code(tmp_path: Path) -> None:
     path = tmp_path / "search.npz"
-    with measured(tiny, batch_size=7) as found:
-        found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x"))
-    content, sound = path.read_bytes(), Interrupted(path, "x").read(7)
-    assert sound
-    chance = np.random.default_rng(0)
-    for place in chance.integers(0, len(content), 300).tolist():
-        path.write_bytes(content[:place])
-        assert Interrupted(path, "x").read(7) is None
+    arrays = filled(path)
+    assert Interrupted(path, "x").read(7).keys() == arrays.keys()
+    assert Interrupted(path, "x").read(8) == {}
+    assert Interrupted(path, "y").read(7) == {}
+
+
+def test_a_damaged_file_is_named_and_not_used(tmp_path: Path) -> None:
+    path, chance = tmp_path / "search.npz", np.random.default_rng(0)
+    arrays, content = filled(path), path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        headers = [one.header_offset for one in archive.infolist()]
+    places = [first + further for first in headers for further in range(0, 200, 3)]
+    for place in [*places, *chance.integers(0, len(content), 200).tolist()]:
         changed = bytearray(content)
         changed[place] ^= 1 << int(chance.integers(8))
-        path.write_bytes(changed)
-        read = Interrupted(path, "x").read(7)
-        if read is not None:  # a part of the file that says nothing, such as a date
-            assert read.keys() == sound.keys()
-            for name, array in read.items():
-                np.testing.assert_array_equal(array, sound[name])
+        for damaged in (content[:place], changed):
+            path.write_bytes(damaged)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                read = Interrupted(path, "x").read(7)
+            if read:  # a part of the file that says nothing was changed, such as a date
+                assert read.keys() == arrays.keys()
+                for name, array in arrays.items():
+                    np.testing.assert_array_equal(read[name], array)
+            else:
+                assert [f"{one.message}" for one in told] == [
+                    f"{path} is damaged or cannot be read: the attack begins again"
+                ]
+
+
+def test_a_file_that_cannot_be_written_or_read_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file/search.npz", tmp_path):
+        file = Interrupted(path, "x")
+        with pytest.warns(UserWarning, match="begins again"):
+            assert file.read(7) == {}
+        with pytest.warns(UserWarning, match="an attack that is stopped will begin again"):
+            file.save(dict, last=False)
+        with warnings.catch_warnings(action="error"):
+            file.save(dict, last=True)  # said once
 
 
 def test_it_is_written_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,26 +158,46 @@ def test_it_is_written_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     path = tmp_path / "search.npz"
 
-    def saved(at: float, last: bool = False, of: str = "x") -> float | None:
+    def saved(at: float, last: bool = False) -> float | None:
         now[0] = at
-        file.save(7, lambda: {"queries": np.array(at)}, last)
-        again = Interrupted(path, of)
-        arrays = again.read(7)
+        file.save(lambda: {"queries": np.array(at)}, last)
+        arrays = Interrupted(path, "x").read(7)
         return float(arrays["queries"]) if arrays else None
 
-    file = Interrupted(path, "x", _begun=100, _saved=100)
+    def again(at: float) -> Interrupted:
+        found = Interrupted(path, "x", _begun=at, _saved=at)
+        found.read(7)
+        return found
+
+    file = again(100)
     assert [saved(at) for at in (105, 111, 115, 120, 121.5)] == [None, 111, 111, 111, 121.5]
     assert saved(122, last=True) == 122
-    file = Interrupted(path, "x", _begun=now[0], _saved=now[0])
-    assert file.read(7)
+    file = again(500)
     assert file.seconds_before == 22
-    assert saved(133) == 133
-    again = Interrupted(path, "x")
-    assert again.read(7)
-    assert again.seconds_before == 22 + 11
+    assert saved(511) == 511
+    assert again(600).seconds_before == 22 + 11
     path.unlink()
-    file = Interrupted(path, "x", _begun=200, _saved=200)
-    assert saved(209, last=True) is None  # a short attack leaves no file
+    file = again(700)
+    assert saved(709, last=True) is None  # a short attack leaves no file
+
+
+def test_a_batch_that_was_too_large_is_not_kept(
+    tiny: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, calls = tmp_path / "search.npz", Attack.run, []
+
+    def tight(self: Attack, model: Any, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, images, *args, **kwargs)
+
+    monkeypatch.setattr(Attack, "run", tight)
+    with measured(tiny, batch_size=8) as found:
+        found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x"))
+    assert calls == [8, 8, 4, 4, 4]
+    assert Interrupted(path, "x").read(8)["queries"] == 8
+    assert Interrupted(path, "x").read(4) == {}
 
 
 ATTACK = """

@@ -24,9 +24,11 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.datasets.base import RetrievalData
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.evaluation.evaluator import Evaluation
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import BENIGN
 from dmlbench.models.small import C2F2
+from dmlbench.storage.interrupted import Interrupted
 from dmlbench.storage.store import Store
 from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
@@ -55,7 +57,10 @@ class Here(FashionMini):
 @pytest.fixture
 def session(tiny: RetrievalData, tmp_path: Path) -> Session:
     Here.data = tiny
-    return Session(Here(), None, None, Store(tmp_path), Compute("cpu"), Silent())
+    folder = tmp_path / "results"
+    folder.mkdir()
+    store = Store(folder, folder.stat().st_ino)
+    return Session(Here(), None, None, store, Compute("cpu"), Silent())
 
 
 def entry(session: Session) -> PlannedModel:
@@ -247,3 +252,79 @@ def test_a_stop_waits_until_a_worker_has_started() -> None:
         assert arrived[2:] == ["stop"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def attacked_task(session: Session, attack: Attack) -> Measure:
+    """The task of attacking a model, which is trained for it."""
+    first = entry(session)
+    if first.train is not None and first.trained != "done":
+        Worker(session).do(first.train)
+    benign, *_ = [task for task, _ in entry(session).cells]
+    assert isinstance(benign, Measure)
+    attacks = plan.planned_attacks([attack], CARD.threat)
+    task = plan.measures(benign.weights, attacks, BENIGN)[1]
+    assert isinstance(task, Measure)
+    return task
+
+
+@pytest.mark.parametrize("kind", ["own", "typed", "randomised", "images", "removed"])
+def test_an_attack_goes_on_only_if_the_rest_would_be_the_same(
+    session: Session, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    typed: dict[str, Any] = {"__name__": "notebook", "Base": ATTACKS.get("ca+")}
+    exec("class Typed(Base): pass", typed)
+    task = attacked_task(session, (typed["Typed"] if kind == "typed" else typed["Base"])(steps=2))
+    if kind == "randomised":
+        session = dataclasses.replace(session, compute=Compute("cpu", eot=2))
+    elif kind == "images":
+        session = dataclasses.replace(session, save_images=True)
+    elif kind == "removed":
+        monkeypatch.setattr(module, "source_sha256", lambda: None)
+    given = []
+
+    def attack(*_: Any, interrupted: Interrupted | None, **__: Any) -> None:
+        given.append(interrupted)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluation, "attack", attack)
+    with pytest.raises(KeyboardInterrupt):
+        Worker(session).do(task)
+    (file,) = given
+    assert (file is not None) is (kind == "own")
+    if file is not None:
+        assert file.path == session.store.interrupted(task.cell.id)
+        session.store.root.rename(session.store.root.with_name("moved"))
+        session.store.root.mkdir()
+        with pytest.raises(UserError, match="moved or deleted"):
+            dataclasses.replace(file, _saved=-1e9).save(dict, last=False)
+        assert not list(session.store.root.iterdir())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_attack_that_has_ended_leaves_nothing_to_go_on_from(
+    session: Session, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    task = attacked_task(session, ATTACKS.get("ca+")(steps=2))
+    path = session.store.interrupted(task.cell.id)
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    if fails:
+        monkeypatch.setattr(Attack, "run", lambda *_, **__: 1 / 0)
+    with pytest.warns(UserWarning, match="damaged or cannot be read: the attack begins again"):
+        assert (Worker(session).do(task) is not None) is fails
+    assert not path.exists()
+
+
+def test_what_was_left_of_an_attack_goes_once_its_cell_is_there(session: Session) -> None:
+    task = attacked_task(session, ATTACKS.get("ca+")(steps=2))
+    left, other = session.store.interrupted(task.cell.id), session.store.interrupted("0" * 16)
+    Worker(session).do(task)
+    left.parent.mkdir()
+    for path in (left, other):
+        path.touch()
+    session.store.repair([])
+    assert list(left.parent.iterdir()) == [other]
+    other.unlink()
+    other.mkdir()
+    with pytest.raises(UserError, match="cannot delete"):
+        session.store.forget_interrupted("0" * 16)

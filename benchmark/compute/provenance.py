@@ -18,7 +18,7 @@ import dmlbench
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
 
-LIBRARIES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,15 +103,18 @@ def git_revision() -> str | None:
     return f"{commit}-dirty" if dirty else commit
 
 
-@cache
-def source_sha256() -> str:
-    """SHA-256 of the Python files of this package, as 64 hex digits."""
+def source_sha256() -> str | None:
+    """SHA-256 of the Python files of this package; None if one was removed meanwhile."""
     package, digest = Path(dmlbench.__file__).resolve().parent, hashlib.sha256()
     folders = sorted(os.walk(package, followlinks=True))  # in a checkout some of them are links
     for folder, _, names in folders:
-        for name in sorted(name for name in names if name.endswith(".py")):
+        for name in sorted(name for name in names if name.endswith(".py") and name[0] != "."):
             file = Path(folder, name)
-            digest.update(f"{file.relative_to(package)} {file_sha256(file)}\n".encode())
+            try:
+                content = file_sha256(file)
+            except OSError:
+                return None
+            digest.update(f"{file.relative_to(package)} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -94,7 +94,7 @@ class Collected:
     def restored(
         cls, arrays: Mapping[str, npt.NDArray[Any]], norm: str, device: torch.device
     ) -> Collected:
-        """What was collected until ``arrays`` was made of it; nothing of no arrays."""
+        """The inverse of ``arrays``; nothing is collected if there are none."""
         found = cls(norm=norm)
         for key, array in arrays.items():
             kind, _, name = key.partition(" ")

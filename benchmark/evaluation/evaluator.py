@@ -126,15 +126,15 @@ class Evaluation(EmbeddedTest):
             recalls: also measure R@K and the distance moved (``attacks.moved_query``), if it is the
                 query that is perturbed.
             save: .npz file for the adversarial images (``storage.adversarial``); None: none.
-            interrupted: where what is found is kept, batch by batch, and where the attack goes on
-                if it was interrupted (it keeps no images then); None: nowhere. Not with ``save``.
+            interrupted: file in which what is found is kept, batch by batch. If it holds something,
+                the attack goes on there, and ``keep`` is 0. None: no file. Not with ``save``.
         """
         index, gallery = self.chosen(queries), self.gallery
         extra = moved_query.columns_of(type(attack)) if recalls else ()
         columns = (*attack.columns, *extra)
         kept: list[AttackedQuery] = []
-        before = interrupted and interrupted.read(self._most_rows(attack, gallery))
-        collected = Collected.restored(before or {}, attack.norm, self.device)
+        before = interrupted.read(self.rows) if interrupted else {}
+        collected = Collected.restored(before, attack.norm, self.device)
         if collected.queries:
             keep = 0
             self.reporter.say(f"{title}: {collected.queries} of {len(index)} queries are stored")
@@ -152,9 +152,8 @@ class Evaluation(EmbeddedTest):
                 after = attacked.outcomes | self.moved(extra, adversarial, batch)
                 collected.add(images, attacked, after, attacked.clean | unmoved)
                 progress.finish(collected.so_far(attack.columns))
-                if interrupted is not None:
-                    rows, last = self._most_rows(attack, gallery), collected.queries == len(index)
-                    interrupted.save(rows, collected.arrays, last)
+                if interrupted is not None and interrupted.rows == self.rows:  # memory sufficed
+                    interrupted.save(collected.arrays, last=collected.queries == len(index))
         outcomes = collected.outcomes(index, len(self.index))
         empty = [c.name for c in columns if np.isnan(outcomes[c.name]).all()]
         if empty and not gallery.relevance.answers[index].any():

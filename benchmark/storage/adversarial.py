@@ -15,6 +15,7 @@ import hashlib
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes, and unp
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError),
     *(struct.error, RuntimeError, ValueError, TypeError, SyntaxError, MemoryError, OverflowError),
+    tokenize.TokenError,  # numpy reads the header of an array as Python
 )
 
 

@@ -2,7 +2,7 @@
 
 It is an .npz file of numbers, in which the zip format keeps a checksum of each array:
 
-of        text: a hash of all that decides the numbers (``Interrupted.of``)
+of        text: a hash of the cell, the code and the machine (``Interrupted.of``)
 rows      queries in a batch
 seconds   time that the attack has taken
 ...       the arrays of ``evaluation.collected.Collected``
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file, write_atomically
 from dmlbench.common.lazy import np
 from dmlbench.storage.adversarial import DAMAGED
@@ -35,53 +37,65 @@ class Interrupted:
 
     Attributes:
         path: the file.
-        of: a hash of all that decides the numbers. A file with another one is not used, because
-            the numbers of one cell must not be those of two codes or machines.
+        of: a hash of the cell, the code and the machine. A file with another one is not used,
+            because the numbers of one cell must not be those of two codes or machines.
+        check: is called before the file is written, and may raise an error that ends the run.
+        rows: queries in a batch, set by ``read``.
         seconds_before: time that earlier runs have put into what was read.
     """
 
     path: Path
     of: str
+    check: Callable[[], None] = lambda: None
+    rows: int = 0
     seconds_before: float = 0.0
+    _given_up: bool = False
     _begun: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
 
-    def read(self, rows: int) -> Arrays | None:
-        """The arrays of the file; None if there is none, it is damaged, or of another attack.
+    def read(self, rows: int) -> Arrays:
+        """The arrays of the file; none if it is missing, of something else, or damaged (a warning).
 
         Args:
-            rows: queries in a batch. With another number the last bits would be others, so the
-                attack begins again.
+            rows: queries in a batch. The last bits of a number depend on it, so an attack whose
+                file has another one begins again.
         """
+        self.rows = rows
         try:
             with np.load(io.BytesIO(read_file(self.path)), allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             of, before = str(found.pop("of")), float(found.pop("seconds"))
             if (of, int(found.pop("rows"))) != (self.of, rows):
-                return None
-        except DAMAGED:  # or missing
-            return None
+                return {}
+        except FileNotFoundError:
+            return {}
+        except DAMAGED:
+            warnings.warn(
+                f"{self.path} is damaged or cannot be read: the attack begins again", stacklevel=2
+            )
+            return {}
         self.seconds_before = before
         return found
 
-    def save(self, rows: int, arrays: Callable[[], Arrays], last: bool) -> None:
-        """Write the file if the last time is 10 seconds ago.
+    def save(self, arrays: Callable[[], Arrays], last: bool) -> None:
+        """Write the file, at most every ten seconds; a warning says so if that fails.
 
         Args:
-            rows: queries in a batch.
             arrays: returns what the attack has found so far.
-            last: this was the last batch: the file is also written if the attack has taken more
-                than 10 seconds, as what follows the attack (self-checks) may be interrupted, too.
-
-        Raises:
-            UserError: the file cannot be written.
+            last: this was the last batch. The file is written once more if the attack has taken
+                ten seconds or longer, as the self-checks that follow may be interrupted, too.
         """
         now = time.monotonic()
-        if now - (self._begun if last else self._saved) < SAVE_SECONDS:
+        if self._given_up or now - (self._begun if last else self._saved) < SAVE_SECONDS:
             return
-        content: dict[str, Any] = {"of": self.of, "rows": rows, **arrays()}
+        self.check()
+        content: dict[str, Any] = {"of": self.of, "rows": self.rows, **arrays()}
         content["seconds"] = self.seconds_before + now - self._begun
         buffer = io.BytesIO()
         np.savez(buffer, **content)
-        write_atomically(self.path, buffer.getvalue())
+        try:
+            write_atomically(self.path, buffer.getvalue())
+        except UserError as error:
+            self._given_up = True
+            warnings.warn(f"{error}: an attack that is stopped will begin again", stacklevel=2)
         self._saved = now

@@ -145,9 +145,16 @@ class Store:
         return self.root / "interrupted" / f"{cell_id}.npz"
 
     def forget_interrupted(self, cell_id: str) -> None:
-        """Delete that file, if it is there: the attack has ended, or begins again."""
-        with contextlib.suppress(OSError):
-            self.interrupted(cell_id).unlink(missing_ok=True)
+        """Delete that file, if it is there: the attack has ended, or begins again.
+
+        Raises:
+            UserError: it cannot be deleted.
+        """
+        path = self.interrupted(cell_id)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot delete {path}: {error.strerror}") from None
 
     def remove(self, cell_id: str) -> None:
         """Delete a cell, if it is there."""
@@ -229,12 +236,15 @@ class Store:
     def repair(self, damaged: Iterable[Path]) -> None:
         """Move damaged cells and their outcomes to ``quarantine/``.
 
-        Temporary files of killed processes are deleted, and no others: the folder may be one that a
-        user has other files in.
+        Temporary files of killed processes are deleted, and those of interrupted attacks whose cell
+        is there; no others: the folder may be one that a user has other files in.
         """
         for path in damaged:
             self._quarantine(path)
         remove_abandoned(self.root, WRITTEN)
+        for path in self.interrupted(_ID).parent.glob(f"{_ID}.npz"):
+            if self.done(path.stem):
+                self.forget_interrupted(path.stem)
 
     def cells(self) -> list[Cell]:
         """Every cell that counts, sorted by ``Cell.order``.

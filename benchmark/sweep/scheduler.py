@@ -169,7 +169,7 @@ class Scheduler:
         task, failure = finished.task, finished.failure
         if finished.problem is None:
             cell = self.session.store.done(task.cell.id)
-            if cell is not None:  # of a training there is none: its manifest has the time
+            if cell and not failure:  # of a training there is none: its manifest has the time
                 self.times.add(self.times.kind(task), cell.seconds)  # of earlier runs, too
         else:
             error, watch = CellError(finished.problem), Stopwatch.ended(finished.seconds)

@@ -17,12 +17,11 @@ from msgspec import structs
 from dmlbench.analysis.records import MODEL
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
-from dmlbench.common.hashing import identity
 from dmlbench.common.numbers import check_whole
 from dmlbench.common.progress import Reporter
 from dmlbench.common.text import one_line, printable
 from dmlbench.compute.device import Compute, is_main_process, local_device, under_torchrun
-from dmlbench.compute.provenance import provenance, source_sha256
+from dmlbench.compute.provenance import provenance
 from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
@@ -31,7 +30,6 @@ from dmlbench.models.base import Model
 from dmlbench.models.module import ModuleModel
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
-from dmlbench.storage.interrupted import Interrupted
 from dmlbench.storage.store import Store
 from dmlbench.storage.weights import named
 from dmlbench.training.job import Training, anchors, small_batch
@@ -321,20 +319,6 @@ class Stopwatch:
     def ended(cls, seconds: float) -> Stopwatch:
         """Create a stopwatch that was started ``seconds`` ago."""
         return cls(time.time() - seconds, time.monotonic() - seconds)
-
-
-def interrupted_attack(session: Session, cell: PlannedCell) -> Interrupted:
-    """The file of the attack of a cell, for the code, the libraries and the device of this run."""
-    made = provenance(session.compute.torch_device())
-    of = {
-        "cell": cell.id,
-        "columns": sorted(cell.columns),
-        "source": source_sha256(),
-        "libraries": made.libraries,
-        "device": made.device,
-        "threads": made.threads,
-    }
-    return Interrupted(session.store.interrupted(cell.id), identity(of))
 
 
 def store_success(

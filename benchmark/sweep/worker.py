@@ -9,9 +9,11 @@ import torch
 from msgspec import structs
 
 from dmlbench.common.errors import CellError, UserError
-from dmlbench.common.hashing import file_sha256
+from dmlbench.common.hashing import file_sha256, identity
 from dmlbench.common.text import first_line
+from dmlbench.compute.provenance import provenance, source_sha256
 from dmlbench.compute.randomness import as_trained
+from dmlbench.core.reference import is_own
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
@@ -19,13 +21,8 @@ from dmlbench.metrics.ers import score_per_query
 from dmlbench.models.base import shown_model
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
-from dmlbench.sweep.session import (
-    Session,
-    Stopwatch,
-    interrupted_attack,
-    store_failure,
-    store_success,
-)
+from dmlbench.storage.interrupted import Interrupted
+from dmlbench.sweep.session import Session, Stopwatch, store_failure, store_success
 from dmlbench.sweep.tasks import Combine, Measure, Task, Train, Weights
 from dmlbench.training.job import Training
 from dmlbench.training.trainer import train
@@ -41,6 +38,7 @@ class Worker:
     def __init__(self, session: Session) -> None:
         session.compute.check()
         self.session = session
+        self._source = source_sha256()  # now: the files may change while they are in use
         self._open = ExitStack()
         self._measured: tuple[str, Evaluation] | None = None
 
@@ -130,11 +128,32 @@ class Worker:
             *(task.attack, seed, task.title, task.queries, keep),
             recalls=task.recalls,
             save=save,
-            interrupted=interrupted_attack(self.session, task.cell) if save is None else None,
+            interrupted=None if save else self._interrupted(task),
         )
         if found.kept:
             self.session.kept[task.cell.id] = found.kept
         return found
+
+    def _interrupted(self, task: Measure) -> Interrupted | None:
+        """The file in which what an attack has found is kept; None if it cannot be gone on from.
+
+        That is so if its code is not known (a class that was typed into a notebook), and for a
+        randomised network, for which some attacks draw once what is for all queries.
+        """
+        compute, cell, store = self.session.compute, task.cell, self.session.store
+        known = is_own(type(task.attack)) or "attack_source" in cell.facts
+        if not known or self._source is None or compute.eot > 1:
+            return None
+        made = provenance(compute.torch_device())
+        of = {
+            "cell": cell.id,
+            "columns": sorted(cell.columns),
+            "source": self._source,
+            "libraries": made.libraries,
+            "device": made.device,
+            "threads": made.threads,
+        }
+        return Interrupted(store.interrupted(cell.id), identity(of), store.check_in_place)
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes
