@@ -6,7 +6,6 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,25 +60,42 @@ def equal(one: Measurement, other: Measurement) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_attack_finds_the_same_after_two_stops(
+def test_every_attack_finds_the_same_after_a_stop(
     tiny: RetrievalData, tmp_path: Path, stop_after: Callable[[int], None], name: str
 ) -> None:
     attack, path = EVERY[name].resolve(THREAT), tmp_path / "search.npz"
-    with measured(tiny, batch_size=7) as found:
-        whole = found.attack(attack, 0, name, 20, recalls=True)
-    for before in (0, 7, 14):  # each by a process of its own, which has nothing in memory
-        stop_after(1 if before < 14 else -1)
-        last = Interrupted(path, "x")
-        with measured(tiny, batch_size=7) as found:
-            with nullcontext() if before == 14 else pytest.raises(KeyboardInterrupt):
-                resumed = found.attack(attack, 0, name, 20, recalls=True, interrupted=last)
-            said = found.reporter.said  # type: ignore[attr-defined]
-        assert said == [f"{name}: {before} of 20 queries are stored"] * (before > 0)
-    assert resumed.seconds_before == last.seconds_before > 0
+    with measured(tiny, batch_size=6) as found:
+        whole = found.attack(attack, 0, name, 12, recalls=True)
+    stop_after(1)
+    with measured(tiny, batch_size=6) as found, pytest.raises(KeyboardInterrupt):
+        found.attack(attack, 0, name, 12, recalls=True, interrupted=Interrupted(path, "x"))
+    stop_after(-1)
+    file = Interrupted(path, "x")
+    with measured(tiny, batch_size=6) as found:  # as another process, with nothing in memory
+        resumed = found.attack(attack, 0, name, 12, recalls=True, interrupted=file)
+        said = found.reporter.said  # type: ignore[attr-defined]
+    assert said == [f"{name}: 6 of 12 queries are stored"]
+    assert resumed.seconds_before == file.seconds_before > 0
     if name == "uap":  # each process makes the one perturbation, which takes passes
         assert resumed.findings.pop("passes") > whole.findings.pop("passes")
         assert resumed.findings.pop("passes_saved") == whole.findings.pop("passes_saved")
     assert equal(resumed, whole)
+
+
+def test_an_attack_may_be_stopped_after_each_batch(
+    tiny: RetrievalData, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    path = tmp_path / "search.npz"
+    with measured(tiny, batch_size=7) as found:
+        whole = found.attack(ES, 0, "es", 20)
+        for _ in range(2):
+            stop_after(1)
+            with pytest.raises(KeyboardInterrupt):
+                found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x"))
+        stop_after(-1)
+        assert equal(found.attack(ES, 0, "es", 20, interrupted=Interrupted(path, "x")), whole)
+        said = found.reporter.said  # type: ignore[attr-defined]
+    assert said == [f"es: {done} of 20 queries are stored" for done in (7, 14)]
 
 
 def test_what_comes_after_the_last_batch_can_be_stopped_too(
@@ -121,8 +137,8 @@ def test_a_damaged_file_is_named_and_not_used(tmp_path: Path) -> None:
     arrays, content = filled(path), path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         headers = [one.header_offset for one in archive.infolist()]
-    places = [first + further for first in headers for further in range(0, 200, 3)]
-    for place in [*places, *chance.integers(0, len(content), 200).tolist()]:
+    places = [first + further for first in headers for further in range(0, 200, 7)]
+    for place in [*places, *chance.integers(0, len(content), 50).tolist()]:
         changed = bytearray(content)
         changed[place] ^= 1 << int(chance.integers(8))
         for damaged in (content[:place], changed):

@@ -267,37 +267,40 @@ def attacked_task(session: Session, attack: Attack) -> Measure:
     return task
 
 
-@pytest.mark.parametrize("kind", ["own", "typed", "randomised", "images", "removed"])
 def test_an_attack_goes_on_only_if_the_rest_would_be_the_same(
-    session: Session, monkeypatch: pytest.MonkeyPatch, kind: str
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed: dict[str, Any] = {"__name__": "notebook", "Base": ATTACKS.get("ca+")}
     exec("class Typed(Base): pass", typed)
-    task = attacked_task(session, (typed["Typed"] if kind == "typed" else typed["Base"])(steps=2))
-    if kind == "randomised":
-        session = dataclasses.replace(session, compute=Compute("cpu", eot=2))
-    elif kind == "images":
-        session = dataclasses.replace(session, save_images=True)
-    elif kind == "removed":
-        monkeypatch.setattr(module, "source_sha256", lambda: None)
-    given = []
+    own, unknown = (attacked_task(session, typed[name](steps=2)) for name in ("Base", "Typed"))
+    given: list[Interrupted | None] = []
 
     def attack(*_: Any, interrupted: Interrupted | None, **__: Any) -> None:
         given.append(interrupted)
         raise KeyboardInterrupt
 
+    def file_of(task: Measure, **changed: Any) -> Interrupted | None:
+        with pytest.raises(KeyboardInterrupt):
+            Worker(dataclasses.replace(session, **changed)).do(task)
+        return given[-1]
+
     monkeypatch.setattr(Evaluation, "attack", attack)
-    with pytest.raises(KeyboardInterrupt):
-        Worker(session).do(task)
-    (file,) = given
-    assert (file is not None) is (kind == "own")
-    if file is not None:
-        assert file.path == session.store.interrupted(task.cell.id)
-        session.store.root.rename(session.store.root.with_name("moved"))
-        session.store.root.mkdir()
-        with pytest.raises(UserError, match="moved or deleted"):
-            dataclasses.replace(file, _saved=-1e9).save(dict, last=False)
-        assert not list(session.store.root.iterdir())
+    file = file_of(own)
+    assert file is not None
+    assert file.path == session.store.interrupted(own.cell.id)
+    assert file_of(unknown) is None
+    assert file_of(own, compute=Compute("cpu", eot=2)) is None
+    assert file_of(own, save_images=True) is None
+    other = file_of(own, compute=Compute("cpu", threads=2))
+    assert other is not None
+    assert other.of != file.of
+    monkeypatch.setattr(module, "source_sha256", lambda: None)
+    assert file_of(own) is None
+    session.store.root.rename(session.store.root.with_name("moved"))
+    session.store.root.mkdir()
+    with pytest.raises(UserError, match="moved or deleted"):
+        dataclasses.replace(file, _saved=-1e9).save(dict, last=False)
+    assert not list(session.store.root.iterdir())
 
 
 @pytest.mark.parametrize("fails", [False, True])
