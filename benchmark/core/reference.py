@@ -11,8 +11,10 @@ import difflib
 import importlib
 import importlib.util
 import re
+import secrets
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +121,7 @@ class Origin:
 
 
 _origins: dict[type, Origin] = {}
+_typed: dict[type, str] = {}
 
 
 def remember(cls: type, reference: Reference) -> Origin:
@@ -137,13 +140,31 @@ def source_facts(component: object, key: str) -> dict[str, str | None]:
     """The source's part of an identity: ``{key: digest}``.
 
     It is empty for what is part of dmlbench, whose versions are on its cards, and for a class that
-    was typed into a notebook.
+    was written in C. One that was typed into a notebook cannot be told from the next one of that
+    name, so it has a digest that no other class has, and a warning says what follows from this.
     """
-    known = origin(type(component))
+    cls = type(component)
+    known = origin(cls)
     if known is not None:
         return {key: known.source}
-    digest = None if is_own(type(component)) else sources.digest(type(component))
+    if is_own(cls):
+        return {}
+    if sources.is_typed(cls):
+        return {key: _of_typed(cls)}
+    digest = sources.digest(cls)
     return {key: digest} if digest else {}
+
+
+def _of_typed(cls: type) -> str:
+    """A random digest for a class without a file, the same as long as the class is in memory."""
+    if cls not in _typed:
+        _typed[cls] = secrets.token_hex(32)
+        warnings.warn(
+            f"{cls.__name__} is in no file: another session cannot know that it is the same, and "
+            "trains and measures anew; put it into a file to keep its results",
+            stacklevel=2,
+        )
+    return _typed[cls]
 
 
 def is_own(cls: type) -> bool:

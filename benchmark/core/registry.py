@@ -22,6 +22,7 @@ from dmlbench.common.suggest import unknown
 from dmlbench.common.text import message_of, reason_of
 from dmlbench.core.papers import Paper
 from dmlbench.core.reference import Reference, is_own, origin, remember
+from dmlbench.core.sources import is_typed, source_file
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,7 @@ class Registry(Generic[C]):
         if known is not None:
             return known
         try:
-            self._validate(cls)
-            name = cls.card.name
-            if not re.fullmatch(r"[a-z0-9][\w.+-]*", name) or name != name.lower():
-                raise ValueError(
-                    f"its card is named {name!r}: a name is of lower-case letters, digits and +-._"
-                )
-            if conflict := cls.conflict(self._classes.values()):
-                raise ValueError(conflict)
-            self.register(cls)
+            self.admit(cls)
             cls()  # nothing abstract is left, and every field has a default
         except KeyboardInterrupt:
             raise
@@ -145,6 +138,26 @@ class Registry(Generic[C]):
         remember(cls, reference)
         found: type[C] = cls
         return found
+
+    def admit(self, cls: type[C]) -> None:
+        """Register a class that the user gave by its place or by an instance, unless it is already.
+
+        Raises:
+            TypeError: it lacks what a component needs.
+            ValueError: it has the name or a column of another.
+        """
+        self._load()
+        if cls in self._classes.values():
+            return
+        self._validate(cls)
+        name = cls.card.name
+        if not re.fullmatch(r"[a-z0-9][\w.+-]*", name) or name != name.lower():
+            raise ValueError(
+                f"its card is named {name!r}: a name is of lower-case letters, digits and +-._"
+            )
+        if conflict := cls.conflict(self._classes.values()):
+            raise ValueError(conflict)
+        self.register(cls)
 
     def get(self, name: str) -> type[C]:
         """The class registered as ``name``; UserError with suggestions if there is none."""
@@ -222,9 +235,9 @@ def _check_card(card: Card) -> None:
 
 
 def _newer(cls: type[Component], known: type[Component]) -> bool:
-    """True if both are one class of one file, which was changed and read again."""
-    old, new = inspect.getsourcefile(known), inspect.getsourcefile(cls)
-    return old is not None and old == new and cls.__qualname__ == known.__qualname__
+    """True if both are one class of one file, or one notebook, that was changed and read again."""
+    places = [(source_file(one) or is_typed(one), one.__qualname__) for one in (known, cls)]
+    return bool(places[0][0]) and places[0] == places[1]
 
 
 def _place(cls: type[Component]) -> str:

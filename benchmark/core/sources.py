@@ -44,9 +44,15 @@ def source_file(thing: object) -> Path | None:
         thing = type(thing)
     try:
         found = inspect.getsourcefile(inspect.unwrap(thing))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OSError):
         return None
     return Path(found).resolve() if found and Path(found).is_file() else None
+
+
+def is_typed(cls: type) -> bool:
+    """True for a class that was typed into a shell or a notebook: its module has no file."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return file is None or not Path(file).is_file()
 
 
 def digest(*things: object) -> str | None:

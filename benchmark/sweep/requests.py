@@ -20,9 +20,16 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
     """The components of ``specs``; ``all`` stands for every name that needs no key.
 
     Raises:
-        UserError: a spec that cannot be read, or a component with a value out of its range.
+        UserError: a spec that cannot be read, a component with a value out of its range, or one
+            whose class has the name or a column of another.
     """
     names = [one for text in specs for one in (_all(registry) if text == "all" else [text])]
+    for one in names:
+        if not isinstance(one, str):
+            try:
+                registry.admit(type(one))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{registry.kind} {type(one).__name__}: {error}") from None
     found = [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
     try:
         for component in found:

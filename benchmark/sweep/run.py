@@ -8,7 +8,7 @@ scheduler hands the others to an executor, one after another   (``sweep.schedule
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +22,8 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
 from dmlbench.core import spec
+from dmlbench.core.reference import is_own
+from dmlbench.core.sources import is_typed
 from dmlbench.datasets.base import Dataset
 from dmlbench.models.base import canonical_model
 from dmlbench.storage.cell import Cell
@@ -108,7 +110,10 @@ def run(
     check_epochs(to_be_trained(planned, options.resume))
     device = expected_device(session.compute, here=options.executor == "local")
     durations = Durations(device, known.cells.values(), session.store)
-    executor = _executor(session, options)
+    defenses = [one.defense for one in models if isinstance(one, Training)]
+    components: list[object] = [session.dataset, *defenses, *(one.model for one in models)]
+    components += [one.attack for one in attacks]
+    executor = _executor(session, options, components)
     idle = not any(model.first_tasks(options.resume) for model in planned)
     with nullcontext() if idle else executor:
         if asked is not None:
@@ -184,12 +189,24 @@ def of_shard(
     return plan.shard(trainings, *options.shard) if options.shard else models
 
 
-def _executor(session: Session, options: RunOptions) -> Executor:
+def _check_files(components: Iterable[object]) -> None:
+    """UserError if worker processes cannot load a component: its class is in no file."""
+    for cls in map(type, components):
+        if not is_own(cls) and is_typed(cls):
+            raise UserError(
+                f"{cls.__name__} is in no file, so other processes cannot load it: put it into a "
+                "file, or leave workers out"
+            )
+
+
+def _executor(session: Session, options: RunOptions, components: Iterable[object]) -> Executor:
     """The executor asked for; a limit of time needs a process that can be killed."""
     from dmlbench.sweep.executors.pool import Pool
     from dmlbench.sweep.executors.ray_cluster import RayCluster
     from dmlbench.sweep.executors.serial import Serial
 
+    if options.executor == "ray" or options.cell_timeout is not None or (options.workers or 1) > 1:
+        _check_files(components)
     if options.executor == "ray":
         return RayCluster(session, options.workers, options.ray_gpus, options.cell_timeout)
     if options.cell_timeout is None and (options.workers or 1) == 1:

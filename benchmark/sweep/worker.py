@@ -13,7 +13,6 @@ from dmlbench.common.hashing import file_sha256, identity
 from dmlbench.common.text import first_line
 from dmlbench.compute.provenance import provenance, source_sha256
 from dmlbench.compute.randomness import as_trained
-from dmlbench.core.reference import is_own
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
@@ -137,12 +136,11 @@ class Worker:
     def _interrupted(self, task: Measure) -> Interrupted | None:
         """The file in which what an attack has found is kept; None if it cannot be gone on from.
 
-        That is so if its code is not known (a class that was typed into a notebook), and for a
-        randomised network, for which some attacks draw once what is for all queries.
+        That is so for a randomised network, for which some attacks draw once what is for all
+        queries.
         """
         compute, cell, store = self.session.compute, task.cell, self.session.store
-        known = is_own(type(task.attack)) or "attack_source" in cell.facts
-        if not known or self._source is None or compute.eot > 1:
+        if self._source is None or compute.eot > 1:
             return None
         made = provenance(compute.torch_device())
         of = {
