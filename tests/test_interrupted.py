@@ -64,17 +64,17 @@ def test_every_attack_finds_the_same_after_a_stop(
     tiny: RetrievalData, tmp_path: Path, stop_after: Callable[[int], None], name: str
 ) -> None:
     attack, path = EVERY[name].resolve(THREAT), tmp_path / "search.npz"
-    with measured(tiny, batch_size=6) as found:
-        whole = found.attack(attack, 0, name, 12, recalls=True)
+    with measured(tiny, batch_size=3) as found:
+        whole = found.attack(attack, 0, name, 6, recalls=True)
     stop_after(1)
-    with measured(tiny, batch_size=6) as found, pytest.raises(KeyboardInterrupt):
-        found.attack(attack, 0, name, 12, recalls=True, interrupted=Interrupted(path, "x"))
+    with measured(tiny, batch_size=3) as found, pytest.raises(KeyboardInterrupt):
+        found.attack(attack, 0, name, 6, recalls=True, interrupted=Interrupted(path, "x"))
     stop_after(-1)
     file = Interrupted(path, "x")
-    with measured(tiny, batch_size=6) as found:  # as another process, with nothing in memory
-        resumed = found.attack(attack, 0, name, 12, recalls=True, interrupted=file)
+    with measured(tiny, batch_size=3) as found:  # as another process, with nothing in memory
+        resumed = found.attack(attack, 0, name, 6, recalls=True, interrupted=file)
         said = found.reporter.said  # type: ignore[attr-defined]
-    assert said == [f"{name}: 6 of 12 queries are stored"]
+    assert said == [f"{name}: 3 of 6 queries are stored"]
     assert resumed.seconds_before == file.seconds_before > 0
     if name == "uap":  # each process makes the one perturbation, which takes passes
         assert resumed.findings.pop("passes") > whole.findings.pop("passes")
