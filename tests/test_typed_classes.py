@@ -22,15 +22,14 @@ pytestmark = pytest.mark.usefixtures("registries")
 ATTACK = """
 from dataclasses import dataclass
 import torch
-from dmlbench.attacks.base import ATTACKS, Attack, Column, RowWise
+from dmlbench.attacks.base import ATTACKS, Attack, AutogradLoss, Column
 from dmlbench.core.registry import Card
 
 @dataclass(frozen=True)
-class Towards(RowWise):
+class Towards(AutogradLoss):
     target: torch.Tensor
-    def value_and_grad(self, e, step):
-        difference = e - self.target
-        return difference.square().sum(1) / 2, difference
+    def loss(self, e, step):
+        return (e - self.target).square().sum(1)
     def outcome(self, e):
         return {"MINE": torch.full((len(e),), VALUE)}
 

@@ -290,7 +290,7 @@ def test_an_attack_goes_on_only_if_the_rest_would_be_the_same(
     assert file_of(own, save_images=True) is None
     other = file_of(own, compute=Compute("cpu", threads=2))
     assert other is not None
-    assert other.of != file.of
+    assert other.identity != file.identity
     monkeypatch.setattr(module, "source_sha256", lambda: None)
     assert file_of(own) is None
     session.store.root.rename(session.store.root.with_name("moved"))

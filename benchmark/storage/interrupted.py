@@ -2,7 +2,7 @@
 
 It is an .npz file of numbers, in which the zip format keeps a checksum of each array:
 
-of        text: a hash of the cell, the code and the machine (``Interrupted.of``)
+identity  text: a hash of the cell, the code and the machine
 rows      queries in a batch
 seconds   time that the attack has taken
 ...       the arrays of ``evaluation.collected.Collected``
@@ -33,11 +33,11 @@ SAVE_SECONDS = 10.0  # at least, between two times that the file is written
 
 @dataclass
 class Interrupted:
-    """What an attack has found before it was interrupted, and the file that it is kept in.
+    """The results of an attack so far, and the file that they are kept in.
 
     Attributes:
         path: the file.
-        of: a hash of the cell, the code and the machine. A file with another one is not used,
+        identity: a hash of the cell, the code and the machine. A file with another one is not used,
             because the numbers of one cell must not be those of two codes or machines.
         check: is called before the file is written, and may raise an error that ends the run.
         rows: queries in a batch, set by ``read``.
@@ -45,7 +45,7 @@ class Interrupted:
     """
 
     path: Path
-    of: str
+    identity: str
     check: Callable[[], None] = lambda: None
     rows: int = 0
     seconds_before: float = 0.0
@@ -64,8 +64,9 @@ class Interrupted:
         try:
             with np.load(io.BytesIO(read_file(self.path)), allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            of, before = str(found.pop("of")), float(found.pop("seconds"))
-            if (of, int(found.pop("rows"))) != (self.of, rows):
+            seconds = float(found.pop("seconds"))
+            made = str(found.pop("identity")), int(found.pop("rows"))
+            if made != (self.identity, rows):
                 return {}
         except FileNotFoundError:
             return {}
@@ -74,7 +75,7 @@ class Interrupted:
                 f"{self.path} is damaged or cannot be read: the attack begins again", stacklevel=2
             )
             return {}
-        self.seconds_before = before
+        self.seconds_before = seconds
         return found
 
     def save(self, arrays: Callable[[], Arrays], last: bool) -> None:
@@ -89,7 +90,7 @@ class Interrupted:
         if self._given_up or now - (self._begun if last else self._saved) < SAVE_SECONDS:
             return
         self.check()
-        content: dict[str, Any] = {"of": self.of, "rows": self.rows, **arrays()}
+        content: dict[str, Any] = {"identity": self.identity, "rows": self.rows, **arrays()}
         content["seconds"] = self.seconds_before + now - self._begun
         buffer = io.BytesIO()
         np.savez(buffer, **content)

@@ -143,7 +143,7 @@ class Worker:
         if self._source is None or compute.eot > 1:
             return None
         made = provenance(compute.torch_device())
-        of = {
+        facts = {
             "cell": cell.id,
             "columns": sorted(cell.columns),
             "source": self._source,
@@ -151,7 +151,7 @@ class Worker:
             "device": made.device,
             "threads": made.threads,
         }
-        return Interrupted(store.interrupted(cell.id), identity(of), store.check_in_place)
+        return Interrupted(store.interrupted(cell.id), identity(facts), store.check_in_place)
 
     def _combine(self, task: Combine) -> Measurement:
         outcomes = self.session.store.outcomes
