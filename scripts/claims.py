@@ -147,11 +147,11 @@ class Statements:
     """
 
     def __init__(self, outcomes: pd.DataFrame) -> None:
-        outcomes = outcomes.astype(dict.fromkeys(("suite", "metric", "label"), "category"))
+        tables = by_model(outcomes)
         every = [(one, suite, False) for one in (*CLAIMS, *NEWER, *CHEAP) for suite in SUITES]
         every += [(one, "", False) for one in RECALLS]
         every += [(one, "auto", right) for one in RADII for right in (False, True)]
-        found = {key: measured(outcomes, *key) for key in every}
+        found = {key: measured(tables, *key) for key in every}
         enough = {k: one.found for k, one in found.items() if one.seeds >= LEAST_SEEDS}
         firm = holm({key: one.p for key, one in enough.items() if one})
         self._measured = {k: replace(one, firm=k in firm) for k, one in found.items()}
@@ -222,26 +222,36 @@ def _published(papers: dict[tuple[str, int | None], Entry], claim: Claim) -> str
     return f"{values[0] - values[1]:+.1f}"
 
 
-def measured(outcomes: pd.DataFrame, claim: Claim, suite: str, right: bool = False) -> Measured:
+Tables = dict[tuple[str, str, str], pd.DataFrame]
+"""Metric, suite and label -> the outcomes of a model: one row per seed, one column per query."""
+
+
+def by_model(outcomes: pd.DataFrame) -> Tables:
+    """The table of each metric, suite and model; ``outcomes`` as in ``Statements``."""
+    names = ["metric", "suite", "label"]
+    kinds = outcomes.astype(dict.fromkeys(names, "category"))
+    return {
+        key: part.pivot(index="seed", columns="query", values="value")
+        for key, part in kinds.groupby(names, observed=True)
+    }
+
+
+def measured(tables: Tables, claim: Claim, suite: str, right: bool = False) -> Measured:
     """The difference under a suite.
 
     ``right``: of the queries whose clean top-1 is right with both models.
     """
-    above, below = (_values(outcomes, claim.metric, suite, x) for x in (claim.above, claim.below))
+    both = (claim.above, claim.below)
+    if any((claim.metric, suite, label) not in tables for label in both):
+        return Measured(None, 0)
+    above, below = (tables[claim.metric, suite, label] for label in both)
     seeds = above.index.intersection(below.index)
     if seeds.empty:
         return Measured(None, 0)
     found = above.loc[seeds] - below.loc[seeds]
     if right:
-        clean = [_values(outcomes, RECALL, "", x) for x in (claim.above, claim.below)]
+        clean = [tables[RECALL, "", label] for label in both]
         above_right, below_right = (one.loc[seeds, found.columns] == 100 for one in clean)
         found = found.where(above_right & below_right)
     values = np.asarray(found, dtype=np.float64)
     return Measured(difference(values, np.zeros_like(values)), len(seeds))
-
-
-def _values(outcomes: pd.DataFrame, metric: str, suite: str, label: str) -> pd.DataFrame:
-    """The outcomes of a model: one row per seed, one column per query."""
-    part = outcomes[(outcomes["metric"] == metric) & (outcomes["suite"] == suite)]
-    part = part[part["label"] == label]
-    return part.pivot(index="seed", columns="query", values="value")

@@ -11,6 +11,7 @@ import pandas as pd
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+NONE = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+", "--recipe", "epochs=1")
 FIRST = ("run", "--dataset", "tiny", "--defense", "hm", "--attack", "ca+")
 
 

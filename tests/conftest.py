@@ -24,6 +24,7 @@ from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import MODELS
 from dmlbench.testing import tiny_data, tiny_network
 from tests.bundles import QUERIES, Place
+from tests.command import NONE
 from tests.faults import PATIENCE, Sweeps, install
 from tests.fork_server import ForkServer, environment
 from tests.networks import own_network
@@ -109,7 +110,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed is slow where there is no GPU
 
 
 @pytest.fixture
@@ -158,6 +159,20 @@ def dmlbench(
         return fork_server.run(arguments, cwd, timeout)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _measured_none(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("none")
+    assert fork_server.run(NONE, folder, PATIENCE).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def measured_none(_measured_none: Path, tmp_path: Path) -> Path:
+    """The folder of the test after ``NONE``, which was run in another one."""
+    shutil.copytree(_measured_none, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 NETS = """

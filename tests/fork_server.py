@@ -117,6 +117,7 @@ class Command:
 def _serve() -> None:
     import click  # noqa: F401
     import faiss  # noqa: F401
+    import filelock  # noqa: F401
     import matplotlib.backends.backend_pdf
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401

@@ -252,15 +252,15 @@ class Rounded(torch.nn.Module):
 def test_a_network_that_masks_its_gradient_is_broken_all_the_same(
     model: EmbeddingModel, images: torch.Tensor, tiny: RetrievalData
 ) -> None:
-    masked, index = Rounded(model), torch.arange(40)
+    masked, index = Rounded(model), torch.arange(0, 40, 2)
     gallery = gallery_of(masked, images, tiny)
 
     def value(text: str) -> dict[str, float]:
         attack = spec.parse(text, ATTACKS).resolve(THREAT)
-        found = attack.run(masked, images, index, gallery, seed=0)
+        found = attack.run(masked, images[index], index, gallery, seed=0)
         return {name: x.nanmean().item() for name, x in found.outcomes.items()}
 
-    clean = gallery.recall_at_1(gallery.embeddings, index).nanmean().item()
+    clean = gallery.recall_at_1(gallery.embeddings[index], index).nanmean().item()
     assert value("margin:optimizer=apgd")["Margin"] == clean
     ranks = value("square:budget=100")["Square"]
     assert ranks < clean - 30

@@ -45,7 +45,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set") / "set"
     for label in range(CLASSES):
         for i in range(EACH):
-            trees.write(root / f"{label}" / f"{i:02}.jpg", trees.jpeg(label, i, (320, 240)))
+            large = trees.picture(label, i).resize((320, 240))
+            path = root / f"{label}" / f"{i:02}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            large.save(path, **trees.JPEG)
     return root
 
 

@@ -98,7 +98,7 @@ def test_honest_networks_are_not_flagged(tiny: RetrievalData) -> None:
     with measured(tiny, EmbeddingModel(backbone(), "N")) as found:
         assert names(found.benign().findings) == []
         for name, one in EVERY.items():
-            steps = {} if isinstance(one, BlackBoxAttack) else {"steps": 5}
+            steps = {} if isinstance(one, BlackBoxAttack) else {"steps": 3}
             attack = dataclasses.replace(one, **steps).resolve(AUTO)
             checks = found.attack(attack, 0, name, queries=16).findings
             assert [one for one in checks.get("flags", []) if not one.get("note")] == []

@@ -70,7 +70,7 @@ def test_a_statement_is_the_difference_of_the_seeds_that_both_models_have() -> N
     )
 
     def said(above: str, below: str) -> claims.Measured:
-        return claims.measured(outcomes, claims.Claim("", above, below), "auto")
+        return claims.measured(claims.by_model(outcomes), claims.Claim("", above, below), "auto")
 
     found = said("a", "b")
     assert str(found).startswith(f"yes {expected:+.1f} [")
@@ -143,8 +143,8 @@ def test_a_radius_is_compared_where_both_are_right() -> None:
     columns = ["suite", "metric", "label", "seed", "query", "value"]
     outcomes = pd.DataFrame(rows, columns=columns)
     claim = claims.Claim("", "a", "b", "Radius")
-    assert "+2.0" in str(claims.measured(outcomes, claim, "auto"))
-    assert "+3.0" in str(claims.measured(outcomes, claim, "auto", right=True))
+    assert "+2.0" in str(claims.measured(claims.by_model(outcomes), claim, "auto"))
+    assert "+3.0" in str(claims.measured(claims.by_model(outcomes), claim, "auto", right=True))
 
 
 def test_the_score_without_an_attack_is_of_the_outcomes_before_it() -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from dmlbench.common.hashing import sealed
-from tests.command import FIRST, Run, metrics, refused
+from tests.command import FIRST, NONE, Run, metrics, refused
 from tests.faults import PATIENCE
 from tests.fork_server import ForkServer, environment
 from tests.outside import DEFENSE
@@ -83,12 +83,9 @@ def test_a_broken_attack_is_a_failed_row_and_the_others_go_on(
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "manifest"])
 def test_a_damaged_model_is_named_set_aside_and_trained_again(
-    dmlbench: Run, tmp_path: Path, how: str
+    dmlbench: Run, tmp_path: Path, measured_none: Path, how: str
 ) -> None:
-    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
-                 "--recipe", "epochs=1")  # fmt: skip
-    dmlbench(*arguments)
-    reference = metrics(tmp_path)
+    reference = metrics(measured_none)
     (file,) = (tmp_path / "results" / "models").glob(
         "*/manifest.json" if how == "manifest" else "*/checkpoint.safetensors"
     )
@@ -99,10 +96,10 @@ def test_a_damaged_model_is_named_set_aside_and_trained_again(
     refused(dmlbench("attack", "--checkpoint", str(file.parent), "--dataset", "tiny",
                      "--attack", "ca+"), said, "delete")  # fmt: skip
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    dry = dmlbench(*arguments, "--dry-run")
+    dry = dmlbench(*NONE, "--dry-run")
     assert said in dry.stderr
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    done = dmlbench(*arguments)
+    done = dmlbench(*NONE)
     assert done.returncode == 0, done.stderr
     assert said in done.stderr
     aside = tmp_path / "results" / "quarantine" / "models" / file.parent.name
@@ -111,38 +108,37 @@ def test_a_damaged_model_is_named_set_aside_and_trained_again(
     pd.testing.assert_frame_equal(metrics(tmp_path), reference)
 
 
-def test_other_weights_under_the_same_name_are_another_cell(dmlbench: Run, tmp_path: Path) -> None:
-    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+")
-    dmlbench(*arguments, "--recipe", "epochs=1")
-    dmlbench(*arguments, "--recipe", "epochs=2", cwd=tmp_path / "results")
+def test_other_weights_under_the_same_name_are_another_cell(
+    dmlbench: Run, tmp_path: Path, measured_none: Path
+) -> None:
+    dmlbench(*NONE[:-1], "epochs=2", cwd=measured_none / "results")
     (here,) = (tmp_path / "results" / "models").glob("*")
     (there,) = (tmp_path / "results" / "results" / "models").glob("*")
     manifest = json.loads((here / "manifest.json").read_text())
     shutil.copy(there / "checkpoint.safetensors", here)
     other = json.loads((there / "manifest.json").read_text())
     (here / "manifest.json").write_text(json.dumps(other))
-    refused(dmlbench(*arguments, "--recipe", "epochs=1"), "another training run")
+    refused(dmlbench(*NONE), "another training run")
     own = {k: v for k, v in manifest.items() if k != "checksum"}
     (here / "manifest.json").write_text(json.dumps(sealed(own | {"sha256": other["sha256"]})))
     before = set((tmp_path / "results" / "cells").glob("*.json"))
-    done = dmlbench(*arguments, "--recipe", "epochs=1")
+    done = dmlbench(*NONE)
     assert done.returncode == 0
     assert "ca+ on" in done.stderr  # measured again: the stored row is of other weights
     assert len(set((tmp_path / "results" / "cells").glob("*.json")) - before) == 2
     assert set(metrics(tmp_path)["checkpoint_sha256"]) == {other["sha256"]}  # the old do not stand
 
 
-def test_a_damaged_cell_is_measured_again(dmlbench: Run, tmp_path: Path) -> None:
-    arguments = ("run", "--dataset", "tiny", "--defense", "none", "--attack", "ca+",
-                 "--recipe", "epochs=1")  # fmt: skip
-    dmlbench(*arguments)
-    reference = metrics(tmp_path)
+def test_a_damaged_cell_is_measured_again(
+    dmlbench: Run, tmp_path: Path, measured_none: Path
+) -> None:
+    reference = metrics(measured_none)
     damaged, other = sorted((tmp_path / "results" / "cells").glob("*.json"))[:2]
     damaged.write_bytes(damaged.read_bytes()[:50])
     outcomes = other.with_suffix(".parquet")
     outcomes.write_bytes(outcomes.read_bytes().replace(b"pandas", b"pandaz", 1))
     assert f"{damaged.name} is damaged" in dmlbench("show").stderr
-    again = dmlbench(*arguments)
+    again = dmlbench(*NONE)
     assert again.returncode == 0
     assert again.stderr.count("moved to results/quarantine") == 2
     for file in (damaged, other, outcomes):

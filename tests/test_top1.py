@@ -219,12 +219,11 @@ def test_the_stack_is_its_stages_in_turn(
 ) -> None:
     """A loop over single queries: what one stage leaves goes to the next, from its own start."""
     monkeypatch.setattr(stack, "BUDGET", 20)
-    whole, index = resolved("top1", of=of, eps=eps), torch.arange(40)
-    found = whole.run(model, images, index, gallery, seed=3)
+    whole, index = resolved("top1", of=of, eps=eps), torch.arange(0, 40, 2)
+    found = whole.run(model, images[index], index, gallery, seed=3)
     broken_by, passes = dict.fromkeys((*STAGES, "square", "none"), 0), 0
     squares: Any = resolved("square", of=of, eps=eps, budget=20, steps=None)
-    for row in range(40):
-        rows = torch.tensor([row])
+    for row, rows in enumerate(index.split(1)):
         for number, name in enumerate(STAGES):
             attack: Any = resolved(name, of=of, eps=eps)
             goal = attack.goal(gallery, rows, seed=3)
@@ -243,9 +242,9 @@ def test_the_stack_is_its_stages_in_turn(
         broken_by[name] += 1
         assert found.outcomes["Top1"][row] == outcome[0]
         assert found.outcomes["Top1:Square"][row] == 100 * (name == "square")
-        assert torch.equal(found.perturbed.images[rows], one.images)
-    assert broken_by["none"] < 40
-    assert passes <= found.perturbed.passes <= found.perturbed.full_passes == 40 * 10 * 3
+        assert torch.equal(found.perturbed.images[[row]], one.images)
+    assert broken_by["none"] < 20
+    assert passes <= found.perturbed.passes <= found.perturbed.full_passes == 20 * 10 * 3
 
 
 class Shaken(torch.nn.Module):

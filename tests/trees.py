@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.
     return np.asarray((noise - noise.min()) / np.ptp(noise))
 
 
+@functools.cache
 def jpeg(label: int, seed: int, size: tuple[int, int] = (96, 72)) -> bytes:
     buffer = io.BytesIO()
     picture(label, seed, *size).save(buffer, "JPEG", **JPEG)

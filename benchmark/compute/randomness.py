@@ -15,10 +15,10 @@ from dmlbench.common.hashing import derived_seed
 def seed_all(seed: int) -> None:
     """Seed every global generator: PyTorch's, NumPy's and Python's; ``seed`` is at least 0.
 
-    Those of GPUs are seeded too, unless the process has not used one yet: PyTorch would keep the
-    seed until then.
+    Those of GPUs are seeded too, unless there is none or the process has not used one yet: PyTorch
+    would keep the seed until then, and with it a stack trace, which takes longer than seeding.
     """
-    if torch.cuda.is_available() and not _gpus_in_use():
+    if not torch.accelerator.is_available() or (torch.cuda.is_available() and not _gpus_in_use()):
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
