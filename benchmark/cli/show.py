@@ -13,8 +13,9 @@ from dmlbench.cli.shared import stored
 from dmlbench.common.errors import UserError
 
 if TYPE_CHECKING:
+    from dmlbench.analysis.pivot import Place
     from dmlbench.analysis.records import Record
-    from dmlbench.analysis.seeds import Spread
+    from dmlbench.analysis.where import Condition
 
 
 @click.command(
@@ -58,22 +59,24 @@ def show(
     from dmlbench.analysis.where import condition
     from dmlbench.report.terminal import print_tables
 
-    cells, records = stored(results, dataset)
-    if conditions:
-        wanted = [condition(text, TIDY_COLUMNS) for text in conditions]
-        cells, records = chosen(cells, wanted), meeting(records, wanted)
-        if not records:
-            raise UserError(f"no results in {results} where {' and '.join(conditions)}")
+    cells, every = stored(results, dataset)
+    wanted = [condition(text, TIDY_COLUMNS) for text in conditions]
+    records = meeting(every, wanted)
+    if not records:
+        raise UserError(f"no results in {results} where {' and '.join(conditions)}")
     if layout is not None:
-        _print_pivot(records, layout, as_json)
+        _print_pivot(every, wanted, layout, as_json)
     elif as_json:
+        cells = chosen(cells, wanted)
         found = [cell.as_json() for cell in cells] if cells else records
         click.echo(json.dumps(found, indent=1))
     else:
         print_tables(records)
 
 
-def _print_pivot(records: list[Record], layout: str, as_json: bool) -> None:
+def _print_pivot(
+    records: list[Record], conditions: list[Condition], layout: str, as_json: bool
+) -> None:
     from dmlbench.analysis.pivot import column, pivot
     from dmlbench.cli.console import aligned
 
@@ -81,14 +84,15 @@ def _print_pivot(records: list[Record], layout: str, as_json: bool) -> None:
     if len(sides) != 2:
         raise UserError(f"--pivot {layout!r} is not ROWS:COLUMNS, e.g. --pivot label:metric")
     rows, columns = ([column(name) for name in side] for side in sides)
-    table = pivot(records, rows, columns)
+    table = pivot(records, rows, columns, conditions)
     if as_json:
         lines_of = [
             dict(zip(rows, row, strict=True))
             | dict(zip(columns, place, strict=True))
-            | value.as_json()
+            | found.value.as_json()
+            | {"collapsed": found.collapsed}
             for row, line in table.items()
-            for place, value in line.items()
+            for place, found in line.items()
         ]
         click.echo(json.dumps(lines_of, indent=1))
         return
@@ -97,9 +101,13 @@ def _print_pivot(records: list[Record], layout: str, as_json: bool) -> None:
     for row, line in table.items():
         lines.append([*row, *(_shown(line.get(place)) for place in places)])
     click.echo("\n".join(aligned(lines)))
+    if any(found.collapsed for line in table.values() for found in line.values()):
+        click.echo("† collapsed: the model retrieves nothing any more.")
 
 
-def _shown(value: Spread | None) -> str:
-    if value is None:
+def _shown(place: Place | None) -> str:
+    if place is None:
         return ""
-    return f"{value.mean:.4g}" if value.sd is None else f"{value.mean:.4g} ± {value.sd:.2g}"
+    value = place.value
+    around = "" if value.sd is None else f" ± {value.sd:.2g}"
+    return f"{value.mean:.4g}{around}{' †' * place.collapsed}"
