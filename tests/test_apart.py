@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,8 +241,15 @@ def test_two_lists_are_joined_to_one(pairs: list[tuple[set[int], set[int]]]) -> 
     assert joined.table.shape[1] == max(1, *(len(a | b) for a, b in pairs), 1)
 
 
-def test_a_picture_shows_what_was_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gallery items below a query; the queries of an attacked candidate."""
+def test_a_picture_shows_what_was_searched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Gallery items below a query; the queries of an attacked candidate, which the title names."""
+    titles: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "_picture", lambda title, *_: titles.append(title) or b"")
+        none = torch.zeros(1, 8, 8)
+        asked = [AttackedQuery(2, none, none, (), (), {}, {}, item) for item in (None, 3)]
+        pictures.draw("es", asked, made("classes"), tmp_path)
+    assert titles == ["es on test image 2: ", "es on gallery image 3: "]
     data, shown = made("classes"), list[Any]()
     monkeypatch.setattr(pictures, "_show", lambda axis, image, title: shown.append(image))
     image = torch.zeros(1, 8, 8)

@@ -309,11 +309,13 @@ def test_attack_measures_any_checkpoint_and_draws_it(
     again = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny",
                      "--attack", "ca+", "--attack", "ca+:w=2", "--attack", "broken",
                      "--label", "Mine", "--save-adversarial", "1", cwd=alone)  # fmt: skip
-    refused(dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--label",
-                     "Yours", "--attack", "ca+", cwd=alone), "is called 'Mine'")  # fmt: skip
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
     assert set(metrics(alone)["label"]) == {"Mine"}
+    yours = dmlbench("attack", "--checkpoint", "mine.safetensors", "--dataset", "tiny", "--label",
+                     "Yours", "--attack", "ca+", cwd=alone)  # fmt: skip
+    assert "'Mine', seed 0, are now those of 'Yours', seed 0" in yours.stderr
+    assert set(metrics(alone)["label"]) == {"Yours"}
     drawn = {p.parent.name for p in (alone / "results" / "adversarial").rglob("query-00000.png")}
     assert [name.rpartition("-")[0] for name in sorted(drawn)] == ["ca-plus", "ca-plus", "es"]
     refused(dmlbench("attack", "--checkpoint", "absent.pt", "--dataset", "tiny",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dmlbench.attacks import moved_query
-from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.attacks.base import ATTACKS, Attack, Gallery
 from dmlbench.attacks.misranking import LearningToMisrank
 from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.device import Compute
@@ -204,6 +204,34 @@ def test_queries_of_which_none_has_an_answer_are_one_clear_line(tiny: RetrievalD
     assert not refused.keys() & {"ca+", "qa+", "oa"}
 
 
+def test_a_gallery_of_one_image_is_one_clear_line(tiny: RetrievalData) -> None:
+    one = Split(tiny.test.images[:1], tiny.test.labels[:1])
+    with (
+        measured(dataclasses.replace(tiny, gallery=one)) as found,
+        pytest.raises(CellError, match="the gallery is a single image"),
+    ):
+        found.benign()
+
+
+def test_the_check_by_noise_takes_no_more_memory_than_the_attack(
+    tiny: RetrievalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = spec.parse("ca+:steps=1", ATTACKS).resolve(dataclasses.replace(THREAT, eps=0.01))
+    attack = dataclasses.replace(attack, suite="auto")
+    sizes: list[int] = []
+    goal = type(attack).goal
+
+    def counted(self: Any, gallery: Gallery, index: torch.Tensor, seed: int) -> Any:
+        sizes.append(len(index))
+        return goal(self, gallery, index, seed)
+
+    monkeypatch.setattr(type(attack), "goal", counted)
+    monkeypatch.setattr(type(attack), "most_rows", lambda *_: 7)
+    with measured(tiny) as found:
+        found.attack(attack, 0, "ca+", queries=20)
+    assert max(sizes) == 7
+
+
 @pytest.mark.parametrize(
     ("network", "message"), [(Noisy, "not deterministic"), (Broken, "not finite|not determin")]
 )
@@ -258,9 +286,11 @@ def test_an_adversarial_image_without_an_embedding_is_no_success_of_the_defense(
 
 def test_clean_images_have_the_recalls_of_their_data_set(tiny: RetrievalData) -> None:
     with measured(dataclasses.replace(tiny, recalls=(1, 4, 10))) as found:
-        one = found.benign()
+        one, more = found.benign(), found.benign(["R@1", "R@2", "mAP"])
         e = found.gallery.embeddings
     assert tuple(one.metrics) == benign((1, 4, 10))
+    assert more.metrics.items() > one.metrics.items()  # also those of a cell that is stored
+    assert {*more.metrics} - {*one.metrics} == {"R@2"}
     labels = tiny.test.labels
     distance = torch.cdist(e.double(), e.double()).fill_diagonal_(torch.inf)
     nearest = labels[distance.argsort(dim=1).numpy()]

@@ -48,6 +48,21 @@ def test_merging_keeps_what_is_there_and_takes_what_is_better(tmp_path: Path) ->
         merge(Store(tmp_path / "nowhere"), target, pytest.fail)
 
 
+def test_merging_warns_of_two_models_of_one_name(tmp_path: Path) -> None:
+    """Of weights whose training is unknown; tables show one of them."""
+
+    def own(name: str, weights: str) -> Store:
+        one = cell("CA+", label="best")
+        facts = {k: v for k, v in one.facts.items() if k != "training"} | {"checkpoint": weights}
+        return filled(tmp_path / name, replace(one, facts=facts, id=identity(facts)))
+
+    said: list[str] = []
+    for name, weights in (("b", "1"), ("c", "1"), ("d", "2")):
+        merge(own(name, weights), Store(tmp_path / "a"), said.append)
+    (line,) = said
+    assert "have other weights under the names 'best'" in line
+
+
 def test_merging_says_which_outcomes_are_missing_and_mends_those_of_the_target(
     tmp_path: Path,
 ) -> None:

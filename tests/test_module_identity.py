@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ import dmlbench as dml
 from dmlbench.common.hashing import identity
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel
-from dmlbench.datasets.base import Dataset
+from dmlbench.datasets.arrays import from_arrays
+from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.models import torchscript
 from dmlbench.models.attributes import Attributes
@@ -29,7 +31,8 @@ from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
 from dmlbench.models.small import C2F2
 from dmlbench.storage.store import Store
-from dmlbench.sweep.session import Session, in_its_row
+from dmlbench.sweep.labels import in_its_row
+from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import initial_weights
 from tests.cells import cell, with_facts
@@ -53,17 +56,38 @@ def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
 
 
-def test_another_label_than_that_of_stored_cells_is_refused(
+def test_stored_cells_are_renamed_to_another_label_or_training_seed(
     net: nn.Module, small: Dataset, tmp_path: Path
 ) -> None:
     """Cells under two names would be two models in tables, each with half of the columns."""
+    how: dict[str, Any] = {"results": tmp_path, "progress": False}
+    attacks = ["es", "ltm", "gtm"]  # with a score, Robust R@1
     for _ in range(2):
-        dml.evaluate(net, small, attacks=FEW[0], label="B", results=tmp_path, progress=False)
-    with pytest.raises(dml.UserError, match=r"label 'A': a network .* is called 'B'"):
-        dml.evaluate(net, small, attacks=FEW[0], label="A", results=tmp_path, progress=False)
+        dml.evaluate(net, small, attacks=attacks, label="B", **how)
+    again = dml.evaluate(net, small, attacks=attacks, label="A", training_seed=2, seed=0, **how)
+    dml.evaluate(net, small, attacks="es", **how)  # label and seed are those stored
+    every = dml.load_results(tmp_path).records
+    assert {(one["label"], one["seed"]) for one in every} == {("A", 2)}
+    assert "Robust R@1" in {one["metric"] for one in every}
+    assert {one["value"] for one in again.records} <= {one["value"] for one in every}
     with pytest.raises(dml.UserError, match="has a control character"):
         dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
-    assert {one["label"] for one in dml.load_results(tmp_path).records} == {"B"}
+
+
+def test_models_that_differ_in_the_training_seed_are_one_row(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    """A mean over seeds; the targets of attacks are those of the training seed, as in a run."""
+    how: dict[str, Any] = {"attacks": "es", "label": "mine", "results": tmp_path}
+    found = [
+        dml.evaluate(one, small, training_seed=seed, progress=False, **how)["ES:D"].value
+        for seed, one in enumerate((net, own_network()))
+    ]
+    (row,) = pd.read_csv(tmp_path / "seeds.csv").to_dict("records")
+    assert row["seeds"] == "0 1"
+    assert float(row["ES:D"]) == pytest.approx(np.mean(found))
+    with pytest.raises(dml.UserError, match="training_seed= is for a checkpoint or"):
+        dml.evaluate("c2f2:dim=8", small, training_seed=1, progress=False, **how)
 
 
 def test_a_network_keeps_its_name_where_none_is_given(
@@ -110,10 +134,26 @@ def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
         dml.evaluate(net, small, **how)  # a warning is an error
     with pytest.warns(UserWarning, match="another network are stored under the name 'Sequential'"):
         dml.evaluate(other, small, **how)
-    with pytest.warns(UserWarning, match="another network are stored"):
+    with (
+        pytest.warns(UserWarning, match="results of another network are stored"),
+        pytest.warns(UserWarning, match="of the same weights in another network, or in this one"),
+    ):
         dml.evaluate(other, small, mean=[0.5], std=[0.2], **how)
     dml.evaluate(own_network(), small, label="third", **how)
+    with pytest.warns(UserWarning, match="another network are stored under the name 'third'"):
+        dml.evaluate(own_network(), small, label="third", **how)
     dml.evaluate(own_network(), small, metric="E", **how)  # another row
+
+
+def test_other_images_under_one_spec_are_warned_of(
+    net: nn.Module, tiny: RetrievalData, tmp_path: Path
+) -> None:
+    """Tables show the numbers of the images that were measured last."""
+    how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path, "progress": False}
+    sets = [from_arrays(tiny.test.images[n:], tiny.test.labels[n:]) for n in (0, 1)]
+    dml.evaluate(net, sets[0], **how)
+    with pytest.warns(UserWarning, match="on other images of arrays are stored, and tables show"):
+        dml.evaluate(net, sets[1], **how)
 
 
 def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:
@@ -357,7 +397,8 @@ def test_stored_cells_of_another_module_are_not_taken(
 ) -> None:
     def measured(module: Levels, results: Path | None) -> list[float]:
         how: dict[str, Any] = {"attacks": "es:steps=2", "progress": False, "results": results}
-        report = dml.evaluate(module, small, label=f"{module.levels} levels", **how)
+        label = f"{module.levels} levels, {len(module._forward_pre_hooks)} hooks"
+        report = dml.evaluate(module, small, label=label, **how)
         return [report[name].value for name in ("mAP", "ES:D (steps=2)")]
 
     for levels in (1, 3):

@@ -34,9 +34,11 @@ from dmlbench.sweep import plan, status
 from dmlbench.sweep import worker as module
 from dmlbench.sweep.executors.pool import Pool, stops_deferred
 from dmlbench.sweep.pictures import draw_attacks
+from dmlbench.sweep.run import RunOptions
 from dmlbench.sweep.session import Session, sound_manifest
 from dmlbench.sweep.status import PlannedModel, StoredCells
 from dmlbench.sweep.tasks import Measure
+from dmlbench.sweep.weights import initial_weights
 from dmlbench.sweep.worker import Worker
 from tests.reporters import Silent
 
@@ -70,6 +72,38 @@ def entry(session: Session) -> PlannedModel:
     known = StoredCells(session.store.read()[0])
     manifest = sound_manifest(session, job)
     return status.plan_training(job, manifest, PLANNED, session.store, known, "fp32", 1, BENIGN)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"workers": -1}, "workers must be at least 1"),
+        ({"workers": "2"}, "workers must be .* whole number"),
+        ({"cell_timeout": 0}, "cell_timeout must be a number above 0"),
+        ({"executor": "ray", "ray_gpus": -1}, "ray_gpus must be a number above 0"),
+    ],
+)
+def test_options_of_a_run_are_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        RunOptions(**options)
+
+
+@pytest.mark.filterwarnings("ignore:model c2f2.*weights are random")
+def test_a_worker_gives_back_its_threads_after_an_error(session: Session) -> None:
+    own = dataclasses.replace(session, compute=Compute("cpu", threads=3))
+    weights = initial_weights(own.dataset, own.data, C2F2(dim=8), "own", 0, "fp32", 1)
+    before, seen = torch.get_num_threads(), []
+
+    def stopped() -> None:
+        with Worker(own) as worker:
+            worker.evaluation(weights)
+            seen.append(torch.get_num_threads())
+            raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        stopped()
+    assert (seen, torch.get_num_threads()) == ([3], before)
 
 
 @pytest.mark.parametrize(

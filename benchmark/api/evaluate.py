@@ -16,8 +16,9 @@ from dmlbench.models.base import MODELS, WEIGHT_FILES, Model, parse_model
 from dmlbench.models.module import ModuleModel, module_model
 from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
+from dmlbench.sweep.labels import in_its_row
 from dmlbench.sweep.run import RunOptions, run
-from dmlbench.sweep.session import Session, in_its_row
+from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import (
     checkpoint_weights,
@@ -46,6 +47,7 @@ def evaluate(
     std: Sequence[float] = (),
     network: str | None = None,
     label: str | None = None,
+    training_seed: int | None = None,
     seed: int | None = None,
     allow_code: bool = False,
     device: str = "auto",
@@ -90,8 +92,10 @@ def evaluate(
         network: spec of the network that a checkpoint belongs to; None: what its manifest says, or
             the network of the data set.
         label: the model's name in tables; give each model its own where results are stored.
-        seed: decides the targets of attacks; None: that of the training, where a manifest says it,
-            else 0. Headings say where it is another than that.
+        training_seed: seed that a checkpoint or a module was trained with, where no manifest says
+            it; None: 0. Models of one label that differ in it are one row, a mean over seeds.
+        seed: decides the targets of attacks; None: that of the training. Headings say where it is
+            another than that.
         allow_code: run the code of a network or a data set that the manifest of a checkpoint names.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
         batch_size: images a forward pass; changes numbers by rounding only.
@@ -116,7 +120,7 @@ def evaluate(
         model = place
     if label is not None and not isinstance(label, str):
         raise UserError(f"label must be a text, got {label!r}")
-    queries, seed = plain(queries), plain(seed)
+    queries, seed, training_seed = plain(queries), plain(seed), plain(training_seed)
     if dataset is None:
         dataset = _known_dataset(model, allow_code) or "fashion-mini"
     chosen = dataset_of(dataset)
@@ -135,8 +139,9 @@ def evaluate(
     ) as session:
         session.check_queries(queries)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
-        weights = _weights(session, model, metric, (mean, std), network, label, seed, allow_code)
-        weights = in_its_row(session, weights, label)
+        seeds = training_seed, seed
+        weights = _weights(session, model, metric, (mean, std), network, label, seeds, allow_code)
+        weights = in_its_row(session, weights, label, *seeds)
         options = RunOptions() if results is None else _reuse(weights.model, model)
         return Report.of(run(session, [weights], planned, options), session.store)
 
@@ -212,12 +217,13 @@ def _weights(
     normalisation: tuple[Sequence[float], Sequence[float]],
     network: str | None,
     label: str | None,
-    seed: int | None,
+    seeds: tuple[int | None, int | None],
     allow_code: bool,
 ) -> Weights:
-    """The weights that ``model`` stands for."""
+    """The weights that ``model`` stands for; ``seeds`` of the training and of the attacks."""
     from torch import nn
 
+    training_seed, seed = seeds
     common = session.dataset, session.digest
     measured = session.compute.precision, session.compute.eot
     mean, std = (_numbers(values) for values in normalisation)
@@ -226,7 +232,9 @@ def _weights(
             raise UserError("network= is for a checkpoint; a torch.nn.Module is measured as it is")
         held = module_model(model, metric, mean, std)
         name = label or held.card.name
-        return memory_weights(*common, held, held.digest, name, seed or 0, *measured)
+        made_with = training_seed or 0
+        seed = made_with if seed is None else seed
+        return memory_weights(*common, held, held.digest, name, seed, *measured, made_with)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -238,9 +246,13 @@ def _weights(
     if isinstance(model, Path) or _is_path(model):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(
-            *(*common, parsed, path, label, seed, *measured), allow_code=allow_code
+            *(*common, parsed, path, label, seed, *measured),
+            allow_code=allow_code,
+            training_seed=training_seed,
         )
     if network is not None:
         raise UserError(f"model {model!r} is no file: network= is for a checkpoint")
+    if training_seed is not None:
+        raise UserError("training_seed= is for a checkpoint or a torch.nn.Module")
     parsed = parse_model(model)
     return initial_weights(session.dataset, session.data, parsed, label, seed or 0, *measured)

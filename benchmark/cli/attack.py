@@ -61,10 +61,16 @@ class _Saved(click.ParamType[int | None]):
     f"model's manifest, else {DATASET}.",
 )
 @click.option(
+    "--training-seed",
+    type=Whole(),
+    help="Seed that --checkpoint was trained with, where no manifest says it. Models of one "
+    "--label that differ in it are one row, a mean over seeds. Default: 0.",
+)
+@click.option(
     "--seed",
     type=Whole(),
     help="Seed that decides the targets of the attacks. Default: that of the training, as in "
-    "'run', or 0 where no manifest says it. With another one, columns say so: "
+    "'run'. With another one, columns say so: "
     "CA+ (attack_seed=5).",
 )
 @click.option(
@@ -89,6 +95,7 @@ def attack(
     queries: int | None,
     recalls: bool,
     dataset: str | None,
+    training_seed: int | None,
     seed: int | None,
     saved: int | None,
     allow_code: bool,
@@ -105,8 +112,9 @@ def attack(
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
+    from dmlbench.sweep.labels import in_its_row
     from dmlbench.sweep.requests import parse_attacks
-    from dmlbench.sweep.session import in_its_row, open_session
+    from dmlbench.sweep.session import open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
     checkpoint = weights_of(checkpoint, zoo)
@@ -119,6 +127,8 @@ def attack(
             "name the weights (--checkpoint FILE, --zoo NAME), or a network that is measured as it "
             "is published (--model mobilenet_v2:head=none)"
         )
+    if checkpoint is None and training_seed is not None:
+        raise UserError("--training-seed is for the weights of --checkpoint")
     check_outputs(results, leaderboards)
     with open_session(
         chosen, results, **places, keep=saved or 0, save_images=saved is None
@@ -132,12 +142,13 @@ def attack(
             weights = checkpoint_weights(
                 *(chosen, session.digest, network, checkpoint, label, seed, *measured),
                 allow_code=allow_code,
+                training_seed=training_seed,
             )
         else:
             assert network is not None
             weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
-        weights = in_its_row(session, weights, label or None)
+        weights = in_its_row(session, weights, label or None, training_seed, seed)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from dmlbench.evaluation.self_checks import attack_flags
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean, bootstrap_median
 from dmlbench.metrics.clustering import NMI_VERSION, kmeans_nmi
 from dmlbench.metrics.collapse import chance_recall, effective_rank, is_collapsed, mean_cosine
+from dmlbench.metrics.names import RECALLS_AT, benign
 from dmlbench.metrics.retrieval import retrieval
 from dmlbench.storage.interrupted import Interrupted
 
@@ -39,22 +40,29 @@ from dmlbench.storage.interrupted import Interrupted
 class Evaluation(EmbeddedTest):
     """Measures a frozen model on a data set."""
 
-    def benign(self) -> Measurement:
+    def benign(self, columns: Collection[str] = ()) -> Measurement:
         """Measure the metrics of ``RetrievalData.benign`` and the signs of a collapse.
 
         NMI is that of the gallery images that have a class.
+
+        Args:
+            columns: R@K among them are measured too, where the card of the data set has other K.
+
+        Raises:
+            CellError: no query has an answer, or the gallery is a single image.
         """
-        gallery, names = self.gallery, self.data.benign
+        more = (k for k in RECALLS_AT if f"R@{k}" in columns and k not in self.data.recalls)
+        recalls = (*self.data.recalls, *more)
+        gallery, names = self.gallery, benign(recalls, listed=self.data.answers is not None)
+        if len(gallery) < 2:
+            raise CellError("the gallery is a single image: there is nothing to rank")
         e, relevance = gallery.embeddings, gallery.relevance
         # queries of a randomised model are drawn anew, and not from the gallery's means
         numbers = range(self.draws, 2 * self.draws) if self.draws > 1 else ()
         queries = (
             (self.drawn(number, "queries") for number in numbers) if numbers else (gallery.queries,)
         )
-        every = [
-            retrieval(q, self.index, e, relevance, gallery.metric, self.data.recalls)
-            for q in queries
-        ]
+        every = [retrieval(q, self.index, e, relevance, gallery.metric, recalls) for q in queries]
         found = every[0]
         if not found.valid.any():
             raise CellError(

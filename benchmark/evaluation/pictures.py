@@ -32,7 +32,10 @@ def draw(
     paths = []
     for query in queries:
         values = (f"{key} {query.before[key]:.3g} to {x:.3g}" for key, x in query.after.items())
-        title = f"{name} on test image {query.index}: {', '.join(values)}"
+        of = f"test image {query.index}"
+        if query.candidate is not None and data.gallery is not None:
+            of = f"gallery image {query.candidate}"
+        title = f"{name} on {of}: {', '.join(values)}"
         path = folder / f"query-{query.index:05d}.png"
         write_atomically(path, _picture(title, query, data))
         paths.append(path)

@@ -65,7 +65,8 @@ def _noise(
     The noise is ``Ball.far``.
     """
     parts: list[Outcomes] = []
-    for batch in torch.split(index, measured.rows):
+    rows = min(measured.rows, attack.most_rows(measured.gallery))
+    for batch in torch.split(index, rows):
         with torch.no_grad():
             parts.append(_worst_noise(measured, attack, batch, seed))
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             "draws those of the target"
         )
     left = differing | {cell.id for cell in replaced}
+    _warn_of_namesakes(cells, source, target, warn)
     copied = 0
     for cell in cells:
         ours = known[cell.id]
@@ -91,6 +92,30 @@ def merge(source: Store, target: Store, warn: Callable[[str], None]) -> Merged:
             target.put(cell, source.outcomes(cell.id) if cell.ok else None)
             copied += 1
     return Merged(copied, models)
+
+
+def _warn_of_namesakes(
+    cells: Iterable[Cell], source: Store, target: Store, warn: Callable[[str], None]
+) -> None:
+    """Warn of models of the user's own with one name and other weights in the two folders."""
+
+    def weights(some: Iterable[Cell]) -> dict[tuple[str | int, ...], set[str]]:
+        found: dict[tuple[str | int, ...], set[str]] = {}
+        for cell in some:
+            about, facts = cell.about, cell.facts
+            if "training" not in facts and "checkpoint" in facts:
+                row = (about.label, about.dataset, about.model, about.seed, about.precision)
+                found.setdefault(row, set()).add(facts["checkpoint"])
+        return found
+
+    ours = weights(target.cells())
+    names = {row[0] for row, theirs in weights(cells).items() if theirs - ours.get(row, theirs)}
+    if names:
+        warn(
+            f"{source.root} and {target.root} have other weights under the names "
+            f"{', '.join(map(repr, sorted(names)))}, and tables show those measured last: give "
+            "them labels of their own there (dmlbench attack --label)"
+        )
 
 
 def _differs(cell: Cell, known: Cell | None) -> bool:

@@ -82,12 +82,42 @@ def measured_again(
     """
     from dmlbench.sweep.worker import Worker
 
-    worker = Worker(session)
-    try:
-        evaluation = worker.evaluation(claimed.weights)
-    except (MemoryError, RuntimeError) as error:  # a network larger than this machine
-        said = first_line(error, "out of memory")
-        raise UserError(f"the network of the bundle cannot be built here: {said}") from None
+    with Worker(session) as worker:
+        try:
+            evaluation = worker.evaluation(claimed.weights)
+        except (MemoryError, RuntimeError) as error:  # a network larger than this machine
+            said = first_line(error, "out of memory")
+            raise UserError(f"the network of the bundle cannot be built here: {said}") from None
+        parts = _sampled(evaluation, cells, claimed, outcomes, asked, queries, seed)
+        every = [one for part in parts for one in part.numbers]
+        for part in parts:
+            doubtful = part.doubtful or any(differs_alone(one, every) for one in part.numbers)
+            if doubtful and len(part.sample) < len(part.asked):
+                title = part.task.title
+                session.reporter.say(f"{title}: the sample differs, so all queries are measured")
+                part.found = _again(evaluation, part.task, part.asked)
+                claims = outcomes[part.cell.id]
+                held = _held(part.cell, part.task, claims, part.found, part.asked, True)
+                part.numbers = list(held)
+    compared = sum(len(outcomes[part.cell.id]) for part in parts)
+    every = [replace(one, compared=compared) for part in parts for one in part.numbers]
+    reasons = [_said(one) for one in every if one.refused]
+    reasons += [one for part in parts for one in _other_findings(part.cell, part.found)]
+    alone = [one for one in unexplained(every) if not one.refused]
+    reasons += [f"{_said(one)}, and nothing else does, so it is not rounding" for one in alone]
+    return [replace(one, alone=True) if one in alone else one for one in every], reasons
+
+
+def _sampled(
+    evaluation: Evaluation,
+    cells: Sequence[Cell],
+    claimed: Claim,
+    outcomes: Mapping[str, Outcomes],
+    asked: Callable[[Cell], list[int]],
+    queries: int,
+    seed: int,
+) -> list[_Part]:
+    """A part for each cell that is no score, with its sample measured again."""
     generator = np.random.default_rng(seed)
     parts = []
     for cell in cells:
@@ -104,24 +134,7 @@ def measured_again(
             _held(cell, task, outcomes[cell.id], found, sample, len(sample) == len(pool))
         )
         parts.append(_Part(cell, task, pool, sample, found, numbers))
-    every = [one for part in parts for one in part.numbers]
-    for part in parts:
-        doubtful = part.doubtful or any(differs_alone(one, every) for one in part.numbers)
-        if doubtful and len(part.sample) < len(part.asked):
-            title = part.task.title
-            session.reporter.say(f"{title}: the sample differs, so all queries are measured")
-            part.found = _again(evaluation, part.task, part.asked)
-            claims = outcomes[part.cell.id]
-            held = _held(part.cell, part.task, claims, part.found, part.asked, True)
-            part.numbers = list(held)
-    worker.close()
-    compared = sum(len(outcomes[part.cell.id]) for part in parts)
-    every = [replace(one, compared=compared) for part in parts for one in part.numbers]
-    reasons = [_said(one) for one in every if one.refused]
-    reasons += [one for part in parts for one in _other_findings(part.cell, part.found)]
-    alone = [one for one in unexplained(every) if not one.refused]
-    reasons += [f"{_said(one)}, and nothing else does, so it is not rounding" for one in alone]
-    return [replace(one, alone=True) if one in alone else one for one in every], reasons
+    return parts
 
 
 def _said(one: Agreement) -> str:

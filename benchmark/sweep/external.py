@@ -183,14 +183,15 @@ def verify(
     from dmlbench.evaluation.measurement import Measurement
     from dmlbench.sweep.worker import Worker
 
-    watch, worker = Stopwatch(), Worker(session)
-    evaluation, data = worker.evaluation(weights), session.data
+    watch, data = Stopwatch(), session.data
     counted = ~np.isnan(values_of(session.store, row.worst[0], WORST))
     shape = (data.channels, data.size, data.size)
-    with adversarial.reader(path, len(data.test), shape) as file:
-        outcomes, radius = _measure(evaluation, file, counted, row.eps, path)
+    with (
+        Worker(session) as worker,
+        adversarial.reader(path, len(data.test), shape) as file,
+    ):
+        outcomes, radius = _measure(worker.evaluation(weights), file, counted, row.eps, path)
         sha256, all_images = file.sha256, len(file.index)
-    worker.close()
     before = [robust(session.store, cell, row.external) for cell in row.worst]
     after = [lower(values, outcomes[RIGHT]) for values in before]
     cell = _cell(session.store, row, by, sha256)

@@ -21,26 +21,26 @@ def draw_attacks(session: Session, tasks: Iterable[CellTask]) -> list[Path]:
     ``adversarial/<first digits of the checkpoint>/<attack>-<cell>/query-<index>.png`` in the
     results.
     """
-    worker, paths = Worker(session), []
-    for task in tasks:
-        if not isinstance(task, Measure) or task.attack is None:
-            continue
-        queries = session.kept.get(task.cell.id)
-        if queries is None:
-            measured = worker.evaluation(task.weights)
-            seed, keep = task.weights.seed, session.keep
-            try:
-                queries = measured.attacked_queries(task.attack, seed, keep, task.queries)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # whatever a plugin raises
-                said = one_line(f"{type(error).__name__}: {error}")
-                session.reporter.warn(f"no pictures of {task.title}: {said}")
+    paths: list[Path] = []
+    with Worker(session) as worker:
+        for task in tasks:
+            if not isinstance(task, Measure) or task.attack is None:
                 continue
-        model = session.store.root / "adversarial" / task.weights.facts["checkpoint"][:12]
-        folder = model / f"{_safe(task.attack.card.name)}-{task.cell.id}"
-        paths += draw(task.cell.about.attack, queries, session.data, folder)
-    worker.close()
+            queries = session.kept.get(task.cell.id)
+            if queries is None:
+                measured = worker.evaluation(task.weights)
+                seed, keep = task.weights.seed, session.keep
+                try:
+                    queries = measured.attacked_queries(task.attack, seed, keep, task.queries)
+                except (UserError, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # whatever a plugin raises
+                    said = one_line(f"{type(error).__name__}: {error}")
+                    session.reporter.warn(f"no pictures of {task.title}: {said}")
+                    continue
+            model = session.store.root / "adversarial" / task.weights.facts["checkpoint"][:12]
+            folder = model / f"{_safe(task.attack.card.name)}-{task.cell.id}"
+            paths += draw(task.cell.about.attack, queries, session.data, folder)
     return paths
 
 

@@ -21,6 +21,7 @@ from dmlbench.analysis.csv_files import export
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_atomically
 from dmlbench.common.hashing import identity
+from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
 from dmlbench.core.reference import is_own
 from dmlbench.core.sources import is_typed
@@ -68,6 +69,11 @@ class RunOptions:
         ):
             if value not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.workers is not None:
+            check_whole("workers", self.workers, 1)
+        for name, number in (("ray_gpus", self.ray_gpus), ("cell_timeout", self.cell_timeout)):
+            if number is not None and not (isinstance(number, (int, float)) and number > 0):
+                raise UserError(f"{name} must be a number above 0, got {number!r}")
         if self.ray_gpus is not None and self.executor != "ray":
             raise UserError("--ray-gpus is for --executor ray")
 

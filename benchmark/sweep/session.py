@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
-from dmlbench.analysis.records import MODEL
 from dmlbench.common.errors import CellError, DamagedError, UserError
 from dmlbench.common.files import check_writable
 from dmlbench.common.numbers import check_whole
@@ -26,21 +23,16 @@ from dmlbench.core.protocol import Recipe
 from dmlbench.core.reference import foreign
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.files.cache import Cache
-from dmlbench.models.base import Model
-from dmlbench.models.module import ModuleModel
 from dmlbench.storage.cell import Cell, ExceptionInfo, PlannedCell
 from dmlbench.storage.checkpoint import Manifest, verified_manifest
 from dmlbench.storage.store import Store
-from dmlbench.storage.weights import named
 from dmlbench.training.job import Training, anchors, small_batch
 
 if TYPE_CHECKING:
     from dmlbench.evaluation.attacked_queries import AttackedQuery
     from dmlbench.evaluation.measurement import Measurement
-    from dmlbench.sweep.tasks import Weights
 
 LONGEST_ERROR = 2000  # characters of an error in a cell
-NETWORK = {"checkpoint", "model"}  # facts of a cell that say which network was measured
 
 
 @dataclass(frozen=True)
@@ -222,82 +214,6 @@ def sound_manifest(session: Session, training: Training, repair: bool = True) ->
         fate = f"moved to {session.store.set_aside(training.id)}" if repair else "left out"
         session.reporter.warn(f"{error.reason}: its model is {fate} and trained again")
         return None
-
-
-def in_its_row(session: Session, weights: Weights, label: str | None) -> Weights:
-    """The weights under the name that stored cells of them have: tables show one for all.
-
-    They are cells of the same weights in the same network: two networks may share their weights,
-    as one that filters its images does with the plain one. A warning says so if cells of another
-    network, or of other weights, are in the same row.
-
-    Args:
-        session: whose results folder is looked through.
-        weights: under the label that the user gave, or that of their file or class.
-        label: the one that the user gave, if any.
-
-    Raises:
-        UserError: stored cells of this network have another label than the user gave.
-    """
-    stored = session.store.cells()
-    alike = [cell.about for cell in stored if _is_of(cell, weights)]
-    if alike:
-        _warn_of_incomparable(weights.model)
-    if label is None:
-        training = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
-        mine = [getattr(weights.about, name) for name in training]
-        known = {
-            (about.label, about.defense)
-            for about in alike
-            if mine == [getattr(about, name) for name in training]
-        }
-        if len(known) == 1:
-            ((name, defense),) = known
-            if name != weights.about.label:
-                session.reporter.say(f"these weights are called {name!r} in {session.store.root}")
-            weights = replace(
-                weights, about=structs.replace(weights.about, label=name, defense=defense)
-            )
-        _warn_of_namesake(stored, weights)
-    elif others := sorted({about.label for about in alike} - {label}):
-        raise UserError(
-            f"label {label!r}: a network with these weights is called {others[0]!r} in "
-            f"{session.store.root}; leave the label out if it is the same one, else choose another "
-            "results folder"
-        )
-    return weights
-
-
-def _warn_of_incomparable(model: Model) -> None:
-    """Warn if stored cells are of a network of the user's own that may be another one by now."""
-    if isinstance(model, ModuleModel) and model.made_by is not None and model.attributes.unknown:
-        warnings.warn(
-            f"stored numbers of {model.card.name} are taken: its code and weights are the same, "
-            f"but {named(model.attributes.unknown)} cannot be compared: if it has changed, use "
-            "another results folder",
-            stacklevel=4,
-        )
-
-
-def _is_of(cell: Cell, weights: Weights) -> bool:
-    """True for a cell of these weights in this network; a score does not say its network."""
-    return all(cell.facts.get(key) == weights.facts[key] for key in NETWORK)
-
-
-def _warn_of_namesake(stored: Iterable[Cell], weights: Weights) -> None:
-    """Warn if cells of other weights, or of another network, are in the same row of tables."""
-    row = [getattr(weights.about, name) for name in MODEL]
-    if any(
-        row == [getattr(cell.about, name) for name in MODEL]
-        and cell.facts.keys() >= NETWORK
-        and not _is_of(cell, weights)
-        for cell in stored
-    ):
-        warnings.warn(
-            f"results of another network are stored under the name {weights.about.label!r}, and "
-            "tables show the latest: give each a label of its own (--label, in Python label=)",
-            stacklevel=4,
-        )
 
 
 @dataclass(frozen=True)

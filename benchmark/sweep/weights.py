@@ -104,6 +104,7 @@ def checkpoint_weights(
     precision: str,
     eot: int,
     allow_code: bool = False,
+    training_seed: int | None = None,
 ) -> Weights:
     """Weights from a file, a model's folder or its manifest; a manifest beside them is made use of.
 
@@ -113,20 +114,22 @@ def checkpoint_weights(
         model: the network; None: the manifest's, or else the data set's.
         path: the file of weights, the folder or the manifest.
         label: name of the model in tables; None: the manifest's, or else the file's.
-        seed: decides the targets of attacks; None: that of the training, as a run has it, or 0 if
-            the training is unknown.
+        seed: decides the targets of attacks; None: that of the training, as a run has it.
         precision: of the network in evaluation.
         eot: draws of a randomised network that every number is the mean of.
         allow_code: run the code of a network that the manifest names (``module:factory``).
+        training_seed: that of the training where no manifest says it; None: 0.
 
     Raises:
-        UserError: they are not there, or the manifest names code that is not allowed.
+        UserError: they are not there, the manifest names code that is not allowed, or another seed.
     """
     stored = stored_weights(path)
     known = stored.manifest
-    trained = known.training["seed"] if known else None
-    seed = (trained or 0) if seed is None else seed
-    check_seeds([seed])
+    trained = known.training["seed"] if known else training_seed or 0
+    if training_seed not in (None, trained):
+        raise UserError(f"the manifest of {path} says that the training seed is {trained}")
+    seed = trained if seed is None else seed
+    check_seeds([seed, trained])
     if known is not None and model is None and not allow_code:
         refuse_reference(known.model, MODELS, f"the manifest of {path}")
     network = model or parse_model((known.model if known else "") or dataset.protocol.model)
@@ -140,7 +143,7 @@ def checkpoint_weights(
         label or (known.defense if known else name),
         name,
         precision,
-        trained or 0,
+        trained,
         recipe=_recipe(known, dataset) if known else "",
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
@@ -164,7 +167,7 @@ def memory_weights(
 
     ``seed`` is that of the attacks; ``made_with`` that of the weights, 0 if it is unknown.
     """
-    check_seeds([seed])
+    check_seeds([seed, made_with])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
     about = _about(spec.shown(dataset), model, label, label, precision, made_with, eot=eot)
     return Weights(model, None, facts, about, seed)

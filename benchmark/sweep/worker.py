@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Self
 
 import torch
 from msgspec import structs
@@ -40,6 +41,12 @@ class Worker:
         self._source = source_sha256()  # now: the files may change while they are in use
         self._open = ExitStack()
         self._measured: tuple[str, Evaluation] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def do(self, task: Task) -> Cell | None:
         """Do a task and store its result. If it fails, its cell is stored as failed.
@@ -119,7 +126,7 @@ class Worker:
     def _measure(self, task: Measure) -> Measurement:
         measured = self.evaluation(task.weights)
         if task.attack is None:
-            return measured.benign()
+            return measured.benign(task.cell.columns)
         keep, seed = self.session.keep, task.weights.seed
         images = self.session.store.images(task.cell.id)
         save = images if self.session.save_images or images.is_file() else None
