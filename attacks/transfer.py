@@ -127,6 +127,7 @@ class Transfer(TopOneAttack):
     attack: Attack | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "from_", spec.expanded(self.from_))
         if self.restarts:
             raise ValueError('restarts are those of the attack on it: by="margin:restarts=5"')
 

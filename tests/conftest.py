@@ -211,8 +211,8 @@ def attacked(
 
 @pytest.fixture(scope="session")
 def small(tiny: RetrievalData) -> Dataset:
-    """The data set tiny, made of arrays."""
-    train = (tiny.train.images, tiny.train.labels)
+    """The data set tiny, made of arrays; its classes to train on have other labels."""
+    train = (tiny.train.images, tiny.train.labels + 5)
     return from_arrays(tiny.test.images, tiny.test.labels, train=train, model="c2f2:dim=8")
 
 

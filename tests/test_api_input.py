@@ -79,6 +79,18 @@ def test_bad_images_are_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_what_trains_and_is_measured_too_is_warned_of(tiny: RetrievalData) -> None:
+    test = tiny.test.images, tiny.test.labels
+    classes = "^arrays: 5 classes are in both splits, so this does not measure retrieval of unseen"
+    with pytest.warns(UserWarning, match=classes):
+        dml.from_arrays(*test, train=(255 - test[0], test[1]))
+    images = "^arrays: 3 of 40 test images train too, so this measures .* leave them out of one"
+    with pytest.warns(UserWarning, match=images):
+        dml.from_arrays(*test, train=(test[0][:3], [7, 7, 8]))
+    with pytest.warns(UserWarning, match=images):  # those of the gallery may train
+        dml.from_arrays(*test, gallery=(255 - test[0], test[1]), train=(test[0][:3], [7, 7, 8]))
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

@@ -206,7 +206,7 @@ def test_head_refuses_a_network_without_a_head(tmp_path: Path) -> None:
     data = dml.from_arrays(
         images,
         labels,
-        train=(images, labels),
+        train=(255 - images, labels + 4),
         recipe=Recipe(epochs=2, pairs=2),
     )
     chosen = {"model": "resnet18:weights=none,head=none", "results": tmp_path, "progress": False}

@@ -70,9 +70,9 @@ def test_verify_holds_a_tree_against_the_official_figures(tmp_path: Path) -> Non
     assert done.exit_code == 1
     for words in (
         "train 6 images of 3 classes, officially 5,864 images of 100 classes",
-        "missing: 1 files: images/001.Bird_1/Bird 1_0.jpg",
-        "unreadable: 1 files: images/001.Bird_1/Bird 1_1.jpg (image file is truncated",
-        "same bytes: 1 groups of files: images/002.Bird_2/Bird 2_0.jpg = images/002.Bird_2",
+        "missing: 1 file: images/001.Bird_1/Bird 1_0.jpg",
+        "unreadable: 1 file: images/001.Bird_1/Bird 1_1.jpg (image file is truncated",
+        "same bytes: 1 group of files: images/002.Bird_2/Bird 2_0.jpg = images/002.Bird_2",
         "not sound; unpack CUB_200_2011.tgz",
     ):
         assert words in done.output
@@ -99,10 +99,14 @@ def test_verify_counts_what_decoding_ignores(root: Path) -> None:
         exif[ExifTags.Base.Orientation] = 6
         image.save(first, exif=exif)
         image.convert("RGBA").save(second.with_suffix(".png"))
+        for number, ending in enumerate((".gif", ".png", ".tif")):
+            pages = [image.rotate(90 * number + 90)]
+            image.save(root / f"class 000/pages{ending}", save_all=True, append_images=pages)
     second.unlink()
     done = data("verify", f"folder:root={root}")
-    assert "  1 files have a rotation in their EXIF data, which is ignored" in done.output
-    assert "  1 files have transparency, which is dropped" in done.output
+    assert "  1 file has a rotation in the EXIF data, which is ignored" in done.output
+    assert "  1 file has transparency, which is dropped" in done.output
+    assert "  3 files have more than one image (frames, pages): only the first" in done.output
     assert done.output.rstrip().endswith("\nsound")
 
 
@@ -121,7 +125,7 @@ def test_verify_counts_what_decoding_ignores(root: Path) -> None:
         ),
         ("query=q,gallery=g,positives=junk.txt", "no line of the list is an answer at this", False),
         ("query=q,gallery=q", "8 queries find themselves", True),
-        ("query=q,gallery=g", "1 images of the gallery are distractors", True),
+        ("query=q,gallery=g", "1 image of the gallery is a distractor", True),
         ("root=twice", "8 of 8 test images are there twice or more", True),
     ],
 )

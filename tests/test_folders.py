@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
+from dmlbench.models.base import canonical_model, parse_model
 from tests import trees
 from tests.command import Run
 from tests.trees import labels
@@ -25,6 +27,22 @@ from tests.trees import labels
 def test_a_folder_has_one_name_however_its_path_is_written(text: str) -> None:
     folder = spec.parse(f"folder:query={text},gallery=../g/", DATASETS)
     assert spec.shown(folder) == "folder:query=a/b,gallery=../g"
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lists = "train_list=~/a,test_list=./~/b"
+    folder = spec.parse(f"folder:root=~/photos/,{lists}", DATASETS)
+    written = f"folder:root={tmp_path}/photos,train_list={tmp_path}/a,test_list={tmp_path}/b"
+    assert spec.shown(folder) == written
+    assert spec.parse(written, DATASETS) == folder
+    plain = "folder:root=~nobody is called so/a~b"
+    assert spec.shown(spec.parse(plain, DATASETS)) == 'folder:root="~nobody is called so/a~b"'
+    model = parse_model("resnet18:weights=~/w.pt")
+    assert canonical_model(model) == f"resnet18:weights={tmp_path}/w.pt"
+    assert canonical_model(parse_model("resnet18:weights=./w.pt")) == "resnet18:weights=./w.pt"
 
 
 def test_a_folder_splits_by_class_by_halves_or_by_lists(tmp_path: Path) -> None:
@@ -77,7 +95,8 @@ def test_what_dmlbench_wrote_is_no_class(dmlbench: Run, tmp_path: Path) -> None:
     trees.folder(tmp_path, classes=4, each=3)
     trees.write(tmp_path / "results" / "cells" / "0.jpg", trees.jpeg(9, 0))
     trees.write(tmp_path / "results" / "1.jpg", trees.jpeg(9, 1))
-    asked = ("--dataset", "folder:root=.,size=32", "--cache", "cache", "--threads", "1")
+    cache = str(tmp_path.with_suffix(".cache"))
+    asked = ("--dataset", "folder:root=.,size=32", "--cache", cache, "--threads", "1")
     attack = ("attack", "--model", "c2f2", "--attack", "es:steps=1", "--save-adversarial", "2")
     plain = json.loads(dmlbench("data", "verify", "folder:root=.", "--json").stdout)["found"]
     assert plain["test"] == {"images": 8, "classes": 3}  # results is a class as any other
@@ -109,6 +128,40 @@ def test_a_name_with_blanks_is_listed_by_tabs(tmp_path: Path) -> None:
         "train": 2,
         "test": 2,
     }
+
+
+def test_images_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path, classes=4, each=2)
+    plain = Folder(root=str(root)).found(None)
+    for name in ("a.HEIC", "b.heic", "c.dng", "Thumbs.db", ".DS_Store", "LICENSE", "list.csv"):
+        trees.write(root / "class 000" / name, b"x")
+    trees.write(root / "phone" / "d.heic", b"x")
+    trees.write(root / "class 001" / "IMG_1", b"x")
+    trees.write(root / "loose.jpg", trees.jpeg(0, 0))
+    with warnings.catch_warnings(record=True, action="always") as said:
+        assert Folder(root=str(root)).found(None) == plain
+    assert [str(one.message).removeprefix("data set folder: left out ") for one in said] == [
+        "3 .heic, 1 .dng: image files of these kinds are not read: convert them to PNG or JPEG",
+        f"{root}/class 001/IMG_1: files without an ending are not read: give images theirs, such "
+        "as .jpg",
+        f"{root}/loose.jpg: images in no class folder have no class: move each into the folder of "
+        "its class",
+        f"{root}/phone: folders without an image that is read are no classes",
+    ]
+
+
+def test_loose_images_are_left_out_of_what_trains_alone(tmp_path: Path) -> None:
+    """Loose images of the gallery are distractors."""
+    for part in ("train", "query", "gallery"):
+        trees.folder(tmp_path / part, classes=2, each=2)
+    trees.write(tmp_path / "gallery" / "distractor.jpg", trees.jpeg(9, 9))
+    query, gallery = str(tmp_path / "query"), str(tmp_path / "gallery")
+    chosen = Folder(root=str(tmp_path), query=query, gallery=gallery)
+    plain = chosen.found(None)
+    assert len(plain.gallery or ()) == 5
+    trees.write(tmp_path / "train" / "loose.jpg", trees.jpeg(9, 8))
+    with pytest.warns(UserWarning, match=r"left out \S*/train/loose.jpg: images in no class"):
+        assert chosen.found(None) == plain
 
 
 @pytest.mark.parametrize(
@@ -146,6 +199,7 @@ def test_a_name_with_blanks_is_listed_by_tabs(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:data set folder. left out")
 def test_a_folder_that_cannot_serve_is_refused_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
@@ -193,7 +247,10 @@ def test_classes_in_both_splits_are_warned_of(tmp_path: Path) -> None:
         for i in range(2):
             trees.write(tmp_path / part / "a" / f"{i}.jpg", trees.jpeg(0, i))
             trees.write(tmp_path / part / part / f"{i}.jpg", trees.jpeg(1, i))
-    with pytest.warns(UserWarning, match="1 classes are in both splits"):
+    with (
+        pytest.warns(UserWarning, match="1 class is in both splits"),
+        pytest.warns(UserWarning, match="4 of 4 test images train too"),
+    ):
         Folder(root=str(tmp_path)).load(None, Cache(tmp_path / "cache"))
 
 

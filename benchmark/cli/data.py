@@ -13,7 +13,7 @@ import click
 from dmlbench.cli.completion import specs
 from dmlbench.cli.options import options
 from dmlbench.common.errors import EXIT_FAILED_CELLS
-from dmlbench.common.text import listed
+from dmlbench.common.text import counted, listed
 
 if TYPE_CHECKING:
     from dmlbench.datasets.verify import Verification
@@ -123,17 +123,18 @@ def _print(report: Verification, cache: Path) -> None:
         said = "as officially" if report.files == report.official_files else "not the official one"
         click.echo(f"  files {report.files[:16]}, {said}")
     if report.missing:
-        click.echo(f"  missing: {len(report.missing):,} files: {listed(report.missing)}")
+        click.echo(f"  missing: {counted(len(report.missing), 'file', 'files')}: {listed(report.missing)}")
     if report.unreadable:
         bad = [f"{name} ({problem})" for name, problem in report.unreadable]
-        click.echo(f"  unreadable: {len(bad):,} files: {listed(bad)}")
+        click.echo(f"  unreadable: {counted(len(bad), 'file', 'files')}: {listed(bad)}")
     if report.duplicates:
         groups = [" = ".join(group) for group in report.duplicates]
-        click.echo(f"  the same bytes: {len(groups):,} groups of files: {listed(groups)}")
+        number = counted(len(groups), "group of files", "groups of files")
+        click.echo(f"  the same bytes: {number}: {listed(groups)}")
     for problem in report.unfit:
         click.echo(f"  {problem}")
     if report.shared:
-        click.echo(f"  in both splits: {report.shared:,} classes")
+        click.echo(f"  in both splits: {counted(report.shared, 'class', 'classes')}")
     for note in report.notes:
         click.echo(f"  {note}")
     if report.cache != "none":

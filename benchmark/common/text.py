@@ -61,6 +61,11 @@ def first_line(error: BaseException, instead: str = "") -> str:
     return (str(error).strip().splitlines() or [instead or type(error).__name__])[0]
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """``1 file has``, or ``2 files have``: a number before one of two texts."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def listed(items: Sequence[str], most: int = 3) -> str:
     """The first items: ``a, b, c and 4 more``."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""

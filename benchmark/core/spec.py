@@ -18,10 +18,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -31,6 +33,7 @@ from dmlbench.common.suggest import did_you_mean, unknown
 from dmlbench.core import reference
 from dmlbench.core.registry import Component, Registry
 
+LEVELS = 255  # of a pixel, which has 8 bits
 C = TypeVar("C", bound=Component)
 Value = bool | int | float | str | None
 
@@ -169,7 +172,8 @@ class Parameter:
             or (at_most is not None and not value <= at_most)
         )
         if bad:
-            raise ValueError(f"must be {self.domain}, got {self.show(value)}")
+            hint = f": {self.show(value)}/255?" if self.pixels and 1 < value <= LEVELS else ""
+            raise ValueError(f"must be {self.domain}, got {self.show(value)}{hint}")
 
     def _convert(self, text: str) -> Any:
         if self.type is bool:
@@ -224,6 +228,11 @@ def parse(text: str, registry: Registry[C]) -> C:
     pointed = read_reference(text, registry)
     if pointed is None:
         name, _, rest = text.strip().partition(":")
+        if "=" in name:
+            raise UserError(
+                f"{registry.kind} {text!r} has a key and no name: write NAME:KEY=VALUE,KEY=VALUE, "
+                "in a list of a YAML file within quotes"
+            )
         cls = registry.get(name)
     else:
         place, rest = pointed
@@ -405,6 +414,15 @@ def _number(value: float, pixels: bool) -> str:
     if pixels and 0 < value < 1 and round(value * 255) / 255 == value:
         return f"{round(value * 255)}/255"
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def expanded(path: str) -> str:
+    """``path`` with the home folder in place of ``~``, as a shell does not do inside a spec.
+
+    ``./~`` is the same: tables leave out the dot. Components call it for each path they are given.
+    """
+    plain = str(Path(path))
+    return os.path.expanduser(plain) if plain.startswith("~") else path
 
 
 def quoted(text: str) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np, torch
-from dmlbench.common.text import listed
+from dmlbench.common.text import counted, listed
 from dmlbench.datasets.base import Answers, RetrievalData, Split
 from dmlbench.datasets.files.lines import numbered_table
 from dmlbench.metrics.relevance import Relevance
@@ -111,6 +111,28 @@ def check_alone(name: str, test: Split) -> None:
         warnings.warn(
             f"{name}: {twice} of {len(test)} test images are there twice or more, and find their "
             "copies first: leave the copies out, or R@K says little",
+            stacklevel=4,
+        )
+
+
+def warn_of_shared(name: str, classes: int) -> None:
+    """Warn of a number of classes that are in both splits."""
+    if classes:
+        warnings.warn(
+            f"{name}: {counted(classes, 'class is', 'classes are')} in both splits, so this does "
+            "not measure retrieval of unseen classes",
+            stacklevel=4,
+        )
+
+
+def warn_of_trained(name: str, data: RetrievalData) -> None:
+    """Warn of test images that train too."""
+    trained = set(pixel_hashes(data.train))
+    known = sum(one in trained for one in pixel_hashes(data.test)) if trained else 0
+    if known:
+        warnings.warn(
+            f"{name}: {known:,} of {len(data.test):,} test images train too, so this measures what "
+            "a network knows by heart: leave them out of one split",
             stacklevel=4,
         )
 

@@ -14,7 +14,13 @@ from dmlbench.common.lazy import np
 from dmlbench.common.numbers import check_whole
 from dmlbench.core.naming import DATASET_NAME
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
-from dmlbench.datasets.apart import check_alone, check_apart, numbered
+from dmlbench.datasets.apart import (
+    check_alone,
+    check_apart,
+    numbered,
+    warn_of_shared,
+    warn_of_trained,
+)
 from dmlbench.datasets.base import DATASETS, Answers, Dataset, DatasetCard, RetrievalData, Split
 from dmlbench.metrics.names import benign
 
@@ -136,6 +142,8 @@ def from_arrays(
         raise UserError("sources, positives and junk go with a gallery")
     else:
         check_alone(name, test)
+    warn_of_shared(name, len(set(learnt.labels.tolist()) & set(test.labels.tolist())))
+    warn_of_trained(name, data)
     card = DatasetCard(
         name,
         "images in memory",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.text import listed
 from dmlbench.core.naming import PATHS
-from dmlbench.core.spec import parameter
-from dmlbench.datasets.apart import LEVELS, numbered, read_answers, read_sources
-from dmlbench.datasets.base import DATASETS, DatasetCard
+from dmlbench.core.spec import expanded, parameter
+from dmlbench.datasets.apart import (
+    LEVELS,
+    numbered,
+    read_answers,
+    read_sources,
+    warn_of_trained,
+)
+from dmlbench.datasets.base import DATASETS, DatasetCard, RetrievalData
 from dmlbench.datasets.files.lines import numbered_table
+from dmlbench.datasets.files.tree import Tree
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
@@ -24,15 +29,6 @@ from dmlbench.datasets.images import (
     Listing,
 )
 from dmlbench.metrics.names import benign
-
-SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"),
-    *(".gif", ".jp2", ".avif"),
-}
-
-WRITTEN = ("cells/*.json", "models/*/manifest.json", "runs/*.yaml", "plots/.drawn.json")
-"""Files by which a folder of results or of boards is known: its pictures are no images of a set."""
-
 
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,8 @@ class Folder(ImageDataset):
     lies in ``query`` or ``gallery``; without it nothing does. With ``positives`` there are no
     classes: all images count, in folders or not.
 
-    Hidden files and folders are left out, and so are, with a warning, folders of results and boards
+    Hidden files and folders are left out. So are, with a warning: images that are not read or have
+    no ending, images in no class folder, folders without an image, folders of results and boards
     that dmlbench wrote, and links to folders inside a class folder.
     """
 
@@ -98,7 +95,7 @@ class Folder(ImageDataset):
     def __post_init__(self) -> None:
         for name in PATHS:  # p, p/ and ./p are one data set in tables
             if value := getattr(self, name):
-                object.__setattr__(self, name, str(Path(value)))
+                object.__setattr__(self, name, str(Path(expanded(value))))
         if bool(self.query) != bool(self.gallery):
             raise ValueError("query and gallery go together")
         if self.level != "medium" and not self.positives:
@@ -135,7 +132,7 @@ class Folder(ImageDataset):
 
         A label is the position of the class among all classes, sorted by name.
         """
-        tree = _Tree(root)
+        tree = Tree(root)
         try:
             if not root.is_dir():
                 raise UserError(f"data set folder: root {root} is not a folder")
@@ -147,7 +144,12 @@ class Folder(ImageDataset):
         finally:
             tree.warn()
 
-    def _split(self, tree: _Tree) -> Listing:
+    def check_answers(self, data: RetrievalData) -> None:
+        """Warn of test images that train too, and of what any data set is warned of."""
+        super().check_answers(data)
+        warn_of_trained(self.card.name, data)
+
+    def _split(self, tree: Tree) -> Listing:
         """The listing of what trains and what is tested, by lists or folders."""
         root = tree.root
         if self.train_list:
@@ -158,6 +160,8 @@ class Folder(ImageDataset):
                     f"data set folder: {root} has train/ and test/, so train_classes is not "
                     "read: leave it out"
                 )
+            for part in ("", "train", "test"):
+                tree.leave_out_loose(part)
             parts = [
                 [entry for name in tree.classes(part) for entry in tree.files(part, name)]
                 for part in ("train", "test")
@@ -174,7 +178,7 @@ class Folder(ImageDataset):
         train, test = (tuple((path, label[name]) for name, path in part) for part in parts)
         return Listing(root, train, test)
 
-    def _apart(self, tree: _Tree) -> Listing:
+    def _apart(self, tree: Tree) -> Listing:
         """The listing of queries, gallery and what trains."""
         parts = (
             self._trained(tree),
@@ -198,7 +202,7 @@ class Folder(ImageDataset):
             sources = own_ids, their_ids
         return Listing(tree.root, learnt, test, searched, answers, sources)
 
-    def _trained(self, tree: _Tree) -> list[tuple[str, str]]:
+    def _trained(self, tree: Tree) -> list[tuple[str, str]]:
         """(class, path) of what trains: the images in root that no query or gallery folder has."""
         if not self.root:
             return []
@@ -212,6 +216,8 @@ class Folder(ImageDataset):
             place = folder.resolve()
             return not any(place.is_relative_to(one) for one in apart)
 
+        if trains(inside):
+            tree.leave_out_loose(below)
         return [
             (name, path)
             for one in tree.classes(below)
@@ -219,7 +225,7 @@ class Folder(ImageDataset):
             if trains((tree.root / path).parent)
         ]
 
-    def _entries(self, tree: _Tree, key: str, path: str) -> list[tuple[str, str]]:
+    def _entries(self, tree: Tree, key: str, path: str) -> list[tuple[str, str]]:
         """(class, path) of each query or gallery image; the class is empty where there is none."""
         folder = Path(path).absolute()
         if not folder.is_dir():
@@ -232,7 +238,8 @@ class Folder(ImageDataset):
             raise UserError(f"data set folder: {key} {path} has no image file in it")
         return found
 
-    def _by_class(self, tree: _Tree) -> list[list[tuple[str, str]]]:
+    def _by_class(self, tree: Tree) -> list[list[tuple[str, str]]]:
+        tree.leave_out_loose("")
         files = {name: tree.files("", name) for name in tree.classes("")}
         classes = [name for name, found in files.items() if found]
         cut = len(classes) // 2 if self.train_classes is None else self.train_classes
@@ -245,69 +252,6 @@ class Folder(ImageDataset):
             [entry for name in part for entry in files[name]]
             for part in (classes[:cut], classes[cut:])
         ]
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """The folders below ``root``, and those among them that are left out.
-
-    Attributes:
-        root: paths are below it.
-        written: folders of results or boards.
-        links: links to folders inside class folders.
-    """
-
-    root: Path
-    written: list[Path] = field(default_factory=list)
-    links: list[Path] = field(default_factory=list)
-
-    def classes(self, part: str) -> list[str]:
-        """The class folders in a folder; a link to one is one."""
-        return sorted(
-            one.name
-            for one in (self.root / part).iterdir()
-            if one.is_dir() and not one.name.startswith(".") and not self._is_written(one)
-        )
-
-    def files(self, part: str, name: str, deep: bool = True) -> list[tuple[str, str]]:
-        """(class, path) of each image file of a class, in folders at any depth.
-
-        Hidden folders are left out: they hold what programs keep for themselves, as thumbnails.
-
-        Args:
-            part, name: the images are below ``root / part / name``; ``name`` is the class.
-            deep: in folders of that one too.
-        """
-        found = []
-        for base, folders, files in os.walk(self.root / part / name, onerror=_raise):
-            inside = [Path(base, one) for one in folders if deep and not one.startswith(".")]
-            self.links.extend(one for one in inside if one.is_symlink())
-            folders[:] = [  # os.walk enters these
-                one.name for one in inside if not (one.is_symlink() or self._is_written(one))
-            ]
-            found += [
-                Path(base, file).relative_to(self.root).as_posix()
-                for file in files
-                if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-            ]
-        return [(name, path) for path in sorted(found)]
-
-    def warn(self) -> None:
-        """Say what is left out."""
-        for paths, what in (
-            (self.written, "what dmlbench wrote (results, boards) is no class"),
-            (self.links, "links to folders inside class folders are not followed: link files"),
-        ):
-            if paths:
-                shown = listed([str(path) for path in sorted(set(paths))])
-                warnings.warn(f"data set folder: left out {shown}: {what}", stacklevel=5)
-
-    def _is_written(self, folder: Path) -> bool:
-        """True, and noted, if dmlbench wrote the folder."""
-        if not any(next(folder.glob(form), None) for form in WRITTEN):
-            return False
-        self.written.append(folder)
-        return True
 
 
 def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]]:
@@ -326,6 +270,3 @@ def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]
             part.append((name, file))
     return parts
 
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -8,7 +8,6 @@ resized to 8/7 of that, 256 x 256.
 from __future__ import annotations
 
 import abc
-import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.core.spec import parameter
-from dmlbench.datasets.apart import check_alone, check_apart
+from dmlbench.datasets.apart import check_alone, check_apart, warn_of_shared
 from dmlbench.datasets.base import Answers, Dataset, Figures, RetrievalData, Split
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.files.lines import numbered_table
@@ -205,12 +204,7 @@ class ImageDataset(Dataset, abc.ABC):
                 )
         for problem in listing.unfit:
             raise UserError(f"{card.name}: {problem}; {NEEDED}")
-        if listing.shared:
-            warnings.warn(
-                f"{card.name}: {listing.shared} classes are in both splits, so this does not "
-                "measure retrieval of unseen classes",
-                stacklevel=3,
-            )
+        warn_of_shared(card.name, listing.shared)
 
 
 def find(data_root: Path | None, marker: str, *folders: str) -> Path | None:

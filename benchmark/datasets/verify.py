@@ -8,15 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file
 from dmlbench.common.lazy import np
+from dmlbench.common.text import counted
 from dmlbench.datasets.base import Dataset, Figures
 from dmlbench.datasets.files.cache import Cache, stamp
 from dmlbench.datasets.files.decoding import Seen, read_files
 from dmlbench.datasets.files.places import existing
 from dmlbench.datasets.images import NEEDED, ImageDataset, Listing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ def _answers(
     hashes = np.frombuffer(b"".join(one.pixels for one in seen), np.uint8).reshape(len(seen), -1)
     data = dataset.arranged(listing, np.zeros((len(seen), 1, 1, 1), np.uint8), hashes)
     distractors = int((data.searched.labels < 0).sum())
-    notes = [f"{distractors} images of the gallery are distractors"] * bool(distractors)
+    one, many = "image of the gallery is a distractor", "images of the gallery are distractors"
+    notes = [counted(distractors, one, many)] * bool(distractors)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -134,22 +140,40 @@ def _answers(
 
 
 def _ignored(root: Path, names: Sequence[str]) -> Iterator[str]:
-    """Notes that count the files whose rotation or transparency is not decoded.
+    """Notes that count the files of which something is not decoded, as in the papers' code.
 
-    The papers' code ignores both.
+    That is a rotation, transparency, or every image of a file but the first.
     """
     from PIL import ExifTags, Image
 
-    turned = clear = 0
+    turned = clear = several = 0
     with warnings.catch_warnings(action="ignore"):  # Pillow's on odd files
         for name in names:
             with open_file(root / name) as file, Image.open(file) as image:
                 turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
                 clear += image.has_transparency_data
+                several += _has_frames(image)
     if turned:
-        yield f"{turned:,} files have a rotation in their EXIF data, which is ignored"
+        yield f"{_files_have(turned)} a rotation in the EXIF data, which is ignored"
     if clear:
-        yield f"{clear:,} files have transparency, which is dropped"
+        yield f"{_files_have(clear)} transparency, which is dropped"
+    if several:
+        yield f"{_files_have(several)} more than one image (frames, pages): only the first is used"
+
+
+def _has_frames(image: Image) -> bool:
+    """True if an opened file is an animation, or has several pages.
+
+    A photograph may hold a second picture for programs (MPO): it is one image.
+    """
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # Pillow raises many kinds on broken bytes, which the first image is not
+        return True
+
+
+def _files_have(number: int) -> str:
+    return counted(number, "file has", "files have")
 
 
 def _digest(names: Sequence[str], seen: Sequence[Seen]) -> str:

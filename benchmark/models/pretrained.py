@@ -20,7 +20,7 @@ from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.lazy import torch
 from dmlbench.common.text import message_of
-from dmlbench.core.spec import parameter
+from dmlbench.core.spec import expanded, parameter
 from dmlbench.models.base import Model, canonical_model
 from dmlbench.models.key_order import renamed_by_order
 
@@ -50,6 +50,7 @@ class Pretrained(Model, abc.ABC):
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", expanded(self.weights))
         if self.head != "fc" and self.dim != DIM:
             raise ValueError(f"dim is for head=fc; with head={self.head} the network decides it")
 
