@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,24 @@ from scipy.stats import t as students_t
 
 import dmlbench as dml
 from dmlbench.analysis import unpaired
-from dmlbench.analysis.compare import as_stored, cells_of, checkpoint_path, compare, find
-from dmlbench.analysis.csv_files import export
+from dmlbench.analysis.compare import compare, find
+from dmlbench.analysis.csv_files import export, read_tidy
 from dmlbench.analysis.differences import of_names
+from dmlbench.analysis.left_out import left_out
+from dmlbench.analysis.lookup import as_stored, cells_of, checkpoint_path
+from dmlbench.analysis.records import Record
 from dmlbench.cli.compare import compare as command
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
 from dmlbench.common.hashing import identity
 from dmlbench.metrics.bootstrap import Estimate
+from dmlbench.metrics.names import WORST_CASE
 from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
+from dmlbench.submission.row import chosen_row
 from dmlbench.submission.submit import _chosen
 from dmlbench.sweep.external_rows import find_row
-from tests.cells import MADE, manifest
+from tests.cells import MADE, manifest, with_facts
 
 N = 300
 
@@ -68,6 +75,11 @@ def put(
     metrics = dict.fromkeys(columns, Estimate(50.0, None, None, N))
     cell = planned.measured(metrics, {}, 0.0, 1.0, MADE)
     store.put(cell, {"CA+": values, "CA+ clean": values + 1})
+
+
+def with_interval(path: Path) -> list[Record]:
+    """The rows of a CSV, with intervals that nobody measured."""
+    return [one | {"low": 40.0, "high": 60.0} for one in read_tidy(path)]
 
 
 @pytest.fixture
@@ -230,6 +242,68 @@ def test_a_score_has_the_definitions_of_its_columns(tmp_path: Path, noise: np.nd
     assert compared([*side("1.1"), restarts], [*side("1.2"), restarts]) == {"CA+"}
 
 
+def test_a_number_keeps_the_definition_that_it_was_measured_by(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    """Also beside a newer one of the same attack, on other images or with other values."""
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    record = find("none", store, None).records[0] | {"low": 40.0, "high": 60.0}
+    for changed in ({"data": "others"}, {"attack_resolved": "ca+:w=2"}):
+        mine = [record, record | changed | {"versions": "1.2"}]
+        with pytest.raises(UserError, match="share no measurement"):
+            unpaired.compare(mine, [record | {"versions": "1.2"}], ["a", "b"])
+        (found,) = unpaired.compare(mine, [record], ["a", "b"])
+        assert found.data == "pixels"
+
+
+def test_a_score_of_an_older_version_is_of_the_only_images(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    """It does not name them, neither in cells nor in rows."""
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    attack = find("none", store, None).records[0] | {"low": 40.0, "high": 60.0}
+    score = attack | {"attack": "ERS", "attack_resolved": "", "metric": "ERS"}
+    found = unpaired.compare([attack, score | {"data": ""}], [attack, score], ["a", "b"])
+    assert [(one.metric, one.data) for one in found] == [("ERS", "pixels"), ("CA+", "pixels")]
+
+
+def test_what_one_model_has_alone_is_said_to_be_left_out(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    for name in ("none", "hm"):
+        put(store, name, noise)
+    assert of_names("none", "hm", tmp_path, None).left_out == ""
+    for name, queries in (("none", "10"), ("hm", "20")):
+        put(store, name, noise, attack="es:steps=1", attack_resolved="es:steps=1", queries=queries)
+    put(store, "hm", noise, attack="ca+:steps=2", attack_resolved="ca+:w=1,steps=2")
+    put(store, "none", noise, attack="ltm", attack_resolved="ltm:w=1")
+    put(store, "hm", noise, attack="ltm", attack_resolved="ltm:w=1", versions=(1, 2))
+    said = (
+        "left out, because only one of them has it: es:steps=1 with 10 queries (A), with 20 "
+        "queries (B), ca+:steps=2 (B); left out, because their versions or seeds differ: ltm"
+    )
+    asked = ["none", "hm", "--results", str(tmp_path), "--json"]
+    done = CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert done.stderr == f"note: {said}\n"
+    assert {one["attack"] for one in json.loads(done.stdout)} == {"ca+"}
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        dml.compare("none", "hm", results=tmp_path)
+    export(store)
+    a, b = (unpaired.find(n, with_interval(tmp_path / "results.csv"), None) for n in ("none", "hm"))
+    assert left_out(a, b) == said
+
+
+def test_of_many_that_are_left_out_a_few_are_named(tmp_path: Path, noise: np.ndarray) -> None:
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    (record,) = [r for r in find("none", store, None).records if r["metric"] == "CA+"]
+    more = [record | {"attack": f"es:w={i}", "attack_resolved": f"es:w={i}"} for i in range(9)]
+    said = left_out([record], [record, *more])
+    assert said.endswith("es:w=0 (B), es:w=1 (B), es:w=2 (B), es:w=3 (B), es:w=4 (B), es:w=5 (B) "
+                         "and 3 more")  # fmt: skip
+
+
 def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:
     store = Store(tmp_path)
     put(store, "none", noise)
@@ -253,6 +327,28 @@ def test_submit_says_what_tells_the_models_of_a_name_apart(
     assert len(_chosen(store, "none", ["data=pix*", "model=c2f2"])) == 1
 
 
+def test_rows_of_a_name_are_told_apart_by_their_images(tmp_path: Path, noise: np.ndarray) -> None:
+    """And those of one model by the digest of its weights: verify-attack takes one row."""
+    store = Store(tmp_path)
+    for kind, attack, sources in (("attack", "es", []), (WORST_CASE, WORST_CASE, ["es"])):
+        for data in ("first", "later"):
+            put(store, "none", noise, attack=attack)
+            (cell,) = [
+                c for c in store.cells() if c.about.attack == attack and c.facts["data"] == "pixels"
+            ]
+            store.remove(cell.id)
+            cells = [
+                c.id for c in store.cells() if c.about.attack in sources and c.facts["data"] == data
+            ]
+            facts = {"kind": kind, "data": data, "cells": cells, "attack_values": {"eps": 0.1}}
+            store.put(with_facts(cell, **facts), {"CA+": noise, "CA+ clean": noise})
+    with pytest.raises(UserError, match=r"'none' is 2 rows \(data=first\*; data=later\*\): choose"):
+        find_row(store, "none")
+    row = find_row(store, "none", ["data=later*"])
+    assert [cell.facts["data"] for cell in row.worst] == ["later"]
+    assert find_row(store, "none", ["data=first*", "checkpoint_sha256=*"]).eps == 0.1
+
+
 def test_a_checkpoint_near_the_root_is_looked_for(tmp_path: Path) -> None:
     file = Path("/dmlbench-test-weights")
     try:
@@ -260,7 +356,7 @@ def test_a_checkpoint_near_the_root_is_looked_for(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("the root folder is not writable")
     try:
-        with pytest.raises(UserError, match="nothing was measured"):
+        with pytest.raises(UserError, match="no results in"):
             find(str(file), Store(tmp_path), None)
     finally:
         file.unlink()
@@ -311,6 +407,27 @@ def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
         find(str(tmp_path), store, None)
     with pytest.raises(UserError, match=r"nothing was measured of 'est'.*there: .*est on tiny"):
         find("est", store, "cub")
+    for name in ("est", str(tmp_path / "manifest.json")):
+        with pytest.raises(UserError, match=r"no results in .*nowhere: begin with 'dmlbench run"):
+            of_names(name, name, tmp_path / "nowhere", None)
+
+
+def test_rows_are_named_by_the_first_digits_of_their_weights(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    """By as many, and in any letter case, wherever weights are named."""
+    store = Store(tmp_path)
+    put(store, "hm", noise)
+    rows = with_interval(export(store)[0])
+    for name in (digest("hm0")[:8], digest("hm0")[:9].upper(), digest("hm0").upper()):
+        assert len(unpaired.find(name, rows, None)) == 1
+        assert len(chosen_row(name, tmp_path, ())[0]) == 2
+    for refuse in (lambda n: unpaired.find(n, rows, None), lambda n: chosen_row(n, tmp_path, ())):
+        with pytest.raises(UserError, match=r"'.{7}'"):
+            refuse(digest("hm0")[:7])
+    other = [one | {"dataset": "other"} for one in rows]
+    with pytest.raises(UserError, match="several data sets: add --dataset other, or tiny"):
+        unpaired.find(digest("hm0"), [*rows, *other], None)
 
 
 def test_a_data_set_is_found_by_any_spelling(tmp_path: Path, noise: np.ndarray) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import dmlbench as dml
-from dmlbench.analysis.compare import weights_digest
 from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.analysis.lookup import weights_digest
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec

@@ -7,27 +7,20 @@ differences are averaged, and the interval is over seeds and queries (``seeds.Sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dmlbench.analysis.lookup import checkpoint_path, measured_cells, refuse_several_sets
 from dmlbench.analysis.records import Record, record_order, score_columns, tidy
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
-from dmlbench.common.hashing import file_sha256
-from dmlbench.core import spec
 from dmlbench.core.naming import split_attack_seed, variant, with_attack_seed
-from dmlbench.defenses.base import DEFENSES
 from dmlbench.metrics.bootstrap import Estimate, bootstrap_mean
-from dmlbench.storage.cell import Cell
-from dmlbench.storage.checkpoint import MANIFEST, STATE, read_manifest, refuse_state
 from dmlbench.storage.store import Store
-from dmlbench.zoo.fetch import local_or_zoo
-from dmlbench.zoo.registry import models
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,14 +111,10 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
     cells = measured_cells(name, store, lambda c: dataset in (None, c.about.dataset), where)
     weights = {(c.about.seed, c.facts["checkpoint"]) for c in cells}
     found = {tuple(getattr(c.about, key) for key in TRAINED) for c in cells}
+    refuse_several_sets(name, (c.about.dataset for c in cells))
     if path is None and (len(found) > 1 or len(weights) > len(dict(weights))):
         several = "; ".join(sorted(" ".join(filter(None, key)) for key in found))
-        raise UserError(f"{name!r} is several models ({several}): name a checkpoint, or --dataset")
-    if len(sets := sorted({c.about.dataset for c in cells})) > 1:
-        raise UserError(
-            f"{name!r} was measured on several data sets: add --dataset {sets[0]}, "
-            f"or {', '.join(sets[1:])}"
-        )
+        raise UserError(f"{name!r} is several models ({several}): name a checkpoint")
     return Side(name, tidy(cells), {c.id: store.outcomes(c.id) for c in cells})
 
 
@@ -156,33 +145,69 @@ def compare(a: Side, b: Side) -> list[Difference]:
     return found
 
 
-def defined(records: Iterable[Record]) -> list[tuple[Record, str]]:
-    """Each record with its definition, sorted: of several of a number the last counts.
+@dataclass(frozen=True)
+class Key:
+    """Properties that two measurements must share to be compared.
+
+    ``attack`` has all its keys. Under attacks with another seed than the training a metric is one
+    of its own.
+    """
+
+    suite: str
+    queries: str
+    attack: str
+    metric: str
+    precision: str
+    eot: str
+    data: str
+
+
+def by_key(records: Iterable[Record]) -> dict[Key, dict[int, tuple[Record, str]]]:
+    """Measurement -> seed -> its record and definition; of several the last counts, as in tables.
 
     The definition is made of the versions of measurement and attack. That of a score is made of
     those of the columns that it is drawn from, which are in the same row.
     """
     ordered = sorted(records, key=record_order)
-    versions: dict[tuple[Any, ...], dict[str, str]] = {}  # row and variant -> metric -> versions
+    digests = {one["data"] for one in ordered} - {""}
+    only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
+    ordered = [one | {"data": one["data"] or only} for one in ordered]
+    sources: dict[tuple[Any, ...], dict[str, str]] = {}  # row and variant -> metric -> versions
     for one in ordered:
-        own = ".".join(one["versions"].split(".")[:2])  # a third part is no part of the definition
-        versions.setdefault(_place(one), {})[one["metric"]] = own
+        sources.setdefault(_place(one), {})[one["metric"]] = _versions(one)
 
     def definition(one: Record) -> str:
-        same = versions[_place(one)]
         columns = score_columns(one["metric"], one["suite"])
         if not columns:
-            return same[one["metric"]]
+            return _versions(one)
+        same = sources[_place(one)]
         if not same.keys() & set(columns):  # over restarts: the plain attacks have the same
-            same = versions.get((*_place(one)[:-1], ""), {})
+            same = sources.get((*_place(one)[:-1], ""), {})
         return ", ".join(f"{name} {same[name]}" for name in columns if name in same)
 
-    return [(one, definition(one)) for one in ordered]
+    found: dict[Key, dict[int, tuple[Record, str]]] = {}
+    for one in ordered:
+        found.setdefault(_key(one), {})[one["seed"]] = one, definition(one)
+    return found
+
+
+def _key(one: Record) -> Key:
+    _, other = split_attack_seed(one["attack"])
+    attack = one["attack_resolved"] or one["attack"]
+    if other is not None and one["attack_resolved"]:
+        attack = with_attack_seed(attack, other)
+    what = one["suite"], one["queries"], attack, one["metric"]
+    return Key(*what, one["precision"], one["eot"], one["data"])
 
 
 def _place(one: Record) -> tuple[Any, ...]:
-    row = tuple(one[key] for key in ("seed", "suite", "queries", "precision", "eot"))
+    row = tuple(one[key] for key in ("seed", "suite", "queries", "precision", "eot", "data"))
     return (*row, variant(one["attack"]))
+
+
+def _versions(one: Record) -> str:
+    """The versions that are part of the definition; a third counts external files."""
+    return ".".join(one["versions"].split(".")[:2])
 
 
 def paired_seeds(a: Mapping[int, str], b: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
@@ -200,19 +225,6 @@ def paired_seeds(a: Mapping[int, str], b: Mapping[int, str]) -> tuple[tuple[int,
 
 
 @dataclass(frozen=True)
-class _Key:
-    """Properties that two measurements must share to be compared."""
-
-    suite: str
-    queries: str
-    attack: str
-    metric: str
-    precision: str
-    eot: str
-    data: str
-
-
-@dataclass(frozen=True)
 class _Measured:
     """A metric of one seed: ``values`` (Q,) has one value for each query."""
 
@@ -222,132 +234,14 @@ class _Measured:
     values: npt.NDArray[np.float64]
 
 
-def _by_metric(side: Side) -> dict[_Key, dict[int, _Measured]]:
-    """Metric -> seed -> values; a metric without a value for each query (NMI) is left out.
-
-    Outcomes under attacks with another seed than the training are of metrics of their own. Of
-    several measurements of a metric the last counts, as in tables.
-    """
-    digests = {one["data"] for one in side.records} - {""}
-    only = digests.pop() if len(digests) == 1 else ""  # scores of older versions do not name it
-    found: dict[_Key, dict[int, _Measured]] = {}
-    for one, definition in defined(side.records):
-        outcomes = side.outcomes[one["cell"]]
-        if one["metric"] not in outcomes:
-            continue
-        _, other = split_attack_seed(one["attack"])
-        attack = one["attack_resolved"] or one["attack"]
-        if other is not None and one["attack_resolved"]:
-            attack = with_attack_seed(attack, other)
-        what = one["suite"], one["queries"], attack, one["metric"]
-        key = _Key(*what, one["precision"], one["eot"], one["data"] or only)
-        values = outcomes[one["metric"]].to_numpy(dtype=np.float64)
-        measured = _Measured(one["attack"], definition, one["better"], values)
-        found.setdefault(key, {})[one["seed"]] = measured
+def _by_metric(side: Side) -> dict[Key, dict[int, _Measured]]:
+    """Metric -> seed -> values; a metric without a value for each query (NMI) is left out."""
+    found: dict[Key, dict[int, _Measured]] = {}
+    for key, seeds in by_key(side.records).items():
+        for seed, (one, definition) in seeds.items():
+            outcomes = side.outcomes[one["cell"]]
+            if key.metric in outcomes:
+                values = outcomes[key.metric].to_numpy(dtype=np.float64)
+                measured = _Measured(one["attack"], definition, one["better"], values)
+                found.setdefault(key, {})[seed] = measured
     return found
-
-
-def as_stored(name: str) -> str:
-    """A model's name as rows spell it: ``noise`` for ``noise.py:Noise``, keys in their order.
-
-    What is no spec of a defense that is known here stays as it is.
-
-    Raises:
-        UserError: it names a file or a class that cannot be read.
-    """
-    pointed = spec.read_reference(name, DEFENSES)
-    if pointed is None and name.partition(":")[0] not in DEFENSES.names():
-        return name
-    try:
-        return spec.shown(spec.parse(name, DEFENSES))
-    except UserError:
-        if pointed is not None:
-            raise
-        return name  # an old row may have a key that there is no more
-
-
-def measured_cells(
-    name: str, store: Store, wanted: Callable[[Cell], bool], where: Iterable[str] = ()
-) -> list[Cell]:
-    """The stored cells of a model that are whole, measured and ``wanted``.
-
-    Args:
-        name: as in ``cells_of``.
-        store: the results folder.
-        wanted: true for the cells to take.
-        where: the user's conditions among them, for the message.
-
-    Raises:
-        UserError: there are none.
-    """
-    stored = store.cells()
-    found = [c for c in cells_of(name, stored) if wanted(c) and store.done(c.id) is not None]
-    if not found:
-        conditions = "".join(f" with {text}" for text in where)
-        known = {
-            f"{c.about.defense} on {c.about.dataset}" if conditions else c.about.defense
-            for c in stored
-            if store.done(c.id) is not None
-        }
-        raise UserError(
-            f"nothing was measured of {name!r}{conditions} in {store.root}; measured there: "
-            f"{', '.join(sorted(known)) or 'nothing'}"
-        )
-    return found
-
-
-def cells_of(name: str | Path, cells: Sequence[Cell]) -> list[Cell]:
-    """Those of ``cells`` that were measured of a model.
-
-    Args:
-        name: the checkpoint or the folder of a model; as text also its name in the zoo, or one that
-            cells have (``names_of``).
-        cells: stored cells.
-
-    Raises:
-        UserError: it is a folder that is no model's.
-    """
-    path = name if isinstance(name, Path) else checkpoint_path(name, cells)
-    if path is None:
-        return [cell for cell in cells if name in names_of(cell)]
-    digest = weights_digest(path)
-    return [cell for cell in cells if cell.facts.get("checkpoint") == digest]
-
-
-def has_cells(name: str, cells: Sequence[Cell]) -> bool:
-    """True if a model may have outcomes of single queries: a path, or a name among the cells."""
-    if name in models():
-        return any(models()[name].manifest.sha256 == c.facts.get("checkpoint") for c in cells)
-    path = checkpoint_path(name, cells)
-    return path is not None or any(name in names_of(cell) for cell in cells)
-
-
-def checkpoint_path(name: str, cells: Iterable[Cell]) -> Path | None:
-    """The checkpoint or the folder of a model that ``name`` is the path of, or its zoo name.
-
-    None if there is none. The name of a defense, or of a model among the cells, is no path, also
-    where a file happens to be called so: ``./none`` is that file.
-    """
-    defense = name.partition(":")[0] in DEFENSES.names()
-    if defense or any(name in names_of(cell) for cell in cells):
-        return None
-    path = local_or_zoo(name)
-    return path if path.exists() else None
-
-
-def names_of(cell: Cell) -> set[str]:
-    """The names of the model of a cell: its defense, its label, its training."""
-    about = cell.about
-    return {about.defense, about.label, about.resolved, cell.facts.get("training", "")}
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of the weights in a file or in a model's folder."""
-    refuse_state(path)
-    if path.is_file():
-        return file_sha256(path)
-    manifest = read_manifest(path)
-    if manifest is None:
-        refuse_state(path / STATE)
-        raise UserError(f"{path} is no model's folder: it has no {MANIFEST}")
-    return manifest.sha256

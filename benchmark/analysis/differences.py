@@ -9,11 +9,15 @@ from pathlib import Path
 from dmlbench.analysis import compare, unpaired
 from dmlbench.analysis.compare import Difference
 from dmlbench.analysis.csv_files import stored_records
+from dmlbench.analysis.left_out import left_out
+from dmlbench.analysis.lookup import as_stored, has_cells
 from dmlbench.analysis.records import Record
+from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.naming import with_plain_paths
 from dmlbench.datasets.base import DATASETS
-from dmlbench.storage.store import Store
+from dmlbench.storage.store import Store, no_results
+from dmlbench.zoo.registry import models
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Comparison:
         a: a record of the first model.
         b: a record of the second model.
         paired: they were taken query by query; False: from rows, as of independent queries.
+        left_out: the attacks that are not compared, and why, in one line; empty if there are none.
     """
 
     differences: list[Difference]
     a: Record
     b: Record
     paired: bool
+    left_out: str
 
 
 def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
@@ -48,21 +54,25 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     """
     store = Store(results)
     cells = store.cells()
-    a, b = map(compare.as_stored, (a, b))
-    paired = compare.has_cells(a, cells) and compare.has_cells(b, cells)
+    a, b = map(as_stored, (a, b))
+    paired = has_cells(a, cells) and has_cells(b, cells)
     rows = [] if paired else stored_records(cells, results)
+    if not (paired or rows or {a, b} <= models().keys()):
+        raise UserError(no_results(results))
     if dataset is not None:
         known = {cell.about.dataset for cell in cells} | {row["dataset"] for row in rows}
-        dataset = as_stored(dataset, known)
+        dataset = dataset_as_stored(dataset, known)
     if paired:
         left, right = (compare.find(name, store, dataset) for name in (a, b))
         found = compare.compare(left, right)
-        return Comparison(found, left.records[0], right.records[0], True)
+        unlike = left_out(left.records, right.records)
+        return Comparison(found, left.records[0], right.records[0], True, unlike)
     ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
-    return Comparison(unpaired.compare(ours, theirs, (a, b)), ours[0], theirs[0], False)
+    found = unpaired.compare(ours, theirs, (a, b))
+    return Comparison(found, ours[0], theirs[0], False, left_out(ours, theirs))
 
 
-def as_stored(dataset: str, known: Container[str]) -> str:
+def dataset_as_stored(dataset: str, known: Container[str]) -> str:
     """The spec of a data set as results have it.
 
     Raises:

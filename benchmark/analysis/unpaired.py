@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
-from dmlbench.analysis.compare import SETTING, TRAINED, Difference, defined, paired_seeds
+from dmlbench.analysis.compare import SETTING, TRAINED, Difference, by_key, paired_seeds
 from dmlbench.analysis.csv_files import read_tidy
+from dmlbench.analysis.lookup import names_weights, refuse_several_sets
 from dmlbench.analysis.records import Record
 from dmlbench.analysis.seeds import over
 from dmlbench.common.errors import UserError
@@ -23,9 +23,7 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import OVER_STARTS
 from dmlbench.zoo.registry import models
 
-KEY = ("suite", "queries", "attack", "attack_resolved", "metric", "precision", "eot", "data")
-DIGITS = 8  # of a SHA-256 that are enough to name it
-NAMES = ("defense", "label", "resolved", "checkpoint_sha256")
+NAMES = ("defense", "label", "resolved")
 
 
 def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Record]:
@@ -33,7 +31,7 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
 
     Args:
         name: its defense or its label, as the CSV spells it, the SHA-256 of its weights, of which
-            the first eight digits are enough, or a model of the zoo, which brings its own rows.
+            the first digits are enough, or a model of the zoo, which brings its own rows.
         records: tidy records.
         dataset: spec of the data set; None: any.
 
@@ -45,7 +43,11 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
     rows = [*read_tidy(zoo.rows), *records] if zoo else list(records)
     rows = [r for r in rows if r["status"] == "ok"]
     every = [r for r in rows if dataset in (None, r["dataset"])]
-    named = [r for r in every if own in {r[key] for key in NAMES} or _begins(r, own)]
+    named = [
+        r
+        for r in every
+        if own in {r[key] for key in NAMES} or names_weights(own, r["checkpoint_sha256"])
+    ]
     if not named:
         place = f" on {dataset}" if dataset else ""
         known = {
@@ -55,6 +57,7 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
         }
         measured = ", ".join(sorted(known)) or "nothing"
         raise UserError(f"nothing was measured of {name!r}{place}; measured: {measured}")
+    refuse_several_sets(name, (r["dataset"] for r in named))
     found = {(*(r[key] for key in TRAINED), r["checkpoint_sha256"]): r["seed"] for r in named}
     different = len({one[:-1] for one in found}) > 1 or len(found) > len(set(found.values()))
     if different:
@@ -68,18 +71,13 @@ def find(name: str, records: Iterable[Record], dataset: str | None) -> list[Reco
     ]
 
 
-def _begins(record: Record, name: str) -> bool:
-    """True if ``name`` is the beginning of the SHA-256 of its weights."""
-    return len(name) >= DIGITS and record["checkpoint_sha256"].startswith(name.lower())
-
-
 def compare(a: Iterable[Record], b: Iterable[Record], names: Sequence[str]) -> list[Difference]:
     """The differences b - a in all metrics that both have, over the seeds that both have.
 
     Raises:
         UserError: they share no metric.
     """
-    ours, theirs = _by_metric(a), _by_metric(b)
+    ours, theirs = by_key(a), by_key(b)
     found = []
     for key, left in ours.items():
         right = theirs.get(key, {})
@@ -105,14 +103,3 @@ def _reach(pair: tuple[Record, Record]) -> tuple[float, float]:
     below = math.hypot(b["value"] - b["low"], a["high"] - a["value"])
     above = math.hypot(b["high"] - b["value"], a["value"] - a["low"])
     return below, above
-
-
-def _by_metric(
-    records: Iterable[Record],
-) -> dict[tuple[Any, ...], dict[int, tuple[Record, str]]]:
-    """Metric -> seed -> record and definition; of several the last counts, as in tables."""
-    found: dict[tuple[Any, ...], dict[int, tuple[Record, str]]] = {}
-    for record, definition in defined(records):
-        key = tuple(record[name] for name in KEY)
-        found.setdefault(key, {})[record["seed"]] = record, definition
-    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.analysis import compare as paired
 from dmlbench.analysis.compare import SETTING
 from dmlbench.analysis.differences import of_names
+from dmlbench.analysis.left_out import left_out
+from dmlbench.analysis.lookup import as_stored
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
 from dmlbench.storage.store import Store
@@ -31,7 +34,8 @@ def compare(
     """The difference b - a of each metric that both models have, as ``dmlbench compare`` prints it.
 
     Differences are taken query by query, so their intervals are far narrower than those of the two
-    numbers. Of several seeds that both models have, the differences are averaged.
+    numbers. Of several seeds that both models have, the differences are averaged. A warning names
+    the attacks that are left out because the models do not share them.
 
     Args:
         a: what ``dmlbench.evaluate`` returned, or a measured model in ``results``: a defense or a
@@ -54,15 +58,20 @@ def compare(
     """
     if isinstance(a, Report) or isinstance(b, Report):
         left, right = (_side(one, name, results, dataset) for one, name in ((a, "a"), (b, "b")))
-        return _frame(paired.compare(left, right), True)
-    found = of_names(str(a), str(b), Path(results), dataset)
-    return _frame(found.differences, found.paired)
+        frame = _frame(paired.compare(left, right), True)
+        unlike = left_out(left.records, right.records)
+    else:
+        found = of_names(str(a), str(b), Path(results), dataset)
+        frame, unlike = _frame(found.differences, found.paired), found.left_out
+    if unlike:
+        warnings.warn(unlike, stacklevel=2)
+    return frame
 
 
 def _side(given: str | Path | Report, name: str, results: str | Path, dataset: str | None) -> Side:
     """A model whose outcomes are known query by query."""
     if not isinstance(given, Report):
-        return paired.find(paired.as_stored(str(given)), Store(Path(results)), dataset)
+        return paired.find(as_stored(str(given)), Store(Path(results)), dataset)
     records = [one for one in given.records if one["status"] == "ok"]
     records = [one for one in records if dataset in (None, one["dataset"])]
     if not all(one["cell"] in given.outcomes for one in records):

@@ -51,6 +51,8 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
             "independent ones",
             err=True,
         )
+    if compared.left_out:
+        click.echo(f"note: {compared.left_out}", err=True)
     if as_json:
         records = [to_builtins(one) | {"favours": one.favours} for one in found]
         click.echo(json.dumps(records, indent=1))

@@ -82,7 +82,7 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
     that the repository has. ``dataset``: a spec in any spelling, or a name alone: ``folder``.
     """
     from dmlbench.analysis.csv_files import stored_records
-    from dmlbench.analysis.differences import as_stored
+    from dmlbench.analysis.differences import dataset_as_stored
     from dmlbench.storage.store import Store, no_results
 
     store = Store(results)
@@ -96,7 +96,7 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
     known = sorted({record["dataset"] for record in records})
     wanted = {one for one in known if dataset in (one, one.partition(":")[0])}
     with suppress(UserError):  # it is the spec of no data set
-        wanted = wanted or {as_stored(dataset, known)} & {*known}
+        wanted = wanted or {dataset_as_stored(dataset, known)} & {*known}
     if not wanted:
         raise UserError(f"no results of {dataset!r} in {results}: there are {', '.join(known)}")
     return (

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmlbench.analysis import external
 from dmlbench.analysis.csv_files import read_folder, read_tidy
+from dmlbench.analysis.lookup import names_weights
 from dmlbench.analysis.records import MODEL, ROW, Record
 from dmlbench.analysis.where import DIGESTS, Condition, choices, condition
 from dmlbench.attacks.base import ATTACKS
@@ -22,7 +23,6 @@ from dmlbench.models.base import MODELS
 from dmlbench.zoo.registry import models
 
 WEIGHTS = (*MODEL, *DIGESTS)  # what rows of one model share
-DIGITS = 12  # of a checkpoint's digest that a name must have at least
 
 
 def chosen_row(name: str, source: Path | None, where: Sequence[str]) -> tuple[list[Record], str]:
@@ -43,9 +43,8 @@ def chosen_row(name: str, source: Path | None, where: Sequence[str]) -> tuple[li
     wanted = models()[name].manifest.sha256 if name in models() else name
 
     def called(record: Record) -> bool:
-        digest = record["checkpoint_sha256"]
-        known = {record["defense"], record["label"], record["resolved"], digest}
-        return wanted in known or (len(name) >= DIGITS and digest.startswith(name))
+        known = {record["defense"], record["label"], record["resolved"]}
+        return wanted in known or names_weights(wanted, record["checkpoint_sha256"])
 
     mine = [record for record in every if called(record) and record["status"] == "ok"]
     mine = [record for record in mine if record["checkpoint_sha256"]]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from msgspec import structs
 
+from dmlbench.analysis.lookup import DIGITS
 from dmlbench.analysis.records import Record
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.defenses.base import DEFENSES
 from dmlbench.models.base import parse_model
 from dmlbench.storage.checkpoint import stored_weights
-from dmlbench.submission.row import DIGITS
 from dmlbench.sweep import plan
 from dmlbench.sweep.requests import parse_recipe
 from dmlbench.sweep.session import Session

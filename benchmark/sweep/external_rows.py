@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmlbench.analysis.compare import as_stored, measured_cells
 from dmlbench.analysis.external import KIND
+from dmlbench.analysis.lookup import as_stored, measured_cells
 from dmlbench.analysis.records import ROW
-from dmlbench.analysis.where import condition
+from dmlbench.analysis.where import DIGESTS, choices, condition
 from dmlbench.attacks import moved_query
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import identity
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Values = npt.NDArray[np.float64]
 
+TOLD_BY = (*ROW, *DIGESTS)  # columns that tell rows apart
 COLUMNS = moved_query.columns(EXTERNAL)
 RIGHT = COLUMNS[0].name  # 100 where the top-1 is right, else 0
 
@@ -56,16 +57,17 @@ def find_row(store: Store, name: str, where: Sequence[str] = ()) -> StoredRow:
     Args:
         store: the results folder.
         name: the model as ``compare`` takes it: its defense, label or checkpoint.
-        where: conditions ``column=text`` on columns of ``records.ROW``.
+        where: conditions ``column=text`` on columns of ``records.ROW`` or ``where.DIGESTS``.
 
     Raises:
         UserError: there is no such row, there are several, or it has no Robust R@1.
     """
     name = as_stored(name)
-    conditions = [condition(text, ROW) for text in where]
+    conditions = [condition(text, TOLD_BY) for text in where]
 
     def wanted(cell: Cell) -> bool:
-        return all(one.meets(str(getattr(cell.about, one.key))) for one in conditions)
+        told = _told(cell)
+        return all(one.meets(told[one.key]) for one in conditions)
 
     mine = measured_cells(name, store, wanted, where)
     chosen = f"{name!r}{''.join(f' with {text}' for text in where)}"
@@ -76,10 +78,7 @@ def find_row(store: Store, name: str, where: Sequence[str] = ()) -> StoredRow:
             "--suite strict"
         )
     if len(rows) > 1:
-        names = [key for key in ROW if len({getattr(row[0].about, key) for row in rows}) > 1]
-        said = "; ".join(
-            " ".join(f"{name}={getattr(row[0].about, name)}" for name in names) for row in rows
-        )
+        said = choices([_told(row[0]) for row in rows], TOLD_BY)
         raise UserError(f"{chosen} is {len(rows)} rows ({said}): choose with --where")
     (row,) = rows
     worst = sorted(
@@ -172,14 +171,19 @@ def _is_external(cell: Cell) -> bool:
     return cell.facts.get("kind") == KIND and cell.ok
 
 
-def _row(cell: Cell) -> tuple[Any, ...]:
-    """The facts that are the same in all cells of one row."""
-    made = (cell.facts.get("data"), cell.facts.get("checkpoint"))
-    return (*(getattr(cell.about, key) for key in ROW), *made)
+def _told(cell: Cell) -> dict[str, str]:
+    """Column -> text of what is the same in all cells of one row."""
+    about = {key: str(getattr(cell.about, key)) for key in ROW}
+    return about | {key: str(cell.facts.get(key.removesuffix("_sha256"), "")) for key in DIGESTS}
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    """What tells the row of a cell from others."""
+    return tuple(_told(cell).values())
 
 
 def _rows(cells: Iterable[Cell]) -> list[list[Cell]]:
-    found: dict[tuple[Any, ...], list[Cell]] = {}
+    found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         found.setdefault(_row(cell), []).append(cell)
     return list(found.values())
