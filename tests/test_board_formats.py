@@ -185,3 +185,12 @@ def test_a_terminal_shows_as_many_models_at_a_time_as_fit_and_no_number_is_cut()
         file = io.StringIO()
         print_tables(tidy([*model(label="A"), *model(label="B")]), Console(file=file, width=width))
         assert file.getvalue().count("Rank") == blocks
+
+
+def test_a_table_of_failures_alone_fits_a_terminal() -> None:
+    cells = [failed(name, "boom", label=f"DEF{n}[R]") for n in range(8) for name in ("CA+", "CA-")]
+    file = io.StringIO()
+    print_tables((one for one in tidy(cells)), Console(file=file, width=80))  # read once
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+    assert file.getvalue().count("failed: CA+, CA- on DEF") == 8
+    assert all(file.getvalue().count(f"DEF{n}[R]") == 2 for n in range(8))  # table and failure

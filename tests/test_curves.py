@@ -143,6 +143,26 @@ def test_scores_at_other_radii_are_part_of_the_sweep() -> None:
     ]
 
 
+def test_a_score_is_drawn_at_the_radius_of_its_own_attacks() -> None:
+    """Not at that of another attack of the model, whose ball may be in L2."""
+    cells = [attacked("Certified", 0.3, f"eps={eps}") for eps in (2, 3, 4)]
+    cells[0] = replace(cells[0], about=replace(cells[0].about, attack="certified"))
+    for eps in ("", "eps=4/255", "eps=2/255"):
+        cells += [attacked(name, 20, eps) for name in ("ES:R", "LTM", "GTM")]
+        worst = attacked("Robust R@1", 15, eps)
+        attack = worst.about.attack.replace("robust r@1", "worst case")
+        cells.append(replace(worst, about=replace(worst.about, attack=attack, attack_resolved="")))
+    figure = PLOTS["eps"](tables(measured(tidy(cells)))[0])
+    assert figure is not None
+    drawn = {
+        axis.get_title(loc="left"): axis.lines[0].get_xdata().tolist()
+        for axis in figure.axes
+        if axis.lines
+    }
+    assert drawn["Robust R@1 ↑"] == [0, 2, 4, 77]
+    assert not any("Certified" in title for title in drawn)
+
+
 def test_a_sweep_has_no_point_that_a_seed_lacks() -> None:
     """An ERS of one seed alone would be ranked: it has neither number, record nor flag."""
     cells = []

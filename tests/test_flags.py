@@ -255,6 +255,18 @@ def test_a_flag_of_several_seeds_names_those_that_have_it() -> None:
     assert said.startswith("gradients (CA+; seeds 0, 2): 12.5% of the queries")
 
 
+def test_a_flag_from_several_cells_names_the_seeds_too() -> None:
+    """Its number has none of its own: ES:R in the larger ball is above that in the smaller."""
+    cells = [
+        synthetic.attacked("ES:R", value, changed, label="a", seed=seed)
+        for seed, larger in ((0, 60), (1, 60), (2, 15))
+        for changed, value in (("", 20), ("eps=128/255", larger))
+    ]
+    (entry,) = entries(tidy(cells))
+    (said,) = entry.reasons(note=False)
+    assert said.startswith("eps (ES:R (eps=128/255); seeds 0, 1): ES:R rises")
+
+
 def test_a_flagged_row_is_shown_and_not_ranked(three: list[Any], tmp_path: Path) -> None:
     records = read_tidy(synthetic.write(tmp_path / "results.csv", three))
     assert records[0]["flags"] == ""

@@ -11,7 +11,7 @@ from dmlbench.analysis.external import Contributor
 from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, last_images, spread_of
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.core.flags import Flag, read_flags
+from dmlbench.core.flags import Flag
 from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
@@ -87,6 +87,7 @@ class Entry:
         failed: heading (or ``training``) -> error.
         collapsed: True if the model no longer retrieves anything.
         flags: heading -> the reasons not to trust its number, where there are any.
+        flagged_seeds: heading and name of a flag -> the seeds of the models that have it.
         records: heading -> the tidy record of each model that was measured here.
         contributors: people whose adversarial images the worst case includes.
     """
@@ -115,6 +116,7 @@ class Entry:
     failed: Mapping[str, str] = field(default_factory=dict)
     collapsed: bool = False
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
+    flagged_seeds: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     contributors: tuple[Contributor, ...] = ()
 
@@ -193,17 +195,16 @@ class Entry:
         found = []
         for name, by_heading in about.items():
             first = next(iter(by_heading.values()))
-            where = [", ".join(by_heading), *self._seeds_with(next(iter(by_heading)), name)]
+            where = [", ".join(by_heading), *self._seeds_with(by_heading, name)]
             found.append(f"{name} ({'; '.join(where)}): {first.says}. Remedy: {first.remedy}.")
         return found
 
-    def _seeds_with(self, heading: str, flag: str) -> list[str]:
-        """``seed 1`` or ``seeds 0, 2``: those of several with such a flag on a number."""
+    def _seeds_with(self, headings: Iterable[str], flag: str) -> list[str]:
+        """``seed 1`` or ``seeds 0, 2``: those of several with such a flag on one of the numbers."""
         if len(self.seeds) < 2:
             return []
-        records = self.records.get(heading, ())
-        found = [r["seed"] for r in records if flag in {f.name for f in read_flags(r["flags"])}]
-        return [f"seed{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}"]
+        found = sorted({seed for name in headings for seed in self.flagged_seeds[name, flag]})
+        return [f"seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}"]
 
     @property
     def standing(self) -> float | None:
@@ -261,6 +262,7 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
         failed={k: v for row in group for k, v in row.failed.items()},
         collapsed=any(row.collapsed for row in group),
         flags={name: flags for name, flags in _flags(group).items() if name in numbers},
+        flagged_seeds=_flagged_seeds(group),
         records=records,
         contributors=contributors,
         threat=threat,
@@ -270,7 +272,7 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
 
 
 def _contributors(records: Mapping[str, Sequence[Record]]) -> tuple[Contributor, ...]:
-    """Who made the adversarial images from outside that are part of the records, each once."""
+    """The people whose adversarial images are part of the records, each once."""
     found = (external.read(one["attack_resolved"]) for some in records.values() for one in some)
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
@@ -294,6 +296,16 @@ def _flags(group: Sequence[Row]) -> dict[str, Sequence[Flag]]:
             clean = heading in CLEAN and any(name in found for name in CLEAN)
             if not clean or heading in found:
                 found[heading] = tuple(dict.fromkeys((*found.get(heading, ()), *flags)))
+    return found
+
+
+def _flagged_seeds(group: Sequence[Row]) -> dict[tuple[str, str], list[int]]:
+    """Heading and name of a flag -> the seeds whose number has it."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in group:
+        for heading, flags in row.flags.items():
+            for name in dict.fromkeys(flag.name for flag in flags):
+                found.setdefault((heading, name), []).append(row.about["seed"])
     return found
 
 
@@ -321,6 +333,13 @@ def _loss(defense: str) -> str:
     return parameters(defense).get("loss", "triplet") if defense else "unknown"
 
 
+def in_l2(record: Record) -> bool:
+    """True for an attack in an L2 ball, whose radius is a length and no number of 1/255."""
+    name, keys = record["attack"].partition(":")[0], parameters(record["attack_resolved"])
+    known = getattr(ATTACKS.get(name), "norm", "") if name in ATTACKS.names() else ""
+    return keys.get("norm", known) == "l2"
+
+
 def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str, str]:
     """The threat of an entry, ``eps 77/255, 32 steps of 3/255``, and its optimizer, ``PGD``.
 
@@ -330,12 +349,11 @@ def _adversary(records: Mapping[str, Sequence[Record]], suite: str) -> tuple[str
     (radius: 50 steps)``.
     """
     usual = OPTIMIZER_OF.get(suite, "pgd")
-    in_l2 = {attack.card.name for attack in ATTACKS if getattr(attack, "norm", "") == "l2"}
     found: dict[str, dict[str, tuple[str, str]]] = {}  # optimizer -> attack -> its ball and steps
     for record in (record for made in records.values() for record in made):
         known = parameters(record["attack_resolved"])
         name = split_attack_seed(record["attack"])[0]
-        if name in in_l2:
+        if in_l2(record):
             continue
         if name and ":" not in name and {"eps", "alpha", "steps"} <= known.keys():
             by = known.get("optimizer", usual)

@@ -7,11 +7,12 @@ from fractions import Fraction
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from dmlbench.analysis.records import score_columns
 from dmlbench.core.naming import parameters
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
-from dmlbench.report.entries import Entry
+from dmlbench.report.entries import Entry, in_l2
 from dmlbench.report.plotted import grid, heading, names_of, protocol
 
 if TYPE_CHECKING:
@@ -74,15 +75,16 @@ def _sweeps(
     of the entry lacks: it is a mean over other models than its neighbours.
     """
     found: dict[str, dict[float, float]] = {}
-    plain = (r[0]["attack_resolved"] for name, r in entry.records.items() if "(" not in name)
-    protocol = parameters(next(filter(None, plain), ""))
     for column, records in entry.records.items():
+        if key == "eps" and in_l2(records[0]):  # no number of 1/255, as the axis has them
+            continue
         name, _, variant = column.partition(" (")
         changed = parameters(f":{variant.rstrip(')')}")
         here = parameters(records[0]["attack_resolved"])
         usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
         if name in (ERS, WORST):  # drawn from attacks, so they have none of their own
-            here, usual = protocol | changed, protocol
+            usual = _of_sources(entry, name)
+            here = usual | changed
         # what nobody changed must be as usual: a single step has another alpha (FGSM)
         same = all(here[k] == usual.get(k) for k in here if k != key and k not in changed)
         text = here.get(key)
@@ -95,3 +97,9 @@ def _sweeps(
         if clean:
             points[0.0] = mean(clean)
     return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _of_sources(entry: Entry, score: str) -> dict[str, str]:
+    """The keys of the attacks that a score is drawn from, under the protocol."""
+    columns = [c for c in score_columns(score, entry.suite) if c in entry.records]
+    return parameters(entry.records[columns[0]][0]["attack_resolved"]) if columns else {}

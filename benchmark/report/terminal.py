@@ -15,7 +15,7 @@ from dmlbench.core.naming import told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report.board import HIDDEN, BoardCell, Table, tables
 from dmlbench.report.columns import in_order
-from dmlbench.report.entries import measured
+from dmlbench.report.entries import Entry, measured
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
 LEAST = 23  # columns of a model, on its side: here, n = 1,000, seed 0
@@ -31,7 +31,7 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
     """
     console = console or _standard_output()
     entries = measured(records)
-    for table in all_tables(records):
+    for table in _tables(entries):
         console.print(Text(table.title, "bold"))
         heads = [Text(column.label) for column in table.columns]
         lines = [
@@ -90,7 +90,10 @@ def _standard_output() -> Console:
 
 def all_tables(records: Iterable[Record]) -> tuple[Table, ...]:
     """The board tables of ``records`` with every column that was measured."""
-    entries = measured(records)
+    return _tables(measured(records))
+
+
+def _tables(entries: Sequence[Entry]) -> tuple[Table, ...]:
     names = in_order({name for entry in entries for name in (*entry.numbers, *entry.better)})
     return tables(entries, [name for name in names if name not in HIDDEN])
 
@@ -114,7 +117,7 @@ def _grids(
     if _needed(turned) <= width:
         yield _grid(turned)
         return
-    each = max(LEAST, *map(len, numbers))
+    each = max([LEAST, *map(len, numbers)])
     at_once = max(1, (width - 3 - max(map(len, heads))) // (each + 3))
     for start in range(0, len(lines), at_once):
         yield _grid([[row[0], *row[1:][start : start + at_once]] for row in turned], each)
