@@ -73,6 +73,30 @@ def test_a_folder_with_a_failed_cell_or_a_label_of_any_text_stays_usable(tmp_pat
     assert {row["label"] for row in rows} == {cell().about.label, "a b"}
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "said"),
+    [
+        ("CA+", "eps=8/255,alpha=abc,steps=3", "attack_resolved is .* alpha=abc is no number"),
+        ("Radius", "eps=zz,steps=3", "eps=zz is no number"),
+        ("Radius", "eps=8/0", "eps=8/0 is no number"),
+        ("Radius", "steps=3", "a curve needs the eps or the budget of its attack"),
+        ("Radius", "budget=1e999999999", "budget=1e999999999 is no number"),
+        ("CA+", "eps=nan", "eps=nan is no number"),
+        ("CA+", "eps=8/255,alpha=0.03019607843137255,steps=32", ""),
+        ("Radius", "eps=1e-05,budget=500", ""),
+    ],
+)
+def test_numbers_in_the_spec_of_an_attack_are_checked(
+    tmp_path: Path, name: str, keys: str, said: str
+) -> None:
+    """Boards and plots take them out of it; the file and the line are named."""
+    one = attacked(name, 4, curve=[(0, 80), (2.0, 30)] if name == "Radius" else ())
+    about = replace(one.about, attack_resolved=f"{one.about.attack}:{keys}")
+    path = write(tmp_path / "rows.csv", [replace(one, about=about)])
+    with pytest.raises(UserError, match=rf"rows\.csv line 2: .*{said}") if said else nullcontext():
+        read_folder(path.parent)
+
+
 def test_of_runs_that_end_together_the_last_exports_the_cells_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from dmlbench.common.numbers import LARGEST
 from dmlbench.common.spreadsheet import guarded, plain
 from dmlbench.common.text import printable
 from dmlbench.core.flags import read_flags
-from dmlbench.core.naming import DATASET_NAME, with_plain_paths
+from dmlbench.core.naming import DATASET_NAME, parameters, with_plain_paths
 from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
@@ -42,6 +42,8 @@ BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board
 OTHERS = ("wide.csv", "seeds.csv")  # exports that are not tidy
 EXPORTED = ".exported"  # holds the SHA-256 of the results.csv that was exported last
 LOCK, LOCK_SECONDS = ".exported.lock", 300  # longer than any other run takes for its export
+_LENGTH, _WHOLE = r"\d{1,19}(/0*[1-9]\d{0,18}|(\.\d{1,30})?(e[+-]?\d{1,2})?)", r"\d{1,19}"
+_NUMBERS_OF_ATTACKS = {"eps": _LENGTH, "alpha": _LENGTH, "steps": _WHOLE, "budget": _WHOLE}
 LONGEST = 1 << 26  # characters of a text in a CSV: cells of older versions have long errors
 
 
@@ -244,6 +246,8 @@ def _problem(record: Record) -> str:
     )
     if not name or estimate.value is None or estimate.n is None or not record["better"]:
         return "a cell that is ok needs metric, value, n and better"
+    if record["curve"] and not {"eps", "budget"} & parameters(record["attack_resolved"]).keys():
+        return "a curve needs the eps or the budget of its attack in attack_resolved"
     unknown = Column(name, record["unit"], record["better"])  # bounded by its unit alone
     known = _columns().get((record["attack"].partition(":")[0], name), unknown)
     return implausible(name, estimate, known.within(record["distance"]))
@@ -266,6 +270,15 @@ def _text(text: str) -> str:
 def _filled(text: str) -> str:
     if not text.strip():
         raise ValueError("empty")
+    return text
+
+
+def _attack(text: str) -> str:
+    """The spec of an attack; boards and plots take numbers out of it."""
+    for key, value in parameters(text).items():
+        wanted = _NUMBERS_OF_ATTACKS.get(key)
+        if wanted and not re.fullmatch(wanted, value, re.ASCII):
+            raise ValueError(f"no spec of an attack: {key}={value[:50]} is no number")
     return text
 
 
@@ -343,7 +356,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "suite": _one_of(*SUITES, ""),
     "training_cost": _count,
     "seed": _count,
-    **dict.fromkeys(("attack", "attack_resolved", "metric"), _text),
+    **dict.fromkeys(("attack", "attack_resolved"), _attack),
+    "metric": _text,
     **dict.fromkeys(("value", "low", "high", "clean"), _maybe(_number)),
     "n": _maybe(_count),
     "deciles": _deciles,
