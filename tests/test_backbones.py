@@ -296,7 +296,7 @@ def test_a_lightning_checkpoint_of_an_old_swin_loads(tmp_path: Path) -> None:
     torch.save({"backbone.layers.0.downsample.reduction.weight": images}, tmp_path / "part.pt")
     with pytest.raises(
         UserError,
-        match=r"model: 173 missing: patch_embed\.proj\.w.* and 165 more; 1 not",
+        match=r"model: the file lacks patch_embed\.proj\.w.* and 165 more; this network does not",
     ):
         checkpoint.load_weights(tmp_path / "part.pt", fresh)
 

@@ -271,11 +271,11 @@ def test_parameters_of_a_loss_beside_the_network_are_left_out(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head.weight": torch.zeros(2, 2)}, r"1 not the network's: head\.weight$"),
-        ({"0.weight": None, "3.bias": None}, r"2 missing: 0\.weight, 3\.bias$"),
-        ({"9.bias": torch.zeros(5)}, r"1 of another shape: 9\.bias \(5 in the file, 4 in the"),
-        ({f"x{i:02}.a": torch.ones(1) for i in range(30)}, r"30 not .* x00\.a,.* and 22 more$"),
-        ({"9.bias": torch.tensor(1.0), "9.bia": torch.ones(1)}, r"9\.bia; 1 of .*a scalar in"),
+        ({"head.weight": torch.zeros(2, 2)}, r"the file also has head\.weight, which .* save only the weights"),
+        ({"0.weight": None, "3.bias": None}, r"model: the file lacks 0\.weight, 3\.bias$"),
+        ({"9.bias": torch.zeros(5)}, r"model: of another shape: 9\.bias \(5 in the file, 4 in the"),
+        ({f"x{i:02}.a": torch.ones(1) for i in range(30)}, r"also has .*x00\.a,.* and 22 more, which"),
+        ({"9.bias": torch.tensor(1.0), "9.bia": torch.ones(1)}, r"not have 9\.bia; of .*a scalar in"),
     ],
 )
 def test_what_does_not_fit_is_named_key_by_key(
@@ -310,4 +310,11 @@ def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
         checkpoint.load_weights(tmp_path / "w.pt", net())
     torch.save({"epoch": 3, "arch": "c2f2"}, tmp_path / "w.pt")
     with pytest.raises(UserError, match="no state dict: it has the keys epoch, arch"):
+        checkpoint.load_weights(tmp_path / "w.pt", net())
+
+
+def test_the_weights_that_are_taken_of_several_are_named(tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save({"ema": state, "model": state, "optimizer": {"state": {}}}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=r"w\.pt holds the weights model and ema: model is taken"):
         checkpoint.load_weights(tmp_path / "w.pt", net())

@@ -237,12 +237,13 @@ def test_the_seed_of_attacks_is_that_of_the_training_or_in_the_name_of_columns(
     packed = dmlbench("submit", "none", "--by", "Jane", "--where", "seed=3", "--out", "x.zip")
     refused(packed, "'none' was attacked with the seeds 3, 5", "--where attack_seed=3")
     for seed, differs in (("3", False), ("5", True)):
-        chosen = ("--where", f"attack_seed={seed}", "--out", f"{seed}.zip")
+        chosen = ("--where", f"attack_seed={seed}", "--out", f"{seed} é.zip")
         packed = dmlbench("submit", "none", "--by", "Jane", *chosen)
         assert packed.returncode == 0, packed.stderr
         said = "the attacks have seed 5, the training 3" in packed.stdout + packed.stderr
         assert said is differs, packed.stdout + packed.stderr
-    verified = dmlbench("verify", "5.zip", "--queries", "2")
+        assert packed.stdout.endswith(f"Try it: dmlbench verify '{seed} é.zip'\n")
+    verified = dmlbench("verify", "5 é.zip", "--queries", "2")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "CA+ (attack_seed=5)" in dmlbench("show").stdout
     again = ("reproduce", "none", "--checkpoint", str(folder), "--where", "attack=ca+*")

@@ -12,7 +12,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from msgspec import structs
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import save_file, save_model
 
 import dmlbench as dml
 from dmlbench.analysis.external import Contributor
@@ -21,7 +22,7 @@ from dmlbench.common.files import write_json
 from dmlbench.common.hashing import file_sha256
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITE_ATTACKS
-from dmlbench.datasets.base import DATASETS
+from dmlbench.datasets.base import DATASETS, Dataset
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.models.small import C2F2
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, read_manifest
@@ -38,6 +39,7 @@ from dmlbench.zoo.fetch import zoo_folder
 from dmlbench.zoo.registry import model
 from tests import trees
 from tests.bundles import QUERIES, Forgery, Place, look_at
+from tests.networks import OWN
 
 
 def test_an_honest_bundle_is_accepted_to_the_last_digit(place: Place) -> None:
@@ -55,8 +57,9 @@ def test_an_honest_bundle_is_accepted_to_the_last_digit(place: Place) -> None:
 
 
 def test_the_same_rows_give_the_same_file(place: Place, tmp_path: Path) -> None:
-    record, left_out = submit("hm", place.root / "results", tmp_path / "again.zip", by="Jane Doe")
-    assert left_out == []
+    packed = submit("hm", place.root / "results", tmp_path / "again.zip", by="Jane Doe")
+    record = packed.record
+    assert (packed.left_out, packed.runs_code) == ([], False)
     with zipfile.ZipFile(place.bundle) as one, zipfile.ZipFile(tmp_path / "again.zip") as other:
         for name in record.files:
             assert one.read(name) == other.read(name)
@@ -310,6 +313,29 @@ def test_a_bundle_of_a_set_with_listed_answers_is_verified(tmp_path: Path) -> No
     assert "NMI" not in {one.metric for one in verdict.numbers}
 
 
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_weights_are_handed_in_as_safetensors_with_code_if_they_need_it(
+    tmp_path: Path, small: Dataset, ending: str
+) -> None:
+    """The rows of another file cannot be handed in with it: they hold the file's SHA-256."""
+    (tmp_path / "nets.py").write_text(OWN.replace("784", "64"))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
+    weights, network = tmp_path / f"w.{ending}", f"{tmp_path / 'nets.py'}:make"
+    if ending == "pt":
+        torch.save(net.state_dict(), weights)
+    else:
+        save_model(net, str(weights))
+    given = {"results": tmp_path / "results", "progress": False}
+    dml.evaluate(weights, small, attacks="es:steps=1", network=network, queries=2, **given)
+    asked = ("w", tmp_path / "results", tmp_path / "b.zip")
+    if ending == "safetensors":
+        assert submit(*asked, by="Doe", dataset=small, checkpoint=weights).runs_code
+        return
+    said = r"w\.pt is no safetensors .*save_model\(net, 'w.*nets.py:make'$"
+    with pytest.raises(UserError, match=said):
+        submit(*asked, by="Doe", dataset=small, checkpoint=weights)
+
+
 def test_a_bundle_of_images_that_were_moved_is_verified(tmp_path: Path) -> None:
     """Its record says where they lay when it was packed; a verifier may have them elsewhere."""
     here, there, yours = (tmp_path / name for name in ("here", "there", "yours"))
@@ -323,7 +349,7 @@ def test_a_bundle_of_images_that_were_moved_is_verified(tmp_path: Path) -> None:
     assert not report.failed
     here.rename(there)
     moved = f"folder:size=32,root={there}"
-    record, _ = submit("w", results, bundle, by="Doe", dataset=moved, checkpoint=weights)
+    record = submit("w", results, bundle, by="Doe", dataset=moved, checkpoint=weights).record
     assert record.dataset == moved
     for given in (None, moved):
         verdict = verify(bundle, dataset=given, seed=0, queries=4, progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -78,7 +79,7 @@ def submit(
     from dmlbench.submission.submit import submit as pack
 
     warn_of_damage(Store(results))
-    made, left_out = pack(
+    packed = pack(
         *(model, results, out),
         by=by,
         link=link,
@@ -89,11 +90,13 @@ def submit(
         data_root=data_root,
         cache=cache,
     )
-    for line in left_out:
+    made = packed.record
+    for line in packed.left_out:
         click.echo(f"warning: left out: {line}", err=True)
     if as_json:
         click.echo(json.dumps(to_builtins(made), indent=1))
         return
     click.echo(f"{out}: {len(made.cells)} cells, {out.stat().st_size / 1e6:.1f} MB")
     click.echo(f"protocol: {made.protocol}{''.join(f'{chr(10)}  {one}' for one in made.changes)}")
-    click.echo(f"Try it: dmlbench verify {out}")
+    command = ["dmlbench", "verify", str(out), *["--allow-code"] * packed.runs_code]
+    click.echo(f"Try it: {shlex.join(command)}")

@@ -276,7 +276,9 @@ def load_weights(path: Path, model: nn.Module, name: str = "") -> None:
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         wrong = "" if isinstance(error, ValueError) else misfit(renamed, own)
         reason = wrong or message_of(error)[:300]
-        of = f"the network {name} (another: --model)" if name else "the model"
+        if name:
+            reason += "; another network is named with --model"
+        of = f"the network {name}" if name else "the model"
         raise UserError(f"checkpoint {path} does not fit {of}: {reason}") from None
 
 

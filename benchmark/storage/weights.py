@@ -73,18 +73,30 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
         raise UserError(
             f"checkpoint {path} is not a plain state dict (weights_only): {_refusal(error)}"
         ) from None
-    while isinstance(state, Mapping) and (inner := _contained(state)) is not None:
-        state = inner
-    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
+    while isinstance(state, Mapping) and (key := _container(state)):
+        others = [str(one) for one, value in state.items() if one != key and _is_state(value)]
+        if others:
+            warnings.warn(
+                f"checkpoint {path} holds the weights {key} and {named(others)}: {key} is taken; "
+                "to measure others, save them alone",
+                stacklevel=2,
+            )
+        state = state[key]
+    if not _is_state(state):
         listing = isinstance(state, Mapping) and state
         keys = f": it has the keys {named(map(str, state))}" if listing else ""
         raise UserError(f"checkpoint {path} holds no state dict{keys}; {REMEDY}")
     return state
 
 
-def _contained(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The state dict under one of ``CONTAINERS``; None if there is none."""
-    return next((state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None)
+def _container(state: Mapping[str, Any]) -> str:
+    """The one of ``CONTAINERS`` that holds a state dict; empty if none does."""
+    return next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), "")
+
+
+def _is_state(value: Any) -> bool:
+    """True if ``value`` is a state dict: a mapping to tensors."""
+    return isinstance(value, Mapping) and bool(value) and all(map(torch.is_tensor, value.values()))
 
 
 def fitted(
@@ -139,12 +151,17 @@ def misfit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    if unknown and not (missing or shapes):
+        return (
+            f"the file also has {named(unknown)}, which this network does not have: save only the "
+            "weights of the embedding network"
+        )
     parts = (
-        ("missing", missing),
-        ("not the network's", unknown),
-        ("of another shape", shapes),
+        ("the file lacks", missing),
+        ("this network does not have", unknown),
+        ("of another shape:", shapes),
     )
-    return "; ".join(f"{len(names)} {what}: {named(names)}" for what, names in parts if names)
+    return "; ".join(f"{what} {named(names)}" for what, names in parts if names)
 
 
 def named(names: Iterable[str]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import structs
 
-from dmlbench.analysis.compare import as_stored, measured_cells
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND
+from dmlbench.analysis.lookup import as_stored, measured_cells
 from dmlbench.analysis.records import MODEL, ROW
 from dmlbench.analysis.where import DIGESTS, choices, condition
 from dmlbench.common.download import check_address
@@ -26,10 +27,25 @@ from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS, stored_weights
 from dmlbench.storage.store import Store
 from dmlbench.submission import bundle as bundles
 from dmlbench.submission.bundle import Bundle
-from dmlbench.submission.claims import Claim, changes, claim, problem
+from dmlbench.submission.claims import Claim, changes, claim, problem, refuse_references
 from dmlbench.sweep.session import open_session
 from dmlbench.zoo.fetch import local_or_zoo
 from dmlbench.zoo.registry import card_of
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A bundle that was written.
+
+    Attributes:
+        record: its record.
+        left_out: what was left out and why, a line each.
+        runs_code: a network or an attack in it is code, which is run where it is verified.
+    """
+
+    record: Bundle
+    left_out: list[str]
+    runs_code: bool
 
 
 def submit(
@@ -45,8 +61,8 @@ def submit(
     weights_url: str = "",
     data_root: Path | None = None,
     cache: Path | None = None,
-) -> tuple[Bundle, list[str]]:
-    """Pack the rows of a model; returns the record of the bundle, and what was left out and why.
+) -> Packed:
+    """Pack the rows of a model.
 
     Args:
         name: the model as ``compare`` takes it: its defense, label or checkpoint.
@@ -87,6 +103,7 @@ def submit(
             folder.put(cell, store.outcomes(cell.id))
         export(folder)
         changed = changes(claimed, kept)
+        runs_code = _names_code(kept, weights)
         if weights_url:
             (weights / WEIGHTS).unlink()
         files = [one.relative_to(empty).as_posix() for one in Path(empty).rglob("*")]
@@ -108,7 +125,7 @@ def submit(
             made=provenance(None),
         )
         bundles.write(path, bundles.checked(made), Path(empty))
-    return made, left_out
+    return Packed(made, left_out, runs_code)
 
 
 def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
@@ -161,6 +178,15 @@ def _sound(cells: Iterable[Cell], claimed: Claim) -> tuple[list[Cell], list[str]
     return kept, left_out
 
 
+def _names_code(cells: Iterable[Cell], weights: Path) -> bool:
+    """True if a spec in the cells or in the manifest names code, which ``verify`` refuses then."""
+    try:
+        refuse_references(cells, weights)
+    except UserError:
+        return True
+    return False
+
+
 def _value(cell: Cell, key: str) -> str:
     """The text of a cell that a condition of ``--where`` is compared with."""
     if key == ATTACK_SEED:
@@ -186,8 +212,7 @@ def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
     if checkpoint is None and "architecture" in cell.facts.get("model", {}):
         raise UserError(
             f"{cell.about.label} was measured as it was built, and a bundle has a file of weights: "
-            "save its state dict (torch.save(net.state_dict(), 'w.pt')), and measure that with "
-            f"'dmlbench attack --checkpoint w.pt --model {cell.about.model}'"
+            f"{_saved(cell)}"
         )
     if not place.exists():
         raise UserError(
@@ -195,6 +220,14 @@ def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
             "--checkpoint"
         )
     return place
+
+
+def _saved(cell: Cell) -> str:
+    """The way to weights that a bundle takes, and to rows of theirs: a row holds their SHA-256."""
+    return (
+        "write safetensors.torch.save_model(net, 'w.safetensors') in Python, and measure that "
+        f"file with 'dmlbench attack --checkpoint w.safetensors --model {cell.about.model}'"
+    )
 
 
 def _copy_weights(home: Path, cell: Cell, root: Path) -> Path:
@@ -207,8 +240,8 @@ def _copy_weights(home: Path, cell: Cell, root: Path) -> Path:
         )
     if weights.path.suffix != ".safetensors":
         raise UserError(
-            f"{weights.path} is no safetensors file, and a bundle takes no other: save the state "
-            "dict with safetensors.torch.save_file, and measure that"
+            f"{weights.path} is no safetensors file, and a bundle takes no other: load it into "
+            f"the network, {_saved(cell)}"
         )
     folder = root / "models" / str(cell.facts.get("training", weights.sha256[:16]))
     folder.mkdir(parents=True)
