@@ -44,7 +44,7 @@ def test_points_that_lie_close_all_have_a_name_that_covers_nothing() -> None:
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=8).map(sorted))
 def test_names_are_moved_as_little_as_keeps_them_apart(heights: list[float]) -> None:
     """Those that have room stay; a block of others is centred on its points unless it lies low."""
-    found = style.spread(heights)
+    found = style.moved_apart(heights)
     assert all(b - a >= style.LINE - 1e-9 for a, b in itertools.pairwise(found))
     assert found[0] >= style.LINE / 2 - 1e-9
     cuts = [i for i, (a, b) in enumerate(itertools.pairwise(found), 1) if b - a > style.LINE + 1e-6]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = 4  # at most, side by side
+MOST_PANELS = 4  # at most, side by side
 LINES = 8  # that can be told apart
 SPARE = 1.5  # the axis ends at so many times the x at which no model has anything left
 NARROW, WIDE = 16, 256  # the axis is linear where the largest x lies between them
@@ -30,7 +30,7 @@ THREAT = {"eps": "eps {}", "steps": "{} steps", "budget": "at most {} passes"}
 Points = Sequence[tuple[float, float]]
 
 
-def shares_above(table: Table) -> Figure | None:
+def top1_curves(table: Table) -> Figure | None:
     """R@1 against eps (the share of queries of a larger radius), and curves of the same kind.
 
     A panel for each column with a curve; columns of one attack over the same x share a panel. The
@@ -100,7 +100,7 @@ def _panels(entries: Sequence[Entry]) -> list[dict[str, list[Entry]]]:
         found = [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
         if found:
             panels.setdefault(_meaning(name), {})[name] = found
-    return list(panels.values())[:PANELS]
+    return list(panels.values())[:MOST_PANELS]
 
 
 def _draw(axis: Axes, records: Sequence[Record], label: str, looks: Mapping[str, Any]) -> None:

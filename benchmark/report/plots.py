@@ -12,7 +12,7 @@ from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.columns import ranks
-from dmlbench.report.curves import shares_above
+from dmlbench.report.curves import top1_curves
 from dmlbench.report.entries import Entry
 from dmlbench.report.plotted import (
     PANELS,
@@ -241,7 +241,7 @@ PLOTS: dict[str, Plot] = {
     "eps": against_eps,
     "steps": against_steps,
     "ranks": distributions,
-    "curves": shares_above,
+    "curves": top1_curves,
 }
 ACROSS: dict[str, Callable[[Sequence[Table]], Figure | None]] = {"suites": ers_by_suite}
 """Plots of all tables of one data set together."""

@@ -309,7 +309,7 @@ def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         text.remove()
         names.append((x, y, name, (axis.transData.transform((x, y))[1] - bottom) / scale))
     for group in _side_by_side(boxes):
-        places = spread([names[i][3] for i in group])
+        places = moved_apart([names[i][3] for i in group])
         for i, place in zip(group, places, strict=True):
             x, y, name, height = names[i]
             up = place - height
@@ -319,7 +319,7 @@ def name_ends(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             axis.annotate(name, (x, y), (11, up), textcoords="offset points", **looks)
 
 
-def spread(heights: Sequence[float]) -> list[float]:
+def moved_apart(heights: Sequence[float]) -> list[float]:
     """Heights in points, ``LINE`` apart at least and not below zero, nearest to the given ones.
 
     Nearest by the sum of squares. ``heights`` rise, and so do those that are returned.
