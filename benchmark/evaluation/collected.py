@@ -58,7 +58,8 @@ class Collected:
         parts: column -> outcomes of each batch; with the suffix of clean images, too.
         observed: name -> what the attack observed of each batch (``Attack.observe``).
         last: column -> outcomes of the last iterate.
-        passes, full_passes: forward-backward passes, and without queries that leave.
+        passes: forward-backward passes.
+        full_passes: the number if no query had left its batch early.
         forward_passes, full_forward_passes: the same of forward passes of a black box.
         flat: queries whose gradient was zero in the image at the start.
         radius: the largest distance of an image from the clean one, in the norm of the attack.

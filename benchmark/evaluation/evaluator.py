@@ -209,7 +209,7 @@ class Evaluation(EmbeddedTest):
     def _unmoved(
         self, wanted: tuple[Column, ...], images: torch.Tensor, index: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The same of the clean ``images`` of the queries, whose embeddings are known."""
+        """The columns ``wanted`` of the clean ``images`` of queries, whose embeddings are known."""
         if self.draws > 1:
             return self.moved(wanted, images, index)
         return moved_query.outcomes(wanted, self.gallery.queries[index], index, self.gallery)

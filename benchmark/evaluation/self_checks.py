@@ -1,4 +1,4 @@
-"""Self-checks of an attack that was run: may its number be believed?"""
+"""Self-checks of an attack that was run: reasons not to believe its number."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Lists:
         return inside.scatter_(1, column, True)[:, 1:-1]
 
     def put(self, values: torch.Tensor, index: torch.Tensor, value: float, first: int = 0) -> None:
-        """Put ``value`` (inf or -inf) into ``values`` at the positions of the lists, in place.
+        """Put ``value`` into ``values`` at the positions of the lists, in place; see ``put``.
 
         Args:
             values: (B, width) numbers of the gallery items from ``first`` on.
@@ -157,7 +157,9 @@ def distinct(table: torch.Tensor) -> torch.Tensor:
 
 
 def put(values: torch.Tensor, positions: torch.Tensor, value: float, first: int = 0) -> None:
-    """Put ``value`` (inf or -inf) into ``values`` at ``positions``, in place.
+    """Put ``value`` into ``values`` at ``positions``, in place.
+
+    None of ``values`` may be larger in magnitude than ``value``, such as inf or -inf.
 
     Args:
         values: (B, width) floating-point numbers of the gallery items from ``first`` on.

@@ -52,9 +52,9 @@ class Durations:
     def __init__(self, device: str, cells: Iterable[Cell], store: Store) -> None:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._per_pass: defaultdict[str, list[float]] = defaultdict(list)
-        for row in cells:
-            if row.ok and row.provenance.device == device:
-                self.add(_cell_kind(row.facts), row.seconds)
+        for cell in cells:
+            if cell.ok and cell.provenance.device == device:
+                self.add(_cell_kind(cell.facts), cell.seconds)
         for manifest in store.manifests():
             if manifest.provenance.device == device:
                 kind = _training_kind(manifest.training, manifest.training_cost)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dmlbench.common.errors import CellError
 from dmlbench.common.progress import Tally, duration
+from dmlbench.common.text import counted
 from dmlbench.storage import checkpoint
 from dmlbench.storage.cell import Cell
 from dmlbench.sweep.durations import Durations, TaskKind
@@ -57,24 +58,24 @@ class Scheduler:
     """Runs the tasks of a plan.
 
     Attributes:
-        entries: the models of the plan.
+        planned: the models of the plan.
         attacks: the attacks of the run.
         session: settings that all tasks share.
         executor: does the tasks.
         known: the cells in the store; updated during the run.
-        times: durations of tasks; updated during the run.
+        durations: those of tasks; updated during the run.
         resume: the policy for stored results, a key of ``policies.KEPT_STATUSES``.
         total, done, failed: number of cells in the plan, with a result, and without one.
         left: number of tasks of each kind that are not finished.
         running: identity of a cell -> the kind of its task and the time since it began.
     """
 
-    entries: Sequence[PlannedModel]
+    planned: Sequence[PlannedModel]
     attacks: Sequence[PlannedAttack]
     session: Session
     executor: Executor
     known: StoredCells
-    times: Durations
+    durations: Durations
     resume: str
     done: int = 0
     failed: int = 0
@@ -91,13 +92,13 @@ class Scheduler:
         If a task fails, its cell is stored as failed and the run continues.
 
         Returns:
-            The cells of all entries, in their order, including those that were stored before.
+            The cells of all models, in their order, including those that were stored before.
 
         Raises:
             UserError: no task can succeed (a full disk, a damaged checkpoint). Finished results
                 stay in the store.
         """
-        for entry in self.entries:
+        for entry in self.planned:
             self._add_entry(entry)
         self._report()
         while any(model.unfinished for model in self.models.values()):
@@ -106,7 +107,7 @@ class Scheduler:
             for finished in self.executor.wait() if self.running else ():
                 self._record_end(finished)
             self._report()
-        return [row for entry in self.entries for row in self._rows(entry)]
+        return [cell for entry in self.planned for cell in self._cells(entry)]
 
     @property
     def summary(self) -> str:
@@ -114,7 +115,8 @@ class Scheduler:
         text = f"{self.done} of {self.total} cells done, {self.failed} failed"
         if not self.ended:
             return f"{text}; there was nothing to do"
-        return f"{text}; {self.ended} tasks took {duration(self.watch.seconds)}"
+        tasks = counted(self.ended, "task", "tasks")
+        return f"{text}; {tasks} took {duration(self.watch.seconds)}"
 
     def _add_entry(self, entry: PlannedModel) -> None:
         first_tasks, kept = entry.first_tasks(self.resume), KEPT_STATUSES[self.resume]
@@ -124,7 +126,7 @@ class Scheduler:
                 self.done += status in (DONE, STALE)
                 self.failed += status == FAILED
             elif first_tasks:
-                self.left[self.times.kind(task)] += 1
+                self.left[self.durations.kind(task)] += 1
             else:
                 self.failed += 1  # its training has failed and is not repeated
         if first_tasks:
@@ -132,7 +134,7 @@ class Scheduler:
             model.add(first_tasks)
             self.models[first_tasks[0].model] = model
             if isinstance(first_tasks[0], Train):
-                self.left[self.times.kind(first_tasks[0])] += 1
+                self.left[self.durations.kind(first_tasks[0])] += 1
             self._start_combining(model)
 
     def _start(self, idle_model: str) -> bool:
@@ -150,7 +152,7 @@ class Scheduler:
         if name is None:
             return False
         task = self.models[name].ready.popleft()
-        self.running[task.cell.id] = self.times.kind(task), Stopwatch()
+        self.running[task.cell.id] = self.durations.kind(task), Stopwatch()
         again = self.resume == "never" or isinstance(task, Combine)  # of new cells, in no time
         if not again and self.session.done(task.cell):
             self._finish(task)  # another run in this folder has done it since it was planned
@@ -170,7 +172,7 @@ class Scheduler:
         if finished.problem is None:
             cell = self.session.store.done(task.cell.id)
             if cell and not failure:  # of a training there is none: its manifest has the time
-                self.times.add(self.times.kind(task), cell.seconds)  # of earlier runs, too
+                self.durations.add(self.durations.kind(task), cell.seconds)  # of earlier runs, too
         else:
             error, watch = CellError(finished.problem), Stopwatch.ended(finished.seconds)
             failure = store_failure(self.session, task.cell, task.title, error, watch)
@@ -183,13 +185,13 @@ class Scheduler:
         model.unfinished -= 1
         del self.running[task.cell.id]
         self.ended += 1
-        self.left[self.times.kind(task)] -= 1
-        row = failure or self.session.store.get(task.cell.id)
-        if row is not None:
-            self.known.cells[row.id] = row
+        self.left[self.durations.kind(task)] -= 1
+        cell = failure or self.session.store.get(task.cell.id)
+        if cell is not None:
+            self.known.cells[cell.id] = cell
         if isinstance(task, Train):
-            self._add_trained_cells(task, model, failed=row is not None)
-        elif row is not None and row.ok:
+            self._add_trained_cells(task, model, failed=cell is not None)
+        elif cell is not None and cell.ok:
             self.done += 1
         else:
             self.failed += 1
@@ -206,7 +208,7 @@ class Scheduler:
         self.known.cells.pop(task.cell.id, None)
         manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
         if manifest is not None:
-            self.times.add(self.times.kind(task), manifest.seconds)  # of earlier runs, too
+            self.durations.add(self.durations.kind(task), manifest.seconds)  # of earlier runs, too
         compute = self.session.compute
         measured = compute.precision, compute.eot
         weights = trained_weights(task.training, manifest, store, *measured)
@@ -222,8 +224,8 @@ class Scheduler:
             return
         waiting, model.waiting = model.waiting, []
         for task in waiting:
-            rows = [self.known.cells.get(cell_id) for cell_id, _ in task.sources]
-            if all(row is not None and row.ok for row in rows):
+            sources = [self.known.cells.get(cell_id) for cell_id, _ in task.sources]
+            if all(cell is not None and cell.ok for cell in sources):
                 model.ready.append(task)
                 model.unfinished += 1
             else:
@@ -232,18 +234,19 @@ class Scheduler:
     def _give_up(self, tasks: Sequence[CellTask]) -> None:
         """Count cells as failed because a task that they need has failed."""
         self.failed += len(tasks)
-        self.left.subtract(self.times.kind(task) for task in tasks)
+        self.left.subtract(self.durations.kind(task) for task in tasks)
 
-    def _rows(self, entry: PlannedModel) -> list[Cell]:
-        if entry.train is not None and (row := self.known.cells.get(entry.train.cell.id)):
-            return [row]
+    def _cells(self, entry: PlannedModel) -> list[Cell]:
+        """The cells of a model: that of its failed training alone, if it failed."""
+        if entry.train is not None and (failed := self.known.cells.get(entry.train.cell.id)):
+            return [failed]
         first_tasks = entry.first_tasks(self.resume)
         tasks = (
             self.models[first_tasks[0].model].tasks if first_tasks else [t for t, _ in entry.cells]
         )
-        rows = ((task.cell.id, self.known.find(task.cell)) for task in tasks)
+        found = ((task.cell.id, self.known.find(task.cell)) for task in tasks)
         older = STALE in KEPT_STATUSES[self.resume]
-        return [row for cell_id, row in rows if row and (older or row.id == cell_id)]
+        return [cell for cell_id, cell in found if cell and (older or cell.id == cell_id)]
 
     def _report(self) -> None:
         counts = self.total, self.done, self.failed, len(self.running)
@@ -253,7 +256,7 @@ class Scheduler:
         """Estimate the time until the end; None if there is no estimate for one of the tasks."""
         left = 0.0
         for kind, count in self.left.items():
-            seconds = self.times.seconds(kind) if count > 0 else 0.0
+            seconds = self.durations.seconds(kind) if count > 0 else 0.0
             if seconds is None:
                 return None
             elapsed_times = [

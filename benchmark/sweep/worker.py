@@ -108,7 +108,7 @@ class Worker:
         folder = session.store.model_folder(training.id)
         if checkpoint.verified_manifest(folder, training.facts) is None:
             train(training, session.data, folder, session.compute, session.reporter)
-        session.store.remove(task.cell.id)  # the row of an earlier failure
+        session.store.remove(task.cell.id)  # the cell of an earlier failure
 
     def _with_what_is_stored(self, task: Measure) -> Measure:
         """The task with the columns and the description of its cell, if that is stored already.
