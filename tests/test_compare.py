@@ -280,8 +280,8 @@ def test_what_one_model_has_alone_is_said_to_be_left_out(tmp_path: Path, noise: 
     put(store, "none", noise, attack="ltm", attack_resolved="ltm:w=1")
     put(store, "hm", noise, attack="ltm", attack_resolved="ltm:w=1", versions=(1, 2))
     said = (
-        "left out, because only one of them has it: es:steps=1 with 10 queries (A), with 20 "
-        "queries (B), ca+:steps=2 (B); left out, because their versions or seeds differ: ltm"
+        "left out: only A has es:steps=1 with 10 queries; only B has ca+:steps=2; es:steps=1 with "
+        "20 queries; of other versions or seeds are ltm"
     )
     asked = ["none", "hm", "--results", str(tmp_path), "--json"]
     done = CliRunner().invoke(command, asked, catch_exceptions=False)
@@ -299,9 +299,13 @@ def test_of_many_that_are_left_out_a_few_are_named(tmp_path: Path, noise: np.nda
     put(store, "none", noise)
     (record,) = [r for r in find("none", store, None).records if r["metric"] == "CA+"]
     more = [record | {"attack": f"es:w={i}", "attack_resolved": f"es:w={i}"} for i in range(9)]
-    said = left_out([record], [record, *more])
-    assert said.endswith("es:w=0 (B), es:w=1 (B), es:w=2 (B), es:w=3 (B), es:w=4 (B), es:w=5 (B) "
-                         "and 3 more")  # fmt: skip
+    assert left_out([record], [record, *more]) == (
+        "left out: only B has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more"
+    )
+    assert left_out(more, [one | {"queries": "20", "suite": "auto"} for one in more]) == (
+        "left out: only A has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more with suite strict; "
+        "only B has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more with suite auto"
+    )
 
 
 def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:

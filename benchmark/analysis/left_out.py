@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dmlbench.analysis.compare import Key, by_key, paired_seeds
 from dmlbench.analysis.records import Record
 from dmlbench.core.naming import parameters
 
-MOST = 6  # attacks that are named
+MOST = 4  # attacks of a setting, and settings, that are named
 SETTINGS = {
     "suite": "suite {}",
     "queries": "{} queries",
@@ -19,8 +19,6 @@ SETTINGS = {
 }
 ABSENT = {"queries": "all queries", "eot": "no EoT", "data": "unknown images"}
 
-Keys = Mapping[Key, str]  # a measurement without its metric -> its attack, in short
-
 
 def left_out(a: Iterable[Record], b: Iterable[Record]) -> str:
     """One line that names the attacks that are not compared, and why; empty if there are none.
@@ -28,55 +26,52 @@ def left_out(a: Iterable[Record], b: Iterable[Record]) -> str:
     Args:
         a, b: the records of both models.
     """
-    ours, theirs = by_key(a), by_key(b)
-    seeds = [
-        {key: {i: by for i, (_, by) in s.items()} for key, s in x.items()} for x in (ours, theirs)
-    ]
-    shared = {k for k in ours.keys() & theirs.keys() if paired_seeds(*(one[k] for one in seeds))}
-    compared = {replace(key, metric="") for key in shared}
-    sides = [
-        {
-            replace(key, metric=""): next(iter(seeds.values()))[0]["attack"] or "clean images"
-            for key, seeds in side.items()
-        }
-        for side in (ours, theirs)
-    ]
-    both = sides[0].keys() & sides[1].keys()
-    alone = [{k: v for k, v in one.items() if k not in both} for one in sides]
-    unlike = dict.fromkeys(v for k, v in sides[0].items() if k in both - compared)
+    sides = [by_key(a), by_key(b)]
+    compared, names = set(), []  # measurements without their metric; names: -> attack, in short
+    for key in sides[0].keys() & sides[1].keys():
+        if paired_seeds(*({i: by for i, (_, by) in side[key].items()} for side in sides)):
+            compared.add(replace(key, metric=""))
+    for side in sides:
+        first = {replace(key, metric=""): next(iter(seeds.values())) for key, seeds in side.items()}
+        names.append({key: one["attack"] or "clean images" for key, (one, _) in first.items()})
+    both = names[0].keys() & names[1].keys()
+    every = [(key, name) for side in names for key, name in side.items()]
     found = []
-    if any(alone):
-        found.append(f"only one of them has it: {_few(_alone(alone, sides))}")
+    for letter, side in zip("AB", names, strict=True):
+        alone = [(key, name) for key, name in side.items() if key not in both]
+        if alone:
+            found.append(f"only {letter} has {_in_words(alone, every)}")
+    unlike = [(key, name) for key, name in names[0].items() if key in both - compared]
     if unlike:
-        found.append(f"their versions or seeds differ: {_few([*unlike])}")
-    return "; ".join(f"left out, because {one}" for one in found)
+        found.append(f"of other versions or seeds are {_in_words(unlike, every)}")
+    return f"left out: {'; '.join(found)}" if found else ""
 
 
-def _alone(alone: Sequence[Keys], sides: Sequence[Keys]) -> list[str]:
-    """``es with 10 queries (A), with 20 queries (B)`` for each attack that one model has alone."""
-    said: dict[str, list[str]] = {}
-    for side, keys in zip("AB", alone, strict=True):
-        for key, attack in keys.items():
-            same = [k for one in sides for k, name in one.items() if name == attack]
-            words = _setting(key, same)
-            said.setdefault(attack, []).append(f"with {words} ({side})" if words else f"({side})")
-    return [f"{attack} {', '.join(words)}" for attack, words in said.items()]
+def _in_words(some: Sequence[tuple[Key, str]], every: Sequence[tuple[Key, str]]) -> str:
+    """``ca+, es with 10 queries; ltm with 20 queries``: the attacks of each setting together."""
+    by_setting: dict[str, list[str]] = {}
+    for key, name in some:
+        setting = _setting(key, [other for other, its in every if its == name])
+        by_setting.setdefault(setting, []).append(name)
+    said = [_few(of) + f" with {how}" * bool(how) for how, of in by_setting.items()]
+    return _few(said, "; ")
 
 
 def _setting(key: Key, others: Sequence[Key]) -> str:
-    """What tells a measurement from others of the attack: ``10 queries, steps=32``."""
+    """What tells a measurement from ``others`` of its attack: ``10 queries``, or ``steps=8``."""
     words = []
     for name, form in SETTINGS.items():
-        if len({getattr(one, name) for one in others}) > 1:
-            value = getattr(key, name)
+        value = getattr(key, name)
+        if len({getattr(other, name) for other in others}) > 1:
             words.append(form.format(value) if value else ABSENT[name])
-    known = [parameters(one.attack) for one in others]
+            others = [other for other in others if getattr(other, name) == value]
+    known = [parameters(other.attack) for other in others]
     for name, value in parameters(key.attack).items():
-        if len({one.get(name) for one in known}) > 1:
+        if len({keys.get(name) for keys in known}) > 1:
             words.append(f"{name}={value}")
     return ", ".join(words)
 
 
-def _few(texts: Sequence[str]) -> str:
+def _few(texts: Sequence[str], between: str = ", ") -> str:
     rest = len(texts) - MOST
-    return ", ".join(texts[:MOST]) + (f" and {rest} more" if rest > 0 else "")
+    return between.join(texts[:MOST]) + f" and {rest} more" * (rest > 0)
