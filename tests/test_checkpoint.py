@@ -271,11 +271,20 @@ def test_parameters_of_a_loss_beside_the_network_are_left_out(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head.weight": torch.zeros(2, 2)}, r"the file also has head\.weight, which .* save only the weights"),
+        (
+            {"head.weight": torch.zeros(2, 2)},
+            r"the file also has head\.weight, which .* save only the weights",
+        ),
         ({"0.weight": None, "3.bias": None}, r"model: the file lacks 0\.weight, 3\.bias$"),
         ({"9.bias": torch.zeros(5)}, r"model: of another shape: 9\.bias \(5 in the file, 4 in the"),
-        ({f"x{i:02}.a": torch.ones(1) for i in range(30)}, r"also has .*x00\.a,.* and 22 more, which"),
-        ({"9.bias": torch.tensor(1.0), "9.bia": torch.ones(1)}, r"not have 9\.bia; of .*a scalar in"),
+        (
+            {f"x{i:02}.a": torch.ones(1) for i in range(30)},
+            r"also has .*x00\.a,.* and 22 more, which",
+        ),
+        (
+            {"9.bias": torch.tensor(1.0), "9.bia": torch.ones(1)},
+            r"not have 9\.bia; of .*a scalar in",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_key_by_key(

@@ -180,6 +180,10 @@ def test_loose_images_are_left_out_of_what_trains_alone(tmp_path: Path) -> None:
             "root=two,train_list=bad,test_list=bad",
             "bad, line 1: expected 'CLASS IMAGE', separated by tabs",
         ),
+        (
+            "root=two,train_list=swapped,test_list=bad",
+            "swapped, line 2: the class comes first, .* x/1.jpg stands before a: swap the columns",
+        ),
         ("root=two,train_list=binary,test_list=bad", "binary is not a text file"),
         ("root=two,train_list=gone,test_list=gone2", "two lacks nowhere.jpg"),
         (
@@ -219,6 +223,7 @@ def test_a_folder_that_cannot_serve_is_refused_in_words(
         for number in (1, 2):
             trees.write(Path(f"broken/{name}/{number}.jpg"), trees.jpeg(0, 0))
     Path("bad").write_text("alone\n")
+    Path("swapped").write_text("\nx/1.jpg a\n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
     Path("gone").write_text("a nowhere.jpg\na 1.jpg\nc 2.jpg\n")
     Path("gone2").write_text("b 3.jpg\nb 4.jpg\nd 5.jpg\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -163,10 +164,35 @@ def test_frozen_restores_modes_and_gradients() -> None:
     assert network.backbone[4].weight.requires_grad
 
 
-def test_a_network_of_the_wrong_shape_is_named() -> None:
-    wrong = EmbeddingModel(torch.nn.Identity(), "N")
-    with pytest.raises(CellError, match=r"must map \(4, 1, 8, 8\) images to \(4, D\)"):
-        wrong(torch.rand(4, 1, 8, 8))
+class Returns(torch.nn.Module):
+    """Puts what ``torch.nn.Flatten`` gives into the form that a function makes of it."""
+
+    def __init__(self, form: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.form(images.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (lambda x: x[:, :, None, None], r"got \(4, 64, 1, 1\): return output\.flatten\(1\)$"),
+        (lambda x: x[0], r"got \(64,\)$"),
+        (lambda x: (x, x), r"got tuple of 2: return the embedding alone, as output\[0\]$"),
+        (
+            lambda x: {"logits": x, "embedding": x},
+            r"got dict with 'logits', 'embedding': .* alone, as output\['embedding'\]$",
+        ),
+        (lambda _: None, "got NoneType: return the embedding alone$"),
+    ],
+)
+def test_a_network_of_another_output_is_named_with_a_remedy(
+    form: Callable[[torch.Tensor], object], said: str
+) -> None:
+    with pytest.raises(CellError, match=rf"must map \(4, 1, 8, 8\) images to \(4, D\).*{said}"):
+        EmbeddingModel(Returns(form), "N")(torch.rand(4, 1, 8, 8))
 
 
 def test_input_normalisation_is_inside_the_model() -> None:

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from msgspec import structs
 import torch
+from msgspec import structs
 from safetensors.torch import save_file, save_model
 
 import dmlbench as dml

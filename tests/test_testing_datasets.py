@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ import pytest
 from dmlbench import testing
 from dmlbench.core.protocol import Threat, TrainingThreat
 from dmlbench.datasets.base import Answers, Figures, RetrievalData, Split
+from dmlbench.datasets.folder import Folder
+from dmlbench.testing.datasets import Subject, classes, disjoint
+from dmlbench.testing.findings import FlawError
+from tests import trees
 from tests.mistakes import CARD, Made, changed, refused
 
 
@@ -28,6 +34,17 @@ class TestDatasets:
         # the same images in both splits, and the note says so
         said = dataclasses.replace(CARD, note="a few images are in both splits")
         testing.check_dataset(changed(Made, card=said, load=_with(test=TRAIN)))
+        # fewer images than the recipe's batch: a run takes a smaller one
+        testing.check_dataset(changed(Made, load=_with(train=testing.make_split(1, 2, 2))))
+
+    def test_a_remedy_is_one_that_a_user_of_folder_has(self, tmp_path: Path) -> None:
+        for part in ("train", "test"):
+            trees.folder(tmp_path / part, classes=2, each=2)
+        subject = Subject(Folder(root=str(tmp_path), size=32), cache=tmp_path / "cache")
+        with warnings.catch_warnings(action="ignore"):
+            classes(subject)
+        with pytest.raises(FlawError, match=r"4 images are in both splits.* out of one$"):
+            disjoint(subject)
 
     @pytest.mark.parametrize("form", ["classes", "lists"])
     def test_sound_ones_with_a_gallery_apart(self, form: str) -> None:
@@ -91,7 +108,6 @@ class TestDatasets:
             ("form", "make them alike", _with(test=testing.make_split(2, size=16))),
             ("form", "fit into them", lambda *_: RetrievalData(TRAIN, TEST, crop=16)),
             ("classes", "0 classes of two", _with(test=testing.make_split(2, each=1))),
-            ("classes", "batch of 8 pairs", _with(train=testing.make_split(1, 2, 2))),
             ("disjoint", "40 images are in both splits", _with(train=TEST)),
         ],
     )

@@ -123,10 +123,12 @@ def _print(report: Verification, cache: Path) -> None:
         said = "as officially" if report.files == report.official_files else "not the official one"
         click.echo(f"  files {report.files[:16]}, {said}")
     if report.missing:
-        click.echo(f"  missing: {counted(len(report.missing), 'file', 'files')}: {listed(report.missing)}")
+        number = counted(len(report.missing), "file", "files")
+        click.echo(f"  missing: {number}: {listed(report.missing)}")
     if report.unreadable:
         bad = [f"{name} ({problem})" for name, problem in report.unreadable]
-        click.echo(f"  unreadable: {counted(len(bad), 'file', 'files')}: {listed(bad)}")
+        number = counted(len(bad), "file", "files")
+        click.echo(f"  unreadable: {number}: {listed(bad)}")
     if report.duplicates:
         groups = [" = ".join(group) for group in report.duplicates]
         number = counted(len(groups), "group of files", "groups of files")

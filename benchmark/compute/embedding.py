@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from dmlbench.common.errors import CellError
+from dmlbench.common.text import listed
 from dmlbench.compute.device import LARGE
 from dmlbench.metrics.distance import Metric
 
@@ -75,15 +77,29 @@ class EmbeddingModel(nn.Module):
             images = (images - self.mean) / self.std
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             raw = self.backbone(images)
-        shape = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
         if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
             raise CellError(
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
-                f"embeddings, got {shape}"
+                f"embeddings, got {_form_and_remedy(raw)}"
             )
         if not raw.is_floating_point():
             raise CellError(f"the network must return real numbers as floats, got {raw.dtype}")
         return raw.float() if raw.dtype in HALVES else raw
+
+
+def _form_and_remedy(output: Any) -> str:
+    """The form of what a network returned in place of embeddings, and how to return these."""
+    if isinstance(output, torch.Tensor):
+        remedy = ": return output.flatten(1)" if output.ndim > 2 else ""
+        return f"{tuple(output.shape)}{remedy}"
+    name = type(output).__name__
+    if isinstance(output, Mapping):
+        keys = [repr(key) for key in output] or ["KEY"]
+        named = next((key for key in keys if "embed" in key.lower()), keys[0])
+        return f"{name} with {listed(keys)}: return the embedding alone, as output[{named}]"
+    if isinstance(output, tuple | list):
+        return f"{name} of {len(output)}: return the embedding alone, as output[0]"
+    return f"{name}: return the embedding alone"
 
 
 def on_device(model: EmbeddingModel, device: torch.device) -> EmbeddingModel:

@@ -18,10 +18,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import re
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -421,8 +421,11 @@ def expanded(path: str) -> str:
 
     ``./~`` is the same: tables leave out the dot. Components call it for each path they are given.
     """
-    plain = str(Path(path))
-    return os.path.expanduser(plain) if plain.startswith("~") else path
+    plain = Path(path)
+    if str(plain).startswith("~"):
+        with suppress(RuntimeError):  # no user is called so: it is the name of a file
+            return str(plain.expanduser())
+    return path
 
 
 def quoted(text: str) -> str:

@@ -20,7 +20,7 @@ from dmlbench.datasets.apart import (
 )
 from dmlbench.datasets.base import DATASETS, DatasetCard, RetrievalData
 from dmlbench.datasets.files.lines import numbered_table
-from dmlbench.datasets.files.tree import Tree
+from dmlbench.datasets.files.tree import Tree, is_image
 from dmlbench.datasets.images import (
     RECIPE,
     THREAT,
@@ -29,6 +29,7 @@ from dmlbench.datasets.images import (
     Listing,
 )
 from dmlbench.metrics.names import benign
+
 
 @DATASETS.register
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +262,11 @@ def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]
     for part, path in zip(parts, lists, strict=True):
         for number, (name, file) in numbered_table(path, "CLASS IMAGE"):
             place, known = f"{path}, line {number}", os.path.normpath(root / file)
+            if is_image(name) and not is_image(file):
+                raise UserError(
+                    f"{place}: the class comes first, then the path of the image; here {name} "
+                    f"stands before {file}: swap the columns"
+                )
             if known in places:
                 raise UserError(
                     f"{place}: {file} is in {places[known]} too, and a query that is there twice "
@@ -269,4 +275,3 @@ def _from_lists(root: Path, lists: Sequence[Path]) -> list[list[tuple[str, str]]
             places[known] = place
             part.append((name, file))
     return parts
-

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import open_file
@@ -94,7 +94,7 @@ def _container(state: Mapping[str, Any]) -> str:
     return next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), "")
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: Any) -> TypeGuard[Mapping[str, torch.Tensor]]:
     """True if ``value`` is a state dict: a mapping to tensors."""
     return isinstance(value, Mapping) and bool(value) and all(map(torch.is_tensor, value.values()))
 

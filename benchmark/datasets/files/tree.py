@@ -114,7 +114,7 @@ class Tree:
         """True if a file is an image that is read; one that is not, and might be one, is noted."""
         if file.startswith("."):
             return False
-        ending = os.path.splitext(file)[1].lower()
+        ending = Path(file).suffix.lower()
         if ending in NOT_READ:
             self.unread[Path(base, file)] = ending
         elif not ending and file not in NO_IMAGES:
@@ -127,6 +127,11 @@ class Tree:
             return False
         self.written.add(folder)
         return True
+
+
+def is_image(name: str) -> bool:
+    """True if a file of that name is an image that is read."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _named(paths: set[Path]) -> str:
