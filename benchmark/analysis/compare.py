@@ -96,7 +96,7 @@ def find(name: str, store: Store, dataset: str | None) -> Side:
 
     Args:
         name: path of a checkpoint or of a model's folder, a model of the zoo, or a defense as
-            ``as_stored`` spells it.
+            ``lookup.as_stored`` spells it.
         store: the results folder; a checkpoint that lies in another is looked up there.
         dataset: spec of the data set; None: any.
 
