@@ -169,7 +169,7 @@ def test_loose_images_are_left_out_of_what_trains_alone(tmp_path: Path) -> None:
     [
         ("", "name it with --dataset folder:root=DIR"),
         ("root=absent", "root absent is not a folder"),
-        ("root=one", "1 folders with images, which cannot be split into 0 that train"),
+        ("root=one", "1 folder with images, which cannot be split into 0 that train"),
         ("root=two,train_classes=2", "into 2 that train"),
         ("root=single", "the train split in single has one image a class"),
         ("root=two", "the train split in two has a single class"),

@@ -110,7 +110,11 @@ def test_values_are_typed_and_may_be_fractions() -> None:
         ("ca+:", ATTACKS, []),
         ("ca+:eps=-1", ATTACKS, ["eps must be float >= 0 and <= 1", "-1"]),
         ("es:eps=8", ATTACKS, ["eps must be float >= 0 and <= 1, got 8: 8/255?"]),
-        ("alpha=1/255", ATTACKS, ["has a key and no name: write NAME:KEY", "within quotes"]),
+        (
+            "alpha=1/255",
+            ATTACKS,
+            ["has a key and no name: write NAME:KEY", "(in quotes where it has"],
+        ),
         ("ca+:eps=2", ATTACKS, ["eps must be"]),
         ("ca+:eps=1/0", ATTACKS, ["must be a number or fraction, got '1/0'"]),
         ("ca+:eps=nan", ATTACKS, ["finite"]),

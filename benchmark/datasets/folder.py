@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmlbench.common.errors import UserError
+from dmlbench.common.text import counted
 from dmlbench.core.naming import PATHS
 from dmlbench.core.spec import expanded, parameter
 from dmlbench.datasets.apart import (
@@ -245,8 +246,9 @@ class Folder(ImageDataset):
         classes = [name for name, found in files.items() if found]
         cut = len(classes) // 2 if self.train_classes is None else self.train_classes
         if not 0 < cut < len(classes):
+            found = counted(len(classes), "folder", "folders")
             raise UserError(
-                f"data set folder: {tree.root} has {len(classes)} folders with images, which "
+                f"data set folder: {tree.root} has {found} with images, which "
                 f"cannot be split into {cut} that train and others that test"
             )
         return [

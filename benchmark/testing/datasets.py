@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmlbench.common.text import counted
 from dmlbench.compute.randomness import global_seeds
 from dmlbench.core import spec
 from dmlbench.core.protocol import SUITES, Recipe, Threat, TrainingThreat
@@ -221,8 +222,8 @@ def disjoint(s: Subject) -> None:
     say_so = "" if fixed else f", or say in the card's note that images are in {SAID}"
     require(
         not shared or SAID in s.component.protocol.note,
-        f"{shared} images are in both splits: a model would be measured on what it was trained "
-        f"on. Leave them out of one{say_so}",
+        f"{counted(shared, 'image is', 'images are')} in both splits: a model would be "
+        f"measured on what it was trained on. Leave them out of one{say_so}",
     )
 
 
