@@ -231,8 +231,10 @@ def by_model(outcomes: pd.DataFrame) -> Tables:
     names = ["metric", "suite", "label"]
     kinds = outcomes.astype(dict.fromkeys(names, "category"))
     return {
-        key: part.pivot(index="seed", columns="query", values="value")
-        for key, part in kinds.groupby(names, observed=True)
+        (str(metric), str(suite), str(label)): part.pivot(
+            index="seed", columns="query", values="value"
+        )
+        for (metric, suite, label), part in kinds.groupby(names, observed=True)
     }
 
 

@@ -37,8 +37,8 @@ def left_out(a: Iterable[Record], b: Iterable[Record]) -> str:
     both = names[0].keys() & names[1].keys()
     every = [(key, name) for side in names for key, name in side.items()]
     found = []
-    for letter, side in zip("AB", names, strict=True):
-        alone = [(key, name) for key, name in side.items() if key not in both]
+    for letter, named in zip("AB", names, strict=True):
+        alone = [(key, name) for key, name in named.items() if key not in both]
         if alone:
             found.append(f"only {letter} has {_in_words(alone, every)}")
     unlike = [(key, name) for key, name in names[0].items() if key in both - compared]
