@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.hashing import file_sha256
+from dmlbench.compute.device import Compute
 from dmlbench.compute.provenance import provenance
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
@@ -103,7 +104,7 @@ def write_invented_results(store: Store) -> int:
             provenance=MADE,
         )
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest.as_json()))
-        weights = trained_weights(training, manifest, store, "fp32", 1)
+        weights = trained_weights(training, manifest, store, Compute())
         for task in plan.cells(weights, attacks, BENIGN):
             store.put(_row(task), dict.fromkeys(task.cell.columns, np.ones(1)))
             count += 1

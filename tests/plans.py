@@ -105,7 +105,7 @@ def assessed(store: Store, found: list[Training]) -> tuple[list[PlannedModel], S
 
 def planned(store: Store, job: Training, known: StoredCells) -> PlannedModel:
     manifest = checkpoint.verified_manifest(store.model_folder(job.id), job.facts)
-    return status.plan_training(job, manifest, PLANNED, store, known, "fp32", 1, BENIGN)
+    return status.plan_training(job, manifest, PLANNED, store, known, Compute(), BENIGN)
 
 
 def ran(

@@ -19,6 +19,7 @@ from torch import nn
 
 import dmlbench as dml
 from dmlbench.common.errors import UserError
+from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core.protocol import Recipe
 from dmlbench.defenses.base import DEFENSES
@@ -156,7 +157,7 @@ def test_published_weights_behind_a_random_layer_are_not_measured(tmp_path: Path
     data = dml.from_arrays(images, [0, 0, 1, 1])
 
     def found(spec: str, seed: int) -> Weights:
-        return initial_weights(data, data.load(None), parse_model(spec), None, seed, "fp32", 1)
+        return initial_weights(data, data.load(None), parse_model(spec), None, seed, Compute())
 
     for keys in ("dim=6", "head=none"):
         spec = f"resnet18:{keys},weights={tmp_path / 'w.safetensors'}"

@@ -18,7 +18,7 @@ from dmlbench.attacks.engine.optimizer import mean_over_draws
 from dmlbench.attacks.moved_query import columns
 from dmlbench.common.errors import CellError
 from dmlbench.common.hashing import derived_seed
-from dmlbench.compute.device import LARGE
+from dmlbench.compute.device import LARGE, Compute
 from dmlbench.compute.embedding import EmbeddingModel
 from dmlbench.core import spec
 from dmlbench.core.protocol import Threat
@@ -76,7 +76,7 @@ def _cells(eot: int) -> list[Any]:
         [0],
         card.recipe,
     )
-    weights = trained_weights(training, None, Store(Path("nowhere")), "fp32", eot)
+    weights = trained_weights(training, None, Store(Path("nowhere")), Compute(eot=eot))
     attacks = plan.planned_attacks([ATTACKS.get("tma")()], card.threat)
     return [task.cell for task in plan.measures(weights, attacks, BENIGN)]
 

@@ -13,6 +13,7 @@ import yaml
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.files import json_bytes
 from dmlbench.common.hashing import identity
+from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.base import DATASETS
@@ -42,7 +43,7 @@ def test_planned_cells_have_the_ids_they_always_had() -> None:
     (training,) = plan.plan(FashionMini(), "d" * 64, network, [hm], [3], card.recipe)
     names = (*ERS_ATTACKS, "es:restarts=5")
     attacks = plan.planned_attacks([spec.parse(n, ATTACKS) for n in names], card.threat, 50)
-    weights = trained_weights(training, None, Store(Path("nowhere")), "fp32", 1)
+    weights = trained_weights(training, None, Store(Path("nowhere")), Compute())
     assert training.id == "8513e4d7f733a83d"
     assert [task.cell.id for task in plan.cells(weights, attacks, BENIGN)] == FIXED.split()
 
@@ -59,7 +60,7 @@ def test_a_version_may_be_that_of_one_metric_alone() -> None:
             *(FashionMini(), "d" * 64, parse_model(network.format(metric))),
             *([spec.parse("none", DEFENSES)], [3], card.recipe),
         )
-        weights = trained_weights(training, None, Store(Path("nowhere")), "fp32", 1)
+        weights = trained_weights(training, None, Store(Path("nowhere")), Compute())
         tasks = plan.measures(weights, attacks, BENIGN)[1:]
         found[metric] = [task.cell.facts["attack_version"] for task in tasks]
     assert found["C"] == [task.attack.card.version for task in tasks if task.attack]
@@ -96,7 +97,7 @@ def test_a_plan_of_the_committed_sweep_finds_the_committed_rows(name: str) -> No
         path = RESULTS / "fashion" / "manifests" / f"{training.id}.json"
         manifest = msgspec.json.decode(path.read_bytes(), type=checkpoint.Manifest)
         assert checkpoint.verified_manifest(folder, training.facts) in (None, manifest)
-        weights = trained_weights(training, manifest, Store(RESULTS / "fashion"), "fp32", 1)
+        weights = trained_weights(training, manifest, Store(RESULTS / "fashion"), Compute())
         for task in plan.cells(weights, attacks, BENIGN):
             cell = msgspec.to_builtins(task.cell)
             if name == "fashion" and isinstance(task, Combine):  # drawn before 26b8599

@@ -425,7 +425,7 @@ def test_a_factory_that_changed_is_another_network(
             f"    return Levels(make(), {levels})\n"
         )
         weights = initial_weights(
-            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, "fp32", 1
+            small, small.load(None), parse_model("nets.py:wrapped"), None, 0, Compute()
         )
         ids.append(identity(weights.facts))
         assert weights.about.label == "none (as built)"
@@ -443,7 +443,7 @@ def test_a_factory_that_loads_another_script_is_another_network(
     for last in (nn.Identity(), nn.Identity(), nn.Hardtanh()):
         torch.jit.script(nn.Sequential(nn.Flatten(), linear, last)).save("net.pt")
         weights = initial_weights(
-            small, small.load(None), parse_model("nets.py:make"), None, 0, "fp32", 1
+            small, small.load(None), parse_model("nets.py:make"), None, 0, Compute()
         )
         ids.append(identity(weights.facts))
     assert ids[0] == ids[1] != ids[2]

@@ -104,7 +104,7 @@ def test_a_run_does_what_is_missing_and_then_nothing(tmp_path: Path) -> None:
 def test_combined_scores_are_planned_if_all_their_attacks_are() -> None:
     def scores(*specs: str, distance: str = "N") -> dict[str, list[str]]:
         attacks = plan.planned_attacks([spec.parse(one, ATTACKS) for one in specs], CARD.threat)
-        one = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32", 1)
+        one = trained_weights(trainings()[0], None, Store(Path("nowhere")), Compute())
         one = dataclasses.replace(one, about=replace(one.about, distance=distance))
         tasks = plan.measures(one, attacks, BENIGN)
         return {
@@ -254,7 +254,7 @@ def test_attacks_of_another_seed_than_the_training_have_columns_of_their_own(
     tmp_path: Path,
 ) -> None:
     (training,) = trainings(seeds=(3,), defenses=("none",))
-    weights = trained_weights(training, None, Store(Path()), "fp32", 1)
+    weights = trained_weights(training, None, Store(Path()), Compute())
     tasks = plan.cells(weights, PLANNED, BENIGN)
     others = plan.cells(dataclasses.replace(weights, seed=5), PLANNED, BENIGN)
     found = [*map(row, tasks), *map(row, others)]

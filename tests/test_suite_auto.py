@@ -12,6 +12,7 @@ import pytest
 
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.common.errors import UserError
+from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.protocol import ERS_ATTACKS
 from dmlbench.datasets.fashion import FashionMini
@@ -35,7 +36,7 @@ def make():
 
 def scores(*specs: str, suites: tuple[str, ...] = ("auto",)) -> dict[tuple[str, str], list[str]]:
     attacks = plan.planned_attacks(parse_attacks(specs, suites), THREAT)
-    weights = trained_weights(trainings()[0], None, Store(Path("nowhere")), "fp32", 1)
+    weights = trained_weights(trainings()[0], None, Store(Path("nowhere")), Compute())
     tasks = plan.measures(weights, attacks, BENIGN)
     return {
         (t.cell.about.suite, t.cell.about.attack): [column for _, column in t.sources]

@@ -71,7 +71,7 @@ def entry(session: Session) -> PlannedModel:
     (job,) = plan.plan(session.dataset, session.digest, C2F2(dim=8), [none], [0], recipe)
     known = StoredCells(session.store.read()[0])
     manifest = sound_manifest(session, job)
-    return status.plan_training(job, manifest, PLANNED, session.store, known, "fp32", 1, BENIGN)
+    return status.plan_training(job, manifest, PLANNED, session.store, known, Compute(), BENIGN)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_options_of_a_run_are_checked(options: dict[str, Any], said: str) -> Non
 @pytest.mark.filterwarnings("ignore:model c2f2.*weights are random")
 def test_a_worker_gives_back_its_threads_after_an_error(session: Session) -> None:
     own = dataclasses.replace(session, compute=Compute("cpu", threads=3))
-    weights = initial_weights(own.dataset, own.data, C2F2(dim=8), "own", 0, "fp32", 1)
+    weights = initial_weights(own.dataset, own.data, C2F2(dim=8), "own", 0, Compute())
     before, seen = torch.get_num_threads(), []
 
     def stopped() -> None:

@@ -224,8 +224,7 @@ def _weights(
     from torch import nn
 
     training_seed, seed = seeds
-    common = session.dataset, session.digest
-    measured = session.compute.precision, session.compute.eot
+    common, compute = (session.dataset, session.digest), session.compute
     mean, std = (_numbers(values) for values in normalisation)
     if isinstance(model, nn.Module):
         if network is not None:
@@ -234,7 +233,7 @@ def _weights(
         name = label or held.card.name
         made_with = training_seed or 0
         seed = made_with if seed is None else seed
-        return memory_weights(*common, held, held.digest, name, seed, *measured, made_with)
+        return memory_weights(*common, held, held.digest, name, seed, compute, made_with)
     if metric is not None or mean or std:
         raise UserError(
             "metric, mean and std are for a torch.nn.Module; of a checkpoint or a spec they are "
@@ -246,7 +245,7 @@ def _weights(
     if isinstance(model, Path) or _is_path(model):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(
-            *(*common, parsed, path, label, seed, *measured),
+            *(*common, parsed, path, label, seed, compute),
             allow_code=allow_code,
             training_seed=training_seed,
         )
@@ -255,4 +254,4 @@ def _weights(
     if training_seed is not None:
         raise UserError("training_seed= is for a checkpoint or a torch.nn.Module")
     parsed = parse_model(model)
-    return initial_weights(session.dataset, session.data, parsed, label, seed or 0, *measured)
+    return initial_weights(session.dataset, session.data, parsed, label, seed or 0, compute)

@@ -137,16 +137,17 @@ def attack(
         from dmlbench.sweep.run import run
 
         session.check_queries(queries)
-        measured = places["precision"], places["eot"]
         if checkpoint is not None:
             weights = checkpoint_weights(
-                *(chosen, session.digest, network, checkpoint, label, seed, *measured),
+                *(chosen, session.digest, network, checkpoint, label, seed, session.compute),
                 allow_code=allow_code,
                 training_seed=training_seed,
             )
         else:
             assert network is not None
-            weights = initial_weights(chosen, session.data, network, label, seed or 0, *measured)
+            weights = initial_weights(
+                *(chosen, session.data, network, label, seed or 0, session.compute)
+            )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
         weights = in_its_row(session, weights, label or None, training_seed, seed)
         cells = run(session, [weights], planned)

@@ -17,6 +17,7 @@ from msgspec import structs
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.common.errors import UserError
 from dmlbench.common.text import message_of
+from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.naming import split_attack_seed
 from dmlbench.core.protocol import SUITE_ATTACKS, SUITES, Recipe
@@ -101,16 +102,17 @@ def _claim(
     about = first.about
     given = None if manifest and about.label == manifest.label else about.label
     network = None if manifest else parse_model(about.model)
-    measured = about.precision, whole_number(about.eot) or 1
+    compute = Compute(precision=about.precision, eot=whole_number(about.eot) or 1)
     weights = checkpoint_weights(
         *(dataset, digest, network, path, given, seeds[0] if seeds else about.seed),
-        *measured,
+        compute,
         allow_code=allow_code,
+        training_seed=None if manifest else about.seed,
     )
     training = manifest and training_of(manifest, dataset, digest)
     if training and manifest and given is None:
         store = Store(path.parent.parent)
-        row = trained_weights(training, manifest, store, *measured)
+        row = trained_weights(training, manifest, store, compute)
         weights = replace(weights, about=structs.replace(row.about, seed=weights.about.seed))
     weights = replace(weights, about=structs.replace(weights.about, dataset=spelt))
     tasks: dict[str, CellTask] = {}

@@ -41,7 +41,7 @@ def weights_of(
         network = None if described else parse_model(row["model"])
         found = checkpoint_weights(
             *(session.dataset, session.digest, network, checkpoint, row["label"], seed),
-            *(session.compute.precision, session.compute.eot),
+            session.compute,
             allow_code=allow_code,
         )
         if found.facts["checkpoint"] != row["checkpoint_sha256"]:
@@ -81,8 +81,8 @@ def _as_built(session: Session, row: Record) -> Weights:
     Raises:
         UserError: the row is of other weights, of which it does not say how they were trained.
     """
-    model, measured = parse_model(row["model"]), (session.compute.precision, session.compute.eot)
-    known = (session.dataset, session.data, model, row["label"], row["seed"], *measured)
+    model, compute = parse_model(row["model"]), session.compute
+    known = (session.dataset, session.data, model, row["label"], row["seed"], compute)
     try:
         with warnings.catch_warnings(action="ignore"):  # of random weights
             found = initial_weights(*known)

@@ -155,8 +155,7 @@ def row_weights(
         )
     network = parse_model(model) if model else None
     common = (session.dataset, session.digest, network, path, None, first.about.seed)
-    measured = session.compute.precision, session.compute.eot
-    weights = checkpoint_weights(*common, *measured, allow_code=allow_code)
+    weights = checkpoint_weights(*common, session.compute, allow_code=allow_code)
     for key, what, flag in (
         ("data", "data set", "--dataset"),
         ("checkpoint", "checkpoint", "--checkpoint"),

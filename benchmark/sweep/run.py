@@ -171,7 +171,6 @@ def plan_models(
         repair: whether damaged models are moved.
         trained: False: plan as if no model were trained, which reads no file of weights.
     """
-    measured = session.compute.precision, session.compute.eot, session.dataset.benign
     return [
         status.plan_weights(one, attacks, known, session.dataset.benign)
         if isinstance(one, Weights)
@@ -181,7 +180,8 @@ def plan_models(
             attacks,
             session.store,
             known,
-            *measured,
+            session.compute,
+            session.dataset.benign,
         )
         for one in models
     ]

@@ -209,9 +209,7 @@ class Scheduler:
         manifest = checkpoint.verified_manifest(store.model_folder(training.id), training.facts)
         if manifest is not None:
             self.durations.add(self.durations.kind(task), manifest.seconds)  # of earlier runs, too
-        compute = self.session.compute
-        measured = compute.precision, compute.eot
-        weights = trained_weights(task.training, manifest, store, *measured)
+        weights = trained_weights(task.training, manifest, store, self.session.compute)
         planned = cells(weights, self.attacks, self.session.dataset.benign)
         for number, (cell, want) in enumerate(zip(planned, wanted, strict=True)):
             if want:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmlbench.common.hashing import identity
+from dmlbench.compute.device import Compute
 from dmlbench.storage.cell import Cell, PlannedCell
 from dmlbench.storage.checkpoint import Manifest
 from dmlbench.storage.store import Store
@@ -94,12 +95,11 @@ def plan_training(
     attacks: Sequence[PlannedAttack],
     store: Store,
     known: StoredCells,
-    precision: str,
-    eot: int,
+    compute: Compute,
     benign: Sequence[str],
 ) -> PlannedModel:
     """Find the status of a training (done if it has a manifest) and of each cell of its model."""
-    weights = trained_weights(training, manifest, store, precision, eot)
+    weights = trained_weights(training, manifest, store, compute)
     train = Train(training, new_cell(training.facts, weights.about, {}))
     measured = plan_weights(weights, attacks, known, benign)
     if manifest is None and train.cell.id in known.cells:

@@ -13,6 +13,7 @@ from pathlib import Path
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import derived_seed
 from dmlbench.common.numbers import check_whole
+from dmlbench.compute.device import Compute
 from dmlbench.core import spec
 from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
@@ -36,9 +37,12 @@ UNTRAINED = "untrained"  # in the place of a checkpoint's digest
 
 
 def trained_weights(
-    training: Training, manifest: Manifest | None, store: Store, precision: str, eot: int
+    training: Training, manifest: Manifest | None, store: Store, compute: Compute
 ) -> Weights:
-    """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest."""
+    """The weights of a training; ``UNTRAINED`` is their digest as long as there is no manifest.
+
+    ``compute``: its precision and draws are part of the row.
+    """
     facts = {
         "checkpoint": manifest.sha256 if manifest else UNTRAINED,
         "training": training.id,
@@ -54,12 +58,11 @@ def trained_weights(
         training.model,
         training.spelling,
         label,
-        precision,
+        compute,
         training.seed,
         recipe=training.recipe_changes,
         resolved=spec.shown(training.defense),
         training_cost=cost,
-        eot=eot,
     )
     return Weights(training.model, path, facts, about, training.seed, training.shown)
 
@@ -101,8 +104,7 @@ def checkpoint_weights(
     path: Path,
     label: str | None,
     seed: int | None,
-    precision: str,
-    eot: int,
+    compute: Compute,
     allow_code: bool = False,
     training_seed: int | None = None,
 ) -> Weights:
@@ -115,8 +117,7 @@ def checkpoint_weights(
         path: the file of weights, the folder or the manifest.
         label: name of the model in tables; None: the manifest's, or else the file's.
         seed: decides the targets of attacks; None: that of the training, as a run has it.
-        precision: of the network in evaluation.
-        eot: draws of a randomised network that every number is the mean of.
+        compute: its precision and draws are part of the row.
         allow_code: run the code of a network that the manifest names (``module:factory``).
         training_seed: that of the training where no manifest says it; None: 0.
 
@@ -142,12 +143,11 @@ def checkpoint_weights(
         network,
         label or (known.defense if known else name),
         name,
-        precision,
+        compute,
         trained,
         recipe=_recipe(known, dataset) if known else "",
         resolved=known.resolved if known else "",
         training_cost=known.training_cost if known else 0,
-        eot=eot,
     )
     return Weights(network, stored.path, facts, about, seed)
 
@@ -159,17 +159,17 @@ def memory_weights(
     checkpoint: str,
     label: str,
     seed: int,
-    precision: str,
-    eot: int,
+    compute: Compute,
     made_with: int = 0,
 ) -> Weights:
     """The weights of a network in memory, which ``model`` holds; ``checkpoint`` is their digest.
 
-    ``seed`` is that of the attacks; ``made_with`` that of the weights, 0 if it is unknown.
+    ``seed`` is that of the attacks; ``made_with`` that of the weights, 0 if it is unknown. The
+    precision and the draws of ``compute`` are part of the row.
     """
     check_seeds([seed, made_with])
     facts = {"checkpoint": checkpoint, "data": digest, "model": model.facts}
-    about = _about(spec.shown(dataset), model, label, label, precision, made_with, eot=eot)
+    about = _about(spec.shown(dataset), model, label, label, compute, made_with)
     return Weights(model, None, facts, about, seed)
 
 
@@ -179,8 +179,7 @@ def initial_weights(
     model: Model,
     label: str | None,
     seed: int,
-    precision: str,
-    eot: int,
+    compute: Compute,
 ) -> Weights:
     """The weights that training would start from: a network as it is published, or a random one.
 
@@ -193,8 +192,7 @@ def initial_weights(
         label: name of the model in tables; None: ``none (pretrained)``, ``none (untrained)`` if its
             weights are random, or ``none (as built)`` of a network that is the user's own code.
         seed: decides random weights and the targets of attacks.
-        precision: of the network in evaluation.
-        eot: draws of a randomised network that every number is the mean of.
+        compute: its precision and draws are part of the row.
 
     Raises:
         UserError: the published weights are not available, or do not fit the network, or a random
@@ -225,7 +223,7 @@ def initial_weights(
     digest = held.weights_digest if source is None else held.digest
     made_with = 0 if trained else seed
     common = dataset, data.digest, held, digest, name
-    return memory_weights(*common, seed, precision, eot, made_with)
+    return memory_weights(*common, seed, compute, made_with)
 
 
 def _about(
@@ -233,10 +231,9 @@ def _about(
     model: Model,
     defense: str,
     label: str,
-    precision: str,
+    compute: Compute,
     seed: int,
     *,
-    eot: int,
     recipe: str = "",
     resolved: str = "",
     training_cost: int = 0,
@@ -252,8 +249,8 @@ def _about(
         resolved=resolved,
         training_cost=training_cost,
         seed=seed,
-        precision=precision,
-        eot="" if eot == 1 else str(eot),
+        precision=compute.precision,
+        eot="" if compute.eot == 1 else str(compute.eot),
         suite="",
         queries="",
         attack="",
