@@ -150,7 +150,6 @@ def test_a_number_of_pictures_that_cannot_be_is_one_line(number: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--results", "--leaderboards", "--cache", "--data-root"])
-@pytest.mark.filterwarnings("ignore:data set folder. left out")  # empty results
 def test_a_path_that_is_too_long_is_one_line(flag: str) -> None:
     dataset = "fashion" if flag == "--data-root" else "folder:root=."
     refused(call(*RUN, "--recipe", "epochs=1", "--dataset", dataset, flag, PATH))

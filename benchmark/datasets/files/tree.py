@@ -40,7 +40,7 @@ class Tree:
         unread: image file -> its ending, of those that are not read.
         bare: files without an ending.
         loose: images in no class folder.
-        empty: class folders without an image.
+        empty: class folders with files of which none is an image that is read.
     """
 
     root: Path
@@ -68,7 +68,7 @@ class Tree:
             part, name: the images are below ``root / part / name``; ``name`` is the class.
             deep: in folders of that one too.
         """
-        found = []
+        found, seen = [], 0
         for base, folders, files in os.walk(self.root / part / name, onerror=_raise):
             inside = [Path(base, one) for one in folders if deep and not one.startswith(".")]
             self.links.update(one for one in inside if one.is_symlink())
@@ -76,7 +76,8 @@ class Tree:
                 one.name for one in inside if not (one.is_symlink() or self._is_written(one))
             ]
             found += [Path(base, file) for file in files if self._is_read(base, file)]
-        if name and not found:
+            seen += len(files)
+        if name and seen and not found:
             self.empty.add(self.root / part / name)
         return [(name, path) for path in sorted(p.relative_to(self.root).as_posix() for p in found)]
 
