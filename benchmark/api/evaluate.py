@@ -16,7 +16,7 @@ from dmlbench.models.base import MODELS, WEIGHT_FILES, Model, parse_model
 from dmlbench.models.module import ModuleModel, module_model
 from dmlbench.storage.weights import named
 from dmlbench.sweep import plan
-from dmlbench.sweep.labels import in_its_row
+from dmlbench.sweep.labels import check_label, in_its_row
 from dmlbench.sweep.run import RunOptions, run
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
@@ -118,8 +118,7 @@ def evaluate(
     """
     if isinstance(model, str) and (place := local_or_zoo(model)) != Path(model):
         model = place
-    if label is not None and not isinstance(label, str):
-        raise UserError(f"label must be a text, got {label!r}")
+    check_label(label)
     queries, seed, training_seed = plain(queries), plain(seed), plain(training_seed)
     if dataset is None:
         dataset = _known_dataset(model, allow_code) or "fashion-mini"

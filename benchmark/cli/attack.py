@@ -112,11 +112,12 @@ def attack(
     from dmlbench.core import spec
     from dmlbench.datasets.base import DATASETS
     from dmlbench.models.base import parse_model
-    from dmlbench.sweep.labels import in_its_row
+    from dmlbench.sweep.labels import check_label, in_its_row
     from dmlbench.sweep.requests import parse_attacks
     from dmlbench.sweep.session import open_session
     from dmlbench.sweep.weights import checkpoint_weights, initial_weights, trained_on
 
+    check_label(label)
     checkpoint = weights_of(checkpoint, zoo)
     known = trained_on(checkpoint, allow_code) if checkpoint and not dataset else ""
     chosen = spec.parse(dataset or known or DATASET, DATASETS)
@@ -149,7 +150,7 @@ def attack(
                 *(chosen, session.data, network, label, seed or 0, session.compute)
             )
         planned = plan.planned_attacks(asked, chosen.protocol.threat, queries, recalls)
-        weights = in_its_row(session, weights, label or None, training_seed, seed)
+        weights = in_its_row(session, weights, label, training_seed, seed)
         cells = run(session, [weights], planned)
         drawn = []
         if saved:

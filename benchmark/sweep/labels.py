@@ -27,6 +27,12 @@ NETWORK = ("checkpoint", "model")  # facts of a cell that say which network was 
 TRAINING = ("recipe", "resolved", "training_cost")  # unknown of a file without a manifest
 
 
+def check_label(label: object) -> None:
+    """UserError unless a label is absent (None), or a text with something to see."""
+    if label is not None and not (isinstance(label, str) and label.strip()):
+        raise UserError(f"label must be a text that can be seen, got {label!r}")
+
+
 def in_its_row(
     session: Session,
     weights: Weights,
