@@ -24,6 +24,7 @@ from dmlbench.cli.main import main
 from dmlbench.core.naming import by_number
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
+from dmlbench.metrics.ers import ers
 from dmlbench.report.columns import in_order
 from dmlbench.zoo.registry import models
 from tests.synthetic import FULL, model, write
@@ -50,6 +51,18 @@ def test_show_reads_the_csvs_of_a_fresh_clone(clone: Path) -> None:
     records = json.loads(run("show", "--json", "--where", "metric=CA+").output)
     assert [record["value"] for record in records] == [10, 30]
     assert run("show", "cub").exit_code == 2
+
+
+def test_a_score_is_shown_without_the_columns_that_it_is_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results" / "committed.csv", model(FULL | {"ERS": ers(FULL)}))
+    shown = run("show", "--where", "metric=ERS").output
+    assert "ERS ↑" in shown
+    assert f"{ers(FULL):.1f} [" in shown
+    assert "CA+" not in shown
+    assert "R@1" not in shown
 
 
 def test_compare_of_csvs_has_the_interval_of_independent_numbers(clone: Path) -> None:

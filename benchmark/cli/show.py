@@ -71,7 +71,9 @@ def show(
         found = [cell.as_json() for cell in cells] if cells else records
         click.echo(json.dumps(found, indent=1))
     else:
-        print_tables(records)
+        by_metric = [one for one in wanted if one.key == "metric"]
+        rest = meeting(every, [one for one in wanted if one not in by_metric])
+        print_tables(rest, shown=lambda metric: all(one.meets(metric) for one in by_metric))
 
 
 def _print_pivot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dmlbench.analysis import external
@@ -226,6 +226,21 @@ def measured(records: Iterable[Record]) -> list[Entry]:
     return [_entry(group, last) for group in by_configuration(every)]
 
 
+def part(entry: Entry, wanted: Callable[[str], bool]) -> Entry | None:
+    """The entry with the numbers of the metrics that are ``wanted`` alone; None without any."""
+    kept = {
+        field: {name: x for name, x in getattr(entry, field).items() if wanted(_metric(name))}
+        for field in ("numbers", "better", "failed", "flags", "records")
+    }
+    found = replace(entry, **kept)
+    return found if found.numbers or found.failed else None
+
+
+def _metric(heading: str) -> str:
+    """``CA+`` of the heading ``CA+ (eps=4/255)``."""
+    return heading.partition(" (")[0]
+
+
 def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
     """The entry of rows that differ only in their seed.
 
@@ -235,7 +250,7 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
     data = next((row.data for row in group if row.data), "")
     numbers = {name: _over_models(group, name) for row in group for name in row.estimates}
     # an ERS that a seed lacks is left out: it would be ranked beside means over all seeds
-    numbers = {k: n for k, n in numbers.items() if not (n.seeds and k.partition(" (")[0] == ERS)}
+    numbers = {k: n for k, n in numbers.items() if not (n.seeds and _metric(k) == ERS)}
     made = dict.fromkeys(name for row in group for name in row.records if name in numbers)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
     contributors = _contributors(records)

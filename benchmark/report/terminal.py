@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from rich import box
@@ -15,22 +15,28 @@ from dmlbench.core.naming import told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report.board import HIDDEN, BoardCell, Table, tables
 from dmlbench.report.columns import in_order
-from dmlbench.report.entries import Entry, measured
+from dmlbench.report.entries import Entry, measured, part
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
 LEAST = 23  # columns of a model, on its side: here, n = 1,000, seed 0
 NO_EDGE = 10_000  # columns: a pipe has no edge to wrap at
 
 
-def print_tables(records: Iterable[Record], console: Console | None = None) -> None:
+def print_tables(
+    records: Iterable[Record],
+    console: Console | None = None,
+    shown: Callable[[str], bool] = lambda metric: True,
+) -> None:
     """A table for each group of rows that can be compared, and the errors of failed cells.
 
     Args:
         records: tidy records.
         console: where to print; by default standard output, never wrapped where that is a pipe.
+        shown: true for the metrics that have a column. Scores need those of their attacks among the
+            ``records``, whether these are shown or not.
     """
     console = console or _standard_output()
-    entries = measured(records)
+    entries = [one for one in (part(entry, shown) for entry in measured(records)) if one]
     for table in _tables(entries):
         console.print(Text(table.title, "bold"))
         heads = [Text(column.label) for column in table.columns]
