@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
@@ -16,6 +17,8 @@ from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, ERS, WORST
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -228,11 +231,18 @@ def measured(records: Iterable[Record]) -> list[Entry]:
 
 def part(entry: Entry, wanted: Callable[[str], bool]) -> Entry | None:
     """The entry with the numbers of the metrics that are ``wanted`` alone; None without any."""
-    kept = {
-        field: {name: x for name, x in getattr(entry, field).items() if wanted(_metric(name))}
-        for field in ("numbers", "better", "failed", "flags", "records")
-    }
-    found = replace(entry, **kept)
+
+    def kept(by_heading: Mapping[str, T]) -> dict[str, T]:
+        return {name: one for name, one in by_heading.items() if wanted(_metric(name))}
+
+    found = replace(
+        entry,
+        numbers=kept(entry.numbers),
+        better=kept(entry.better),
+        failed=kept(entry.failed),
+        flags=kept(entry.flags),
+        records=kept(entry.records),
+    )
     return found if found.numbers or found.failed else None
 
 
