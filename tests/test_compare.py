@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,70 +13,19 @@ from scipy.stats import t as students_t
 import dmlbench as dml
 from dmlbench.analysis import unpaired
 from dmlbench.analysis.compare import compare, find
-from dmlbench.analysis.csv_files import export, read_tidy
+from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.differences import of_names
-from dmlbench.analysis.left_out import left_out
 from dmlbench.analysis.lookup import as_stored, cells_of, checkpoint_path
-from dmlbench.analysis.records import Record
 from dmlbench.cli.compare import compare as command
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import write_json
-from dmlbench.common.hashing import identity
-from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.names import WORST_CASE
-from dmlbench.storage.cell import About, ColumnInfo, PlannedCell
 from dmlbench.storage.store import Store
 from dmlbench.submission.row import chosen_row
 from dmlbench.submission.submit import _chosen
 from dmlbench.sweep.external_rows import find_row
-from tests.cells import MADE, manifest, with_facts
-
-N = 300
-
-
-def digest(name: str) -> str:
-    """The SHA-256 that stands for some weights."""
-    return sha256(name.encode()).hexdigest()
-
-
-def put(
-    store: Store,
-    defense: str,
-    values: np.ndarray,
-    seed: int = 0,
-    versions: tuple[int, int] = (1, 1),
-    **other: Any,
-) -> None:
-    """A measured CA+ cell of ``defense`` with these outcomes."""
-    about: dict[str, Any] = {
-        "dataset": "tiny",
-        "model": "c2f2",
-        "distance": "N",
-        "recipe": "",
-        "defense": defense,
-        "label": defense.upper(),
-        "resolved": f"{defense}:resolved=1",
-        "training_cost": 1,
-        "seed": seed,
-        "precision": "fp32",
-        "suite": "strict",
-        "queries": "",
-        "attack": "ca+",
-        "attack_resolved": "ca+:w=1",
-    } | other
-    weights = digest(f"{defense}{seed}{other.get('model', '')}")
-    facts = {"kind": "attack", "checkpoint": weights, "data": "pixels", "about": about}
-    facts |= zip(("measure_version", "attack_version"), versions, strict=True)
-    columns = {name: ColumnInfo("%", "higher") for name in ("CA+", "NMI")}
-    planned = PlannedCell(id=identity(facts), facts=facts, about=About(**about), columns=columns)
-    metrics = dict.fromkeys(columns, Estimate(50.0, None, None, N))
-    cell = planned.measured(metrics, {}, 0.0, 1.0, MADE)
-    store.put(cell, {"CA+": values, "CA+ clean": values + 1})
-
-
-def with_interval(path: Path) -> list[Record]:
-    """The rows of a CSV, with intervals that nobody measured."""
-    return [one | {"low": 40.0, "high": 60.0} for one in read_tidy(path)]
+from tests.cells import manifest, with_facts
+from tests.comparisons import N, digest, put, with_interval
 
 
 @pytest.fixture
@@ -267,45 +213,6 @@ def test_a_score_of_an_older_version_is_of_the_only_images(
     score = attack | {"attack": "ERS", "attack_resolved": "", "metric": "ERS"}
     found = unpaired.compare([attack, score | {"data": ""}], [attack, score], ["a", "b"])
     assert [(one.metric, one.data) for one in found] == [("ERS", "pixels"), ("CA+", "pixels")]
-
-
-def test_what_one_model_has_alone_is_said_to_be_left_out(tmp_path: Path, noise: np.ndarray) -> None:
-    store = Store(tmp_path)
-    for name in ("none", "hm"):
-        put(store, name, noise)
-    assert of_names("none", "hm", tmp_path, None).left_out == ""
-    for name, queries in (("none", "10"), ("hm", "20")):
-        put(store, name, noise, attack="es:steps=1", attack_resolved="es:steps=1", queries=queries)
-    put(store, "hm", noise, attack="ca+:steps=2", attack_resolved="ca+:w=1,steps=2")
-    put(store, "none", noise, attack="ltm", attack_resolved="ltm:w=1")
-    put(store, "hm", noise, attack="ltm", attack_resolved="ltm:w=1", versions=(1, 2))
-    said = (
-        "left out: only A has es:steps=1 with 10 queries; only B has ca+:steps=2; es:steps=1 with "
-        "20 queries; of other versions or seeds are ltm"
-    )
-    asked = ["none", "hm", "--results", str(tmp_path), "--json"]
-    done = CliRunner().invoke(command, asked, catch_exceptions=False)
-    assert done.stderr == f"note: {said}\n"
-    assert {one["attack"] for one in json.loads(done.stdout)} == {"ca+"}
-    with pytest.warns(UserWarning, match=re.escape(said)):
-        dml.compare("none", "hm", results=tmp_path)
-    export(store)
-    a, b = (unpaired.find(n, with_interval(tmp_path / "results.csv"), None) for n in ("none", "hm"))
-    assert left_out(a, b) == said
-
-
-def test_of_many_that_are_left_out_a_few_are_named(tmp_path: Path, noise: np.ndarray) -> None:
-    store = Store(tmp_path)
-    put(store, "none", noise)
-    (record,) = [r for r in find("none", store, None).records if r["metric"] == "CA+"]
-    more = [record | {"attack": f"es:w={i}", "attack_resolved": f"es:w={i}"} for i in range(9)]
-    assert left_out([record], [record, *more]) == (
-        "left out: only B has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more"
-    )
-    assert left_out(more, [one | {"queries": "20", "suite": "auto"} for one in more]) == (
-        "left out: only A has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more with suite strict; "
-        "only B has es:w=0, es:w=1, es:w=2, es:w=3 and 5 more with suite auto"
-    )
 
 
 def test_a_cell_without_its_outcomes_is_not_measured(tmp_path: Path, noise: np.ndarray) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import enum
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -22,22 +20,13 @@ import dmlbench as dml
 from dmlbench.common.hashing import identity
 from dmlbench.compute.device import Compute
 from dmlbench.compute.embedding import EmbeddingModel
-from dmlbench.datasets.arrays import from_arrays
-from dmlbench.datasets.base import Dataset, RetrievalData
-from dmlbench.datasets.fashion import FashionMini
+from dmlbench.datasets.base import Dataset
 from dmlbench.models import torchscript
 from dmlbench.models.attributes import Attributes
 from dmlbench.models.base import parse_model
 from dmlbench.models.module import module_model
-from dmlbench.models.small import C2F2
-from dmlbench.storage.store import Store
-from dmlbench.sweep.labels import in_its_row
-from dmlbench.sweep.session import Session
-from dmlbench.sweep.tasks import Weights
 from dmlbench.sweep.weights import initial_weights
-from tests.cells import cell, with_facts
-from tests.networks import FEW, OWN, Levels, own_network
-from tests.reporters import Silent
+from tests.networks import FEW, OWN, Levels
 
 
 def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
@@ -54,119 +43,6 @@ def test_stored_cells_are_taken_and_a_changed_weight_is_another_model(
         net[1].bias[0] += 1
     dml.evaluate(net, small, attacks=FEW, results=tmp_path, progress=False, label="changed")
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * len(times) / 2
-
-
-def test_stored_cells_are_renamed_to_another_label_or_training_seed(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    """Cells under two names would be two models in tables, each with half of the columns."""
-    how: dict[str, Any] = {"results": tmp_path, "progress": False}
-    attacks = ["es", "ltm", "gtm"]  # with a score, Robust R@1
-    for _ in range(2):
-        dml.evaluate(net, small, attacks=attacks, label="B", **how)
-    again = dml.evaluate(net, small, attacks=attacks, label="A", training_seed=2, seed=0, **how)
-    dml.evaluate(net, small, attacks="es", **how)  # label and seed are those stored
-    every = dml.load_results(tmp_path).records
-    assert {(one["label"], one["seed"]) for one in every} == {("A", 2)}
-    assert "Robust R@1" in {one["metric"] for one in every}
-    assert {one["value"] for one in again.records} <= {one["value"] for one in every}
-    with pytest.raises(dml.UserError, match="has a control character"):
-        dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
-
-
-def test_models_that_differ_in_the_training_seed_are_one_row(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    """A mean over seeds; the targets of attacks are those of the training seed, as in a run."""
-    how: dict[str, Any] = {"attacks": "es", "label": "mine", "results": tmp_path}
-    found = [
-        dml.evaluate(one, small, training_seed=seed, progress=False, **how)["ES:D"].value
-        for seed, one in enumerate((net, own_network()))
-    ]
-    (row,) = pd.read_csv(tmp_path / "seeds.csv").to_dict("records")
-    assert row["seeds"] == "0 1"
-    assert float(row["ES:D"]) == pytest.approx(np.mean(found))
-    with pytest.raises(dml.UserError, match="training_seed= is for a checkpoint or"):
-        dml.evaluate("c2f2:dim=8", small, training_seed=1, progress=False, **how)
-
-
-def test_a_network_keeps_its_name_where_none_is_given(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    """Its numbers stay in one row, also if its file was renamed meanwhile."""
-    how: dict[str, Any] = {"results": tmp_path / "results", "progress": False}
-    first = dml.evaluate(net, small, attacks=FEW[0], label="mine", **how)
-    again = dml.evaluate(net, small, attacks=FEW[1], **how)
-    assert {one["label"] for one in (*first.records, *again.records)} == {"mine"}
-    torch.save(C2F2(dim=8).build(1, 8).state_dict(), tmp_path / "a.pt")
-    shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
-    for name in ("a", "b"):
-        found = dml.evaluate(tmp_path / f"{name}.pt", small, network="c2f2:dim=8", **how)
-        assert {one["label"] for one in found.records} == {"a"}
-
-
-def test_a_copy_without_a_manifest_does_not_join_the_row_of_the_training(tmp_path: Path) -> None:
-    """Its training is unknown, so the row of the trained model is another one."""
-    store = Store(tmp_path)
-    session = Session(FashionMini(), None, None, store, Compute("cpu"), Silent())
-    trained, first, copied = (
-        with_facts(cell(label=name, defense=name, **training), model={})
-        for name, training in (
-            ("HM", {}),
-            ("first", {"resolved": "", "training_cost": 1}),
-            ("copy", {"resolved": "", "training_cost": 1}),
-        )
-    )
-    facts = {key: trained.facts[key] for key in ("checkpoint", "model")}
-    weights = Weights(parse_model("c2f2"), None, facts, copied.about, 0)
-    for stored, name in ((trained, "copy"), (first, "first")):
-        store.put(stored, {"CA+": np.zeros(4)})
-        assert in_its_row(session, weights, None).about.label == name
-
-
-def test_another_network_under_a_name_that_nobody_gave_is_warned_of(
-    net: nn.Module, small: Dataset, tmp_path: Path
-) -> None:
-    """Tables show only one of them."""
-    how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path, "progress": False}
-    other = own_network()
-    for _ in range(2):
-        dml.evaluate(net, small, **how)  # a warning is an error
-    with pytest.warns(UserWarning, match="another network are stored under the name 'Sequential'"):
-        dml.evaluate(other, small, **how)
-    with (
-        pytest.warns(UserWarning, match="results of another network are stored"),
-        pytest.warns(UserWarning, match="of the same weights in another network, or in this one"),
-    ):
-        dml.evaluate(other, small, mean=[0.5], std=[0.2], **how)
-    dml.evaluate(own_network(), small, label="third", **how)
-    with pytest.warns(UserWarning, match="another network are stored under the name 'third'"):
-        dml.evaluate(own_network(), small, label="third", **how)
-    dml.evaluate(own_network(), small, metric="E", **how)  # another row
-
-
-def test_other_images_under_one_spec_are_warned_of(
-    net: nn.Module, tiny: RetrievalData, tmp_path: Path
-) -> None:
-    """Tables show the numbers of the images that were measured last."""
-    how: dict[str, Any] = {"attacks": FEW[0], "results": tmp_path, "progress": False}
-    sets = [from_arrays(tiny.test.images[n:], tiny.test.labels[n:]) for n in (0, 1)]
-    dml.evaluate(net, sets[0], **how)
-    with pytest.warns(UserWarning, match="on other images of arrays are stored, and tables show"):
-        dml.evaluate(net, sets[1], **how)
-
-
-def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:
-    """Two embedders without parameters, and one network behind two filters."""
-    for name, rest in (("filters", own_network()), ("embedders", nn.Flatten())):
-        attacks = ["es", "ltm", "gtm"]  # those that Robust R@1 is drawn from
-        how: dict[str, Any] = {"attacks": attacks, "results": tmp_path / name, "progress": False}
-        for layer in (nn.Tanh(), nn.ReLU(), nn.Tanh()):
-            title = type(layer).__name__
-            network = type(title, (nn.Sequential,), {"__module__": __name__})(layer, rest)
-            found = dml.evaluate(network, small, **how)
-            assert {one["label"] for one in found.records} == {title}
-            assert "Robust R@1" in {one["metric"] for one in found.records}
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ def _in_words(some: Sequence[tuple[Key, str]], every: Sequence[tuple[Key, str]])
 
 
 def _setting(key: Key, others: Sequence[Key]) -> str:
-    """What tells a measurement from ``others`` of its attack: ``10 queries``, or ``steps=8``."""
+    """The settings in which a measurement differs from ``others`` of its attack: ``10 queries``."""
     words = []
     for name, form in SETTINGS.items():
         value = getattr(key, name)

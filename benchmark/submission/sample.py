@@ -88,7 +88,21 @@ def measured_again(
         except (MemoryError, RuntimeError) as error:  # a network larger than this machine
             said = first_line(error, "out of memory")
             raise UserError(f"the network of the bundle cannot be built here: {said}") from None
-        parts = _sampled(evaluation, cells, claimed, outcomes, asked, queries, seed)
+        generator = np.random.default_rng(seed)
+        parts = []
+        for cell in cells:
+            task = claimed.tasks[cell.id]
+            if isinstance(task, Combine):
+                continue
+            pool = asked(cell)
+            size = min(queries, len(pool))
+            sample = sorted(int(i) for i in generator.choice(pool, size, replace=False))
+            if not task_is_attack(task) or cell.about.eot:
+                sample = pool  # what a randomised network draws depends on the batch
+            found = _again(evaluation, task, sample)
+            whole = len(sample) == len(pool)
+            numbers = list(_held(cell, task, outcomes[cell.id], found, sample, whole))
+            parts.append(_Part(cell, task, pool, sample, found, numbers))
         every = [one for part in parts for one in part.numbers]
         for part in parts:
             doubtful = part.doubtful or any(differs_alone(one, every) for one in part.numbers)
@@ -106,35 +120,6 @@ def measured_again(
     alone = [one for one in unexplained(every) if not one.refused]
     reasons += [f"{_said(one)}, and nothing else does, so it is not rounding" for one in alone]
     return [replace(one, alone=True) if one in alone else one for one in every], reasons
-
-
-def _sampled(
-    evaluation: Evaluation,
-    cells: Sequence[Cell],
-    claimed: Claim,
-    outcomes: Mapping[str, Outcomes],
-    asked: Callable[[Cell], list[int]],
-    queries: int,
-    seed: int,
-) -> list[_Part]:
-    """A part for each cell that is no score, with its sample measured again."""
-    generator = np.random.default_rng(seed)
-    parts = []
-    for cell in cells:
-        task = claimed.tasks[cell.id]
-        if isinstance(task, Combine):
-            continue
-        pool = asked(cell)
-        size = min(queries, len(pool))
-        sample = sorted(int(i) for i in generator.choice(pool, size, replace=False))
-        if not task_is_attack(task) or cell.about.eot:
-            sample = pool  # what a randomised network draws depends on the batch
-        found = _again(evaluation, task, sample)
-        numbers = list(
-            _held(cell, task, outcomes[cell.id], found, sample, len(sample) == len(pool))
-        )
-        parts.append(_Part(cell, task, pool, sample, found, numbers))
-    return parts
 
 
 def _said(one: Agreement) -> str:

@@ -178,7 +178,7 @@ def _told(cell: Cell) -> dict[str, str]:
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
-    """What tells the row of a cell from others."""
+    """The values by which the row of a cell is known."""
     return tuple(_told(cell).values())
 
 
