@@ -36,7 +36,7 @@ def made(form: str) -> RetrievalData:
         hides = {(3 * i) % N: i for i in range(Q)}  # an answer, by its source
         sources = range(Q), [hides.get(n, Q) for n in range(N)]
         none = [[None] * n for n in (Q, N)]
-        with pytest.warns(UserWarning, match="1 of 9 queries have no answer"):
+        with pytest.warns(UserWarning, match="1 of 9 queries has no answer"):
             found = dml.from_arrays(
                 pixels[0],
                 none[0],

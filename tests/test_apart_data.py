@@ -163,7 +163,7 @@ def test_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "s.txt").write_text(
         "x a/1.png\nx a/4.png\ny a/2.png\nz b/3.png\nw b/5.png\nw b/6.png\nw 7.png\n"
     )
-    with pytest.warns(UserWarning, match="1 of 3 queries have no answer"):
+    with pytest.warns(UserWarning, match="1 of 3 queries has no answer"):
         sourced = spec.parse(f"{text},sources=s.txt", DATASETS).load(None)
     assert sourced.relevance().excluded.lengths.tolist() == [1, 0, 0]
     (tree / "g/b/same.png").write_bytes((tree / "q/a/1.png").read_bytes())

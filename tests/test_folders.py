@@ -241,7 +241,9 @@ def test_queries_that_are_alone_in_their_class_are_warned_of(tmp_path: Path) -> 
     for name in "xyz":
         trees.write(tmp_path / "set" / name / "0.jpg", trees.jpeg(9, ord(name)))
     chosen, said = Folder(root=str(tmp_path / "set")), "3 of 5 queries have no answer among the"
-    with pytest.warns(UserWarning, match=f"^folder: {said} other test images: they are attacked"):
+    with pytest.warns(
+        UserWarning, match=f"^folder: {said} other test images: such a query is attacked"
+    ):
         data = chosen.load(None, Cache(tmp_path / "cache"))
     with pytest.warns(UserWarning, match=f"^arrays: {said}"):
         dml.from_arrays(data.test.images, data.test.labels)

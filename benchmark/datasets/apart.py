@@ -140,7 +140,8 @@ def warn_of_trained(name: str, data: RetrievalData) -> None:
 def _warn_of_unanswered(name: str, without: int, queries: Split, where: str) -> None:
     if without:
         warnings.warn(
-            f"{name}: {without} of {len(queries)} queries have no answer {where}: they are "
+            f"{name}: {without} of {counted(len(queries), 'query', 'queries')} "
+            f"{'has' if without == 1 else 'have'} no answer {where}: such a query is "
             "attacked, and left out of R@K, mAP and what follows from them",
             stacklevel=5,
         )
