@@ -68,7 +68,9 @@ OPTIMIZERS: dict[str, type[PGD] | type[APGD]] = {"pgd": PGD, "apgd": APGD}
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Component, abc.ABC):
-    """A white-box attack in an L-infinity ball, or in an L2 ball (``norm``).
+    """An attack in an L-infinity ball, or in an L2 ball (``norm``), along gradients.
+
+    Attacks without gradients are of ``dmlbench.attacks.black_box``.
 
     A field that is None (``auto``) is filled in from the suite and the data set's card by
     ``resolve``; ``optimizer`` stays None where it is the suite's. ``perturbs`` says which part the
@@ -82,10 +84,13 @@ class Attack(Component, abc.ABC):
 
     False for an attack that follows no gradient, or need not be stronger than noise.
     """
+    auto: ClassVar[str] = ""
+    """What ``auto`` stands for where it is not what it stands for in other attacks."""
 
     eps: float | None = parameter(
         None,
-        "radius of the ball; of norm=l2 a length over all pixels, which has no default",
+        "radius of the ball; auto: the data set's; of norm=l2 a length over all pixels, which has "
+        "no default",
         at_least=0,
         at_most=1,
         pixels=True,
@@ -93,14 +98,16 @@ class Attack(Component, abc.ABC):
     )
     alpha: float | None = parameter(
         None,
-        "size of a step; eps where steps=1 (FGSM); of APGD the first, usually 2 eps; of PGD under "
-        "norm=l2 usually 2.5 eps / steps",
+        "size of a step; auto: the data set's, or eps where steps=1 (FGSM); of APGD, whose first "
+        "step it is, 2 eps; of PGD under norm=l2 2.5 eps / steps",
         above=0,
         at_most=1,
         pixels=True,
         unless="norm=l2",
     )
-    steps: int | None = parameter(None, "steps of the optimizer", at_least=1)
+    steps: int | None = parameter(
+        None, "steps of the optimizer; auto: the data set's, 100 in the suite auto", at_least=1
+    )
     restarts: int = parameter(
         0,
         "random starts in the ball, of which each query's worst counts; 0: the clean image",

@@ -2,7 +2,8 @@
 
 Of attacks on the top-1 ``NAME`` is R@1 after the attack. ``NAME:Q`` is how long each query holds
 out: the forward passes until its top-1 was wrong, 0 where the clean top-1 is, the budget where
-it never was. So the share of queries whose number is above n is R@1 as a function of the passes n.
+it never was. So the share of queries whose number is above n is R@1 after n passes, for every n
+below the budget.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def columns(name: str) -> tuple[Column, ...]:
         "",
         "higher",
         "Forward passes until the top-1 of a query was wrong: 0 where the clean top-1 is, the "
-        "whole budget where it never was. At the median R@1 has fallen to half.",
+        "whole budget where it never was. At a median below the budget, R@1 has fallen to half.",
         (0, float("inf")),
         median=f"{name}:q50",
         curve="forward passes",

@@ -74,7 +74,7 @@ class CandidateGoal(RowWise):
     sums: torch.Tensor
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (B,) float64 and gradients (B, D); at a tie the hinge counts as active."""
+        """Losses (B,) float64 and gradients (B, D); at a tie an item counts as active."""
         a = rowwise(self.queries, e[:, None], self.metric)
         k = torch.searchsorted(self.distances, a[..., None], right=self.up)
         within = self.sums.gather(2, k)[..., 0]

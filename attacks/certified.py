@@ -130,13 +130,15 @@ class Certified(TopOneAttack):
             "",
             "higher",
             "The least L2 length at which an attack made the top-1 of the smoothed model wrong; 0 "
-            "where it is wrong already, eps where it never was. It is above Certified.",
+            "where it is wrong already, eps where it never was. It is not below Certified, if that "
+            "holds.",
             (0, float("inf")),
             curve=LENGTHS,
         ),
     )
     loss = "margin"
     held_against_noise = False  # that check embeds without smoothing
+    auto = "eps=8 sigma, optimizer=apgd, alpha=2 eps, steps=20"
 
     norm: Literal["l2"] = parameter("l2", "what eps bounds: normal noise certifies lengths")
     sigma: float = parameter(

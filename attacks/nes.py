@@ -39,6 +39,7 @@ class NESAttack(TopOneBlackBox):
 
     card = Card("nes", "break the top-1 along gradients estimated from distances", ILYAS)
     columns = columns("NES")
+    auto = "alpha=the step of PGD on the data set, in every suite"
 
     loss: str = parameter(  # type: ignore[misc]  # of the others it is a constant of the class
         "margin", "the loss that is minimised", choices=tuple(LOSSES)

@@ -6,21 +6,25 @@ come in a given order (``dmlbench.attacks.order``),
     tau_S = sum_{i<j} S_ij / (k choose 2),    S_ij = 1 where both are in the list, in this order,
                                               S_ij = -1 otherwise
 
-(Zhou et al., ICCV 2021, algorithm 1). At tau_S = 1 the query is broken. The searches are those of
-the published code (cdluminate/advorder, ``lib/reorder.py``) with its parameters:
+(Zhou et al., ICCV 2021, algorithm 1). At tau_S = 1 the query is broken. The searches have the
+parameters of the published code (cdluminate/advorder, ``lib/reorder.py``):
 
-    nes     gradients estimated from 50 images with normal noise of 2 eps, sign steps of 2/255
+    nes     gradients estimated from 50 images with normal noise of 2 eps, cut off at +-eps; sign
+            steps of 2/255
     spsa    the same with random signs, of 2/255, and without momentum
     pso     a swarm of 40 particles
     random  uniform noise around the image
 
 Its NES follows Adam's direction, whose bias correction divides by zero in the first step. Momentum
-0.9, which the code names too, is in its place here. The paper has lists of n = 50 items, of k, and
+0.9, which the code names too, is in its place here. A step of NES and SPSA shows the image itself
+too, 51 in place of 50, and weights each pair by what was shown of it, inside the ball
+(``dmlbench.attacks.engine.nes``). The paper has lists of n = 50 items, of k, and
 of all. Images of more than 32 pixels a side get coarse noise (``targets.coarse``).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -77,6 +81,7 @@ class OrderListAttack(ListAttack):
         Column("OA-list", "", "lower", TAU_S, (-1, 1)),
         passes("OA-list", "the order was the wanted one"),
     )
+    auto = "by nes and spsa alpha=2/255"
 
     k: int = parameter(5, "items whose order is changed; the paper has 5, 10, 25", at_least=2)
     by: Literal["nes", "spsa", "pso", "random"] = parameter("nes", "the search")
@@ -87,6 +92,11 @@ class OrderListAttack(ListAttack):
             raise ValueError(f"n={self.n} shows fewer than the k={self.k} items: give a larger n")
         if self.alpha is not None and self.by in ("pso", "random"):
             raise ValueError(f"alpha is not for by={self.by}: it takes no steps of one size")
+
+    @property
+    def version(self) -> int:
+        """The card's version, plus 1 by NES, whose noise was not cut off at eps before."""
+        return super().version + (self.by == "nes")
 
     def resolve(self, threat: Threat) -> Self:
         """Fill in the size of a step of NES and SPSA too."""
@@ -110,6 +120,7 @@ class OrderListAttack(ListAttack):
             SAMPLES,
             2 * eps if nes else STEP,
             MOMENTUM if nes else 0.0,
+            most=eps if nes else math.inf,
             signs=not nes,
             side=COARSE,
             bits=self.bits,

@@ -81,6 +81,7 @@ class QAIR(ListAttack):
 
     card = Card("qair", "drive the items that a query returned from its list, seen alone", LI)
     columns = (Column("QAIR", "%", "higher", OVERLAP), passes("QAIR", "no item was left"))
+    auto = "by nes alpha=the step of PGD on the data set, in every suite"
 
     by: Literal["nes", "square"] = parameter(
         "nes", "the search: along estimated gradients, or by random squares"

@@ -107,7 +107,8 @@ class SemanticsPreservingQueryAttack(QueryAttack):
 
     xi: float | None = parameter(
         None,
-        "scale s of the weight xi = exp(s L_sp), L_sp the loss on the items kept",
+        "scale s in the weight min(exp(s L_sp), 1e9) of L_sp, the loss on the items kept; not the "
+        "weight itself",
         at_least=0,
     )
 

@@ -1,15 +1,16 @@
 """The smallest perturbation that breaks each query's top-1, by bisection.
 
-A perturbation stays valid in every larger ball, so the share of queries whose radius is above eps
-is R@1 as a function of eps, and falls as eps grows. ``Radius`` is the mean of the radii (the area
-under that curve), ``r50`` their median. Both are in 1/255.
+A perturbation stays valid in every larger ball, so the share of queries whose radius is above r
+is R@1 in a ball of r, for every r below eps, and falls as r grows. ``Radius`` is the mean of the
+radii (the area under that curve up to eps), ``r50`` their median. Both are in 1/255.
 
 The radii that are looked at, in 1/255, are 1/32 and then a factor of sqrt(2) up to 2, and whole
-numbers from there on to eps. Each is searched by the margin of ``top1``; the largest is eps.
-A search begins at the smallest perturbation that has broken the query so far, brought into the
-smaller ball. With bits=8 they are whole numbers, and a query is broken where its image of 8 bits
-is. A query that is wrong on the clean image has radius 0, one that is never broken eps.
-Of a randomised network a query counts as broken where most draws have a wrong top-1.
+numbers from there on to eps, which is the largest. Those that the bisection visits are searched by
+the margin of ``top1``. A search begins at the smallest perturbation that has broken the query so
+far, brought into the smaller ball. With bits=8 the radii are whole numbers, and a query is broken
+where its image of 8 bits is. A query that is wrong on the clean image has radius 0, one that is
+never broken eps. Of a randomised network a query counts as broken where most draws have a wrong
+top-1.
 """
 
 from __future__ import annotations
@@ -76,14 +77,16 @@ class Radius(TopOneAttack):
             "",
             "higher",
             "The smallest eps, in 1/255, at which the margin attack breaks the top-1; 0 where the "
-            "clean top-1 is wrong. The mean is the area under R@1 as a function of eps, and at the "
-            "median R@1 has fallen to half.",
+            "clean top-1 is wrong, the largest eps where it was never broken. The mean is the area "
+            "under R@1 as a function of eps, up to the largest. At a median below that, R@1 has "
+            "fallen to half.",
             (0, 255),
             median="r50",
             curve="eps in 1/255",
         ),
     )
     loss = "margin"
+    auto = "optimizer=apgd, alpha=2 eps; in the suite auto steps=50"
 
     norm: Literal["linf"] = parameter(
         "linf", "what eps bounds: the change of every pixel, as radii are in 1/255", late=True

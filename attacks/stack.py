@@ -107,11 +107,12 @@ class TopOneStack(TopOneAttack):
 
     @property
     def version(self) -> int:
-        """The card's version, plus 1 with several restarts.
+        """The card's version, plus 2 with several restarts.
 
-        In the earlier version the starts of dlr and knn, and the squares, were the same in each.
+        In the first version the starts of dlr and knn, and the squares, were the same in each; in
+        the second, dlr and knn of the first restart began where the margin of others did.
         """
-        return super().version + (self.restarts > 1)
+        return super().version + 2 * (self.restarts > 1)
 
     def flags(
         self, outcomes: Mapping[str, np.ndarray[Any, Any]], findings: Mapping[str, Any]
@@ -168,7 +169,9 @@ class TopOneStack(TopOneAttack):
             if not len(left):
                 break
             part = replace(goal.take(left), name=loss)
-            begin = random_start(images[left], self.eps or 0, part.index, part.seed, stage)
+            # behind the numbers of restarts, whose starts are drawn from the first one's seed
+            number = stage + max(self.restarts - 1, 0)
+            begin = random_start(images[left], self.eps or 0, part.index, part.seed, number)
             other = search.run(embed, images[left], part, begin)
             found, held = _better(found, held, left, other, right(part, other.images))
         white, before, left = found, held, (held > 0).nonzero()[:, 0]

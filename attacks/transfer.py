@@ -107,6 +107,7 @@ class Transfer(TopOneAttack):
     columns = (Column("Transfer", "%", "higher", HELP),)
     loss = "margin"
     held_against_noise = False  # images of another model need not be stronger than noise
+    auto = "optimizer=apgd, alpha=2 eps"
 
     from_: str = parameter(
         "",

@@ -7,8 +7,9 @@ split is the gallery:
 
 (Li et al., ICCV 2019; theFool32/UAP_retrieval, ``cirtorch/examples/attack``: momentum 1, alpha =
 eps / 10, x + v clipped to [0, 1].) The code has one image in a step, lowers alpha by 1% an epoch,
-and stops where the R@K of the test set is lowest; here the number of steps is fixed and the test
-split is not looked at.
+halves v at the start of an epoch where many of its pixels are at +-eps, resizes v from one size to
+that of each image, and stops where the R@K of the test set is lowest. Here v has the size of the
+images and is not halved, the number of steps is fixed, and the test split is not looked at.
 
 ``by=pair`` is the pair-wise loss of the paper, which needs no labels. With c_near and c_far the
 nearest and the farthest of 512 k-means centres of the train split (half as many as it has images,
@@ -121,6 +122,7 @@ class UniversalPerturbation(Attack):
     card = Card("uap", "one perturbation for all queries, made on the train split", LI)
     columns = COLUMNS
     held_against_noise = False  # one for all need not be stronger than the worst noise of each
+    auto = "optimizer=pgd, alpha=eps/10, steps=500"
 
     by: str = parameter(
         "ltm",

@@ -46,7 +46,8 @@ class StepOutput:
         hardness: scalar, mean of d(a, p) - d(a, n) over the triplets that the loss is taken on.
         mean_cosine: scalar, mean pairwise cosine of the clean batch; near 1 in a collapse.
         weight: of this process's share in the mean over all processes (``Triplets.weight``).
-        passes: adversarial forward-backward passes spent, counted per triplet.
+        passes: adversarial forward-backward passes spent, each with one of the groups of images
+            that the defense perturbs together (a triplet of HM, a pair of ACT, an image of EST).
         full_passes: what they would have been without the active set.
         after: called with the state when the gradients of the loss are known, in all processes.
             It may write into the state only values that are the same in all processes.

@@ -162,6 +162,8 @@ def _method(entry: dict[str, Any]) -> str:
         lines.append(f"It reports {named}.")
     if "recipe" in entry:
         lines.append("\n".join(f"- {_escaped(line)}" for line in protocol(entry)))
+    if entry.get("auto"):
+        lines.append(f"`auto`: {_escaped(entry['auto'])}.")
     rows = [
         f"| `{p['name']}={p['default']}` | {_escaped(p['help'])} | {_escaped(p['domain'])} |"
         for p in entry["parameters"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dmlbench import testing
-from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.core.protocol import Threat
 from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -61,3 +64,16 @@ def test_the_definitions_of_the_published_code_conform(attack: str) -> None:
 def test_built_in_methods_cite_a_paper(cls: type[Component]) -> None:
     assert cls.card.paper is not None
     assert cls.card.paper.key in cls.card.paper.bibtex
+
+
+@pytest.mark.parametrize("cls", [*map(type, EVERY.values())], ids=name)
+def test_an_attack_says_what_auto_stands_for_in_it_alone(cls: type[Attack]) -> None:
+    own = set()
+    for suite in ("strict", "ers", "auto"):
+        threat = Threat(eps=0.1, alpha=0.01, steps=8, suite=suite)
+        usual, resolved = (ATTACKS.get(one)().resolve(threat) for one in ("margin", cls.card.name))
+        for key in ("eps", "alpha", "steps", "optimizer"):
+            value = getattr(resolved, key)
+            if value not in (None, getattr(usual, key)):  # None: no key of this attack, or usual
+                own.add(key)
+    assert own == set(re.findall(r"(\w+)=", cls.auto))

@@ -168,7 +168,7 @@ def clip(x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [4, 64])
-@pytest.mark.parametrize("name", ["pso", "random", "spsa"])
+@pytest.mark.parametrize("name", ["pso", "random", "spsa", "nes"])
 def test_a_search_is_the_loop_over_one_image(name: str, size: int) -> None:
     """Noise of 64 pixels a side has 32 numbers a side."""
     budget, clean, index = 90, torch.rand(2, 1, size, size), torch.tensor([4, 11])
@@ -177,6 +177,7 @@ def test_a_search_is_the_loop_over_one_image(name: str, size: int) -> None:
         "pso": PSO(0.1, budget),
         "random": RandomSearch(0.1, budget),
         "spsa": NES(0.1, budget, 0.03, 6, 0.02, 0.0, signs=True, side=32),
+        "nes": NES(0.1, budget, 0.03, 6, 0.2, 0.9, most=0.1, side=32),
     }
     bowl = Bowl(3, index, target)
     found = searches[name].run(lambda x: x.flatten(1), clean, bowl).images
@@ -212,13 +213,14 @@ def test_a_search_is_the_loop_over_one_image(name: str, size: int) -> None:
                 own_best[j] = min(own_best[j], xs[j], key=f)
                 leader = min(leader, xs[j], key=f)
         else:
-            x, shown = x0, []
+            x, shown, g = x0, [], torch.zeros_like(x0)
             while len(shown) < budget:
                 shown.append(x)
-                g = torch.zeros_like(x)
+                g = 0.9 * g if name == "nes" else torch.zeros_like(x)
                 for _ in range(3):
-                    sign = coarse(normal, own, 3, f"nes {len(shown)}", x).sign()
-                    pair = [clip(x + 0.02 * s * sign, x0) for s in (1, -1)]
+                    u_k = coarse(normal, own, 3, f"nes {len(shown)}", x)
+                    noise = (0.2 * u_k).clamp(-0.1, 0.1) if name == "nes" else 0.02 * u_k.sign()
+                    pair = [clip(x + s * noise, x0) for s in (1, -1)]
                     shown += pair
                     g += (f(pair[0]) - f(pair[1])) * (pair[0] - pair[1])
                 x = clip(x - 0.03 * g.sign(), x0)

@@ -323,9 +323,12 @@ def test_every_restart_of_the_stack_tries_other_starts_and_squares(
         whole = resolved("top1", eps=0.001, restarts=restarts, steps=1)
         whole.run(model, images[index], index, gallery, seed=3)
         noise[restarts] = [*drawn], [*squares]
+    assert all(torch.equal(a, b) for a, b in zip(noise[1][1], noise[3][1], strict=False))
     for one, many in zip(noise[1], noise[3], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=False))
         assert len({float(x.double().sum()) for x in many}) == len(many) == 3 * len(one)
+    ball = [random_start(images[index], 0.001, index, 3, number) for number in range(3)]
+    for start in ball:  # where the restarts of the margin begin
+        assert not any(torch.equal(start - images[index], noise) for noise in noise[3][0])
 
 
 def test_only_several_restarts_have_a_version_of_their_own() -> None:

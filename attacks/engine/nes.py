@@ -2,10 +2,11 @@
 
 At the image x, with n / 2 normal vectors u_k,
 
-    g = sum_k (L(x_k+) - L(x_k-)) (x_k+ - x_k-),      x_k+- = Proj(x +- sigma u_k)
+    g = sum_k (L(x_k+) - L(x_k-)) (x_k+ - x_k-),      x_k+- = Proj(x +- clip(sigma u_k, +-c))
     m <- momentum m + g,      x <- Proj(x - alpha sign(m))
 
-With ``signs`` the u_k are random signs, as in SPSA (Uesato et al., ICML 2018).
+With ``signs`` the u_k are random signs, as in SPSA (Uesato et al., ICML 2018). c is ``most``, which
+bounds nothing unless it is given.
 
 A step takes n + 1 passes: x itself is shown too. The images of a pair are projected onto the ball
 before they are shown, and the estimate uses what was shown, so each of them counts as an attempt.
@@ -13,6 +14,7 @@ before they are shown, and the estimate uses what was shown, so each of them cou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from dmlbench.attacks.engine.black_box import BlackBox, Breakable, Known
@@ -53,6 +55,7 @@ class NES(BlackBox[Estimates]):
     samples: int
     sigma: float
     momentum: float
+    most: float = field(default=math.inf, kw_only=True)
     signs: bool = field(default=False, kw_only=True)
     side: int | None = field(default=None, kw_only=True)
 
@@ -79,7 +82,8 @@ class NES(BlackBox[Estimates]):
         side = max(now.x.shape) if self.side is None else self.side
         u = coarse(normal, now.index, now.seed, f"nes {pair}", now.x, side)
         u = u.sign() if self.signs else u
-        return now.ball.project_(now.x + (self.sigma if place % 2 else -self.sigma) * u)
+        noise = (self.sigma * u).clamp(-self.most, self.most)
+        return now.ball.project_(now.x + (noise if place % 2 else -noise))
 
     def learn(
         self, now: Estimates, shown: torch.Tensor, loss: torch.Tensor, number: int

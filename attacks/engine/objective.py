@@ -61,7 +61,7 @@ class AutogradLoss(RowWise, abc.ABC):
 
     The graph reaches from the loss back to the embeddings (B, D) and no further, which is cheap
     unless the loss keeps something for every gallery item. A sample leaves the batch where its
-    gradient is exactly zero, as behind a hinge (``relu``).
+    gradient is exactly zero, as that of max(0, ...) below zero (``relu``).
     """
 
     @abc.abstractmethod

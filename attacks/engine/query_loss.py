@@ -5,9 +5,9 @@ With c a chosen candidate, x the other gallery items and q~ the perturbed query,
     QA+:  L = mean_c mean_x max(0, d(q~, c) - d(q~, x))
     QA-:  L = mean_c mean_x max(0, d(q~, x) - d(q~, c))          (AdvRank, query attack)
 
-An item x is active where its hinge is not zero. Loss and gradient need two sums over x only: of
-the active items, and of the active items weighted by 1 / d. So a step is two matrix products with
-the gallery, a chunk of it at a time, and no graph.
+An item x is active where its max(0, ...) is not zero. Loss and gradient need two sums over x only:
+of the active items, and of the active items weighted by 1 / d. So a step is two matrix products
+with the gallery, a chunk of it at a time, and no graph.
 
 ``strict`` leaves out the candidate itself and what the query never sees, such as its own entry, and
 counts ties half. ``ers``, as the published code, keeps both and counts strictly closer items.
@@ -52,7 +52,7 @@ class QueryLoss(RowWise):
         return seen - 1 if self.strict else torch.full_like(seen, len(self.gallery))
 
     def value_and_grad(self, e: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (B,) and gradients (B, D); at a tie the hinge counts as active."""
+        """Losses (B,) and gradients (B, D); at a tie an item counts as active."""
         sign = 1 if self.up else -1
         x, metric = self.gallery.embeddings, self.gallery.metric
         excluded = self.gallery.relevance.excluded

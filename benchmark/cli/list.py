@@ -42,7 +42,8 @@ def describe(cls: type[Component]) -> dict[str, Any]:
     """A registered class as JSON types.
 
     Keys: ``name``, ``summary``, ``version``, ``paper`` and ``parameters``; an attack also has
-    ``columns``, a data set its network, training recipe and threat models.
+    ``columns`` and ``auto`` (``Attack.auto``), a data set its network, training recipe and threat
+    models.
     """
     from dmlbench.attacks.base import Attack
     from dmlbench.core import spec
@@ -69,6 +70,7 @@ def describe(cls: type[Component]) -> dict[str, Any]:
         described["columns"] = [
             {"name": c.name, "unit": c.unit, "better": c.better} for c in cls.headings()
         ]
+        described["auto"] = cls.auto
     if isinstance(card, DatasetCard):
         described |= {
             "model": card.model,
@@ -99,6 +101,8 @@ def _print_kind(entries: list[dict[str, Any]], help: Mapping[str, str]) -> None:
         if "recipe" in entry:
             for line in protocol(entry):
                 click.echo(f"      {line}")
+        if entry.get("auto"):
+            click.echo(f"      auto: {entry['auto']}")
         for p in entry["parameters"]:
             if p not in shared:
                 _print_parameter(p)
