@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 import dmlbench as dml
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.datasets.base import Dataset, RetrievalData
+from dmlbench.datasets.folder import Folder
 from tests.networks import own_network
 
 
@@ -125,9 +127,15 @@ def test_what_trains_and_is_measured_too_is_warned_of(tiny: RetrievalData) -> No
         ({"model": sparse_network()}, "weight is sparse or has no values"),
         ({"attacks": 3}, "attacks must be a name or a list of names, got 3"),
         ({"attacks": ["es", 3]}, "attacks must be a name or a list of names, got 3"),
-        ({"data_root": 3}, "data_root must be the path of a folder, got 3"),
-        ({"cache": 3}, "cache must be the path of a folder, got 3"),
-        ({"results": 3}, "results must be the path of a folder, got 3"),
+        ({"data_root": 3}, "data_root must be a path, got 3"),
+        ({"cache": 3}, "cache must be a path, got 3"),
+        ({"results": 3}, "results must be a path, got 3"),
+        ({"results": "a\0b"}, "results must be a path, got"),
+        ({"device": None}, "--device None cannot be used"),
+        ({"device": "meta"}, "--device meta cannot be used"),
+        ({"model": "fashion-mini/nope"}, "unknown model of the zoo 'fashion-mini/nope'"),
+        ({"dataset": Folder(root=".", size=10)}, "folder: size must be"),
+        ({"dataset": Folder(root=".", size="64")}, "folder: size must be"),
     ],
 )
 def test_mistakes_are_user_errors_of_one_line(
@@ -144,7 +152,7 @@ def test_mistakes_are_user_errors_of_one_line(
 def test_a_network_of_torchscript_is_measured_as_the_plain_one(
     net: nn.Module, small: Dataset, made: str
 ) -> None:
-    how: dict[str, Any] = {"dataset": small, "attacks": "es:steps=2", "progress": False}
+    how: dict[str, Any] = {"dataset": small, "attacks": "es", "progress": False}
     if made == "traced":
         script = torch.jit.trace(net, torch.rand(2, 1, 8, 8))
     else:
@@ -183,12 +191,27 @@ def test_wrong_arguments_of_run_and_load_model(small: Dataset, tmp_path: Path) -
         ({"model": own_network()}, "model must be the spec of a network, such as 'resnet18' or"),
         ({"recipe": 5}, "recipe must be 'epochs=2' or {'epochs': 2}, got 5"),
         ({"seeds": np.array([], int)}, "name a seed"),
+        ({"seeds": 0}, "seeds must be a list of whole numbers such as [0, 1], got 0"),
+        ({"recipe": {1: 2}}, "unknown key '1'"),
     )
     for changed, words in wrong:
         with pytest.raises(dml.UserError, match=re.escape(words)):
             dml.run("none", dataset=small, results=tmp_path, progress=False, **changed)
     with pytest.raises(dml.UserError, match=r"no model 'x*' in "):
         dml.load_model("x" * 300, results=tmp_path)
+    for shape in (28, (3,), (3, "28"), (0, 28)):
+        with pytest.raises(dml.UserError, match="image_shape"):
+            dml.load_model("fashion-mini/hm", image_shape=shape)  # type: ignore[arg-type]
+    row: dict[str, Any] = {"images": "x.npz", "row": "hm", "by": "Jane Doe"}
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: dml.load_results(5),  # type: ignore[arg-type]
+        lambda: dml.compare("none", "hm", results=5),  # type: ignore[arg-type]
+        lambda: dml.verify_attack(**row | {"images": 5}),
+        lambda: dml.verify_attack(**row | {"by": 5}),
+    )
+    for call in calls:
+        with pytest.raises(dml.UserError, match=r"must be a (path|name).*, got 5"):
+            call()
 
 
 def test_a_training_that_is_too_short_is_refused_before_the_others_begin(
@@ -221,6 +244,9 @@ GALLERY = {"gallery": (np.ones((4, 8, 8), np.uint8), [0, 0, 1, 1])}
         ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
         ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
         ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
+        ({"images": torch.zeros(4, 8, 8, device="meta")}, "must be an array or a dense tensor"),
+        ({"recipe": "epochs=2"}, "recipe must be a dmlbench.core.protocol.Recipe, got 'epochs=2'"),
+        ({"training_threat": 5}, "training_threat must be a dmlbench.core.protocol.TrainingThr"),
         ({"labels": [[1], [2, 3], [1], [2]]}, "labels of images must be one number or text for"),
         ({"train": np.zeros((4, 8, 8))}, "train must be a pair (images, labels)"),
         ({"gallery": np.zeros((4, 8, 8))}, "gallery must be a pair (images, labels)"),
@@ -247,6 +273,56 @@ def test_a_radius_may_be_a_fraction_in_words_or_of_numpy() -> None:
     ]
     assert len(set(made)) == 1
     assert all(type(one) is float for one in made)
+
+
+def test_what_the_caller_writes_into_its_array_later_changes_nothing() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    made, before = dml.from_arrays(pixels, [0, 0, 1, 1]), pixels.copy()
+    pixels[:] = 0
+    assert np.array_equal(made.load(None).test.images[:, 0], before)
+
+
+class Halving(nn.Module):
+    """Uses another layer in training, which only ``train`` and ``eval`` switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(64, 4), nn.Linear(64, 4)])
+        self.used = 0
+
+    def train(self, mode: bool = True) -> Halving:
+        self.used = int(mode)
+        return super().train(mode)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layers[self.used](images.flatten(1))
+        return found
+
+
+def test_a_network_is_measured_as_its_own_eval_leaves_it(small: Dataset) -> None:
+    network = Halving()
+    asked: dict[str, Any] = {"dataset": small, "attacks": "tma", "progress": False}
+    network.eval()
+    reference = dml.evaluate(network, **asked)
+    network.train()
+    found = dml.evaluate(network, **asked)
+    assert (found["mAP"], found["TMA"]) == (reference["mAP"], reference["TMA"])
+    assert (network.used, network.training) == (1, True)  # a copy was measured
+
+
+def test_defaults_that_the_caller_has_set_change_nothing(net: nn.Module, small: Dataset) -> None:
+    asked: dict[str, Any] = {"dataset": small, "attacks": "es", "progress": False}
+    reference = dml.evaluate(net, **asked)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        found = dml.evaluate(net, **asked)
+        assert (torch.get_default_dtype(), torch.ones(1).device.type) == (torch.float64, "meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert (found["R@1"], found["ES:D"]) == (reference["R@1"], reference["ES:D"])
 
 
 def test_images_in_half_precision_are_those_of_8_bits() -> None:

@@ -8,6 +8,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def archive(host: str, content: bytes = GOOD, name: str = "set.tgz") -> Archive:
 
 def check(folder: Path) -> None:
     assert (folder / "images" / "a.jpg").read_bytes() == NOISE
-    left = {path.name for path in folder.parent.iterdir()}
+    left = {path.name for path in folder.parent.glob("[!.]*")}
     assert left == {"set", "set.tgz"}
 
 
@@ -101,6 +102,17 @@ def test_an_interrupted_download_goes_on(
     assert Host.asked == [None, "bytes=30000-"]
     fetch(archive(host), tmp_path, Silent())
     assert len(Host.asked) == 2  # it is there: nothing is asked for
+
+
+def test_two_processes_that_need_one_file_download_it_once(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporters = [Silent(), Silent()]
+    with ThreadPoolExecutor(2) as both:
+        futures = [both.submit(fetch, archive(host), tmp_path, one) for one in reporters]
+        assert [future.result() for future in futures] == [tmp_path / "set"] * 2
+    assert len(Host.asked) == 1
+    check(tmp_path / "set")
 
 
 def test_a_download_that_was_whole_is_not_fetched_again(host: str, tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_a_download_that_the_server_altered_is_not_kept(
     monkeypatch.setattr(Host, "content", GOOD[:-1] + b"?")
     with pytest.raises(UserError, match="damaged file"):
         fetch(archive(host), tmp_path, Silent())
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
 
 
 def test_without_server_and_file_the_error_says_what_to_do(host: str, tmp_path: Path) -> None:
@@ -193,7 +205,7 @@ def test_hostile_archives_write_nothing_outside(
     (root / "set.tgz").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be unpacked|holds no folder set"):
         fetch(archive("http://nowhere", content), root, Silent())
-    assert [path.name for path in root.iterdir()] == ["set.tgz"]
+    assert [path.name for path in root.glob("[!.]*")] == ["set.tgz"]
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
@@ -206,5 +218,5 @@ def test_a_zip_keeps_its_members_inside(tmp_path: Path) -> None:
     root.mkdir(parents=True)
     (root / "set.zip").write_bytes(buffer.getvalue())
     fetch(archive("http://nowhere", buffer.getvalue(), "set.zip"), root, Silent())
-    assert {path.name for path in root.iterdir()} == {"set", "set.zip"}
+    assert {path.name for path in root.glob("[!.]*")} == {"set", "set.zip"}
     assert not list(tmp_path.rglob("outside"))

@@ -193,6 +193,8 @@ def test_weights_that_are_not_available_or_do_not_fit_are_refused(
         parse_model(f"resnet18:weights={tmp_path / 'other.pth'}").build(3, SIDE, initial=True)
     with pytest.raises(UserError, match=r"no network is called 'nonsense'|Unknown model"):
         parse_model("timm:name=nonsense,weights=none").build(3, SIDE)
+    with pytest.raises(UserError, match=r"tag .nope.*there are resnet18\..*resnet18\.tv_in1k"):
+        parse_model("timm:name=resnet18.nope,weights=none").build(3, SIDE)
 
 
 def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

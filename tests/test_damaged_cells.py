@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from dmlbench.analysis.csv_files import export, read_folder, stored_records
+from dmlbench.api.load import load_results
 from dmlbench.common.errors import UserError
 from dmlbench.common.hashing import sealed
 from dmlbench.storage.store import Store
@@ -70,6 +72,21 @@ def test_a_damaged_cell_is_not_believed(
     store.repair([path])
     assert store.read() == ([], [])
     assert [p.name for p in store.quarantine.iterdir()] == [path.name]
+
+
+def test_a_row_of_a_cell_that_does_not_count_is_not_read_from_the_export(tmp_path: Path) -> None:
+    store, one = Store(tmp_path), cell()
+    store.put(one, {"CA+": np.arange(40.0)})
+    export(store)
+    assert [record["cell"] for record in stored_records(store)] == [one.id] * len(one.metrics)
+    store.path(one.id).write_text("{}")
+    assert [record["cell"] for record in read_folder(tmp_path)]  # the CSV has the row still
+    assert stored_records(store) == []
+    with (
+        pytest.warns(UserWarning, match="is damaged and left out"),
+        pytest.raises(UserError, match="no results in"),
+    ):
+        load_results(tmp_path)
 
 
 def test_temporary_files_of_killed_writers_are_deleted_and_no_others(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_an_address_that_nobody_can_ask_is_not_packed(place: Place, tmp_path: Pa
     for url in ("https://[bad/w", "https://", "https://x:99999/w"):
         with pytest.raises(UserError, match="is no address"):
             submit("hm", place.root / "results", tmp_path / "a.zip", by="Jane Doe", weights_url=url)
+    assert not (tmp_path / "a.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"by": " "}, "--by must be a name"),
+        ({"by": "Jane\nDoe"}, "--by must be a name"),
+        ({"link": "javascript:x"}, "--link must be an address"),
+        ({"weights_url": "http://example.org/w"}, "--weights-url must begin with https://"),
+        ({"checkpoint": Path("nope")}, "--checkpoint nope does not exist"),
+        ({"where": ["suite=auto"]}, "nothing was measured of 'hm' with suite=auto"),
+    ],
+)
+def test_what_cannot_be_handed_in_is_said_first(
+    place: Place, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        submit("hm", place.root / "results", tmp_path / "a.zip", **{"by": "Jane Doe"} | changed)
     assert not (tmp_path / "a.zip").exists()
 
 

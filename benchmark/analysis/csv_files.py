@@ -35,7 +35,7 @@ from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
 from dmlbench.storage import findings
-from dmlbench.storage.cell import Cell, implausible
+from dmlbench.storage.cell import implausible
 from dmlbench.storage.store import Store
 
 BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board begins with
@@ -187,11 +187,15 @@ def _is_board(path: Path) -> bool:
         return False
 
 
-def stored_records(cells: Iterable[Cell], folder: Path) -> list[Record]:
-    """The records of ``cells``, and those of the CSVs in ``folder`` that are of other cells."""
-    cells = list(cells)
-    known = {cell.id for cell in cells}
-    return [*records.tidy(cells), *(r for r in read_folder(folder) if r["cell"] not in known)]
+def stored_records(store: Store) -> list[Record]:
+    """The records of the cells that count, and those of the CSVs of which the folder has no cell.
+
+    A cell that is damaged, or of weights that were replaced, has no record, also not the one that
+    an earlier export may have left in a CSV.
+    """
+    known = store.ids()
+    others = (record for record in read_folder(store.root) if record["cell"] not in known)
+    return [*records.tidy(store.cells()), *others]
 
 
 def read_tidy(path: Path) -> list[Record]:

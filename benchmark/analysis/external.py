@@ -40,11 +40,12 @@ class Contributor:
 
     def check(self) -> None:
         """UserError unless name and link are allowed."""
-        if not self.by.strip() or not self.by.isprintable() or len(self.by) > LONGEST_NAME:
+        named = isinstance(self.by, str) and self.by.strip()
+        if not named or not self.by.isprintable() or len(self.by) > LONGEST_NAME:
             raise UserError(
                 f"--by must be a name of 1 to {LONGEST_NAME} printable characters, got {self.by!r}"
             )
-        if self.link and not _is_link(self.link):
+        if self.link and not (isinstance(self.link, str) and _is_link(self.link)):
             raise UserError(
                 f"--link must be an address that begins with https:// or http://, of at most "
                 f"{LONGEST_LINK} characters, got {self.link!r}"

@@ -13,6 +13,7 @@ from dmlbench.analysis.left_out import left_out
 from dmlbench.analysis.lookup import as_stored
 from dmlbench.api.report import Report
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import as_path
 from dmlbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def compare(
         frame = _frame(paired.compare(left, right), True)
         unlike = left_out(left.records, right.records)
     else:
-        found = of_names(str(a), str(b), Path(results), dataset)
+        found = of_names(str(a), str(b), as_path("results", results), dataset)
         frame, unlike = _frame(found.differences, found.paired), found.left_out
     if unlike:
         warnings.warn(unlike, stacklevel=2)
@@ -71,7 +72,7 @@ def compare(
 def _side(given: str | Path | Report, name: str, results: str | Path, dataset: str | None) -> Side:
     """A model whose outcomes are known query by query."""
     if not isinstance(given, Report):
-        return paired.find(as_stored(str(given)), Store(Path(results)), dataset)
+        return paired.find(as_stored(str(given)), Store(as_path("results", results)), dataset)
     records = [one for one in given.records if one["status"] == "ok"]
     records = [one for one in records if dataset in (None, one["dataset"])]
     if not all(one["cell"] in given.outcomes for one in records):

@@ -244,7 +244,12 @@ def _weights(
     if isinstance(model, Path) or _is_path(model):
         parsed = parse_model(network) if network else None
         return checkpoint_weights(
-            *(*common, parsed, path, label, seed, compute),
+            *common,
+            parsed,
+            path,
+            label=label,
+            seed=seed,
+            compute=compute,
             allow_code=allow_code,
             training_seed=training_seed,
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dmlbench.analysis.csv_files import read_folder, read_tidy
-from dmlbench.analysis.records import tidy
+from dmlbench.analysis.csv_files import read_tidy, stored_records
 from dmlbench.api.report import Report
 from dmlbench.common.errors import DamagedError, UserError
-from dmlbench.common.files import is_folder
+from dmlbench.common.files import as_path, is_folder
+from dmlbench.common.numbers import check_whole
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -26,7 +27,7 @@ from dmlbench.storage.checkpoint import (
     refuse_state,
     verified_manifest,
 )
-from dmlbench.storage.store import Store, no_results
+from dmlbench.storage.store import Store, damaged_cell, no_results
 from dmlbench.zoo.fetch import local_or_zoo
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load_model(
     """
     from dmlbench.compute.randomness import as_trained
 
-    folder = _folder(source, Path(results))
+    folder = _folder(source, as_path("results", results))
     manifest = verified_manifest(folder)
     if manifest is None:
         refuse_state(folder / STATE)
@@ -75,7 +76,7 @@ def load_model(
     if not allow_code:
         spec.refuse_reference(manifest.model, MODELS, f"{folder / MANIFEST}")
         spec.refuse_reference(manifest.dataset, DATASETS, f"{folder / MANIFEST}")
-    channels, size = image_shape or _image_shape(manifest)
+    channels, size = _image_shape(manifest) if image_shape is None else _shape(image_shape)
     with as_trained(manifest.training["seed"]):
         model = parse_model(manifest.model).build(channels, size)
     load_weights(folder / manifest.checkpoint, model)
@@ -90,17 +91,18 @@ def load_results(source: str | Path = "results") -> Report:
             per metric.
 
     Raises:
-        UserError: there is nothing, or a file is damaged.
+        UserError: there is nothing, or a CSV is damaged. Damaged cells are left out with a warning.
     """
-    path = Path(source)
+    path = as_path("source", source)
     if path.is_file():
         return Report(tuple(read_tidy(path)))
-    cells = Store(path).cells() if path.is_dir() else []
-    stored = {cell.id for cell in cells}
-    others = [record for record in read_folder(path) if record["cell"] not in stored]
-    if not cells and not others:
+    store = Store(path)
+    for damaged in store.read()[1]:
+        warnings.warn(damaged_cell(damaged), stacklevel=2)
+    found = stored_records(store)
+    if not found:
         raise UserError(no_results(path))
-    return Report((*tidy(cells), *others))
+    return Report(tuple(found))
 
 
 def _folder(source: str | Path | Mapping[str, Any], results: Path) -> Path:
@@ -170,6 +172,15 @@ def _manifests(results: Path) -> tuple[dict[Path, Manifest], list[str]]:
         if manifest is not None:
             known[path.parent] = manifest
     return known, damaged
+
+
+def _shape(given: Any) -> tuple[int, int]:
+    """(channels, side) as a caller gave it; UserError if it is none."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise UserError(f"image_shape must be (channels, side), such as (3, 224), got {given!r}")
+    for name, value in zip(("channels", "side"), given, strict=True):
+        check_whole(f"image_shape: {name}", value, 1)
+    return given[0], given[1]
 
 
 def _image_shape(manifest: Manifest) -> tuple[int, int]:

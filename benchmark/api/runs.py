@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmlbench.api.load import load_model
 from dmlbench.api.report import Report
-from dmlbench.api.session import attacks_of, dataset_of, names_of, opened
+from dmlbench.api.session import attacks_of, dataset_of, names_of, opened, seeds_of
 from dmlbench.attacks.base import Attack
 from dmlbench.datasets.base import Dataset
 from dmlbench.defenses.base import DEFENSES, Defense
@@ -148,7 +148,7 @@ def run(
         session.check_queries(queries)
         planned = plan.planned_attacks(attacked, chosen.protocol.threat, queries, recalls)
         trainings = plan.plan(
-            chosen, session.digest, network, wanted, seeds, session.fitted(settings)
+            chosen, session.digest, network, wanted, seeds_of(seeds), session.fitted(settings)
         )
         asked = {
             "queries": queries,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from typing import Any
 
 from dmlbench.attacks.base import Attack
 from dmlbench.common.errors import UserError
+from dmlbench.common.files import path_or_none
 from dmlbench.common.lazy import np
 from dmlbench.core import spec
 from dmlbench.core.registry import Component
 from dmlbench.datasets.base import DATASETS, Dataset
-from dmlbench.sweep.requests import parse_attacks
+from dmlbench.sweep.requests import parse_attacks, refused_values
 from dmlbench.sweep.session import Session, open_session
 
 
@@ -28,12 +28,21 @@ def dataset_of(dataset: str | Dataset) -> Dataset:
             f"dataset must be a spec such as 'fashion-mini', or what dmlbench.from_arrays(images, "
             f"labels) makes of arrays or tensors, got {type(dataset).__name__}"
         )
+    with refused_values():
+        spec.check(dataset)
     return dataset
 
 
 def plain(value: Any) -> Any:
     """A number of NumPy as one of Python; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def seeds_of(given: Any) -> list[Any]:
+    """Seeds as a list of Python's numbers; UserError unless it is a list."""
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise UserError(f"seeds must be a list of whole numbers such as [0, 1], got {given!r}")
+    return list(map(plain, given))
 
 
 def names_of(what: str, given: Any, kind: type[Component] | type[str] = str) -> list[Any]:
@@ -59,13 +68,21 @@ def attacks_of(
     return parse_attacks(named, default if suite is None else names_of("suite", suite))
 
 
-def _folder(what: str, given: Any) -> Path | None:
-    """A folder as a path, or None as it is; UserError if it is neither."""
-    if given is None:
-        return None
-    if not isinstance(given, str | os.PathLike):
-        raise UserError(f"{what} must be the path of a folder, got {given!r}")
-    return Path(given)
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """New tensors are float32 and on the CPU, whatever the caller has set, within a block."""
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device("cpu")
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if device.type != "cpu":
+            torch.set_default_device(device)
 
 
 @contextmanager
@@ -78,8 +95,8 @@ def opened(
 ) -> Iterator[Session]:
     """The session while the context lasts.
 
-    Gradients are on and autocast is off, whatever the caller has set: ``precision`` alone says in
-    which number format is computed.
+    Gradients are on, autocast is off, and new tensors are float32 on the CPU, whatever the caller
+    has set: ``precision`` and ``device`` alone say how and where is computed.
 
     Args:
         dataset: what is measured on.
@@ -90,6 +107,7 @@ def opened(
     import torch
 
     with (
+        _usual_defaults(),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
@@ -97,9 +115,9 @@ def opened(
         tempfile.TemporaryDirectory(prefix="dmlbench-") as empty,
         open_session(
             dataset,
-            _folder("results", results) or Path(empty),
-            data_root=_folder("data_root", data_root),
-            cache=_folder("cache", cache),
+            path_or_none("results", results) or Path(empty),
+            data_root=path_or_none("data_root", data_root),
+            cache=path_or_none("cache", cache),
             **{name: plain(value) for name, value in options.items()},
         ) as session,
     ):

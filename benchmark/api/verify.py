@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmlbench.analysis.external import Contributor
+from dmlbench.common.files import as_path, path_or_none
 from dmlbench.datasets.base import Dataset
 from dmlbench.sweep.external import Verified, verify_file
 
@@ -54,19 +55,19 @@ def verify_attack(
         UserError: no such row, or the file is not one of images in the row's ball.
     """
     return verify_file(
-        Path(images),
+        as_path("images", images),
         row,
         Contributor(by, link),
-        Path(results),
+        as_path("results", results),
         where=where,
         dataset=dataset,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=path_or_none("checkpoint", checkpoint),
         model=network,
         allow_code=allow_code,
         device=device,
         batch_size=batch_size,
         threads=threads,
-        data_root=None if data_root is None else Path(data_root),
-        cache=None if cache is None else Path(cache),
+        data_root=path_or_none("data_root", data_root),
+        cache=path_or_none("cache", cache),
         progress=progress,
     )

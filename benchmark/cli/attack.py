@@ -140,7 +140,13 @@ def attack(
         session.check_queries(queries)
         if checkpoint is not None:
             weights = checkpoint_weights(
-                *(chosen, session.digest, network, checkpoint, label, seed, session.compute),
+                chosen,
+                session.digest,
+                network,
+                checkpoint,
+                label=label,
+                seed=seed,
+                compute=session.compute,
                 allow_code=allow_code,
                 training_seed=training_seed,
             )

@@ -141,7 +141,7 @@ def _value(subject: str, value: Any, parameter: click.Parameter) -> Any:
 
     A callback makes one value of a flag's texts, so there is one in the file.
     """
-    if isinstance(value, dict):  # recipe: {epochs: 2, pairs: 32}
+    if isinstance(value, dict) and parameter.name == "recipe":  # recipe: {epochs: 2, pairs: 32}
         value = ",".join(f"{k}={_text(subject, v)}" for k, v in value.items())
     if isinstance(parameter, click.Option) and parameter.multiple:
         items = value if isinstance(value, list) and parameter.callback is None else [value]
@@ -151,6 +151,7 @@ def _value(subject: str, value: Any, parameter: click.Parameter) -> Any:
 
 def _text(subject: str, value: Any) -> str:
     if not isinstance(value, str):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        kinds = {type(None): "nothing", dict: "keys and values", list: "a list"}
+        kind = kinds[type(value)]
         raise UserError(f"{subject} must be a single value, got {kind}")
     return value

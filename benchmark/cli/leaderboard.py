@@ -49,8 +49,8 @@ FORMATS = ("md", "tex", "csv", "html", "plots")
     "--where",
     multiple=True,
     metavar="KEY=TEXT",
-    help="Show only lines whose suite, model, loss, defense, eta, recipe, precision, eot or "
-    "source (here or published) is TEXT; * stands for anything, | for or. May be repeated.",
+    help="Show only lines whose suite, model, loss, defense, eta, recipe, queries, precision, eot "
+    "or source (here or published) is TEXT; * stands for anything, | for or. May be repeated.",
 )
 def leaderboard(
     datasets: tuple[str, ...],

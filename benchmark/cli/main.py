@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -71,6 +72,8 @@ class _Group(click.Group):
             if error.errno == errno.EPIPE:  # nobody reads the output any more: click's matter
                 raise
             place = f"{error.filename}: " if error.filename else ""
+            if isinstance(error, FileNotFoundError) and not Path().exists():
+                place = "the current folder was deleted or moved: "
             _fail(f"{place}{(error.strerror or str(error)).lower()}", EXIT_USAGE)
         except KeyboardInterrupt as stop:
             how, code = (

@@ -17,8 +17,15 @@ class Whole(click.IntRange):
         super().__init__(min, max)
 
     def _describe_range(self) -> str:
-        """The range as the help shows it: without an end that nobody meets."""
+        """The range: as the help shows it without an end that nobody meets."""
         return super()._describe_range() if self.max != LARGEST else f"x>={self.min}"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:
+        """The number."""
+        number: int = click.INT.convert(value, param, context)
+        if self.max == LARGEST < number:
+            self.fail(f"{value} is above {LARGEST}, the largest number.", param, context)
+        return super().convert(value, param, context)
 
 
 class Real(click.FloatRange):

@@ -31,7 +31,7 @@ def check_outputs(results: Path, leaderboards: Path, writing: bool = True) -> No
     for folder, flag in ((results, "--results"), (leaderboards, "--leaderboards")):
         (check_writable if writing else check_may_write)(folder, flag)
     store = Store(results)
-    exported = bool(store.cells())
+    exported = bool(store.ids())
     if exported and writing:
         export(store)
     for path in tidy_files(results):
@@ -87,8 +87,7 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
 
     store = Store(results)
     warn_of_damage(store)
-    every = store.cells()
-    records = stored_records(every, results)
+    every, records = store.cells(), stored_records(store)
     if not records:
         raise UserError(no_results(results))
     if dataset is None:
@@ -107,11 +106,10 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
 
 def warn_of_damage(store: Store) -> None:
     """Print a warning for each cell file that cannot be read."""
+    from dmlbench.storage.store import damaged_cell
+
     for path in store.read()[1]:
-        click.echo(
-            f"warning: {path} is damaged and left out; a run that needs it measures it again",
-            err=True,
-        )
+        click.echo(f"warning: {damaged_cell(path)}", err=True)
 
 
 def export_folder(results: Path) -> None:
@@ -122,5 +120,5 @@ def export_folder(results: Path) -> None:
     if (results / "cells").is_dir():
         store = Store(results)
         warn_of_damage(store)
-        if store.cells():
+        if store.ids():
             export(store)

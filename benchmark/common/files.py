@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -38,6 +38,18 @@ def read_file(path: Path) -> bytes:
     """The content of a plain file; raises what ``open_file`` raises."""
     with open_file(path) as file:
         return file.read()
+
+
+def as_path(what: str, given: Any) -> Path:
+    """What a caller from Python named ``what``, as a path; UserError if it is none."""
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise UserError(f"{what} must be a path, got {given!r}")
+    return Path(given)
+
+
+def path_or_none(what: str, given: Any) -> Path | None:
+    """The same for an argument that may be None."""
+    return None if given is None else as_path(what, given)
 
 
 def is_folder(path: Path) -> bool:
@@ -150,6 +162,23 @@ def _check_name(folder: Path, flag: str) -> None:
     """UserError for a name that files of weights cannot have."""
     if str(folder).encode(errors="replace") != os.fsencode(folder):
         raise UserError(f"{flag} {folder} has letters that are no UTF-8: choose another name")
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: Callable[[str], None], busy: str) -> Iterator[None]:
+    """Hold a lock within a ``with`` block; ``busy`` is said if another process has it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{busy}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_abandoned(folder: Path, written: Iterable[str]) -> None:

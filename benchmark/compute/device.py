@@ -64,8 +64,8 @@ class Compute:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            torch.empty(1, device=device).cpu()  # which the device meta cannot
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = first_line(error)
             raise UserError(f"--device {self.device} cannot be used: {reason}") from None
         return device

@@ -77,7 +77,12 @@ class EmbeddingModel(nn.Module):
             images = (images - self.mean) / self.std
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             raw = self.backbone(images)
-        if not isinstance(raw, torch.Tensor) or raw.ndim != 2 or len(raw) != len(images):
+        if (
+            not isinstance(raw, torch.Tensor)
+            or raw.ndim != 2
+            or len(raw) != len(images)
+            or not raw.shape[1]
+        ):
             raise CellError(
                 f"the network must map {tuple(images.shape)} images to ({len(images)}, D) "
                 f"embeddings, got {_form_and_remedy(raw)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import re
 import typing
 from collections.abc import Mapping
@@ -149,6 +150,9 @@ class Parameter:
             hint = did_you_mean(str(value), known)
             one_of = "one of " if len(known) > 1 else ""
             raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
+        number = {int: numbers.Integral, float: numbers.Real}.get(self.type)
+        if number is not None and (isinstance(value, bool) or not isinstance(value, number)):
+            raise ValueError(f"must be {self.domain}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
             (above is not None and not value > above)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import np
 from dmlbench.common.numbers import check_whole
+from dmlbench.common.text import first_line
 from dmlbench.core.naming import DATASET_NAME
 from dmlbench.core.protocol import Recipe, Threat, TrainingThreat
 from dmlbench.datasets.apart import (
@@ -110,6 +111,12 @@ def from_arrays(
     eps, alpha = _length("eps", eps), _length("alpha", alpha)
     check_whole("steps", steps, 1)
     _check_name(name)
+    for what, given, kind in (
+        ("recipe", recipe, Recipe),
+        ("training_threat", training_threat, TrainingThreat),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise UserError(f"{what} must be a {kind.__module__}.{kind.__name__}, got {given!r}")
     _check_pair("train", train, "images, labels")
     _check_pair("gallery", gallery, "images, labels")
     _check_pair("sources", sources, "of images, of the gallery")
@@ -300,10 +307,11 @@ def _pixels(images: Images, what: str) -> npt.NDArray[np.uint8]:
     """(N, C, H, W) uint8."""
     try:
         array = np.asarray(_on_cpu(images))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(
-            f"{what} must be an array or tensor, or a list of images of one size; of a torch "
-            "Dataset: from_arrays(torch.stack([x for x, _ in it]), [y for _, y in it])"
+            f"{what} must be an array or a dense tensor of integers or floats, or a list of images "
+            f"of one size ({first_line(error)}); of a torch Dataset: "
+            "from_arrays(torch.stack([x for x, _ in it]), [y for _, y in it])"
         ) from None
     array = array[:, None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[2] != array.shape[3] or not array.size:
@@ -311,8 +319,8 @@ def _pixels(images: Images, what: str) -> npt.NDArray[np.uint8]:
         raise UserError(
             f"{what} must be (N, C, H, W) with H = W, or (N, H, W); got {array.shape}{hint}"
         )
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
+    if array.dtype == np.uint8:  # a copy: the caller may write into its own, and no name changes
+        return np.array(array, order="C") if array.flags.writeable else np.ascontiguousarray(array)
     levels = np.asarray(array, np.float64) * LEVELS
     rounded, slack = levels.round(), 0.1 if array.dtype == np.float16 else 1e-3
     if not np.isfinite(levels).all() or np.abs(levels - rounded).max() > slack:

@@ -125,7 +125,7 @@ class Listing:
 class ImageDataset(Dataset, abc.ABC):
     """A data set of image files."""
 
-    size: int = parameter(SIZE, "pixels a side that the network sees", at_least=32)
+    size: int = parameter(SIZE, "pixels a side that the network sees", at_least=32, at_most=4096)
 
     @property
     def side(self) -> int:

@@ -312,7 +312,11 @@ def drawn_queries(images: int, queries: int | None) -> npt.NDArray[np.int64]:
 def evaluation(
     model: EmbeddingModel, data: RetrievalData, compute: Compute, reporter: Reporter
 ) -> Iterator[Evaluation]:
-    """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``."""
+    """An ``Evaluation`` of the model: frozen, on the device and at the precision of ``compute``.
+
+    The model is put in eval mode by ``eval()``, which a network may have replaced by its own.
+    """
+    model.eval()
     model.use_bfloat16 = compute.precision == "bf16"
     with compute.applied() as device, frozen(on_device(model, device)):
         yield Evaluation(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.lazy import torch
+from dmlbench.common.text import first_line
 from dmlbench.core.papers import Paper
 from dmlbench.core.registry import Card
 from dmlbench.core.spec import parameter
@@ -108,7 +109,13 @@ class TimmModel(Pretrained):
 
     @property
     def _config(self) -> Any:
-        known = self._library().get_pretrained_cfg(self.name)
+        library = self._library()
+        try:
+            known = library.get_pretrained_cfg(self.name)
+        except RuntimeError as error:  # it has no such tag behind the dot
+            name = self.name.partition(".")[0]
+            tags = ", ".join(library.list_models(f"{name}.*", pretrained=True)) or "none"
+            raise UserError(f"model timm: {first_line(error)}: there are {tags}") from None
         if known is None:
             raise UserError(f"model timm: no network is called {self.name!r}")
         return known

@@ -322,6 +322,11 @@ class Store:
             return None
 
 
+def damaged_cell(path: Path) -> str:
+    """The warning that the file of a cell cannot be read."""
+    return f"{path} is damaged and left out; a run that needs it measures it again"
+
+
 def no_results(folder: Path) -> str:
     """The message that a results folder has nothing."""
     return f"no results in {folder}: begin with 'dmlbench run --defense hm --attack ca+'"

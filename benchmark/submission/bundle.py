@@ -46,8 +46,9 @@ PACKED = (".json", ".csv")  # these are compressed; all else is stored, so a bun
 MOST_MEMBERS, MOST_PACKED = 2000, 1 << 28  # files; bytes of the compressed ones, unpacked
 PIECE = 1 << 20
 
-Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Address = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^(|https://\S+)$")]
+Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+Link = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^(|https?://\S+)\Z")]
+Address = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^(|https://\S+)\Z")]
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +71,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema: Literal[1]
     by: Annotated[Text, msgspec.Meta(min_length=1)]
-    link: Address
+    link: Link
     protocol: Literal["closed", "open"]
     changes: tuple[Text, ...]
     dataset: Text

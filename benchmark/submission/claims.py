@@ -104,8 +104,13 @@ def _claim(
     network = None if manifest else parse_model(about.model)
     compute = Compute(precision=about.precision, eot=whole_number(about.eot) or 1)
     weights = checkpoint_weights(
-        *(dataset, digest, network, path, given, seeds[0] if seeds else about.seed),
-        compute,
+        dataset,
+        digest,
+        network,
+        path,
+        label=given,
+        seed=seeds[0] if seeds else about.seed,
+        compute=compute,
         allow_code=allow_code,
         training_seed=None if manifest else about.seed,
     )

@@ -40,8 +40,13 @@ def weights_of(
         described = stored_weights(checkpoint).manifest is not None
         network = None if described else parse_model(row["model"])
         found = checkpoint_weights(
-            *(session.dataset, session.digest, network, checkpoint, row["label"], seed),
-            session.compute,
+            session.dataset,
+            session.digest,
+            network,
+            checkpoint,
+            label=row["label"],
+            seed=seed,
+            compute=session.compute,
             allow_code=allow_code,
         )
         if found.facts["checkpoint"] != row["checkpoint_sha256"]:

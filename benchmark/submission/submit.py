@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import structs
 
 from dmlbench.analysis.csv_files import export
-from dmlbench.analysis.external import KIND
+from dmlbench.analysis.external import KIND, Contributor
 from dmlbench.analysis.lookup import as_stored, measured_cells
 from dmlbench.analysis.records import MODEL, ROW
 from dmlbench.analysis.where import DIGESTS, choices, condition
@@ -80,8 +80,11 @@ def submit(
         UserError: there are no such rows, they are several models, the weights are not there, or
             their address is none.
     """
+    Contributor(by, link).check()
     if weights_url:
         check_address(weights_url)
+        if not weights_url.startswith("https://"):
+            raise UserError(f"--weights-url must begin with https://, got {weights_url!r}")
     store = Store(results)
     cells = _chosen(store, name, where)
     first = cells[0]
@@ -144,6 +147,10 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
             for one in conditions
         )
 
+    def asked(cell: Cell) -> bool:
+        return wanted(cell) and all(one.meets(_value(cell, one.key)) for one in conditions)
+
+    measured_cells(name, store, asked, where)  # clean numbers alone are not what was asked for
     found = measured_cells(name, store, wanted, where)
     kinds = {
         (c.facts["checkpoint"], c.facts["data"], c.about.precision, c.about.eot) for c in found
@@ -214,6 +221,8 @@ def _weights_of(store: Store, cell: Cell, checkpoint: Path | None) -> Path:
             f"{cell.about.label} was measured as it was built, and a bundle has a file of weights: "
             f"{_saved(cell)}"
         )
+    if checkpoint is not None and not checkpoint.exists():
+        raise UserError(f"--checkpoint {checkpoint} does not exist")
     if not place.exists():
         raise UserError(
             f"the weights of {cell.about.label} are not in {store.root}: name them with "

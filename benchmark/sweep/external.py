@@ -154,8 +154,16 @@ def row_weights(
             f"the weights of {first.about.label} are not in {session.store.root}: name {how}"
         )
     network = parse_model(model) if model else None
-    common = (session.dataset, session.digest, network, path, None, first.about.seed)
-    weights = checkpoint_weights(*common, session.compute, allow_code=allow_code)
+    weights = checkpoint_weights(
+        session.dataset,
+        session.digest,
+        network,
+        path,
+        label=None,
+        seed=first.about.seed,
+        compute=session.compute,
+        allow_code=allow_code,
+    )
     for key, what, flag in (
         ("data", "data set", "--dataset"),
         ("checkpoint", "checkpoint", "--checkpoint"),

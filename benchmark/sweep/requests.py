@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dmlbench.attacks.base import ATTACKS, Attack
@@ -31,12 +32,19 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
             except (TypeError, ValueError) as error:
                 raise UserError(f"{registry.kind} {type(one).__name__}: {error}") from None
     found = [spec.parse(one, registry) if isinstance(one, str) else one for one in names]
-    try:
+    with refused_values():
         for component in found:
             spec.check(component)
+    return found
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Raise the ValueError of ``spec.check`` within a ``with`` block as a UserError."""
+    try:
+        yield
     except ValueError as error:
         raise UserError(str(error)) from None
-    return found
 
 
 def _all(registry: Registry[C]) -> list[str]:
@@ -90,7 +98,7 @@ def parse_recipe(dataset: Dataset, changes: str | Mapping[str, Any]) -> Recipe:
     if isinstance(changes, str):
         pairs |= spec.split_pairs(changes, f"recipe {changes!r}")
     elif isinstance(changes, Mapping):
-        pairs |= {key: str(value) for key, value in changes.items()}
+        pairs |= {str(key): str(value) for key, value in changes.items()}
     else:
         raise UserError(f"recipe must be 'epochs=2' or {{'epochs': 2}}, got {changes!r}")
     return spec.build(Recipe, pairs, "recipe")

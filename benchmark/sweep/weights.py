@@ -102,6 +102,7 @@ def checkpoint_weights(
     digest: str,
     model: Model | None,
     path: Path,
+    *,
     label: str | None,
     seed: int | None,
     compute: Compute,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from dmlbench.common.download import download
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable, read_file, write_atomically
+from dmlbench.common.files import check_writable, locked, read_file, write_atomically
 from dmlbench.common.hashing import file_sha256
 from dmlbench.common.text import first_line
 from dmlbench.storage.checkpoint import MANIFEST, WEIGHTS
@@ -29,11 +30,15 @@ def zoo_folder(name: str) -> Path:
 
 
 def local_or_zoo(source: str | Path) -> Path:
-    """``source`` as a path; the folder of a model of the zoo if it names one and is no file."""
+    """``source`` as a path; the folder of a model of the zoo if it names one and is no file.
+
+    Raises:
+        UserError: it is no file, and begins as names of the zoo do, but the zoo has no such model.
+    """
     name, path = str(source), Path(source)
-    if "/" in name and name in models() and not path.exists():
-        return zoo_folder(name)
-    return path
+    begins = {one.partition("/")[0] for one in models()}
+    spelt_so = name.count("/") == 1 and "." not in name and name.partition("/")[0] in begins
+    return zoo_folder(name) if spelt_so and not path.exists() else path
 
 
 def _fetch(chosen: ZooModel) -> Path:
@@ -51,13 +56,21 @@ def _fetch(chosen: ZooModel) -> Path:
         )
     check_writable(chosen.kept, "the cache")
     reasons = []
-    for source in hosts:
-        try:
-            return fetch_weights(
-                *(source, chosen.manifest.sha256, chosen.kept, chosen.folder, chosen.entry.bytes)
-            )
-        except UserError as error:
-            reasons.append(str(error))
+    busy = f"another process is fetching {chosen.name}"
+    with locked(chosen.kept / f".{WEIGHTS}.lock", warnings.warn, busy):
+        for source in hosts:
+            if chosen.home:  # that process had it
+                return chosen.home
+            try:
+                return fetch_weights(
+                    source,
+                    chosen.manifest.sha256,
+                    chosen.kept,
+                    chosen.folder,
+                    chosen.entry.bytes,
+                )
+            except UserError as error:
+                reasons.append(str(error))
     raise UserError(f"{'; '.join(reasons)}; {by_hand}")
 
 

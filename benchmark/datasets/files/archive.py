@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dmlbench.common.download import download
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable, open_file
+from dmlbench.common.files import check_writable, locked, open_file
 from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
@@ -55,13 +55,20 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     """Download and unpack ``archive`` into the data root; returns its folder.
 
     An interrupted download continues. A folder or an archive that is there already is used; the
-    archive only if its digest is right.
+    archive only if its digest is right. If two processes need it, one fetches it and the other
+    waits.
 
     Raises:
         UserError: the host cannot be reached, the digest is wrong, or the disk is full.
     """
     root = data_root or HOME
     check_writable(root, "--data-root")
+    busy = f"another process is fetching {archive.name}"
+    with locked(root / f".{archive.name}.lock", reporter.say, busy):
+        return _fetch(archive, root, reporter)
+
+
+def _fetch(archive: Archive, root: Path, reporter: Reporter) -> Path:
     folder, path = root / archive.folder, root / archive.name
     if folder.exists():
         reporter.say(f"{folder} is there already; delete it to have it fetched again")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable, read_file, write_atomically
+from dmlbench.common.files import check_writable, locked, read_file, write_atomically
 from dmlbench.common.lazy import np
 from dmlbench.common.progress import QuietReporter, Reporter
 from dmlbench.common.text import listed
@@ -92,20 +92,13 @@ class Cache:
         Raises:
             UserError: a file is missing or cannot be decoded, or the disk is full.
         """
-        from filelock import FileLock, Timeout
-
         key = stamp(root, names, self.side)
         found = self.find(key, len(names))
         if found is not None and self._is_sound(title, found):
             return found
         check_writable(self.place, "--cache")
-        lock = FileLock(self.place / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.reporter.say(f"another process is decoding {title}; waiting for it")
-            lock.acquire()
-        try:
+        busy = f"another process is decoding {title}"
+        with locked(self.place / f"{key}.lock", self.reporter.say, busy):
             found = self.find(key, len(names))
             if found is not None and not self._is_sound(title, found):
                 path = self._pixels(found.hashes)
@@ -117,8 +110,6 @@ class Cache:
             if found is None:
                 self._build(key, title, root, names)
                 found = self.find(key, len(names))
-        finally:
-            lock.release()
         assert found is not None
         return found
 
