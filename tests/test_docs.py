@@ -41,6 +41,7 @@ def test_documented_commands_parse(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text(SWEEP.findall("".join(PAGES))[0])
     (tmp_path / "noise.py").write_text(NOISE.findall(README)[0])
+    (tmp_path / "nets.py").write_text("def make(): ...\n")
     (tmp_path / "results").symlink_to(ROOT / "results")
     verb, *arguments = shlex.split(command)[1:]
     if verb in ("list", "data", "check", "zoo", "doctor", "reproduce", "verify"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_a_row_of_a_defense_from_a_file_is_handed_in_and_verified_without_its_co
 ) -> None:
     """However it is named, and whether its class is known where the bundle is looked at."""
     defense = "near.py:NearNegatives:eta=1"
-    run = ("run", "--dataset", "tiny", "--defense", defense, "--attack", "tma:steps=2")
+    attacks = ("--attack", "tma:steps=2", "--attack", "their.wrong_gradient:TowardsAttack")
+    run = ("run", "--dataset", "tiny", "--defense", defense, *attacks)
     assert outside(*run, "--recipe", "epochs=1", "--threads", "1").returncode == 0
     (label,) = {row["label"] for row in rows(files) if row["defense"] != "none"}
     empty = files / "empty"
@@ -186,7 +188,10 @@ def test_a_row_of_a_defense_from_a_file_is_handed_in_and_verified_without_its_co
     for name in (defense, label):
         packed = outside("submit", name, "--by", "Jane Doe", "--out", "near.zip")
         assert packed.returncode == 0, packed.stderr
-        assert "\n  the defense is code from outside\n" in packed.stdout
+        changes = "\n  the defense is code from outside\n  the recipe has epochs=1\n"
+        assert changes in packed.stdout
+        unknown = "left out: wrong_gradient .*: an attack of a file or a plugin is not known here"
+        assert re.search(unknown, packed.stderr)
         done = outside("verify", str(files / "near.zip"), cwd=empty)
         assert done.returncode == 0, done.stdout
 

@@ -31,7 +31,8 @@ def domain(p: spec.Parameter) -> st.SearchStrategy[object]:
     if p.choices:
         values: st.SearchStrategy[object] = st.sampled_from(p.choices)
     elif p.type is int:
-        values = st.integers(int(low or 0), 10**6)
+        high = p.bounds["at_most"]
+        values = st.integers(int(low or 0), 10**6 if high is None else int(high))
     elif p.type is float:
         high = p.bounds["at_most"]
         sixteenths = st.integers(1, 255).map(lambda n: n / 255)

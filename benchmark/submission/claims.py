@@ -199,6 +199,11 @@ def problem(cell: Cell, claimed: Claim) -> str:
     task = claimed.tasks.get(cell.id)
     if task is None:
         described = cell.about.attack_resolved or cell.about.attack or "clean images"
+        if cell.about.attack_resolved:
+            try:
+                spec.parse(described, ATTACKS)
+            except UserError as error:
+                return f"{name}: an attack of a file or a plugin is not known here ({error})"
         return (
             f"{name}: its facts are not those of its description: today's code gives "
             f"{described!r} another identity"
@@ -242,6 +247,10 @@ def changes(claimed: Claim, cells: Sequence[PlannedCell]) -> tuple[str, ...]:
     training, about = claimed.training, claimed.weights.about
     if claimed.from_outside:
         found.append("the defense is code from outside")
+        if about.recipe:
+            found.append(f"the recipe has {about.recipe}")
+        if about.model != card.model:
+            found.append(f"the network is {about.model}, not {card.model}")
     elif training is None:
         found.append("the training is unknown, or not one that this version would do")
     else:
