@@ -120,6 +120,7 @@ def test_json_output(dmlbench: Run) -> None:
         (["--defense", "hm", "--attack", "ca+", "--recipe", "epoch=1"], ["did you mean 'epochs'"]),
         (["--defense", "hm", "--attack", "ca+", "--device", "cuda:99"], ["--device cuda:99"]),
         (["--defense", "hm", "--attack", "ca+", "--model", "nowhere:make"], ["nowhere"]),
+        (["--defense", "hm", "--attack", "ca+", "--seed", "9" * 20], ["above 922", "the largest"]),
         (["--defense", "hm"], ["name an attack", "--suite strict"]),
         (["--defense", "hm", "--attack", "ca+", "--precision", "tf32"], ["tf32 needs a GPU"]),
     ],

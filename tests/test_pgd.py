@@ -179,6 +179,7 @@ class Returns(torch.nn.Module):
     ("form", "said"),
     [
         (lambda x: x[:, :, None, None], r"got \(4, 64, 1, 1\): return output\.flatten\(1\)$"),
+        (lambda x: x[:, :0], r"got \(4, 0\)$"),
         (lambda x: x[0], r"got \(64,\)$"),
         (lambda x: (x, x), r"got tuple of 2: return the embedding alone, as output\[0\]$"),
         (
