@@ -115,7 +115,8 @@ def test_check_prints_a_line_a_check_and_a_summary(outside: Call) -> None:
         (["their.attacks:Towards", "--kind", "attack"], "derives from the base"),
         (["absent"], "No module named 'no_such_module'"),  # a plugin that was left out
         (["absent.py:A"], "there is no file absent.py in"),
-        (["ca+", "--kind", "defense"], "neither a registered name"),
+        (["ca+", "--kind", "defense"], "'ca+' is no defense but of another kind, attack"),
+        (["near.py"], "'near.py' is a file: name the class in it too, near.py:ClassName"),
         (["ca+:steps=0"], "steps must be int >= 1"),
     ],
 )

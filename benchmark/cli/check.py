@@ -106,6 +106,11 @@ def _component(text: str, kind: str | None) -> Component:
             text = f"{entries[0].module}:{entries[0].attr}:{rest}"
         pointed = reference.read(text)
         if pointed is None:
+            other = [registry.kind for registry in every.values() if name in registry.names()]
+            if other:
+                raise UserError(f"{name!r} is no {kind} but of another kind, {other[0]}")
+            if name.endswith(".py"):
+                raise UserError(f"{text!r} is a file: name the class in it too, {name}:ClassName")
             raise UserError(
                 f"{text!r} is neither a registered name ('dmlbench list' has them) nor "
                 "MODULE:CLASS or FILE.py:CLASS"
