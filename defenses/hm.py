@@ -99,20 +99,28 @@ class HardnessManipulation(AdversarialDefense):
     )
 
     def __post_init__(self) -> None:
-        """Refuse a key that nothing reads: it would make another row with the same numbers."""
+        """Refuse a key that nothing reads: it would make another row with the same numbers.
+
+        Raises:
+            ValueError: there is one, or ICS where nothing is perturbed.
+        """
         unread = {
             "level": self.level and self.destination != "constant",
             "xi": self.xi and self.destination not in SAMPLER_NAMES,
             "u": self.u is not None and not self.eased,
-            "ics": self.ics and not self.runs_pgd,
-            "ics_margin": self.ics_margin and (self.ics == 0 or not self.runs_pgd),
+            "ics_margin": self.ics_margin and self.ics == 0,
         }
         for key, given in unread.items():
             if given:
                 raise ValueError(
-                    f"{key} is not read with source={self.source},destination={self.destination},"
-                    f"xi={self.xi:g}{',ics=0' if self.ics == 0 else ''}: leave it out"
+                    f"{key} is not read with destination={self.destination},xi={self.xi:g}"
+                    f"{',ics=0' if self.ics == 0 else ''}: leave it out"
                 )
+        if not self.runs_pgd and self.ics != 0:  # an anchor is at no distance from itself
+            raise ValueError(
+                f"source={self.source},destination={self.destination} perturbs nothing, so there "
+                "is no Intra-Class Structure loss: add ics=0"
+            )
 
     @property
     def eased(self) -> bool:
@@ -124,8 +132,7 @@ class HardnessManipulation(AdversarialDefense):
         """``HM[S,g_LGA]&ICS``."""
         goal = INITIAL.get(self.destination) or GRADUAL.get(self.destination) or f"{self.level:g}"
         goal = f"g_B({goal})" if self.xi else goal
-        structured = self.runs_pgd and self.ics != 0
-        return f"HM[{INITIAL[self.source]},{goal}]{'&ICS' if structured else ''}"
+        return f"HM[{INITIAL[self.source]},{goal}]{'' if self.ics == 0 else '&ICS'}"
 
     @property
     def runs_pgd(self) -> bool:
@@ -133,12 +140,9 @@ class HardnessManipulation(AdversarialDefense):
         return self.source != self.destination or self.xi > 0
 
     def resolve(self, threat: TrainingThreat, metric: Metric) -> Self:
-        """Fill in u (by default the margin gamma) and the weight of ICS too.
-
-        Where nothing is perturbed that weight is 0: an anchor is at no distance from itself.
-        """
+        """Fill in u (by default the margin gamma) and the weight of ICS too."""
         filled = super().resolve(threat, metric)
-        ics = 0.0 if not self.runs_pgd else threat.ics if self.ics is None else self.ics
+        ics = threat.ics if self.ics is None else self.ics
         u = (self.u or filled.margin) if self.eased else None
         return dataclasses.replace(filled, u=u, ics=ics)
 
