@@ -130,8 +130,8 @@ class Certified(TopOneAttack):
             "",
             "higher",
             "The least L2 length at which an attack made the top-1 of the smoothed model wrong; 0 "
-            "where it is wrong already, eps where it never was. It is not below Certified, if that "
-            "holds.",
+            "where it is wrong already, eps where it never was. Where the certificate holds, it is "
+            "not below Certified.",
             (0, float("inf")),
             curve=LENGTHS,
         ),

@@ -116,10 +116,11 @@ class HardnessManipulation(AdversarialDefense):
                     f"{key} is not read with destination={self.destination},xi={self.xi:g}"
                     f"{',ics=0' if self.ics == 0 else ''}: leave it out"
                 )
-        if not self.runs_pgd and self.ics != 0:  # an anchor is at no distance from itself
+        if not self.runs_pgd and self.ics != 0:
             raise ValueError(
-                f"source={self.source},destination={self.destination} perturbs nothing, so there "
-                "is no Intra-Class Structure loss: add ics=0"
+                f"source={self.source},destination={self.destination} perturbs nothing, and the "
+                "Intra-Class Structure loss compares an image with its perturbed one: add ics=0"
+                f"{', and leave ics_margin out' if self.ics_margin else ''}"
             )
 
     @property

@@ -191,7 +191,10 @@ def test_wrong_arguments_of_run_and_load_model(small: Dataset, tmp_path: Path) -
         ({"model": own_network()}, "model must be the spec of a network, such as 'resnet18' or"),
         ({"recipe": 5}, "recipe must be 'epochs=2' or {'epochs': 2}, got 5"),
         ({"seeds": np.array([], int)}, "name a seed"),
-        ({"seeds": 0}, "seeds must be a list of whole numbers such as [0, 1], got 0"),
+        *(
+            ({"seeds": one}, f"seeds must be a list of whole numbers such as [0, 1], got {one!r}")
+            for one in (0, "0", np.array(0), {"a": 1})
+        ),
         ({"recipe": {1: 2}}, "unknown key '1'"),
     )
     for changed, words in wrong:
@@ -282,30 +285,38 @@ def test_what_the_caller_writes_into_its_array_later_changes_nothing() -> None:
     assert np.array_equal(made.load(None).test.images[:, 0], before)
 
 
-class Halving(nn.Module):
-    """Uses another layer in training, which only ``train`` and ``eval`` switch."""
+class TwoLayers(nn.Module):
+    """Uses its second layer in training."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList([nn.Linear(64, 4), nn.Linear(64, 4)])
-        self.used = 0
-
-    def train(self, mode: bool = True) -> Halving:
-        self.used = int(mode)
-        return super().train(mode)
+        self.used = 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.layers[self.used](images.flatten(1))
         return found
 
 
-def test_a_network_is_measured_as_its_own_eval_leaves_it(small: Dataset) -> None:
-    network = Halving()
+class OwnTrain(TwoLayers):
+    def train(self, mode: bool = True) -> OwnTrain:
+        self.used = int(mode)
+        return super().train(mode)
+
+
+class OwnEval(TwoLayers):
+    def eval(self) -> OwnEval:
+        self.used = 0
+        return super().eval()
+
+
+@pytest.mark.parametrize("kind", [OwnTrain, OwnEval])
+def test_a_network_is_measured_as_its_own_eval_leaves_it(
+    kind: type[TwoLayers], small: Dataset
+) -> None:
     asked: dict[str, Any] = {"dataset": small, "attacks": "tma", "progress": False}
-    network.eval()
-    reference = dml.evaluate(network, **asked)
-    network.train()
+    reference, network = dml.evaluate(kind().eval(), **asked), kind()
     found = dml.evaluate(network, **asked)
     assert (found["mAP"], found["TMA"]) == (reference["mAP"], reference["TMA"])
     assert (network.used, network.training) == (1, True)  # a copy was measured
@@ -322,6 +333,10 @@ def test_defaults_that_the_caller_has_set_change_nothing(net: nn.Module, small: 
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+    with torch.device("meta"):
+        inside = dml.evaluate(net, **asked)
+    assert torch.ones(1).device.type == "cpu"
+    assert inside["ES:D"] == reference["ES:D"]
     assert (found["R@1"], found["ES:D"]) == (reference["R@1"], reference["ES:D"])
 
 

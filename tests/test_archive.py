@@ -104,15 +104,23 @@ def test_an_interrupted_download_goes_on(
     assert len(Host.asked) == 2  # it is there: nothing is asked for
 
 
-def test_two_processes_that_need_one_file_download_it_once(
-    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_that_need_one_file_download_it_once(host: str, tmp_path: Path) -> None:
     reporters = [Silent(), Silent()]
     with ThreadPoolExecutor(2) as both:
         futures = [both.submit(fetch, archive(host), tmp_path, one) for one in reporters]
         assert [future.result() for future in futures] == [tmp_path / "set"] * 2
     assert len(Host.asked) == 1
     check(tmp_path / "set")
+
+
+def test_a_file_is_downloaded_where_no_lock_can_be_had(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "the file of another user")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    check(fetch(archive(host), tmp_path, Silent()))
 
 
 def test_a_download_that_was_whole_is_not_fetched_again(host: str, tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_an_output_that_lacks_letters_has_marks_in_their_place(
         assert b"?" in done.stdout or not ascii_alone or "--help" in arguments
 
 
+def test_a_folder_that_was_deleted_under_a_command_is_named(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+        "from dmlbench.cli.main import main; main(['data', 'verify', 'folder:root=photos'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    refused(done, "the current folder was deleted: no such file or directory")
+
+
 def test_all_means_every_registered_one() -> None:
     assert [d.card.name for d in parse_all(("hm", "all"), DEFENSES)] == ["hm", *DEFENSES.names()]
 

@@ -412,5 +412,5 @@ def test_hm_resolves_only_what_it_reads() -> None:
     assert plain.label == plain.resolve(THREAT, "N").label == "HM[R,R]"
     assert spec.shortest(plain.resolve(THREAT, "N"), resolve) == spec.canonical(plain)
     for ics in (None, 0.5):
-        with pytest.raises(ValueError, match=r"perturbs nothing, so there is no .*: add ics=0"):
+        with pytest.raises(ValueError, match=r"perturbs nothing, and the .*: add ics=0$"):
             HardnessManipulation(source="random", destination="random", ics=ics)

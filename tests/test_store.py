@@ -235,6 +235,7 @@ def test_cells_of_schema_1_are_read_and_of_a_newer_one_refused(tmp_path: Path) -
         ("attack=a|/home/me/b", "attack=a|b"),
         ("../../home/me/nets.py:make", "nets.py:make"),
         ("~/runs", "runs"),
+        ("~me/runs", "runs"),
         ("runs/mine", "runs/mine"),
         ("es:eps=8/255,alpha=3/255", "es:eps=8/255,alpha=3/255"),
         ("ray://host:10001", "ray://host:10001"),

@@ -301,8 +301,10 @@ def test_every_restart_of_the_stack_tries_other_starts_and_squares(
     model: EmbeddingModel, images: torch.Tensor, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[torch.Tensor] = []
+    starts: list[tuple[Any, ...]] = []
 
     def spied(*given: Any) -> torch.Tensor:
+        starts.append(given)
         drawn.append(random_start(*given) - given[0])
         return drawn[-1] + given[0]
 
@@ -326,9 +328,11 @@ def test_every_restart_of_the_stack_tries_other_starts_and_squares(
     assert all(torch.equal(a, b) for a, b in zip(noise[1][1], noise[3][1], strict=False))
     for one, many in zip(noise[1], noise[3], strict=True):
         assert len({float(x.double().sum()) for x in many}) == len(many) == 3 * len(one)
-    ball = [random_start(images[index], 0.001, index, 3, number) for number in range(3)]
-    for start in ball:  # where the restarts of the margin begin
-        assert not any(torch.equal(start - images[index], noise) for noise in noise[3][0])
+    rows, eps, which, seed, _ = starts[-6]  # the first of the three restarts
+    assert seed == 3
+    for number in range(3):  # where the restarts of the margin begin
+        begin = random_start(rows, eps, which, seed, number)
+        assert not any(torch.equal(begin - rows, one) for one in noise[3][0][:2])
 
 
 def test_only_several_restarts_have_a_version_of_their_own() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def plain(value: Any) -> Any:
 
 def seeds_of(given: Any) -> list[Any]:
     """Seeds as a list of Python's numbers; UserError unless it is a list."""
-    if not isinstance(given, Iterable) or isinstance(given, str):
+    single = not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
+    if single or isinstance(given, str | Mapping):
         raise UserError(f"seeds must be a list of whole numbers such as [0, 1], got {given!r}")
     return list(map(plain, given))
 
@@ -75,14 +76,11 @@ def _usual_defaults() -> Iterator[None]:
 
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
-    if device.type != "cpu":
-        torch.set_default_device("cpu")
     try:
-        yield
+        with nullcontext() if device.type == "cpu" else torch.device("cpu"):
+            yield
     finally:
         torch.set_default_dtype(dtype)
-        if device.type != "cpu":
-            torch.set_default_device(device)
 
 
 @contextmanager

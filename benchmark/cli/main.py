@@ -46,6 +46,15 @@ from dmlbench.common.text import message_of, one_line
 UNABLE = ("strict", "surrogateescape")  # the latter in the locale C; both raise for other letters
 
 
+def _nowhere() -> bool:
+    """True if the folder that this process works in was deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 class _Group(click.Group):
     """Ends a mistake of the user, or a stop by a signal, with one line and an exit code."""
 
@@ -72,8 +81,8 @@ class _Group(click.Group):
             if error.errno == errno.EPIPE:  # nobody reads the output any more: click's matter
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            if isinstance(error, FileNotFoundError) and not Path().exists():
-                place = "the current folder was deleted or moved: "
+            if isinstance(error, FileNotFoundError) and _nowhere():
+                place = "the current folder was deleted: "
             _fail(f"{place}{(error.strerror or str(error)).lower()}", EXIT_USAGE)
         except KeyboardInterrupt as stop:
             how, code = (

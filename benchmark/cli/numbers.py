@@ -17,7 +17,7 @@ class Whole(click.IntRange):
         super().__init__(min, max)
 
     def _describe_range(self) -> str:
-        """The range: as the help shows it without an end that nobody meets."""
+        """The range in the help, without the upper end if that is the largest number."""
         return super()._describe_range() if self.max != LARGEST else f"x>={self.min}"
 
     def convert(self, value: Any, param: Any, context: Any) -> int:

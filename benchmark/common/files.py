@@ -166,7 +166,10 @@ def _check_name(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, say: Callable[[str], None], busy: str) -> Iterator[None]:
-    """Hold a lock within a ``with`` block; ``busy`` is said if another process has it."""
+    """Hold a lock within a ``with`` block; ``busy`` is said if another process has it.
+
+    None is held where none can be: on a disk without locks, or if its file is another user's.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -175,6 +178,8 @@ def locked(path: Path, say: Callable[[str], None], busy: str) -> Iterator[None]:
     except Timeout:
         say(f"{busy}; waiting for it")
         lock.acquire()
+    except (OSError, NotImplementedError):
+        pass
     try:
         yield
     finally:

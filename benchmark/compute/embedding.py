@@ -56,6 +56,8 @@ class EmbeddingModel(nn.Module):
     def train(self, mode: bool = True) -> EmbeddingModel:
         """Set train or eval mode; frozen batch norms stay in eval mode."""
         super().train(mode)
+        if not mode:
+            self.backbone.eval()  # a network may have replaced ``eval`` alone
         if self.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

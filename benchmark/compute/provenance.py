@@ -64,12 +64,14 @@ def provenance(device: torch.device | None) -> Provenance:
 
 
 def without_folders(argument: str) -> str:
-    """Cut every path in ``argument`` that begins with ``/``, ``~/`` or ``../`` to its last part.
+    """Cut a path in ``argument`` that begins with ``/``, ``~`` or ``..`` to its last part.
 
     Example: ``root=/home/me/set`` becomes ``root=set``. Results are published, and the folders of
     a machine do not belong into them: no number depends on them.
     """
-    return re.sub(r'(^|[=:,"|])(?:~|\.\.)?/(?!/)(?:[^,=:/"|]*/)*(?=[^/])', r"\1", argument)
+    return re.sub(
+        r'(^|[=:,"|])(?:~[^/,=:"|]*|\.\.)?/(?!/)(?:[^,=:/"|]*/)*(?=[^/])', r"\1", argument
+    )
 
 
 def _unicode(argument: str) -> str:

@@ -9,9 +9,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmlbench.common.errors import UserError
 from dmlbench.common.numbers import LARGEST
@@ -191,21 +190,12 @@ class FactoryModel(Model):
         """The card of this network; the name is the path of its factory."""
         return Card(name=self.path, summary="a network of your own")
 
-    def in_tables(self) -> Self:
-        """The model with the name of the factory's file, without the folder."""
-        place, _, name = self.path.rpartition(":")
-        return replace(self, path=f"{Path(place).name}:{name}")
-
     @property
     def facts(self) -> dict[str, Any]:
-        """The facts of every model, the arguments, and the digest of the factory's source code.
-
-        The name has no folder: it is the same network wherever its file is named from.
-        """
+        """The facts of every model, the arguments, and the digest of the factory's source code."""
         source = sources.digest(self._factory())
         arguments = json.loads(json.dumps(dict(self.arguments)))  # a tuple as a manifest has it
-        name = self.in_tables().path
-        return super().facts | {"name": name, "arguments": arguments, "source": source}
+        return super().facts | {"arguments": arguments, "source": source}
 
     def backbone(self, channels: int, size: int) -> nn.Module:
         """A copy of what the factory returns, which may be a network that others use too.

@@ -203,6 +203,8 @@ def problem(cell: Cell, claimed: Claim) -> str:
             try:
                 spec.parse(described, ATTACKS)
             except UserError as error:
+                if described.partition(":")[0] in ATTACKS.names():
+                    return f"{name}: its attack cannot be read ({error})"
                 return f"{name}: an attack of a file or a plugin is not known here ({error})"
         return (
             f"{name}: its facts are not those of its description: today's code gives "

@@ -63,16 +63,17 @@ def fetch(archive: Archive, data_root: Path | None, reporter: Reporter) -> Path:
     """
     root = data_root or HOME
     check_writable(root, "--data-root")
+    folder = root / archive.folder
+    if folder.exists():
+        reporter.say(f"{folder} is there already; delete it to have it fetched again")
+        return folder
     busy = f"another process is fetching {archive.name}"
     with locked(root / f".{archive.name}.lock", reporter.say, busy):
-        return _fetch(archive, root, reporter)
+        return folder if folder.exists() else _fetch(archive, root, reporter)
 
 
 def _fetch(archive: Archive, root: Path, reporter: Reporter) -> Path:
     folder, path = root / archive.folder, root / archive.name
-    if folder.exists():
-        reporter.say(f"{folder} is there already; delete it to have it fetched again")
-        return folder
     if not path.is_file():
         partial = path.with_name(f"{path.name}.part")
         download(archive.url, partial, reporter)
