@@ -152,7 +152,7 @@ def test_mistakes_are_user_errors_of_one_line(
 def test_a_network_of_torchscript_is_measured_as_the_plain_one(
     net: nn.Module, small: Dataset, made: str
 ) -> None:
-    how: dict[str, Any] = {"dataset": small, "attacks": "es", "progress": False}
+    how: dict[str, Any] = {"dataset": small, "attacks": "es:steps=2", "progress": False}
     if made == "traced":
         script = torch.jit.trace(net, torch.rand(2, 1, 8, 8))
     else:
