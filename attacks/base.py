@@ -85,7 +85,7 @@ class Attack(Component, abc.ABC):
     False for an attack that follows no gradient, or need not be stronger than noise.
     """
     auto: ClassVar[str] = ""
-    """What ``auto`` stands for where it is not what it stands for in other attacks."""
+    """Text for the user: values of ``auto`` that are other ones than in most attacks."""
 
     eps: float | None = parameter(
         None,

@@ -78,10 +78,12 @@ def test_a_row_of_a_cell_that_does_not_count_is_not_read_from_the_export(tmp_pat
     store, one = Store(tmp_path), cell()
     store.put(one, {"CA+": np.arange(40.0)})
     export(store)
-    assert [record["cell"] for record in stored_records(store)] == [one.id] * len(one.metrics)
+    assert [record["cell"] for record in stored_records(store, store.cells())] == [one.id] * len(
+        one.metrics
+    )
     store.path(one.id).write_text("{}")
     assert [record["cell"] for record in read_folder(tmp_path)]  # the CSV has the row still
-    assert stored_records(store) == []
+    assert stored_records(store, store.cells()) == []
     with (
         pytest.warns(UserWarning, match="is damaged and left out"),
         pytest.raises(UserError, match="no results in"),

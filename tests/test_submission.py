@@ -106,7 +106,10 @@ def test_an_address_that_nobody_can_ask_is_not_packed(place: Place, tmp_path: Pa
         ({"link": "javascript:x"}, "--link must be an address"),
         ({"weights_url": "http://example.org/w"}, "--weights-url must begin with https://"),
         ({"checkpoint": Path("nope")}, "--checkpoint nope does not exist"),
-        ({"where": ["suite=auto"]}, "nothing was measured of 'hm' with suite=auto"),
+        (
+            {"where": ["suite=auto"]},
+            "nothing but clean images was measured of 'hm' with suite=auto in ",
+        ),
     ],
 )
 def test_what_cannot_be_handed_in_is_said_first(

@@ -35,7 +35,7 @@ from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.distance import METRICS
 from dmlbench.storage import findings
-from dmlbench.storage.cell import implausible
+from dmlbench.storage.cell import Cell, implausible
 from dmlbench.storage.store import Store
 
 BOARD = ("dataset", "suite", "rank", "model")  # columns that the CSV of a board begins with
@@ -187,15 +187,19 @@ def _is_board(path: Path) -> bool:
         return False
 
 
-def stored_records(store: Store) -> list[Record]:
-    """The records of the cells that count, and those of the CSVs of which the folder has no cell.
+def stored_records(store: Store, cells: Iterable[Cell]) -> list[Record]:
+    """The records of ``cells``, and those of the CSVs of which the folder has no cell.
 
     A cell that is damaged, or of weights that were replaced, has no record, also not the one that
     an earlier export may have left in a CSV.
+
+    Args:
+        store: the results folder.
+        cells: those of its cells that count (``Store.cells``).
     """
     known = store.ids()
     others = (record for record in read_folder(store.root) if record["cell"] not in known)
-    return [*records.tidy(store.cells()), *others]
+    return [*records.tidy(cells), *others]
 
 
 def read_tidy(path: Path) -> list[Record]:

@@ -56,7 +56,7 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
     cells = store.cells()
     a, b = map(as_stored, (a, b))
     paired = has_cells(a, cells) and has_cells(b, cells)
-    rows = [] if paired else stored_records(store)
+    rows = [] if paired else stored_records(store, cells)
     if not (paired or rows or {a, b} <= models().keys()):
         raise UserError(no_results(results))
     if dataset is not None:

@@ -99,7 +99,7 @@ def load_results(source: str | Path = "results") -> Report:
     store = Store(path)
     for damaged in store.read()[1]:
         warnings.warn(damaged_cell(damaged), stacklevel=2)
-    found = stored_records(store)
+    found = stored_records(store, store.cells())
     if not found:
         raise UserError(no_results(path))
     return Report(tuple(found))

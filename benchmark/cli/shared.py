@@ -87,7 +87,8 @@ def stored(results: Path, dataset: str | None) -> tuple[list[Cell], list[Record]
 
     store = Store(results)
     warn_of_damage(store)
-    every, records = store.cells(), stored_records(store)
+    every = store.cells()
+    records = stored_records(store, every)
     if not records:
         raise UserError(no_results(results))
     if dataset is None:

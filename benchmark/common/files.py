@@ -41,7 +41,7 @@ def read_file(path: Path) -> bytes:
 
 
 def as_path(what: str, given: Any) -> Path:
-    """What a caller from Python named ``what``, as a path; UserError if it is none."""
+    """The argument ``what`` of a call from Python as a path; UserError if it is none."""
     if not isinstance(given, str | os.PathLike) or "\0" in str(given):
         raise UserError(f"{what} must be a path, got {given!r}")
     return Path(given)
@@ -179,7 +179,7 @@ def locked(path: Path, say: Callable[[str], None], busy: str) -> Iterator[None]:
         say(f"{busy}; waiting for it")
         lock.acquire()
     except (OSError, NotImplementedError):
-        pass
+        pass  # the work is done all the same: without a lock two processes may do it at once
     try:
         yield
     finally:

@@ -221,7 +221,7 @@ def values(component: Component) -> dict[str, Value]:
 def check(component: Component) -> None:
     """Raise ValueError if a parameter of ``component`` has a value that is not allowed.
 
-    Components call it themselves: one that is built in Python has not gone through ``parse``.
+    For one that a caller has built in Python: it has not gone through ``parse``.
     """
     fields = _fields(component)
     for p in parameters(type(component)):

@@ -147,11 +147,12 @@ def _chosen(store: Store, name: str, where: Sequence[str]) -> list[Cell]:
             for one in conditions
         )
 
-    def asked(cell: Cell) -> bool:
-        return wanted(cell) and all(one.meets(_value(cell, one.key)) for one in conditions)
-
-    measured_cells(name, store, asked, where)  # clean numbers alone are not what was asked for
     found = measured_cells(name, store, wanted, where)
+    if not any(all(one.meets(_value(cell, one.key)) for one in conditions) for cell in found):
+        raise UserError(
+            f"nothing but clean images was measured of {name!r} with {' with '.join(where)} in "
+            f"{store.root}"
+        )
     kinds = {
         (c.facts["checkpoint"], c.facts["data"], c.about.precision, c.about.eot) for c in found
     }

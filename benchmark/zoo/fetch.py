@@ -36,9 +36,10 @@ def local_or_zoo(source: str | Path) -> Path:
         UserError: it is no file, and begins as names of the zoo do, but the zoo has no such model.
     """
     name, path = str(source), Path(source)
+    if name.count("/") != 1 or "." in name or path.exists():
+        return path
     begins = {one.partition("/")[0] for one in models()}
-    spelt_so = name.count("/") == 1 and "." not in name and name.partition("/")[0] in begins
-    return zoo_folder(name) if spelt_so and not path.exists() else path
+    return zoo_folder(name) if name.partition("/")[0] in begins else path
 
 
 def _fetch(chosen: ZooModel) -> Path:
