@@ -299,6 +299,23 @@ def test_a_file_that_is_called_like_a_model_is_not_taken_for_it(
         find("./none", store, None)
 
 
+def test_a_collapsed_model_is_no_better_one_without_a_note(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    store = Store(tmp_path)
+    put(store, "none", noise)
+    put(store, "hm", noise + 1)
+    asked = ["none", "hm", "--results", str(tmp_path)]
+    assert "note" not in CliRunner().invoke(command, asked, catch_exceptions=False).stderr
+    (theirs,) = (one for one in store.cells() if one.about.defense == "hm")
+    store.remove(theirs.id)
+    theirs.findings["collapsed"] = True
+    store.put(theirs, {"CA+": noise + 1})
+    assert of_names("none", "hm", tmp_path, None).collapsed == ("B",)
+    said = CliRunner().invoke(command, asked, catch_exceptions=False).stderr
+    assert "note: B has collapsed (it retrieves nothing any more)" in said
+
+
 def test_mistakes(tmp_path: Path, noise: np.ndarray) -> None:
     store = Store(tmp_path)
     put(store, "hm", noise)

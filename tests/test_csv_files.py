@@ -166,6 +166,15 @@ def test_the_largest_seed_is_read_again(tmp_path: Path) -> None:
         check_seeds([LARGEST + 1])
 
 
+def test_a_mark_of_utf_8_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    """Excel writes one."""
+    store = Store(tmp_path)
+    store.put(cell())
+    tidy, _ = export(store)
+    tidy.write_bytes(b"\xef\xbb\xbf" + tidy.read_bytes())
+    assert [row["cell"] for row in read_folder(tmp_path)] == [cell().id]
+
+
 def test_hidden_files_of_an_editor_or_a_mac_are_not_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(cell())

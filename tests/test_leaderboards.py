@@ -85,6 +85,18 @@ def bare(html: str) -> str:
     return re.sub(r"\s*<h3>Plots</h3>.*?(?=\s*</section>)", "", html, flags=re.S)
 
 
+def test_a_page_of_some_data_sets_leads_to_files_that_are_there(
+    dmlbench: Run, tmp_path: Path
+) -> None:
+    assert dmlbench("leaderboard", "sop", "--format", "html", "--format", "md").returncode == 0
+    html = (tmp_path / "leaderboards" / "index.html").read_text()
+    assert "sop" in html
+    assert "cub-ers" not in html
+    done = dmlbench("leaderboard", "sop", "--where", "model=lenet")
+    assert (done.returncode, done.stderr.splitlines()[-1].split(":")[0]) == (2, "error")
+    assert "no line of" in done.stderr
+
+
 def test_the_command_renders_the_literature_and_says_that_nothing_is_measured(
     dmlbench: Run, tmp_path: Path
 ) -> None:

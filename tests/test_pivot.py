@@ -161,3 +161,28 @@ def test_a_pivot_marks_a_collapsed_model(tmp_path: Path) -> None:
     assert [(one["label"], one["collapsed"]) for one in told] == [("A", True), ("B", False)]
     with pytest.raises(UserError, match="nothing to show"):
         values(cells, "label:metric", "metric=CA+", "attack=es")
+
+
+def test_what_is_known_of_a_model_stays_whatever_numbers_are_asked_for(tmp_path: Path) -> None:
+    """Its ERS and its rank, that it has collapsed, its flags, and the errors of its cells."""
+    cells = [*synthetic.model(label="dead", collapsed=True), *synthetic.model(label="sound")]
+    swept = {"eps=2/255": 0.0, "eps=4/255": 9.0}  # more is left of a larger ball
+    cells += [synthetic.attacked("GTM", v, changed, label="odd") for changed, v in swept.items()]
+    cells += synthetic.model(label="odd")
+    cells.append(synthetic.failed("Top1", "no disk", label="sound"))
+    synthetic.write(tmp_path / "rows.csv", cells)
+
+    def lines(*conditions: str) -> list[list[str]]:
+        asked = [part for one in conditions for part in ("--where", one)]
+        done = CliRunner().invoke(show, ["--results", str(tmp_path), *asked])
+        assert done.exit_code == 0, done.output
+        return [line.split() for line in done.output.splitlines()]
+
+    for conditions in (["suite=strict"], ["metric=ERS"], ["attack=ERS"]):
+        found = {line[1]: line[0] for line in lines(*conditions) if len(line) > 3}
+        assert (found["sound"], found["dead"], found["odd"]) == ("1", "–", "–"), conditions
+    assert ["dead", "†"] in [line[:2] for line in lines("attack=gtm")]
+    assert ["flagged,", "not", "ranked:", "odd:"] in [line[:4] for line in lines("metric=CA+")]
+    assert lines("status=failed")[-1] == ["failed:", "Top1", "on", "sound:", "no", "disk"]
+    done = CliRunner().invoke(show, ["--results", str(tmp_path), "--where", "attack=uap"])
+    assert "no results in" in str(done.exception)

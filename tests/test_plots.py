@@ -15,11 +15,11 @@ from dmlbench.report import style
 from dmlbench.report.board import Table, tables
 from dmlbench.report.drawing import named
 from dmlbench.report.entries import measured
-from dmlbench.report.plots import ACROSS, PLOTS, figure_of, pareto
+from dmlbench.report.plots import ACROSS, PLOTS, ROWS, figure_of, pareto
 from dmlbench.report.render import boards
 from dmlbench.storage.cell import Cell
 from tests.cells import cell
-from tests.synthetic import FULL, attacked, model, swept
+from tests.synthetic import FULL, attacked, many, model, swept
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)
 
@@ -114,6 +114,25 @@ def test_a_line_joins_models_that_differ_in_eta_alone() -> None:
     assert {text.get_text() for text in figure.axes[0].texts} == set(expected)
     alone = tables(measured(tidy(model(label="HM[S,M]", training_cost=9))))[0]
     assert PLOTS["eta"](alone) is None
+
+
+def test_a_defense_without_pgd_steps_costs_one_pass() -> None:
+    cells = model(label="FREE[R]", training_cost=1, resolved="free:eps=8/255")
+    cells += model(label="EST[R]", training_cost=9) + model(
+        label="mine", training_cost=0, resolved=""
+    )
+    figure = PLOTS["cost"](tables(measured(tidy(cells)))[0])
+    assert figure is not None
+    drawn = [x for line in figure.axes[0].lines for x in line.get_xdata()]
+    assert sorted(drawn) == [1, 9]
+
+
+def test_a_caption_says_how_many_models_are_left_out() -> None:
+    (table,) = tables(measured(tidy(many(ROWS + 3))))
+    figure = PLOTS["intervals"](table)
+    assert figure is not None
+    words = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert f"the first {ROWS} of {ROWS + 3} models" in words
 
 
 def test_an_axis_is_no_narrower_than_what_tables_print() -> None:

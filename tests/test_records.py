@@ -14,6 +14,7 @@ from dmlbench.core.naming import parameters
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.storage.store import Store
+from tests import synthetic
 from tests.cells import cell, failing, manifest, with_facts
 
 
@@ -62,7 +63,7 @@ def test_a_number_of_an_older_version_does_not_stand_in_for_a_cell_that_failed()
     cells = [cell(n, 1.0, suite="ers", versions={"attack_version": 1}) for n in ERS_COLUMNS]
     newer = cell("CA-", 2.0, suite="ers", versions={"attack_version": 2})
     (row,) = wide([*cells, failing(newer, "no disk")])
-    assert row.failed == {"CA-": "no disk"}
+    assert {name: one["error"] for name, one in row.failed.items()} == {"CA-": "no disk"}
     assert "CA-" not in row.estimates
     assert "CA-" not in row.records
     assert "ERS" not in row.estimates
@@ -75,6 +76,18 @@ def test_a_number_of_an_older_version_does_not_stand_in_for_a_cell_that_failed()
     (row,) = wide([*cells, failing(cells[1], "no disk")])
     assert not row.failed
     assert "ERS" in row.estimates
+
+
+def test_a_score_has_another_radius_only_if_eps_is_a_key() -> None:
+    """``steps=64`` ends with letters of ``eps=`` too."""
+    for changed, scored in (("steps=64", False), ("eps=4/255", True)):
+        cells = [synthetic.attacked(n, v, changed) for n, v in synthetic.FULL.items()]
+        (row,) = wide(cells)
+        assert (f"ERS ({changed})" in row.estimates) is scored
+    worst = cell("Robust R@1", 3.0, attack="worst case:es:restarts=5,steps=64")
+    lost = failing(cell("ES:R", 2.0), "no disk")
+    (row,) = wide([worst, lost])
+    assert not row.estimates
 
 
 def test_suites_are_rows_of_their_own_and_share_the_benign_metrics() -> None:

@@ -55,6 +55,8 @@ def test_reproduce_refuses_a_score_without_its_attacks_and_two_sources_of_weight
         reproduce("hm", tmp_path, source=rows, where=["attack=worst case"])
     with pytest.raises(UserError, match=r"ERS is drawn from .*es, "):
         reproduce("hm", tmp_path, source=rows, where=["attack=ers|es"])
+    with pytest.raises(UserError, match=r"--from nosuch\.csv does not exist"):
+        reproduce("hm", tmp_path, source=Path("nosuch.csv"))
     with pytest.raises(UserError, match="--checkpoint names weights and --retrain makes new ones"):
         reproduce("hm", tmp_path, source=rows, checkpoint=tmp_path, retrain=True)
     assert not list(tmp_path.iterdir())

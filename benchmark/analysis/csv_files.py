@@ -126,7 +126,7 @@ def _foreign(tidy: Path, store: Store) -> tuple[bytes, list[list[str]] | None]:
         return content, []
     try:
         csv.field_size_limit(LONGEST)
-        names, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        names, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         place, known = names.index("cell"), store.ids()
         foreign = [row for row in rows if row and row[place] not in known]
     except (ValueError, IndexError, csv.Error):
@@ -210,7 +210,7 @@ def read_tidy(path: Path) -> list[Record]:
     """
     csv.field_size_limit(LONGEST)
     try:
-        with io.TextIOWrapper(open_file(path), "utf-8", newline="") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             there = reader.fieldnames or ()
             missing = [name for name in READERS if name not in there and name not in LATER]

@@ -12,6 +12,7 @@ from dmlbench.analysis.csv_files import stored_records
 from dmlbench.analysis.left_out import left_out
 from dmlbench.analysis.lookup import as_stored, has_cells
 from dmlbench.analysis.records import Record
+from dmlbench.analysis.records import rows as of
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.naming import with_plain_paths
@@ -29,6 +30,7 @@ class Comparison:
         a: a record of the first model.
         b: a record of the second model.
         paired: they were taken query by query; False: from rows, as of independent queries.
+        collapsed: of A and B those that retrieve nothing any more.
         left_out: the attacks that are not compared, and why, in one line; empty if there are none.
     """
 
@@ -36,6 +38,7 @@ class Comparison:
     a: Record
     b: Record
     paired: bool
+    collapsed: tuple[str, ...]
     left_out: str
 
 
@@ -64,12 +67,13 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
         dataset = dataset_as_stored(dataset, known)
     if paired:
         left, right = (compare.find(name, store, dataset) for name in (a, b))
-        found = compare.compare(left, right)
-        unlike = left_out(left.records, right.records)
-        return Comparison(found, left.records[0], right.records[0], True, unlike)
-    ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
-    found = unpaired.compare(ours, theirs, (a, b))
-    return Comparison(found, ours[0], theirs[0], False, left_out(ours, theirs))
+        ours, theirs, found = left.records, right.records, compare.compare(left, right)
+    else:
+        ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
+        found = unpaired.compare(ours, theirs, (a, b))
+    sides = {"A": ours, "B": theirs}
+    collapsed = tuple(name for name, side in sides.items() if any(r.collapsed for r in of(side)))
+    return Comparison(found, ours[0], theirs[0], paired, collapsed, left_out(ours, theirs))
 
 
 def dataset_as_stored(dataset: str, known: Container[str]) -> str:

@@ -18,7 +18,8 @@ from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.storage.cell import Cell
 
 _IDENTIFYING = (*ROW, "attack", "attack_resolved", "metric")
-_WEIGHTS = (*MODEL, *DIGESTS)  # which all records of a row of a table share
+OF_MODELS = (*MODEL, *DIGESTS)
+"""Columns that all records of a row of a table share."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _counting(records: Iterable[Record], conditions: Sequence[Condition]) -> lis
     A condition on a model's row chooses among all records: it may name weights or images that
     others took the place of.
     """
-    mine = meeting(records, [one for one in conditions if one.key in _WEIGHTS])
+    mine = meeting(records, [one for one in conditions if one.key in OF_MODELS])
     found = {}
     for group in by_configuration(table_rows(mine)):
         for row in group:
@@ -138,7 +139,7 @@ def _averaged(found: Sequence[_Number]) -> Place:
 
 def _check_models(numbers: Iterable[_Number], names: Iterable[str]) -> None:
     """UserError if numbers that the names do not tell apart are of several models or images."""
-    told = [name for name in names if name in _WEIGHTS]
+    told = [name for name in names if name in OF_MODELS]
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for one in numbers:
         groups.setdefault(tuple(one.record[name] for name in told), []).append(one.record)
@@ -168,11 +169,12 @@ def _refuse(what: str, differ: Sequence[str]) -> NoReturn:
 
 def meeting(records: Iterable[Record], conditions: Sequence[Condition]) -> list[Record]:
     """The records that meet every condition; an absent value counts as empty text."""
-    return [
-        record
-        for record in records
-        if all(one.meets(_text(record.get(one.key))) for one in conditions)
-    ]
+    return [record for record in records if meets(record, conditions)]
+
+
+def meets(record: Record, conditions: Iterable[Condition]) -> bool:
+    """True if the record meets every condition; an absent value counts as empty text."""
+    return all(one.meets(_text(record.get(one.key))) for one in conditions)
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 
 from dmlbench.analysis.variants import variant_flags
 from dmlbench.core.flags import Flag, read_flags, write_flags
-from dmlbench.core.naming import by_number, variant
+from dmlbench.core.naming import by_number, split_heading, variant
 from dmlbench.core.protocol import RECALL_ATTACKS
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.metrics.collapse import is_collapsed
@@ -144,7 +144,7 @@ class Row:
         better: heading -> ``higher`` or ``lower`` is better for the defender.
         digits: heading -> decimals, 1 for percentages and 3 for similarities and distances.
         collapsed: True if the model retrieves nothing any more; None if not measured.
-        failed: heading -> error of its cell.
+        failed: heading -> tidy record of its failed cell.
         flags: heading -> the reasons not to trust its number, where there are any.
     """
 
@@ -154,20 +154,20 @@ class Row:
     better: dict[str, str] = field(default_factory=dict)
     digits: dict[str, int] = field(default_factory=dict)
     collapsed: bool | None = None
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Record] = field(default_factory=dict)
     flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Add a number, or the error of a failed cell, in the place of what had that heading."""
         name, changed = record["metric"], variant(record["attack"])
         if not name:
-            self.failed["training"] = record["error"]
+            self.failed["training"] = record
             return
         heading = f"{name} ({changed})" if changed else name
         self.better[heading] = record["better"]
         self.digits[heading] = 1 if record["unit"] == "%" else 3
         if record["status"] != "ok":
-            self.failed[heading] = record["error"]
+            self.failed[heading] = record
             for known in (self.records, self.estimates, self.flags):
                 known.pop(heading, None)
             return
@@ -185,8 +185,11 @@ class Row:
     def settle_worst_case(self) -> None:
         """Leave out each Robust R@1 that was drawn from a number that has failed since."""
         columns = score_columns(WORST, self.about["suite"])
-        for score in [name for name in self.estimates if name.partition(" (")[0] == WORST]:
-            end = score[len(WORST) :] if "eps=" in score else ""
+        for score in list(self.estimates):
+            metric, keys = split_heading(score)
+            if metric != WORST:
+                continue
+            end = score.removeprefix(WORST) if "eps" in keys else ""
             if any(column + end in self.failed for column in columns):
                 for known in (self.records, self.estimates, self.flags):
                     known.pop(score, None)
@@ -197,13 +200,12 @@ class Row:
         That of another radius, ``ERS (eps=4/255)``, is computed from the columns of that radius.
         The interval is taken from an ERS cell of the same columns; else there is none.
         """
-        ends = [
-            name[len(bare) :]
-            for bare in ("CA+", ERS)
-            for name in self.estimates
-            if name.startswith(f"{bare} (") and "eps=" in name
-        ]
-        for end in dict.fromkeys(("", *ends)):
+        ends = [""]
+        for name in self.estimates:
+            metric, keys = split_heading(name)
+            if metric in ("CA+", ERS) and "eps" in keys:
+                ends.append(name.removeprefix(metric))
+        for end in dict.fromkeys(ends):
             self._settle_ers(end)
 
     def _settle_ers(self, end: str) -> None:
@@ -234,12 +236,11 @@ class Row:
         return ", ".join(sorted({flag.name for flag in every}))
 
     def record(self) -> dict[str, Any]:
-        """The row for a CSV: values, and the interval after each attack column."""
+        """The row for a CSV: values, each followed by its interval."""
         record = dict(self.about) | {"collapsed": self.collapsed, "flags": self.flag_names}
         for name, estimate in self.estimates.items():
             record[name] = estimate.value
-            if name not in CLEAN:
-                record |= {f"{name} low": estimate.low, f"{name} high": estimate.high}
+            record |= {f"{name} low": estimate.low, f"{name} high": estimate.high}
         columns = [name for name in self.failed if name in self.better]
         return record | dict.fromkeys(columns, "failed")
 
@@ -297,8 +298,8 @@ def headings(rows: Sequence[Row]) -> list[str]:
 
 def scores(names: Iterable[str]) -> list[str]:
     """The scores among ``names``, which are computed from other columns, in table order."""
-    found = [name for name in names if name.partition(" (")[0] in (WORST, ERS)]
-    return sorted(found, key=lambda name: (name.partition(" (")[0] == ERS, by_number(name)))
+    found = [name for name in names if split_heading(name)[0] in (WORST, ERS)]
+    return sorted(found, key=lambda name: (split_heading(name)[0] == ERS, by_number(name)))
 
 
 def score_columns(score: str, suite: str) -> tuple[str, ...]:
@@ -312,5 +313,5 @@ def wide_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the wide CSV."""
     columns = [*ROW, "collapsed", "flags"]
     for name in headings(rows):
-        columns += [name] if name in CLEAN else [name, f"{name} low", f"{name} high"]
+        columns += [name, f"{name} low", f"{name} high"]
     return columns

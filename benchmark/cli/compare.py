@@ -51,6 +51,12 @@ def compare(a: str, b: str, dataset: str | None, results: Path, as_json: bool) -
             "independent ones",
             err=True,
         )
+    for side in compared.collapsed:
+        click.echo(
+            f"note: {side} has collapsed (it retrieves nothing any more): its numbers are no sign "
+            "of robustness",
+            err=True,
+        )
     if compared.left_out:
         click.echo(f"note: {compared.left_out}", err=True)
     if as_json:

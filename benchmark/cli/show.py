@@ -54,26 +54,34 @@ def show(
     They are those of the cells in the results folder, and of the CSVs beside them. --json prints
     the cells; where there are only CSVs, it prints their rows.
     """
-    from dmlbench.analysis.pivot import chosen, meeting
+    from dmlbench.analysis.pivot import OF_MODELS, chosen, meeting, meets
     from dmlbench.analysis.records import TIDY_COLUMNS
     from dmlbench.analysis.where import condition
-    from dmlbench.report.terminal import print_tables
+    from dmlbench.report.entries import measured, part
+    from dmlbench.report.terminal import print_entries
 
     cells, every = stored(results, dataset)
     wanted = [condition(text, TIDY_COLUMNS) for text in conditions]
-    records = meeting(every, wanted)
-    if not records:
-        raise UserError(f"no results in {results} where {' and '.join(conditions)}")
-    if layout is not None:
-        _print_pivot(every, wanted, layout, as_json)
-    elif as_json:
+    nothing = UserError(f"no results in {results} where {' and '.join(conditions)}")
+    if as_json and layout is None:
         cells = chosen(cells, wanted)
-        found = [cell.as_json() for cell in cells] if cells else records
+        found = [cell.as_json() for cell in cells] if cells else meeting(every, wanted)
+        if not found:
+            raise nothing
         click.echo(json.dumps(found, indent=1))
+    elif layout is not None:
+        if not meeting(every, wanted):
+            raise nothing
+        _print_pivot(every, wanted, layout, as_json)
     else:
-        by_metric = [one for one in wanted if one.key == "metric"]
-        rest = meeting(every, [one for one in wanted if one not in by_metric])
-        print_tables(rest, shown=lambda metric: all(one.meets(metric) for one in by_metric))
+        # a model is told from all its numbers: its ERS, that it has collapsed, its flags
+        mine = meeting(every, [one for one in wanted if one.key in OF_MODELS])
+        rest = [one for one in wanted if one.key not in OF_MODELS]
+        parts = (part(entry, lambda record: meets(record, rest)) for entry in measured(mine))
+        entries = [entry for entry in parts if entry is not None]
+        if not entries:
+            raise nothing
+        print_entries(entries)
 
 
 def _print_pivot(

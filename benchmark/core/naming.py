@@ -57,6 +57,16 @@ def variant(attack: str) -> str:
     return ",".join(f"{key}={value}" for key, value in keys.items() if key != "network")
 
 
+def split_heading(heading: str) -> tuple[str, dict[str, str]]:
+    """The metric of a heading, and the keys in its brackets, which ``variant`` has put there.
+
+    >>> split_heading("CA+ (eps=4/255,w=5)")
+    ('CA+', {'eps': '4/255', 'w': '5'})
+    """
+    metric, _, keys = heading.partition(" (")
+    return metric, parameters(f":{keys.removesuffix(')')}")
+
+
 def at_other_radius(spec: str) -> bool:
     """True if the spec of an attack, or of a score drawn from attacks, changes ``eps``."""
     return "eps" in parameters(spec)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dmlbench.core.naming import parameters, seeds_in_words, told_apart
+from dmlbench.core.naming import parameters, seeds_in_words, split_heading, told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report import ranking
 from dmlbench.report.columns import DESCRIBING, BoardColumn, asked_for, column, in_order
@@ -226,9 +226,8 @@ def _usual(names: set[str]) -> list[str]:
     """
 
     def swept(name: str) -> bool:
-        bare, _, variant = name.partition(" (")
-        keys = {pair.partition("=")[0] for pair in variant.rstrip(")").split(",")}
-        return bare in names and not keys.isdisjoint(SWEPT)
+        metric, keys = split_heading(name)
+        return metric in names and not keys.keys().isdisjoint(SWEPT)
 
     return [
         name
@@ -291,10 +290,12 @@ def _cell(entry: Entry, name: str, mark: Mark) -> BoardCell:
         if number.seeds:
             said.append(f"Of {seeds_in_words(number.seeds)} only.")
         if name in entry.failed:
-            said.append(f"Failed for another seed: {entry.failed[name]}")
+            said.append(f"Failed for another seed: {entry.failed[name]['error']}")
         return BoardCell(number.text, mark, number, " ".join(filter(None, (number.note, *said))))
-    error = entry.failed.get(name) or entry.failed.get("training")
-    return BoardCell("failed", "failed", note=error) if error else BoardCell(NOTHING, "missing")
+    lost = entry.failed.get(name) or entry.failed.get("training")
+    return (
+        BoardCell("failed", "failed", note=lost["error"]) if lost else BoardCell(NOTHING, "missing")
+    )
 
 
 def base(dataset: str) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 from dmlbench.analysis.records import scores
 from dmlbench.attacks import moved_query
 from dmlbench.attacks.base import ATTACKS
-from dmlbench.core.naming import by_number
+from dmlbench.core.naming import by_number, split_heading
 from dmlbench.metrics.ers import ERS_COLUMNS
 from dmlbench.metrics.names import CLEAN, WORST
 
@@ -77,11 +77,10 @@ _SCORES = {
 
 def column(name: str, better: str) -> BoardColumn:
     """The column of a metric; its heading may name a variant, as in ``CA+ (w=5)``."""
-    bare, _, variant = name.partition(" (")
-    text = _benign_help(bare) or _SCORES.get(bare) or _attack_help().get(bare, "")
-    return BoardColumn(
-        name, better, f"With {variant.rstrip(')')}: {text}" if variant and text else text
-    )
+    metric, _ = split_heading(name)
+    text = _benign_help(metric) or _SCORES.get(metric) or _attack_help().get(metric, "")
+    keys = name.removeprefix(metric)[2:-1]
+    return BoardColumn(name, better, f"With {keys}: {text}" if keys and text else text)
 
 
 def _benign_help(name: str) -> str:
@@ -105,7 +104,7 @@ def _attack_help() -> dict[str, str]:
 
 def asked_for(name: str) -> bool:
     """True for a column of ``attacks.moved_query``, which tables show only where it is named."""
-    bare = name.partition(" (")[0]
+    bare, _ = split_heading(name)
     suffixes = tuple(column.name for column in moved_query.columns(""))
     return bare.endswith(suffixes) and bare not in directions()
 

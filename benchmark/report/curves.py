@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dmlbench.analysis.records import Record
-from dmlbench.core.naming import parameters
+from dmlbench.core.naming import parameters, split_heading
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.columns import curves
 from dmlbench.report.entries import Entry
-from dmlbench.report.plotted import names_of, protocol
+from dmlbench.report.plotted import left_out, names_of, protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,8 @@ def top1_curves(table: Table) -> Figure | None:
     if len(curved) > LINES:
         entries = style.best_of_families([e for e in curved if not e.flagged])
         bands = f"the best of each family by ERS; {bands}"
-    panels = _panels(entries)
+    possible = _panels(entries)
+    panels = possible[:MOST_PANELS]
     if not panels:
         return None
     drawn = [e for e in entries if any(e in found for one in panels for found in one.values())]
@@ -53,7 +54,7 @@ def top1_curves(table: Table) -> Figure | None:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             for place, (name, found) in enumerate(panel.items()):
-                bare, dashes = name.partition(" (")[0], style.dashes(drawn, place)
+                (bare, _), dashes = split_heading(name), style.dashes(drawn, place)
                 for entry in found:
                     label = names[id(entry)] if len(panel) == 1 else f"{names[id(entry)]}: {bare}"
                     looks = {"color": kinds[id(entry)].color, "ls": dashes[id(entry)]}
@@ -68,9 +69,9 @@ def top1_curves(table: Table) -> Figure | None:
         threats = dict.fromkeys(
             _threat(e, name) for panel in panels for name in panel for e in panel[name]
         )
-        words = protocol(table, drawn, list(threats))
-        says = "Right top-1 against the strength of the attack"
-        style.say(fig, says, f"{words}; {bands}", axes)
+        cut = left_out(panels, possible, "panels")
+        words = "; ".join([protocol(table, drawn, list(threats)), *cut, bands])
+        style.say(fig, "Right top-1 against the strength of the attack", words, axes)
     return fig
 
 
@@ -84,23 +85,23 @@ def _threat(entry: Entry, name: str) -> str:
 
 def _meaning(heading: str) -> tuple[str, str]:
     """The title of the panel that a column with a curve is in, and what the curve is over."""
-    bare, _, variant = heading.partition(" (")
-    one = curves()[bare]
-    return f"{one.title} ({variant}" if variant else one.title, one.over
+    metric, _ = split_heading(heading)
+    one = curves()[metric]
+    return one.title + heading.removeprefix(metric), one.over
 
 
 def _panels(entries: Sequence[Entry]) -> list[dict[str, list[Entry]]]:
     """The panels from left to right: heading of each column in it -> the models that have it."""
     known = curves()
     headings = dict.fromkeys(
-        name for e in entries for name in e.records if name.partition(" (")[0] in known
+        name for e in entries for name in e.records if split_heading(name)[0] in known
     )
     panels: dict[tuple[str, str], dict[str, list[Entry]]] = {}
     for name in headings:
         found = [e for e in entries if any(r["curve"] for r in e.records.get(name, ()))]
         if found:
             panels.setdefault(_meaning(name), {})[name] = found
-    return list(panels.values())[:MOST_PANELS]
+    return list(panels.values())
 
 
 def _draw(axis: Axes, records: Sequence[Record], label: str, looks: Mapping[str, Any]) -> None:

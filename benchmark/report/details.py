@@ -36,7 +36,7 @@ def details(entry: Entry) -> dict[str, Any]:
         "Flags": entry.reasons(note=False),
         "Notes": entry.reasons(note=True),
         "Retrieval": entry.indicators,
-        "Failed": [f"{what}: {error}" for what, error in entry.failed.items()],
+        "Failed": [f"{what}: {lost['error']}" for what, lost in entry.failed.items()],
     }
     return {heading: text for heading, text in found.items() if text}
 

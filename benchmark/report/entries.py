@@ -13,7 +13,7 @@ from dmlbench.analysis.records import Record, Row, rows
 from dmlbench.analysis.seeds import by_configuration, last_images, spread_of
 from dmlbench.attacks.base import ATTACKS
 from dmlbench.core.flags import Flag
-from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed
+from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed, split_heading
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, ERS, WORST
@@ -87,7 +87,7 @@ class Entry:
             does.
         paper, place: the publication, and the table in it; None and empty if measured here.
         seeds: of the models that were measured here, one each.
-        failed: heading (or ``training``) -> error.
+        failed: heading (or ``training``) -> the tidy record of what failed.
         collapsed: True if the model no longer retrieves anything.
         flags: heading -> the reasons not to trust its number, where there are any.
         flagged_seeds: heading and name of a flag -> the seeds of the models that have it.
@@ -116,7 +116,7 @@ class Entry:
     paper: Paper | None = None
     place: str = ""
     seeds: tuple[int, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Record] = field(default_factory=dict)
     collapsed: bool = False
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     flagged_seeds: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
@@ -229,26 +229,34 @@ def measured(records: Iterable[Record]) -> list[Entry]:
     return [_entry(group, last) for group in by_configuration(every)]
 
 
-def part(entry: Entry, wanted: Callable[[str], bool]) -> Entry | None:
-    """The entry with the numbers of the metrics that are ``wanted`` alone; None without any."""
+def part(entry: Entry, wanted: Callable[[Record], bool]) -> Entry | None:
+    """The entry with those numbers alone whose tidy record is ``wanted``; None without any.
+
+    What is known of the model as a whole stays: that it has collapsed, and its flags.
+    """
+
+    def meets(heading: str) -> bool:
+        known = [*entry.records.get(heading, ()), *filter(None, [entry.failed.get(heading)])]
+        return any(map(wanted, known or [_computed(entry, heading)]))
 
     def kept(by_heading: Mapping[str, T]) -> dict[str, T]:
-        return {name: one for name, one in by_heading.items() if wanted(_metric(name))}
+        return {name: one for name, one in by_heading.items() if meets(name)}
 
     found = replace(
         entry,
         numbers=kept(entry.numbers),
         better=kept(entry.better),
         failed=kept(entry.failed),
-        flags=kept(entry.flags),
         records=kept(entry.records),
     )
     return found if found.numbers or found.failed else None
 
 
-def _metric(heading: str) -> str:
-    """``CA+`` of the heading ``CA+ (eps=4/255)``."""
-    return heading.partition(" (")[0]
+def _computed(entry: Entry, heading: str) -> Record:
+    """What is known of a number without a record: an ERS of ten columns that nobody stored."""
+    metric = split_heading(heading)[0]
+    about = {"suite": entry.suite, "queries": entry.queries, "status": "ok"}
+    return about | {"attack": metric, "metric": metric}
 
 
 def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
@@ -260,7 +268,7 @@ def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:
     data = next((row.data for row in group if row.data), "")
     numbers = {name: _over_models(group, name) for row in group for name in row.estimates}
     # an ERS that a seed lacks is left out: it would be ranked beside means over all seeds
-    numbers = {k: n for k, n in numbers.items() if not (n.seeds and _metric(k) == ERS)}
+    numbers = {k: n for k, n in numbers.items() if not (n.seeds and split_heading(k)[0] == ERS)}
     made = dict.fromkeys(name for row in group for name in row.records if name in numbers)
     records = {name: [r.records[name] for r in group if name in r.records] for name in made}
     contributors = _contributors(records)
@@ -308,8 +316,8 @@ def _noted(
     """The Robust R@1 in the ball of the protocol, with a note that names the contributors."""
     people = ", ".join(map(str, contributors))
     said = f"{WORST} of {label} includes adversarial images by {people}."
-    of = {name: name.partition(" (") for name in numbers}
-    worst = [n for n, (bare, _, at) in of.items() if bare == WORST and "eps=" not in at]
+    of = {name: split_heading(name) for name in numbers}
+    worst = [name for name, (metric, keys) in of.items() if metric == WORST and "eps" not in keys]
     return {name: replace(numbers[name], note=said) for name in worst}
 
 

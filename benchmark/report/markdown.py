@@ -49,7 +49,12 @@ def _cell(cell: BoardCell) -> str:
 
 def escape(text: str) -> str:
     """``text`` escaped for Markdown, on one line: no markup, no formula, no link and no image."""
-    return _MARKUP.sub(r"\\\g<0>", text).translate(_HTML).replace("://", ":&#47;/")
+    return (
+        _MARKUP.sub(r"\\\g<0>", text)
+        .translate(_HTML)
+        .replace("://", ":&#47;/")
+        .replace("www.", "www&#46;")
+    )
 
 
 def _note(text: str) -> str:

@@ -21,6 +21,7 @@ from dmlbench.report.plotted import (
     flagged,
     grid,
     heading,
+    left_out,
     names_of,
     passes,
     protocol,
@@ -79,7 +80,7 @@ def tradeoff(table: Table) -> Figure | None:
 
 def cost(table: Table) -> Figure | None:
     """ERS against training cost; a line joins the models of one defense at several eta."""
-    found = [e for e in ranked(table) if e.eta is not None or e.label.startswith("N/A")]
+    found = [e for e in ranked(table) if e.eta is not None or _plain(e)]
     ticks = sorted({passes(e) for e in found})
     if len(ticks) < 2:
         return None
@@ -108,6 +109,11 @@ def cost(table: Table) -> Figure | None:
         style.say(fig, "Robustness against training cost", protocol(table, found), [axis])
         style.name_ends(axis, named)
     return fig
+
+
+def _plain(entry: Entry) -> bool:
+    """True if its training is known and has no PGD steps: it costs one pass a step."""
+    return entry.label.startswith("N/A") if entry.paper else entry.resolved != ""
 
 
 def against_eta(table: Table) -> Figure | None:
@@ -170,7 +176,8 @@ def ten_terms(table: Table) -> Figure | None:
 
 def intervals(table: Table) -> Figure | None:
     """Forest plot: for each model (row) its values with its 95% interval."""
-    found = [line.entry for line in table.lines if not line.entry.paper][:ROWS]
+    every = [line.entry for line in table.lines if not line.entry.paper]
+    found = every[:ROWS]
     columns = dict.fromkeys((*FOREST, *(c.name for c in table.columns if c.better)))
     shown = [n for n in columns if any(n in e.numbers and e.numbers[n].range for e in found)]
     if not shown:
@@ -197,7 +204,8 @@ def intervals(table: Table) -> Figure | None:
         words = "bars: 95% interval, over queries and seeds; of NMI the range over starts"
         if any(n in e.numbers and e.numbers[n].seeds for e in found for n in shown):
             words += "; the table names the numbers of some seeds only"
-        style.say(fig, "Measured values and their intervals", f"{protocol(table, found)}; {words}")
+        words = "; ".join([protocol(table, found), *left_out(found, every, "models"), words])
+        style.say(fig, "Measured values and their intervals", words)
     return fig
 
 
@@ -211,7 +219,8 @@ def _widen(axis: Axes, least: float) -> None:
 def distributions(table: Table) -> Figure | None:
     """Distribution of the ranks of single queries, drawn from its deciles."""
     entries = style.best_of_families([line.entry for line in table.lines if not line.entry.paper])
-    columns = [n for n in ranks() if any(_deciles(e, n) for e in entries)][:PANELS]
+    every = [n for n in ranks() if any(_deciles(e, n) for e in entries)]
+    columns = every[:PANELS]
     if not columns:
         return None
     with style.figure(1.0 + 1.75 * len(columns), 2.9) as fig:
@@ -227,7 +236,8 @@ def distributions(table: Table) -> Figure | None:
             axis.set_title(heading(name, entries))
             axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="rank in %")
         axes[0].set_ylabel("queries up to it, in %")
-        words = f"{protocol(table, entries)}; deciles over queries"
+        cut = left_out(columns, every, "columns")
+        words = "; ".join([protocol(table, entries), *cut, "deciles over queries"])
         style.say(fig, "Ranks that single queries reach under attack", words, axes)
     return fig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from dmlbench.core.naming import parameters, told_apart
@@ -120,6 +120,11 @@ def marks(entries: Sequence[Entry]) -> list[str]:
     if any(entry.flagged for entry in entries):
         parts.append("‡ flagged")
     return parts
+
+
+def left_out(shown: Sized, every: Sized, what: str) -> list[str]:
+    """For a caption: ``the first 24 of 71 models``; empty if all are shown."""
+    return [f"the first {len(shown)} of {len(every)} {what}"] * (len(shown) < len(every))
 
 
 def grid(count: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dmlbench.metrics.names import ERS
 from dmlbench.report import style
 from dmlbench.report.board import Table
 from dmlbench.report.entries import Entry
-from dmlbench.report.plotted import error_bar, marks, names_of
+from dmlbench.report.plotted import error_bar, left_out, marks, names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,8 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
     models: Scored = {}
     for scored in reversed(found.values()):
         models |= {key: entry for key, entry in scored.items() if key not in models}
-    rows = [key for key in models if sum(key in scored for scored in found.values()) > 1][:MOST]
+    every = [key for key in models if sum(key in scored for scored in found.values()) > 1]
+    rows = every[:MOST]
     if not rows:
         return None
     entries = [models[key] for key in rows]
@@ -55,7 +56,8 @@ def ers_by_suite(tables: Sequence[Table]) -> Figure | None:
         axis.set_ylim(len(rows) - 0.5, -0.5)  # the best on top
         axis.set_xlim(left=0)
         axis.set_xlabel("ERS, from 0 (broken) to 100 (higher is better)")
-        words = [table.dataset, *marks(entries), "bars: 95% over queries and seeds"]
+        words = [table.dataset, *left_out(rows, every, "models"), *marks(entries)]
+        words.append("bars: 95% over queries and seeds")
         style.say(fig, "ERS by suite", "; ".join(words), [axis])
     return fig
 

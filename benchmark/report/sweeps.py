@@ -8,7 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from dmlbench.analysis.records import score_columns
-from dmlbench.core.naming import parameters
+from dmlbench.core.naming import parameters, split_heading
 from dmlbench.metrics.names import ERS, WORST
 from dmlbench.report import style
 from dmlbench.report.board import Table
@@ -59,8 +59,8 @@ def _curves(
             axis.set_xlabel(label)
             axis.set_ylim(bottom=0)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        headings = [name for entry in swept for name in entry.records if f"{key}=" in name]
-        both = any("alpha=" in name for name in headings)
+        changed = [split_heading(name)[1] for entry in swept for name in entry.records]
+        both = any({key, "alpha"} <= keys.keys() for keys in changed)
         words = f"{key} and alpha vary" if both else f"{key} varies"
         style.say(fig, title, f"{protocol(table, swept)}; here {words}", axes)
     return fig
@@ -78,8 +78,7 @@ def _sweeps(
     for column, records in entry.records.items():
         if key == "eps" and in_l2(records[0]):  # no number of 1/255, as the axis has them
             continue
-        name, _, variant = column.partition(" (")
-        changed = parameters(f":{variant.rstrip(')')}")
+        name, changed = split_heading(column)
         here = parameters(records[0]["attack_resolved"])
         usual = parameters(entry.records.get(name, records)[0]["attack_resolved"])
         if name in (ERS, WORST):  # drawn from attacks, so they have none of their own

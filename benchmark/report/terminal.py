@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from rich import box
@@ -15,28 +15,26 @@ from dmlbench.core.naming import told_apart
 from dmlbench.metrics.names import WORST
 from dmlbench.report.board import HIDDEN, BoardCell, Table, tables
 from dmlbench.report.columns import in_order
-from dmlbench.report.entries import Entry, measured, part
+from dmlbench.report.entries import Entry, measured
 
 STYLES = {"best": "bold", "second": "underline", "failed": "red"}
 LEAST = 23  # columns of a model, on its side: here, n = 1,000, seed 0
 NO_EDGE = 10_000  # columns: a pipe has no edge to wrap at
 
 
-def print_tables(
-    records: Iterable[Record],
-    console: Console | None = None,
-    shown: Callable[[str], bool] = lambda metric: True,
-) -> None:
+def print_tables(records: Iterable[Record], console: Console | None = None) -> None:
     """A table for each group of rows that can be compared, and the errors of failed cells.
 
     Args:
         records: tidy records.
         console: where to print; by default standard output, never wrapped where that is a pipe.
-        shown: true for the metrics that have a column. Scores need those of their attacks among the
-            ``records``, whether these are shown or not.
     """
+    print_entries(measured(records), console)
+
+
+def print_entries(entries: Sequence[Entry], console: Console | None = None) -> None:
+    """As ``print_tables``, of entries."""
     console = console or _standard_output()
-    entries = [one for one in (part(entry, shown) for entry in measured(records)) if one]
     for table in _tables(entries):
         console.print(Text(table.title, "bold"))
         heads = [Text(column.label) for column in table.columns]
@@ -56,9 +54,12 @@ def print_tables(
         words += [f"note: {name}: {s}" for s in entry.reasons(note=True)]
         for line in words:
             console.print(line, markup=False, highlight=False)
-        for error in dict.fromkeys(entry.failed.values()):  # one failure may cost many numbers
-            lost = ", ".join(what for what, reason in entry.failed.items() if reason == error)
-            console.print(f"failed: {lost} on {name}: {error}", markup=False, highlight=False)
+        lost: dict[str, list[str]] = {}  # error -> headings: one failure may cost many numbers
+        for heading, record in entry.failed.items():
+            lost.setdefault(record["error"], []).append(heading)
+        for error, headings in lost.items():
+            text = f"failed: {', '.join(headings)} on {name}: {error}"
+            console.print(text, markup=False, highlight=False)
 
 
 def print_grid(

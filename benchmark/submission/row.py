@@ -39,6 +39,8 @@ def chosen_row(name: str, source: Path | None, where: Sequence[str]) -> tuple[li
         every = read_tidy(place)
     else:
         place = source or Path("results")
+        if source is not None and not source.exists():
+            raise UserError(f"--from {source} does not exist")
         every = read_tidy(place) if place.is_file() else read_folder(place)
     wanted = models()[name].manifest.sha256 if name in models() else name
 
@@ -83,7 +85,7 @@ def _without_outside(
 
     Args:
         records: of one model.
-        joined: the rows that such images are part of (``_line``).
+        joined: the rows that such images are part of (``line``).
 
     Raises:
         UserError: no record is left.
