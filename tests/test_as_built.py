@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from tests.command import Run
 
 NETS = """
@@ -47,6 +49,18 @@ def test_it_is_known_by_what_its_code_read_and_can_be_reproduced(
     ):
         refused = dmlbench(*arguments)
         assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr
+
+
+def test_code_that_builds_the_same_by_any_seed_has_no_seed(dmlbench: Run, tmp_path: Path) -> None:
+    """The seed of an attack is then in its name, and the next run has the usual one."""
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "shift.txt").write_text("0.1")
+    for seed in ((), ("--seed", "3"), ()):
+        done = dmlbench("attack", "--model", "nets.py:Shifted", *ASK, *seed)
+        assert done.returncode == 0, done.stderr
+    (row,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert row["seed"] == 0
+    assert {"ES:D (steps=1)", "ES:D (steps=1,attack_seed=3)"} <= row.keys()
 
 
 def test_what_cannot_be_compared_is_named_where_stored_numbers_are_taken(

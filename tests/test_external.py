@@ -21,13 +21,14 @@ import dmlbench as dml
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
 from dmlbench.attacks.base import ATTACKS, Gallery
-from dmlbench.common.errors import UserError
+from dmlbench.common.errors import CellError, UserError
 from dmlbench.compute.embedding import embed
 from dmlbench.core import spec
 from dmlbench.datasets.fashion import FashionMini
 from dmlbench.models.small import LeNet
 from dmlbench.storage.store import Store
 from dmlbench.sweep import external_rows
+from dmlbench.sweep.external import verify_file
 from dmlbench.testing.tiny import tiny_data
 from tests.command import Run, refused
 from tests.fork_server import ForkServer
@@ -271,6 +272,25 @@ def test_a_pixel_outside_the_ball_is_refused_and_named(place: Place) -> None:
     eight = (255 * images).round().astype(np.uint8)
     np.savez(place.root / "eight.npz", index=place.images["index"], images=eight)
     assert place.verify("eight.npz").returncode == 0
+
+
+def test_embeddings_that_are_no_numbers_are_refused_in_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(place.root / "in.npz", index=place.images["index"], images=place.images["clean"])
+
+    def fail(*_: object) -> None:
+        raise CellError("the embeddings are not finite")
+
+    monkeypatch.setattr("dmlbench.sweep.external.verify", fail)
+    monkeypatch.chdir(place.root)
+    with pytest.raises(UserError, match=r"^in\.npz: the embeddings are not finite$"):
+        verify_file(
+            *(Path("in.npz"), "Mine", Contributor("a", ""), Path("results")),
+            dataset="mini.py:Mini",
+            checkpoint=Path("w.safetensors"),
+            progress=False,
+        )
 
 
 def test_rows_weights_and_people_that_cannot_be_are_refused(measured: Place) -> None:

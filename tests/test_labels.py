@@ -23,6 +23,7 @@ from dmlbench.storage.store import Store
 from dmlbench.sweep.labels import in_its_row
 from dmlbench.sweep.session import Session
 from dmlbench.sweep.tasks import Weights
+from tests import trees
 from tests.cells import cell, with_facts
 from tests.networks import FEW, own_network
 from tests.reporters import Silent
@@ -44,6 +45,23 @@ def test_stored_cells_are_renamed_to_another_label_or_training_seed(
     assert {one["value"] for one in again.records} <= {one["value"] for one in every}
     with pytest.raises(dml.UserError, match="has a control character"):
         dml.evaluate(net, small, attacks=FEW[0], label="\x1b", progress=False)
+
+
+def test_an_attack_with_the_seed_of_the_training_has_a_plain_name(
+    net: nn.Module, small: Dataset, tmp_path: Path
+) -> None:
+    """Also if the training got that seed afterwards."""
+    how: dict[str, Any] = {"results": tmp_path, "progress": False}
+    attacks = ["es", "ltm", "gtm"]
+    dml.evaluate(net, small, attacks=attacks, seed=1, **how)
+    for training_seed, end in ((0, " (attack_seed=1)"), (1, ""), (2, " (attack_seed=1)")):
+        found = dml.evaluate(
+            net, small, attacks=attacks, seed=1, training_seed=training_seed, **how
+        )
+        wide = pd.read_csv(tmp_path / "wide.csv").columns
+        assert {f"GTM{end}", f"Robust R@1{end}"} <= {*wide}
+        assert sum(name.startswith(("GTM", "Robust")) for name in wide) == 6
+        assert found.failed == {}
 
 
 def test_models_that_differ_in_the_training_seed_are_one_row(
@@ -126,6 +144,26 @@ def test_other_images_under_one_spec_are_warned_of(
     dml.evaluate(net, sets[0], **how)
     with pytest.warns(UserWarning, match="on other images of arrays are stored, and tables show"):
         dml.evaluate(net, sets[1], **how)
+
+
+def test_a_folder_that_was_moved_is_the_same_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its images are the same, and so are its numbers; scores are drawn of both halves."""
+    monkeypatch.chdir(tmp_path)
+    trees.folder(Path("photos"), classes=4, each=4)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    how: dict[str, Any] = {"results": tmp_path / "results", "label": "mine"}
+    steps = ["es:steps=1,eps=1/255", "ltm:steps=1,eps=1/255", "gtm:steps=1,eps=1/255"]
+    dml.evaluate(network, "folder:root=photos", attacks=steps[:2], **how)
+    Path("photos").rename("moved")
+    dml.evaluate(network, "folder:root=moved", attacks=steps, **how)
+    assert "of folder:root=photos are now those of folder:root=moved: " in capsys.readouterr().err
+    (row,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert row["dataset"] == "folder:root=moved"
+    assert {"R@1", "ES:D (eps=1/255,steps=1)", "Robust R@1 (eps=1/255,steps=1)"} <= row.keys()
+    store = Store(tmp_path / "results")
+    assert all(store.outcomes(one.id) is not None for one in store.cells() if one.outcomes)
 
 
 def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:

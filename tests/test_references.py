@@ -189,9 +189,25 @@ def test_a_factory_may_be_in_a_file(folder: Path) -> None:
     assert isinstance(model, FactoryModel)
     assert canonical_model(model) == shown_model(model) == "sub/nets.py:make:dim=7"
     assert tuple(model.backbone(1, 8)[1].weight.shape) == (7, 64)  # type: ignore[index]
+
+
+def test_the_code_of_a_network_stays_as_it_is_while_a_run_goes_on(folder: Path) -> None:
+    """Another process of the run, which reads the file again, refuses another code."""
+    file = folder / "sub" / "nets.py"
+    model = parse_model("sub/nets.py:make:dim=7")
     before = model.facts
-    (folder / "sub" / "nets.py").write_text(NETWORK + "# another network\n")
-    assert model.facts["source"] != before["source"]
+    sent = pickle.dumps(model)
+    assert model.facts == pickle.loads(sent).facts == before
+    file.write_text(file.read_text().replace("64", "32"))
+    assert tuple(model.backbone(1, 8)[1].weight.shape) == (7, 64)  # type: ignore[index]
+    assert model.facts == before
+    with pytest.raises(
+        UserError, match=r"code of model sub/nets\.py:make has changed since the run"
+    ):
+        pickle.loads(sent).backbone(1, 8)
+    again = parse_model("sub/nets.py:make:dim=7")
+    assert again.facts["source"] != before["source"]
+    assert tuple(again.backbone(1, 8)[1].weight.shape) == (7, 32)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

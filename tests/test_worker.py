@@ -6,6 +6,8 @@ import dataclasses
 import math
 import random
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -267,7 +269,7 @@ def test_a_worker_has_its_share_of_the_threads_but_no_more_than_one_process_take
 ) -> None:
     monkeypatch.setattr("dmlbench.sweep.executors.pool.processors", lambda: 64)
     asking = dataclasses.replace(session, compute=Compute("cpu", threads=asked))
-    assert Pool(asking, workers, None)._session[-1].threads == threads
+    assert Pool(asking, workers, None)._session[4].threads == threads
 
 
 def test_a_stop_waits_until_a_worker_has_started() -> None:
@@ -286,6 +288,23 @@ def test_a_stop_waits_until_a_worker_has_started() -> None:
         assert arrived[2:] == ["stop"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_does_not_reach_a_process_that_is_starting() -> None:
+    """Nor later: its parent handles it."""
+    ask = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    started = []
+    with stops_deferred():
+        started.append(subprocess.check_output([sys.executable, "-c", ask], text=True))
+    started.append(subprocess.check_output([sys.executable, "-c", ask], text=True))
+    assert [one.strip() for one in started] == ["True", "False"]
+
+
+def test_a_process_that_reads_other_images_than_the_plan_refuses_them(session: Session) -> None:
+    assert dataclasses.replace(session, planned=session.digest).data.digest == session.digest
+    other = dataclasses.replace(session, planned="0" * 64)
+    with pytest.raises(UserError, match="the images of fashion-mini have changed since the run"):
+        Worker(other).do(attacked_task(session, ATTACKS.get("ca+")(steps=2)))
 
 
 def attacked_task(session: Session, attack: Attack) -> Measure:

@@ -52,7 +52,7 @@ def doctor(
         "compute": {
             "device": made.device or "none",
             "gpus": _gpus(),
-            "threads": f"{made.threads} of PyTorch, {processors()} processors",
+            "threads": f"{made.threads or 'none'} of PyTorch, {processors()} processors",
             **{name: os.environ[name] for name in OPENMP if name in os.environ},
         },
         "data": _data(data_root),

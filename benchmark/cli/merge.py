@@ -32,7 +32,6 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
     from dmlbench.storage.store import Store
     from dmlbench.sweep.external_rows import join
 
-    check_writable(results, "--results")
     target = Store(results)
 
     def warn(text: str) -> None:
@@ -46,6 +45,7 @@ def merge(sources: tuple[Path, ...], results: Path) -> None:
             raise UserError(f"{source} holds {alone}")
         check_models(found)
     check_models(target)
+    check_writable(results, "--results")
     for source, names in csvs.items():
         merged = merge_into(Store(source), target, warn)
         click.echo(f"{source}: {merged.cells} cells and {merged.models} models")

@@ -77,7 +77,7 @@ def verify_attack(
     from dmlbench.report.render import write_board
     from dmlbench.sweep.external import verify_file
 
-    check_outputs(results, leaderboards)
+    check_outputs(results, leaderboards, writing=False)
     found = verify_file(
         *(file, row, Contributor(by, link), results),
         where=where,

@@ -42,6 +42,15 @@ def with_plain_paths(dataset: str) -> str:
     return _PATH.sub(lambda found: f"{found[1]}={PurePath(found[2])}", dataset)
 
 
+def without_paths(dataset: str) -> str:
+    """The spec of a data set without the places of its files.
+
+    >>> without_paths("folder:root=photos,train_classes=5")
+    'folder:root=,train_classes=5'
+    """
+    return _PATH.sub(lambda found: f"{found[1]}=", dataset) if ":" in dataset else dataset
+
+
 def variant(attack: str) -> str:
     """The keys of an attack's spec, as headings have them in brackets behind the metric.
 

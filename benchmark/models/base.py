@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmlbench.common.errors import UserError
@@ -193,7 +194,7 @@ class FactoryModel(Model):
     @property
     def facts(self) -> dict[str, Any]:
         """The facts of every model, the arguments, and the digest of the factory's source code."""
-        source = sources.digest(self._factory())
+        _, source = self._loaded
         arguments = json.loads(json.dumps(dict(self.arguments)))  # a tuple as a manifest has it
         return super().facts | {"arguments": arguments, "source": source}
 
@@ -203,12 +204,13 @@ class FactoryModel(Model):
         What cannot be copied is taken itself if the factory makes another one each time.
 
         Raises:
-            UserError: it is not found, cannot be called or returns no Module.
+            UserError: it is not found, cannot be called or returns no Module, or is no longer what
+                another process of the run has planned with.
         """
         import torch
         from torch import nn
 
-        factory = self._factory()
+        factory, _ = self._loaded
         network = factory(**dict(self.arguments))
         if not isinstance(network, nn.Module):
             raise UserError(f"model {self.path}: must return a torch.nn.Module, got {network!r}")
@@ -219,6 +221,23 @@ class FactoryModel(Model):
                 if factory(**dict(self.arguments)) is not network:
                     return network
             raise
+
+    @cached_property
+    def _loaded(self) -> tuple[Callable[..., object], str | None]:
+        """The factory and the digest of its source, which stay as they are while a run goes on."""
+        factory = self._factory()
+        source = sources.digest(factory)
+        if vars(self).get("planned", source) != source:
+            raise UserError(
+                f"the code of model {self.path} has changed since the run began: run again"
+            )
+        return factory, source
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, and in place of the factory the digest of its source (``planned``)."""
+        state = dict(vars(self))
+        loaded = state.pop("_loaded", None)
+        return state if loaded is None else state | {"planned": loaded[1]}
 
     def _factory(self) -> Callable[..., object]:
         from torch import nn

@@ -264,17 +264,21 @@ def decode(content: bytes, place: Path) -> Cell:
 
 
 def named_by_seed(cell: Cell, seed: int | None) -> Cell:
-    """The cell, with the seed of its attacks added to its name.
+    """The cell, whose name has the seed of its attacks if that is not the training's.
 
-    It stays as it is if that seed is the training's, or the name has it already.
-    ``plan.cells`` names new ones so; older versions did not. ``seed``: None if it is not known.
+    ``plan.cells`` names new ones so; older versions did not, and a training may get another seed
+    (``--training-seed``). ``seed``: None if it is not known.
     """
     about = cell.about
-    due = about.attack and seed not in (None, about.seed)
-    if seed is None or not due or split_attack_seed(about.attack)[1] is not None:
+    if seed is None or not about.attack:
         return cell
-    named = msgspec.structs.replace(about, attack=with_attack_seed(about.attack, seed))
-    return msgspec.structs.replace(cell, about=named)
+    attack, _ = split_attack_seed(about.attack)
+    name = attack if seed == about.seed else with_attack_seed(attack, seed)
+    return (
+        cell
+        if name == about.attack
+        else msgspec.structs.replace(cell, about=msgspec.structs.replace(about, attack=name))
+    )
 
 
 def _shown(cell: Cell) -> Cell:

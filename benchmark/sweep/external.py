@@ -16,7 +16,7 @@ from msgspec import structs
 from dmlbench.analysis.csv_files import export
 from dmlbench.analysis.external import KIND, Contributor
 from dmlbench.attacks.engine.ball import RADIUS_TOLERANCE
-from dmlbench.common.errors import UserError
+from dmlbench.common.errors import CellError, UserError
 from dmlbench.common.lazy import np, torch
 from dmlbench.core import spec
 from dmlbench.datasets.base import DATASETS, Dataset
@@ -126,7 +126,10 @@ def verify_file(
     options |= {"precision": about.precision, "eot": whole_number(about.eot) or 1}
     with open_session(dataset, results, **options) as session:
         weights = row_weights(session, chosen, checkpoint, model, allow_code)
-        found = verify(session, chosen, weights, path, by)
+        try:
+            found = verify(session, chosen, weights, path, by)
+        except CellError as error:
+            raise UserError(f"{path}: {error}") from None
         export(session.store)
     return found
 

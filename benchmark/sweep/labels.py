@@ -1,4 +1,4 @@
-"""The name of a user's own model in tables: one for all cells of its weights.
+"""The names of a user's own models and images in tables: one for all cells of the same.
 
 A table shows one model for a name and a seed, the one that was measured last.
 """
@@ -14,6 +14,8 @@ from msgspec import structs
 
 from dmlbench.analysis.records import MODEL
 from dmlbench.common.errors import UserError
+from dmlbench.core import spec
+from dmlbench.core.naming import with_plain_paths, without_paths
 from dmlbench.models.base import Model
 from dmlbench.models.module import ModuleModel
 from dmlbench.storage.cell import Cell
@@ -78,6 +80,32 @@ def in_its_row(
         _rename(session, weights, stored, alike)
     _warn_of_namesakes(stored, weights)
     return weights
+
+
+def in_its_place(session: Session) -> None:
+    """Give stored cells of the same images, which lay in another folder, the place that they have.
+
+    Else the model would have two rows: what was measured before it was moved, and after.
+    """
+    name = with_plain_paths(spec.shown(session.dataset))
+    if without_paths(name) == name:
+        return
+    old = [
+        cell
+        for cell in session.store.cells()
+        if cell.facts.get("data") == session.digest
+        and cell.about.dataset != name
+        and without_paths(cell.about.dataset) == without_paths(name)
+    ]
+    for cell in old:
+        outcomes = session.store.outcomes(cell.id) if cell.outcomes else None
+        about = structs.replace(cell.about, dataset=name)
+        session.store.put(structs.replace(cell, about=about), outcomes)
+    if names := sorted({cell.about.dataset for cell in old}):
+        session.reporter.say(
+            f"the stored results of {'; '.join(names)} are now those of {name}: the images are the "
+            "same"
+        )
 
 
 def _as_stored(session: Session, weights: Weights, alike: Sequence[Cell]) -> Weights:

@@ -33,6 +33,7 @@ from dmlbench.sweep.durations import Durations, expected_device
 from dmlbench.sweep.executors.base import Executor
 from dmlbench.sweep.external_rows import joined_rows
 from dmlbench.sweep.feasible import check_epochs, to_be_trained
+from dmlbench.sweep.labels import in_its_place
 from dmlbench.sweep.mixtures import Plan, warn_of_mixtures
 from dmlbench.sweep.policies import EXECUTORS, KEPT_STATUSES
 from dmlbench.sweep.scheduler import Scheduler
@@ -103,6 +104,7 @@ def run(
     Raises:
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
     """
+    in_its_place(session)
     known = read_store(session)
     mine = of_shard(models, options)
     planned = plan_models(session, mine, attacks, known)

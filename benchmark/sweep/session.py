@@ -49,8 +49,8 @@ class Session:
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
         save_images: write the adversarial images of each attack to ``store.images(cell)``.
         downloads: False: data that are not on this machine are an error.
-        read_before: the main process of this run has read the images, checked what is decoded of
-            them, and said what is odd about them.
+        planned: the digest of the images that the main process of this run has read; it has checked
+            what is decoded of them, and said what is odd about them. None if this one reads them.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -64,7 +64,7 @@ class Session:
     keep: int = 0
     save_images: bool = False
     downloads: bool = True
-    read_before: bool = False
+    planned: str | None = None
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
     @cached_property
@@ -72,15 +72,17 @@ class Session:
         """The images; they are read when this is first used.
 
         Raises:
-            UserError: they are not available, or their digest is not the declared one.
+            UserError: they are not available, have changed since the run began, or their digest is
+                not the declared one.
         """
         if not (self.downloads or self.is_here):
             raise UserError(
                 f"data set {self.dataset.card.name} is not on this machine, and a dry run "
                 f"downloads nothing: {self.dataset.protocol.source}"
             )
-        cache = Cache(self.cache, self.reporter, checked=self.read_before)
-        said = warnings.catch_warnings(action="ignore") if self.read_before else nullcontext()
+        again = self.planned is not None
+        cache = Cache(self.cache, self.reporter, checked=again)
+        said = warnings.catch_warnings(action="ignore") if again else nullcontext()
         with foreign(self.dataset), said:
             data = self.dataset.load(self.data_root, cache)
         data = replace(data, recalls=self.dataset.protocol.recalls)
@@ -89,6 +91,11 @@ class Session:
             raise UserError(
                 f"data set {self.dataset.card.name} has digest {data.digest[:16]}, but declares "
                 f"{str(known)[:16]}: its known_digest is wrong"
+            )
+        if self.planned not in (None, data.digest):
+            raise UserError(
+                f"the images of {self.dataset.card.name} have changed since the run began: run "
+                "again"
             )
         return data
 
@@ -106,7 +113,7 @@ class Session:
     def fitted(self, recipe: Recipe) -> Recipe:
         """``recipe``, with a smaller batch if the data set's is larger than its train split.
 
-        An epoch has four batches then. A batch size that the user chose is kept.
+        An epoch has four batches then. Another batch size than the usual one is kept.
         """
         usual = self.dataset.protocol.recipe.pairs
         if recipe.pairs != usual or self.dataset.known_digest is not None:

@@ -20,7 +20,7 @@ from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
 from dmlbench.datasets.base import DATASETS, Dataset, RetrievalData
 from dmlbench.models.base import MODELS, Model, canonical_model, parse_model, shown_model
-from dmlbench.models.module import module_model
+from dmlbench.models.module import ModuleModel, module_model
 from dmlbench.storage.cell import About
 from dmlbench.storage.checkpoint import (
     MANIFEST,
@@ -222,9 +222,20 @@ def initial_weights(
     name = label or f"none ({state})"
     # the spec says all else; a network of the user's own code may have any attribute
     digest = held.weights_digest if source is None else held.digest
-    made_with = 0 if trained else seed
+    made_with = 0 if trained or _is_fixed(model, data, held, seed) else seed
     common = dataset, data.digest, held, digest, name
     return memory_weights(*common, seed, compute, made_with)
+
+
+def _is_fixed(model: Model, data: RetrievalData, held: ModuleModel, seed: int) -> bool:
+    """True if the code of the user's own builds the same weights by another seed than ``seed``."""
+    from dmlbench.compute.randomness import global_seeds
+
+    if seed == 0 or held.made_by is None:
+        return False
+    with global_seeds(derived_seed(0, "init")):
+        other = module_model(model.build(data.channels, data.size, initial=True), name="other")
+    return other.weights_digest == held.weights_digest
 
 
 def _about(

@@ -84,7 +84,10 @@ class Pool:
         self._reporter = session.reporter
         share = min(MOST_THREADS, max(1, processors() // workers))
         compute = replace(session.compute, threads=session.compute.threads or share)
-        self._session = (session.dataset, session.data_root, session.cache, session.store, compute)
+        # the plan has read images whose digest the data set does not declare
+        planned = session.digest if session.dataset.known_digest is None else None
+        places = session.dataset, session.data_root, session.cache, session.store
+        self._session = (*places, compute, planned)
         self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[str] = Counter()
 
@@ -248,17 +251,22 @@ class _PipeReporter(progress.Reporter):
 def stops_deferred() -> Iterator[None]:
     """Handle a stop (Ctrl-C, SIGTERM) that comes within the context at its end only.
 
-    A process that is stopped while it starts another one prints a traceback. To mask the signals
-    would not help: a mask is that of one thread, and another thread would take them.
+    A process that is stopped while it starts another one prints a traceback. Nor does Ctrl-C reach
+    a process that is started within: it begins with this thread's mask of signals. For this one a
+    mask would not do, as another thread would take the signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # stops are handled in the main thread
         return
     arrived: list[int] = []
     before = {one: signal.signal(one, lambda number, _: arrived.append(number)) for one in STOPS}
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if masks else set()
     try:
         yield
     finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for one, handler in before.items():
             signal.signal(one, handler)
         for number in arrived:
@@ -273,10 +281,9 @@ def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -
     try:
         from dmlbench.sweep.worker import Worker
 
-        dataset, data_root, cache, store, compute = common
+        dataset, data_root, cache, store, compute, planned = common
         own = replace(compute, device=_device_of_worker(compute.device, number))
-        read = dataset.known_digest is None  # the plan needs the digest of what it reads
-        session = Session(dataset, data_root, cache, store, own, reporter, read_before=read)
+        session = Session(dataset, data_root, cache, store, own, reporter, planned=planned)
         worker = Worker(session)
         connection.send(("ready", None))
         while True:

@@ -88,7 +88,8 @@ class RayCluster:
         compute = replace(session.compute, threads=cpus)
         data_root = session.data_root and session.data_root.resolve()
         cache = session.cache and session.cache.resolve()
-        settings = (session.dataset, data_root, cache, store, compute, tuple(sys.argv))
+        planned = session.digest if session.dataset.known_digest is None else None
+        settings = (session.dataset, data_root, cache, store, compute, planned, tuple(sys.argv))
         self._settings = ray.put(settings)
         self._remote_task = ray.remote(_do_task).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES
@@ -134,9 +135,9 @@ class RayCluster:
         try:
             refused, warnings, failure = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            reason = first_line(error)
-            tries = f"Ray gave it up after {RETRIES + 1} tries"
-            return f"{tries} ({type(error).__name__}: {reason})", None
+            raised = isinstance(error, self._ray.exceptions.RayTaskError)  # which is not repeated
+            tries = "Ray gave it up" + f" after {RETRIES + 1} tries" * (not raised)
+            return f"{tries} ({type(error).__name__}: {first_line(error)})", None
         for line in warnings:
             self._session.reporter.warn(line)
         if refused is not None:
@@ -170,10 +171,10 @@ def _do_task(settings: tuple[Any, ...], task: Task) -> tuple[str | None, list[st
 
     try:
         if settings not in _workers:
-            dataset, data_root, cache, store, compute, argv = settings
+            dataset, data_root, cache, store, compute, planned, argv = settings
             sys.argv = list(argv)  # for the provenance
             reporter = _WarningCollector()
-            session = Session(dataset, data_root, cache, store, compute, reporter)
+            session = Session(dataset, data_root, cache, store, compute, reporter, planned=planned)
             _workers[settings] = Worker(session), reporter
         worker, reporter = _workers[settings]
         reporter.warnings.clear()
