@@ -57,6 +57,7 @@ SLIPS: dict[str, list[tuple[str, str]]] = {  # module -> what is written in plac
         (DRAWN, "        near = gallery.distances(gallery.embeddings[index]).argmin(dim=1)\n"
                 "        return Towards(gallery.embeddings[near])")
     ],
+    "reads_items": [(DRAWN, "        return Towards(-gallery.embeddings[index])")],
     "counts_itself": [
         ("    target: torch.Tensor\n",
          "    target: torch.Tensor\n    gallery: Gallery\n    index: torch.Tensor\n"),

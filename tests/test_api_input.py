@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ import torch
 from torch import nn
 
 import dmlbench as dml
-from dmlbench.attacks.base import ATTACKS
+from dmlbench.attacks.base import ATTACKS, Attack
+from dmlbench.attacks.candidate import CandidateUp
+from dmlbench.attacks.top1 import Margin
+from dmlbench.core.registry import Component, Registry
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.folder import Folder
+from dmlbench.defenses.base import DEFENSES
+from dmlbench.defenses.hm import HardnessManipulation
+from dmlbench.sweep.requests import parse_all
+from tests.mistakes import refused
 from tests.networks import own_network
 
 
@@ -234,6 +242,15 @@ def test_epochs_between_validations_are_a_whole_number(
         dml.train("none", small, validate=validate, results=tmp_path, progress=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turned(CandidateUp):
+    """An attack with a field that no spec can give."""
+
+    card = replace(CandidateUp.card, name="turned")
+    columns = (replace(CandidateUp.columns[0], name="TURNED"),)
+    sign: float = 1.0
+
+
 GALLERY = {"gallery": (np.ones((4, 8, 8), np.uint8), [0, 0, 1, 1])}
 
 
@@ -244,6 +261,8 @@ GALLERY = {"gallery": (np.ones((4, 8, 8), np.uint8), [0, 0, 1, 1])}
         ({"eps": float("nan")}, "eps must be within 0 and 1"),
         ({"eps": "eight"}, "eps must be a number or a fraction '8/255', got 'eight'"),
         ({"alpha": None}, "alpha must be a number or a fraction '8/255', got None"),
+        ({"alpha": 0}, "alpha must be above 0: it is the length of a step"),
+        ({"eps": True}, "eps must be a number or a fraction '8/255', got True"),
         ({"steps": 0}, "steps must be at least 1 and a whole number, got 0"),
         ({"steps": 2.5}, "steps must be at least 1 and a whole number, got 2.5"),
         ({"images": [np.zeros((8, 8)), np.zeros((9, 9))]}, "a list of images of one size"),
@@ -345,6 +364,33 @@ def test_images_in_half_precision_are_those_of_8_bits() -> None:
     half = (torch.from_numpy(pixels).float() / 255).half()
     made = dml.from_arrays(half, [0, 0, 1, 1])
     assert np.array_equal(made.load(None).test.images[:, 0], pixels)
+
+
+def test_numbers_of_numpy_are_those_of_python(net: nn.Module, small: Dataset) -> None:
+    given = CandidateUp(eps=np.float64(8 / 255), alpha=np.float32(0.25), steps=np.int64(2))
+    report = dml.evaluate(net, small, attacks=given, progress=False)
+    (spelt,) = {one["attack"] for one in report.records} - {""}
+    assert spelt == "ca+:alpha=0.25,steps=2"  # the usual eps
+
+
+@pytest.mark.parametrize(
+    ("component", "words"),
+    [
+        (HardnessManipulation(reuse="false"), "hm: reuse must be bool, got 'false'"),  # type: ignore[arg-type]
+        (HardnessManipulation(reuse=1), "hm: reuse must be bool, got 1"),  # type: ignore[arg-type]
+        (HardnessManipulation(eta=True), "hm: eta must be int >= "),
+        (Turned(sign=-1.0), "turned: sign cannot be set: write it as a parameter"),
+        (Margin(beyond=True), "margin: beyond cannot be set"),
+    ],
+)
+def test_values_that_no_spec_can_give_are_refused(component: Component, words: str) -> None:
+    """Their numbers would be stored as those of another value."""
+    registry: Registry[Any] = ATTACKS if isinstance(component, Attack) else DEFENSES
+    with pytest.raises(dml.UserError, match=re.escape(words)):
+        parse_all([component], registry)
+    if isinstance(component, Turned):
+        assert parse_all([Turned()], registry) == [Turned()]
+        refused(Turned, "parameters", "sign can be set in Python alone, and numbers of two values")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import dmlbench as dml
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
+from dmlbench.core.naming import with_plain_paths, without_paths
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.files.cache import Cache
 from dmlbench.datasets.folder import Folder
@@ -27,6 +28,14 @@ from tests.trees import labels
 def test_a_folder_has_one_name_however_its_path_is_written(text: str) -> None:
     folder = spec.parse(f"folder:query={text},gallery=../g/", DATASETS)
     assert spec.shown(folder) == "folder:query=a/b,gallery=../g"
+
+
+def test_a_path_in_quotes_is_made_plain_and_left_out_too() -> None:
+    assert (
+        with_plain_paths('folder:root="./my photos/",size=32') == 'folder:root="my photos",size=32'
+    )
+    assert without_paths('folder:root="my, photos",size=32') == "folder:root=,size=32"
+    assert without_paths("fashion:subset=2") == "fashion:subset=2"
 
 
 def test_a_path_may_begin_with_the_home_folder(

@@ -57,7 +57,7 @@ def test_an_installed_attack_is_listed_run_and_checked(outside: Call, tmp_path: 
     assert len(cell["facts"]["attack_source"]) == 64  # its code is part of its identity
     checked = outside("check", "towards", "their.attacks:TowardsAttack:steps=4")
     assert checked.returncode == 0, checked.stdout
-    assert checked.stdout.count("13 checks: 13 ok") == 2
+    assert checked.stdout.count("14 checks: 14 ok") == 2
 
 
 REASONS = {  # module -> the check that refuses it, and words of the reason
@@ -68,6 +68,7 @@ REASONS = {  # module -> the check that refuses it, and words of the reason
     "wrong_gradient": ("gradient", ["not that of the loss", "PGD would descend", "autograd"]),
     "mean_over_the_batch": ("batch", ["alone", "no mean or maximum over the batch"]),
     "finds_itself": ("own entry", ["own entry", "finds itself", "gallery.nearest"]),
+    "reads_items": ("apart", ["among the items of the gallery", "gallery.queries[index]"]),
     "counts_itself": ("own entry", ["the outcome COUNTS_ITSELF", "finds itself"]),
     "out_of_range": ("outcomes", ["OUT_OF_RANGE is 250% for a query", "within 0 and 100"]),
     "does_the_opposite": ("hurts", ["does nothing", "look at its sign"]),
@@ -103,7 +104,7 @@ def test_check_prints_a_line_a_check_and_a_summary(outside: Call) -> None:
     assert lines[0] == "their.wrong_gradient:TowardsAttack"
     assert "  ok       card" in lines
     assert any(line.startswith("  FAILED   gradient: the gradient is not") for line in lines)
-    assert lines[-1] == "13 checks: 12 ok, 1 FAILED"
+    assert lines[-1] == "14 checks: 13 ok, 1 FAILED"
 
 
 @pytest.mark.parametrize(

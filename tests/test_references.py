@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from dmlbench.attacks.base import ATTACKS, RESERVED
 from dmlbench.attacks.candidate import CandidateUp
 from dmlbench.common.errors import UserError
-from dmlbench.core import reference, spec
+from dmlbench.core import reference, sources, spec
 from dmlbench.core.protocol import Threat
 from dmlbench.datasets.base import DATASETS
 from dmlbench.defenses.base import DEFENSES
@@ -189,6 +190,42 @@ def test_a_factory_may_be_in_a_file(folder: Path) -> None:
     assert isinstance(model, FactoryModel)
     assert canonical_model(model) == shown_model(model) == "sub/nets.py:make:dim=7"
     assert tuple(model.backbone(1, 8)[1].weight.shape) == (7, 64)  # type: ignore[index]
+
+
+def test_a_module_that_was_edited_after_its_import_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first look already: this process runs the old code, and would store it as the new."""
+    file = folder / "edited.py"
+    text = "import functools\n\ndef make(dim=4):\n    return dim\n\nclass A:\n"
+    text += "    @property\n    def b(self):\n        return 1\n    @staticmethod\n    def c():\n"
+    text += "        return [x for x in (1, 2)]\n"
+    changes = ("return dim", "return -dim"), ("return 1", "return 2"), ("(1, 2)", "(1, 3)")
+    for number, (old, new) in enumerate([("", ""), *changes]):
+        file = folder / f"edited{number}.py"
+        file.write_text(text)
+        monkeypatch.syspath_prepend(folder)  # so that the new file is seen
+        make = importlib.import_module(file.stem).make
+        file.write_text(text.replace(old, new) if old else f"{text}# no other code\n")
+        if not old:
+            assert sources.digest(make)
+            continue
+        with pytest.raises(
+            UserError, match=rf"{file.name} was changed after it was imported: start"
+        ):
+            sources.digest(make)
+
+
+@pytest.mark.parametrize("word", ["false", "No", "NONE"])
+def test_a_mistyped_false_is_no_text_that_counts_as_true(folder: Path, word: str) -> None:
+    (folder / "flags.py").write_text("def make(flag=None):\n    return flag\n")
+    with pytest.raises(UserError, match=f"flag={word} is a text, which counts as true: write True"):
+        parse_model(f"flags.py:make:flag={word}")
+    for text, value in (("False", False), ("None", None), (f'"\\"{word}\\""', word)):
+        model = parse_model(f"flags.py:make:flag={text}")
+        assert isinstance(model, FactoryModel)
+        assert dict(model.arguments) == {"flag": value}
+        assert parse_model(canonical_model(model)) == model
 
 
 def test_the_code_of_a_network_stays_as_it_is_while_a_run_goes_on(folder: Path) -> None:

@@ -263,9 +263,11 @@ def test_a_factory_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.Mo
     assert before["arguments"] == {"width": 3}
     source.write_text(source.read_text() + "# another network\n")
     with pytest.raises(UserError, match=r"changed after it was imported: start Python again"):
-        _ = model.facts  # the old code is what runs here
+        _ = parse_model("dmlbench_test_net:make:width=3").facts  # the old code is what runs here
+    assert model.facts == before
     importlib.reload(sys.modules["dmlbench_test_net"])
-    assert model.facts["source"] != before["source"]
+    again = parse_model("dmlbench_test_net:make:width=3")
+    assert again.facts["source"] != before["source"]
 
 
 @pytest.mark.parametrize("text", ["nes:sigma=8/255", "ca+:eps=4/255", "es:alpha=1/255"])

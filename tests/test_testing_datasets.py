@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from dmlbench import testing
+from dmlbench.common.errors import UserError
 from dmlbench.core.protocol import Threat, TrainingThreat
 from dmlbench.datasets.base import Answers, Figures, RetrievalData, Split
 from dmlbench.datasets.folder import Folder
+from dmlbench.metrics.names import benign
 from dmlbench.testing.datasets import Subject, classes, disjoint
 from dmlbench.testing.findings import FlawError
 from tests import trees
@@ -62,7 +64,18 @@ class TestDatasets:
         nothing = Split(TRAIN.images[:0], TRAIN.labels[:0])
         for train in (TRAIN, nothing):
             load = _with(train=train, test=queries, gallery=gallery, answers=listed)
-            assert all(finding.passed for finding in testing.check(changed(Made, load=load)))
+            own = {"load": load, "benign": benign(listed=True)} if listed else {"load": load}
+            assert all(finding.passed for finding in testing.check(changed(Made, **own)))
+        if listed:
+            words = (
+                "and they are R@1, R@2, mAP, mAP@R, mAP@10, mAP-trapezoid, as answers are listed"
+            )
+            refused(changed(Made, load=load), "declared", words)
+
+    def test_an_image_that_is_listed_twice(self) -> None:
+        for right, hidden in (((3, 3), ()), ((3,), (3,)), ((), (1, 1))):
+            with pytest.raises(UserError, match="listed twice for query 1, as an answer or as"):
+                Answers(((), right), ((), hidden))
 
     @pytest.mark.parametrize(
         ("check", "words", "changes"),
@@ -106,6 +119,11 @@ class TestDatasets:
             ("form", "int64", _with(test=Split(TEST.images, TEST.labels.astype(np.int32)))),
             ("form", "is negative", _with(test=Split(TEST.images, TEST.labels - 1))),
             ("form", "make them alike", _with(test=testing.make_split(2, size=16))),
+            (
+                "form",
+                "a test label is 4000, with 120 images in all",
+                _with(test=Split(TEST.images, 1000 * TEST.labels)),
+            ),
             ("form", "fit into them", lambda *_: RetrievalData(TRAIN, TEST, crop=16)),
             ("classes", "0 classes of two", _with(test=testing.make_split(2, each=1))),
             ("disjoint", "40 images are in both splits", _with(train=TEST)),

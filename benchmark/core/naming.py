@@ -9,16 +9,18 @@ from pathlib import PurePath
 from typing import Any
 
 from dmlbench.common.numbers import LARGEST
+from dmlbench.core.parameters import quoted, unquoted
 
 DATASET_NAME = r"[\w.-]*\w"
 """Pattern of the name of a data set: the files of its board have that name too."""
 ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
+QUOTE = '"'
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
 PATHS = ("root", "train_list", "test_list", "query", "gallery", "positives", "sources")
 """Keys of the data set ``folder`` whose values are paths."""
-_PATH = re.compile(rf'(?<=[:,])({"|".join(PATHS)})=([^",]+)')
+_PATH = re.compile(rf'(?<=[:,])({"|".join(PATHS)})=("(?:[^"\\]|\\.)*"|[^",]+)')
 _BETWEEN_COMMAS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+')  # commas that stand in no quotes
 
 
@@ -39,7 +41,12 @@ def with_plain_paths(dataset: str) -> str:
     """
     if not dataset.startswith("folder:"):
         return dataset
-    return _PATH.sub(lambda found: f"{found[1]}={PurePath(found[2])}", dataset)
+
+    def plain(found: re.Match[str]) -> str:
+        path = str(PurePath(unquoted(found[2])))
+        return f"{found[1]}={quoted(path) if found[2][0] == QUOTE else path}"
+
+    return _PATH.sub(plain, dataset)
 
 
 def without_paths(dataset: str) -> str:

@@ -150,8 +150,9 @@ class Parameter:
             hint = did_you_mean(str(value), known)
             one_of = "one of " if len(known) > 1 else ""
             raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
-        number = {int: numbers.Integral, float: numbers.Real}.get(self.type)
-        if number is not None and (isinstance(value, bool) or not isinstance(value, number)):
+        kinds = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
+        flag = isinstance(value, bool) or type(value).__name__ == "bool_"  # of NumPy
+        if flag != (self.type is bool) or not (flag or isinstance(value, kinds[self.type])):
             raise ValueError(f"must be {self.domain}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (

@@ -24,6 +24,9 @@ from dmlbench.core.papers import Paper
 from dmlbench.core.reference import Reference, is_own, origin, remember
 from dmlbench.core.sources import is_typed, source_file
 
+NAME = r"[a-z0-9][a-z0-9_.+-]*"
+"""Pattern of the name of a component: it is typed on the command line and names files."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -151,7 +154,7 @@ class Registry(Generic[C]):
             return
         self._validate(cls)
         name = cls.card.name
-        if not re.fullmatch(r"[a-z0-9][\w.+-]*", name) or name != name.lower():
+        if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"its card is named {name!r}: a name is of lower-case letters, digits and +-._"
             )
@@ -179,7 +182,9 @@ class Registry(Generic[C]):
         """Raise TypeError unless ``cls`` has all that ``dmlbench list`` and ``parse`` need."""
         derived = isinstance(cls, type) and issubclass(cls, Component)
         if not derived or not hasattr(cls, "__dataclass_fields__"):
-            raise TypeError(f"it must be a dataclass that derives from the base of a {self.kind}")
+            raise TypeError(
+                f"it must be a dataclass that derives from the base of every {self.kind}"
+            )
         card: object = getattr(cls, "card", None)
         if not isinstance(card, Card):
             raise TypeError("it has no card")

@@ -23,6 +23,7 @@ from types import ModuleType
 from dmlbench.common.errors import UserError
 from dmlbench.common.files import read_file
 from dmlbench.common.hashing import content_sha256, file_sha256
+from dmlbench.core.imported import has_changed
 
 OF_FILE = "dmlbench_file_"  # beginning of the names of modules that ``core.reference`` runs
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
@@ -82,6 +83,8 @@ def _sha256(file: Path, module: ModuleType | None) -> str:
     """The digest of a module's file; UserError if it has changed since the module was imported."""
     now = file_sha256(file)
     if module is not None and not module.__name__.startswith(OF_FILE):
+        if file not in _seen and has_changed(module, file):
+            raise UserError(f"{file} was changed after it was imported: start Python again")
         spec, before = _seen.setdefault(file, (module.__spec__, now))
         if spec is not module.__spec__:  # imported again since
             _seen[file] = module.__spec__, now

@@ -218,6 +218,13 @@ def values(component: Component) -> dict[str, Value]:
     return {p.key: value for p, value in pairs if not (p.late and value == p.default)}
 
 
+def plain(component: C) -> C:
+    """The component with Python's own numbers in place of NumPy's, as a spec would give it."""
+    found = {p.name: getattr(component, p.name) for p in parameters(type(component))}
+    numpy = {k: v.item() for k, v in found.items() if type(v).__module__ == "numpy"}
+    return dataclasses.replace(typing.cast(Any, component), **numpy) if numpy else component
+
+
 def check(component: Component) -> None:
     """Raise ValueError if a parameter of ``component`` has a value that is not allowed.
 
@@ -229,6 +236,27 @@ def check(component: Component) -> None:
             p.beside(fields).check(getattr(component, p.name))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{component.card.name}: {p.key} {error}") from None
+
+
+def check_hidden(component: Component) -> None:
+    """Raise ValueError if a field that is no parameter has another value than the usual one.
+
+    No spec can give it, and its numbers would be stored as those of the usual value.
+    """
+    for field in hidden(type(component)):
+        made = field.default_factory
+        usual = field.default if made is dataclasses.MISSING else made()
+        if getattr(component, field.name) != usual:
+            raise ValueError(
+                f"{component.card.name}: {field.name} cannot be set: write it as a parameter "
+                f"({field.name} = parameter(...)), so that its value is part of what is stored"
+            )
+
+
+def hidden(cls: type[Component]) -> list[dataclasses.Field[Any]]:
+    """The fields of a class that can be set in Python and in no spec."""
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    return [f for f in fields if f.init and f.compare and "help" not in f.metadata]
 
 
 def _fields(component: Component) -> dict[str, Any]:

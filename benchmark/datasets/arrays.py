@@ -109,6 +109,8 @@ def from_arrays(
         UserError: images or labels of another form.
     """
     eps, alpha = _length("eps", eps), _length("alpha", alpha)
+    if alpha == 0:
+        raise UserError("alpha must be above 0: it is the length of a step")
     check_whole("steps", steps, 1)
     _check_name(name)
     for what, given, kind in (
@@ -181,6 +183,8 @@ def _check_pair(what: str, pair: Any, form: str) -> None:
 def _length(name: str, value: Any) -> float:
     """A length in [0, 1] pixel space; UserError if it is none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(Fraction(value) if isinstance(value, str) else value)
     except (TypeError, ValueError, ZeroDivisionError):
         raise UserError(f"{name} must be a number or a fraction '8/255', got {value!r}") from None

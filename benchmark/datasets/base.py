@@ -146,6 +146,14 @@ class Answers:
     positives: tuple[tuple[int, ...], ...]
     junk: tuple[tuple[int, ...], ...]
 
+    def __post_init__(self) -> None:
+        for query, (right, hidden) in enumerate(zip(self.positives, self.junk, strict=False)):
+            if len({*right, *hidden}) < len(right) + len(hidden):
+                raise UserError(
+                    f"a gallery image is listed twice for query {query}, as an answer or as junk: "
+                    "each position may be there once"
+                )
+
 
 @dataclass(frozen=True)
 class RetrievalData:

@@ -150,7 +150,7 @@ class GroceryNight(Grocery):
         "grocery, for a GPU",
     )
 
-    size: int = parameter(112, "pixels a side that the network sees", at_least=32)
+    size: int = parameter(112, "pixels a side that the network sees", at_least=32, at_most=4096)
 
 
 def _entries(path: Path) -> list[LabelledPath]:

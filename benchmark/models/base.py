@@ -320,6 +320,12 @@ def parse_model(text: str) -> Model:
     pairs = spec.split_pairs(rest, f"model {text!r}")
     metric = {"metric": pairs.pop("metric")} if "metric" in pairs else {}
     known = spec.build(FactoryModel, metric, f"model {place}", path=str(place))
+    for key, value in pairs.items():
+        if _is_mistyped(value):
+            raise UserError(
+                f"model {place}: {key}={value} is a text, which counts as true: write True, False "
+                f'or None as Python does, or the text as {key}="\\"{value}\\""'
+            )
     arguments = tuple((key, _read(value)) for key, value in sorted(pairs.items()))
     for key, argument in arguments:
         if not _is_plain(argument):
@@ -350,6 +356,12 @@ def _read(text: str) -> object:
     return value if plain else spec.unquoted(text)
 
 
+def _is_mistyped(text: str) -> bool:
+    """True of ``false`` and the like, which Python writes as ``False``."""
+    words = ("true", "false", "none", "yes", "no")
+    return text.lower() in words and text not in ("True", "False", "None")
+
+
 def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
@@ -372,4 +384,5 @@ def _spell(value: object) -> str:
     """``value`` as ``_read`` reads it back."""
     text = value if isinstance(value, str) and _literal(value) == value else repr(value)
     plain = text and text == text.strip() and not re.search(r'[",]', text)
+    plain = plain and not _is_mistyped(text)
     return text if plain else spec.quoted(text)

@@ -35,7 +35,8 @@ def parse_all(specs: Sequence[str | C], registry: Registry[C]) -> list[C]:
     with refused_values():
         for component in found:
             spec.check(component)
-    return found
+            spec.check_hidden(component)
+    return [spec.plain(component) for component in found]
 
 
 @contextmanager

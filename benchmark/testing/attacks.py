@@ -9,15 +9,18 @@ from contextlib import suppress
 
 import torch
 
-from dmlbench.attacks.base import RESERVED, Column
+from dmlbench.attacks.base import RESERVED, Column, Gallery
 from dmlbench.attacks.engine.column import UNITS
 from dmlbench.common.errors import CellError
+from dmlbench.compute.embedding import embed
 from dmlbench.compute.randomness import global_seeds
+from dmlbench.datasets.base import Split
 from dmlbench.testing import cards, goals
 from dmlbench.testing.attack_subject import SEED, THREAT, Subject, alike, near, noise
 from dmlbench.testing.findings import FlawError, require
 from dmlbench.testing.own_entry import own_entry
 from dmlbench.testing.randomness import no_global_randomness
+from dmlbench.testing.tiny import tiny_data
 
 
 def columns(s: Subject) -> None:
@@ -29,8 +32,13 @@ def columns(s: Subject) -> None:
     )
     for c in found:
         require(
-            c.name and not set(c.name) & set("\n(,"),
-            f"a column is named {c.name!r}: it heads a table, so leave out brackets and commas",
+            c.name.isprintable() and c.name.strip() and not set(c.name) & set("(,|;"),
+            f"a column is named {c.name!r}: it heads a table, so leave out brackets, commas, "
+            "semicolons, bars and what cannot be seen",
+        )
+        require(
+            not c.name.endswith(" clean"),
+            f"a column is named {c.name!r}: clean values of a column are stored under such a name",
         )
         require(
             c.unit in UNITS,
@@ -155,6 +163,34 @@ def untouched(s: Subject) -> None:
     )
 
 
+def apart(s: Subject) -> None:
+    """It knows the queries by their number, where they are no items of the gallery."""
+    data = tiny_data()
+    items = Split(data.train.images[::4], data.train.labels[::4])
+    images = data.evaluation_pixels(torch.from_numpy(items.images))
+    gallery = Gallery(
+        embed(s.model, images),
+        torch.from_numpy(items.labels),
+        s.model.metric,
+        images=lambda index: images[index],
+        queries=s.gallery.embeddings,
+        relevance=dataclasses.replace(data, gallery=items).relevance(),
+        query_images=lambda index: s.images[index],
+        apart=True,
+        train=s.train_split,
+    )
+    index = torch.arange(len(items), len(s.images))  # numbers that no item has
+    try:
+        s.attack.run(s.model, s.images[index], index, gallery, seed=SEED)
+    except IndexError as error:
+        raise FlawError(
+            "it looks for a query among the items of the gallery, and fails where queries and "
+            f"gallery are apart ({error}): another image has the query's number there. Clean "
+            "embeddings of queries are gallery.queries[index], and gallery.relevance has what "
+            "answers them"
+        ) from None
+
+
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "card": lambda s: cards.card(s.component),
     "parameters": lambda s: cards.parameters(s.component),
@@ -164,11 +200,12 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "subset": goals.subset,
     "batch": goals.batch,
     "own entry": lambda s: own_entry(s.attack),
+    "apart": apart,
     "outcomes": outcomes,
     "eps = 0": zero_eps,
     "hurts": hurts,
     "untouched": untouched,
     "memory": goals.memory,
 }
-NEEDS = dict.fromkeys(("gradient", "subset", "batch", "own entry"), "randomness")
+NEEDS = dict.fromkeys(("gradient", "subset", "batch", "own entry", "apart"), "randomness")
 NEEDS |= dict.fromkeys(("eps = 0", "hurts", "untouched"), "outcomes")

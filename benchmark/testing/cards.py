@@ -7,7 +7,8 @@ import json
 import re
 
 from dmlbench.core import spec
-from dmlbench.core.registry import Card, Component
+from dmlbench.core.reference import is_own
+from dmlbench.core.registry import NAME, Card, Component
 from dmlbench.testing.findings import require
 
 
@@ -18,7 +19,7 @@ def card(component: Component) -> None:
         isinstance(card, Card), "it has no card: write card = Card('name', 'what it is, in a line')"
     )
     require(
-        re.fullmatch(r"[a-z0-9][a-z0-9_.+-]*", card.name),
+        re.fullmatch(NAME, card.name),
         f"the card's name is {card.name!r}: it is typed on the command line and names files, so "
         "write it in lower-case letters, digits and +-._",
     )
@@ -51,6 +52,12 @@ def parameters(component: Component) -> None:
         vars(cls).get("__dataclass_params__", cls.__dataclass_params__).frozen,  # type: ignore[attr-defined]
         f"{cls.__name__} can be changed after it was made: its values are part of the identity of "
         "a number, so write @dataclass(frozen=True, kw_only=True) above it",
+    )
+    names = ", ".join(one.name for one in spec.hidden(cls))
+    require(
+        is_own(cls) or not names,
+        f"{names} can be set in Python alone, and numbers of two values would be stored as one: "
+        "write parameter(default, 'what it means') as its default, or field(init=False)",
     )
     hash(component)  # plans hold each configuration once
     for p in spec.parameters(cls):

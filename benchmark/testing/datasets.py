@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,14 @@ def form(s: Subject) -> None:
         )
         # -1 is the label of a distractor, and of every image where answers are listed
         none = part == "gallery" or (part == "test" and s.data.answers is not None)
+        total = sum(map(len, s.splits.values()))
+        for what, ids in (("label", split.labels), ("source", split.sources)):
+            largest = -1 if ids is None else max(ids, default=-1)
+            require(
+                largest < total,
+                f"a {part} {what} is {largest}, with {total} images in all: number the {what}s "
+                "from 0 without gaps, as tables of their length are made",
+            )
         require(
             not len(split) or split.labels.min() >= (-1 if none else 0),
             f"a {part} label is {'below -1' if none else 'negative'}: number the classes from 0",
@@ -207,6 +216,14 @@ def declared(s: Subject) -> None:
         "the wrong data; write the one that was found, or leave known_digest out",
     )
     card = s.component.protocol
+    measured = dataclasses.replace(s.data, recalls=card.recalls).benign
+    require(
+        s.component.benign == measured,
+        f"its property benign says that the metrics of clean images are "
+        f"{', '.join(s.component.benign)}, and they are {', '.join(measured)}, as "
+        f"{'answers are listed' if s.data.answers else 'classes answer'}: return "
+        f"dmlbench.metrics.names.benign(recalls, listed={s.data.answers is not None})",
+    )
     for part, split in s.splits.items():
         said = card.figures.get(part, split.figures)
         require(

@@ -65,7 +65,7 @@ class Subject:
 
 
 class Run:
-    """A training that does what the trainer does, a step at a time."""
+    """A short training, a step at a time: a defense is given what the trainer gives it."""
 
     def __init__(self, defense: Defense, data: RetrievalData) -> None:
         self.defense = dataclasses.replace(defense)  # nothing that an earlier run left in it

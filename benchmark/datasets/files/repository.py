@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlbench.common.errors import UserError
-from dmlbench.common.files import check_writable
+from dmlbench.common.files import check_writable, locked
 from dmlbench.datasets.files.places import HOME
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Repository:
 def clone(repository: Repository, data_root: Path | None, reporter: Reporter) -> Path:
     """Fetch the files of the commit, without its history, into the data root; returns the folder.
 
-    A folder that is there already is used as it is.
+    A folder that is there already is used as it is. If two processes need it, one fetches it and
+    the other waits.
 
     Raises:
         UserError: git is not installed, or the repository cannot be reached or lacks the commit.
@@ -46,6 +47,13 @@ def clone(repository: Repository, data_root: Path | None, reporter: Reporter) ->
     if folder.exists():
         reporter.say(f"{folder} is there already; delete it to have it fetched again")
         return folder
+    name = repository.folder
+    with locked(root / f".{name}.lock", reporter.say, f"another process is fetching {name}"):
+        return folder if folder.exists() else _clone(repository, root, reporter)
+
+
+def _clone(repository: Repository, root: Path, reporter: Reporter) -> Path:
+    folder = root / repository.folder
     temporary = Path(tempfile.mkdtemp(prefix=".cloning-", dir=root))
     reporter.say(f"fetching {repository.url} at {repository.commit[:7]}")
     try:
