@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ import dmlbench as dml
 from dmlbench.attacks.base import ATTACKS, Attack
 from dmlbench.attacks.candidate import CandidateUp
 from dmlbench.attacks.top1 import Margin
+from dmlbench.core.parameters import parameter
 from dmlbench.core.registry import Component, Registry
 from dmlbench.datasets.base import Dataset, RetrievalData
 from dmlbench.datasets.folder import Folder
@@ -243,6 +244,22 @@ def test_epochs_between_validations_are_a_whole_number(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Honest(CandidateUp):
+    """An attack with values that a spec gives: of other types, and fields that follow from them."""
+
+    card = replace(CandidateUp.card, name="honest")
+    columns = (replace(CandidateUp.columns[0], name="HONEST"),)
+    place: Path = parameter(Path("a"), "a path")
+    kind: Literal["a", 1] = parameter("a", "one of two")
+    nothing: float = float("nan")
+    table: torch.Tensor = field(default_factory=lambda: torch.ones(3))
+    derived: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "derived", 2 * (self.w or 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turned(CandidateUp):
     """An attack with a field that no spec can give."""
 
@@ -388,6 +405,8 @@ def test_values_that_no_spec_can_give_are_refused(component: Component, words: s
     registry: Registry[Any] = ATTACKS if isinstance(component, Attack) else DEFENSES
     with pytest.raises(dml.UserError, match=re.escape(words)):
         parse_all([component], registry)
+    for honest in (Honest(), Honest(w=3), Honest(kind=1)):
+        assert parse_all([honest], ATTACKS)[0] is honest
     if isinstance(component, Turned):
         assert parse_all([Turned()], registry) == [Turned()]
         refused(Turned, "parameters", "sign can be set in Python alone, and numbers of two values")

@@ -34,6 +34,8 @@ def test_a_path_in_quotes_is_made_plain_and_left_out_too() -> None:
     assert (
         with_plain_paths('folder:root="./my photos/",size=32') == 'folder:root="my photos",size=32'
     )
+    assert with_plain_paths('folder:root="./photos/",size=32') == "folder:root=photos,size=32"
+    assert with_plain_paths('folder:root="",size=32') == 'folder:root="",size=32'
     assert without_paths('folder:root="my, photos",size=32') == "folder:root=,size=32"
     assert without_paths("fashion:subset=2") == "fashion:subset=2"
 

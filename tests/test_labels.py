@@ -163,7 +163,30 @@ def test_a_folder_that_was_moved_is_the_same_row(
     assert row["dataset"] == "folder:root=moved"
     assert {"R@1", "ES:D (eps=1/255,steps=1)", "Robust R@1 (eps=1/255,steps=1)"} <= row.keys()
     store = Store(tmp_path / "results")
+    outcomes = [one for one in store.cells() if one.outcomes]
+    Path("moved").rename("again")
+    (tmp_path / "results" / "cells" / f"{outcomes[0].id}.parquet").unlink()
+    dml.evaluate(network, "folder:root=again", attacks=steps, **how)  # that one is measured again
+    (row,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert row["dataset"] == "folder:root=again"
     assert all(store.outcomes(one.id) is not None for one in store.cells() if one.outcomes)
+
+
+def test_a_model_that_was_trained_on_a_folder_keeps_its_recipe_where_that_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.folder(Path("photos"), classes=4, each=4)
+    how: dict[str, Any] = {"results": tmp_path / "results", "progress": False}
+    small_set, attack = "folder:root={},size=32", "es:steps=1"
+    recipe = "epochs=1,pairs=4"
+    dml.run("none", attack, dataset=small_set.format("photos"), model="lenet", recipe=recipe, **how)
+    Path("photos").rename("moved")
+    (model,) = (tmp_path / "results" / "models").iterdir()
+    dml.evaluate(model, small_set.format("moved"), attacks=[attack, "ltm:steps=1"], **how)
+    (row,) = pd.read_csv(tmp_path / "results" / "wide.csv").to_dict("records")
+    assert row["recipe"] == "epochs=1,pairs=4"
+    assert {"R@1", "ES:D (steps=1)", "LTM (steps=1)"} <= row.keys()
 
 
 def test_networks_with_the_same_weights_have_a_name_each(small: Dataset, tmp_path: Path) -> None:

@@ -90,11 +90,12 @@ def test_a_page_of_some_data_sets_leads_to_files_that_are_there(
 ) -> None:
     assert dmlbench("leaderboard", "sop", "--format", "html", "--format", "md").returncode == 0
     html = (tmp_path / "leaderboards" / "index.html").read_text()
-    assert "sop" in html
-    assert "cub-ers" not in html
-    done = dmlbench("leaderboard", "sop", "--where", "model=lenet")
+    assert 'id="tab-cub"' in html
+    led = set(re.findall(r'href="([^"#:]+)"', html))
+    assert led == {"sop.md"}
+    done = dmlbench("leaderboard", "sop", "--where", "model=c2f2")
     assert (done.returncode, done.stderr.splitlines()[-1].split(":")[0]) == (2, "error")
-    assert "no line of" in done.stderr
+    assert "no results of 'sop' that meet model=c2f2 in results" in done.stderr
 
 
 def test_the_command_renders_the_literature_and_says_that_nothing_is_measured(

@@ -182,7 +182,14 @@ def test_what_is_known_of_a_model_stays_whatever_numbers_are_asked_for(tmp_path:
         found = {line[1]: line[0] for line in lines(*conditions) if len(line) > 3}
         assert (found["sound"], found["dead"], found["odd"]) == ("1", "–", "–"), conditions
     assert ["dead", "†"] in [line[:2] for line in lines("attack=gtm")]
+    two = [synthetic.attacked("LTM", v, label="two", seed=s) for s, v in ((0, 10), (1, 30))]
+    two[1] = replace(two[1], provenance=replace(two[1].provenance, device="other"))
+    two.append(synthetic.failed("TMA", "no disk", label="two", seed=1))
+    synthetic.write(tmp_path / "two.csv", two)
+    (line,) = [line for line in lines("metric=LTM", "device=other") if line[:1] == ["two"]]
+    assert ("30.0" in line, line[-2:]) == (True, ["seed", "1"])  # no mean with the other seed
+    assert not [line for line in lines("status=ok") if line[0:1] == ["failed:"] and "two:" in line]
     assert ["flagged,", "not", "ranked:", "odd:"] in [line[:4] for line in lines("metric=CA+")]
-    assert lines("status=failed")[-1] == ["failed:", "Top1", "on", "sound:", "no", "disk"]
+    assert ["failed:", "Top1", "on", "sound:", "no", "disk"] in lines("status=failed")
     done = CliRunner().invoke(show, ["--results", str(tmp_path), "--where", "attack=uap"])
     assert "no results in" in str(done.exception)

@@ -61,7 +61,7 @@ def leaderboard(
     columns: tuple[str, ...],
     where: tuple[str, ...],
 ) -> None:
-    """Render boards: ranked tables and plots of each DATASET (default: all), and a page of them.
+    """Render boards: ranked tables and plots of each DATASET (default: all), and a page of all.
 
     They depend only on the CSVs in the results folder and on the published rows. Files that would
     be the same are left alone, and plots are drawn only where their numbers have changed.
@@ -82,10 +82,10 @@ def leaderboard(
     known = [board.name for board in every]
     for name in datasets:
         if name not in known:
-            what = (
-                f"line of {name!r} meets {' and '.join(where)}" if where else f"results of {name!r}"
+            meeting = f" that meet {' and '.join(where)}" if where else ""
+            raise UserError(
+                f"no results of {name!r}{meeting} in {results}: there are {', '.join(known)}"
             )
-            raise UserError(f"no {what} in {results}: there are {', '.join(known)}")
     check_writable(leaderboards, "--leaderboards")
     chosen = [board for board in every if not datasets or board.name in datasets]
     written, kept = [], 0
@@ -99,9 +99,10 @@ def leaderboard(
         kept += sum(len(one.files) for one in made.pictures.values()) - len(files)
         written += files
     if "html" in formats:
-        pictures = drawing.draw(chosen, leaderboards, ("svg",)).pictures
+        pictures = drawing.draw(every, leaderboards, ("svg",)).pictures
         path = leaderboards / "index.html"
-        written += [path] * write_if_changed(path, page.render(chosen, pictures).encode())
+        html = page.render(every, pictures, lambda name: (leaderboards / name).is_file())
+        written += [path] * write_if_changed(path, html.encode())
         kept += path not in written
     for path in written:
         click.echo(path)

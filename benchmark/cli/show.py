@@ -57,7 +57,7 @@ def show(
     from dmlbench.analysis.pivot import OF_MODELS, chosen, meeting, meets
     from dmlbench.analysis.records import TIDY_COLUMNS
     from dmlbench.analysis.where import condition
-    from dmlbench.report.entries import measured, part
+    from dmlbench.report.entries import measured
     from dmlbench.report.terminal import print_entries
 
     cells, every = stored(results, dataset)
@@ -74,11 +74,9 @@ def show(
             raise nothing
         _print_pivot(every, wanted, layout, as_json)
     else:
-        # a model is told from all its numbers: its ERS, that it has collapsed, its flags
         mine = meeting(every, [one for one in wanted if one.key in OF_MODELS])
         rest = [one for one in wanted if one.key not in OF_MODELS]
-        parts = (part(entry, lambda record: meets(record, rest)) for entry in measured(mine))
-        entries = [entry for entry in parts if entry is not None]
+        entries = measured(mine, lambda record: meets(record, rest))
         if not entries:
             raise nothing
         print_entries(entries)

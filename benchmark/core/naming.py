@@ -9,13 +9,12 @@ from pathlib import PurePath
 from typing import Any
 
 from dmlbench.common.numbers import LARGEST
-from dmlbench.core.parameters import quoted, unquoted
+from dmlbench.core.parameters import spelt, unquoted
 
 DATASET_NAME = r"[\w.-]*\w"
 """Pattern of the name of a data set: the files of its board have that name too."""
 ATTACK_SEED = "attack_seed"
 """Key in the spec of an attack whose targets have another seed than the training of the model."""
-QUOTE = '"'
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:/([1-9]\d*))?(?![\w.])")
 
 PATHS = ("root", "train_list", "test_list", "query", "gallery", "positives", "sources")
@@ -43,8 +42,8 @@ def with_plain_paths(dataset: str) -> str:
         return dataset
 
     def plain(found: re.Match[str]) -> str:
-        path = str(PurePath(unquoted(found[2])))
-        return f"{found[1]}={quoted(path) if found[2][0] == QUOTE else path}"
+        path = unquoted(found[2])
+        return f"{found[1]}={spelt(str(PurePath(path)))}" if path else found[0]
 
     return _PATH.sub(plain, dataset)
 

@@ -131,7 +131,7 @@ class Parameter:
         if isinstance(value, float):
             return _number(value, self.pixels)
         text = str(value)
-        return quoted(text) if re.search(r'[",\s]', text) or text in (self.none, "") else text
+        return quoted(text) if text in (self.none, "") else spelt(text)
 
     def read(self, text: str) -> Any:
         """Convert ``text`` to a value; ValueError, with the reason, if it is not an allowed one."""
@@ -151,8 +151,10 @@ class Parameter:
             one_of = "one of " if len(known) > 1 else ""
             raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
         kinds = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
-        flag = isinstance(value, bool) or type(value).__name__ == "bool_"  # of NumPy
-        if flag != (self.type is bool) or not (flag or isinstance(value, kinds[self.type])):
+        kind = kinds.get(self.type, object)
+        flag = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # of NumPy
+        wrong = flag != (self.type is bool) if self.type in kinds else False
+        if not self.choices and (wrong or not (flag or isinstance(value, kind))):
             raise ValueError(f"must be {self.domain}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
@@ -236,6 +238,11 @@ def expanded(path: str) -> str:
         with suppress(RuntimeError):  # no user is called so: it is the name of a file
             return str(plain.expanduser())
     return path
+
+
+def spelt(text: str) -> str:
+    """``text`` as the value of a key: in double quotes where it needs them."""
+    return quoted(text) if re.search(r'[",\s]', text) else text
 
 
 def quoted(text: str) -> str:

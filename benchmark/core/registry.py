@@ -24,9 +24,6 @@ from dmlbench.core.papers import Paper
 from dmlbench.core.reference import Reference, is_own, origin, remember
 from dmlbench.core.sources import is_typed, source_file
 
-NAME = r"[a-z0-9][a-z0-9_.+-]*"
-"""Pattern of the name of a component: it is typed on the command line and names files."""
-
 
 @dataclass(frozen=True)
 class Card:
@@ -154,7 +151,7 @@ class Registry(Generic[C]):
             return
         self._validate(cls)
         name = cls.card.name
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(r"[a-z0-9][\w.+-]*", name) or name != name.lower():
             raise ValueError(
                 f"its card is named {name!r}: a name is of lower-case letters, digits and +-._"
             )

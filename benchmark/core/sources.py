@@ -141,7 +141,8 @@ def _module(name: str) -> tuple[Path | None, str]:
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None)
-        return Path(file).resolve() if file else None, _package(module)
+        path = Path(file) if file else None  # that of torch.ops does not exist
+        return path.resolve() if path and path.is_file() else None, _package(module)
     parent = name.rpartition(".")[0]
     spec = PathFinder.find_spec(name, _folders(parent) if parent else None)
     if spec is None or not spec.origin or not Path(spec.origin).is_file():

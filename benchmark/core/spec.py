@@ -239,17 +239,29 @@ def check(component: Component) -> None:
 
 
 def check_hidden(component: Component) -> None:
-    """Raise ValueError if a field that is no parameter has another value than the usual one.
+    """Raise ValueError if a field that is no parameter has a value that no spec can give it.
 
-    No spec can give it, and its numbers would be stored as those of the usual value.
+    Its numbers would be stored as those of the component that has the same parameters.
     """
-    for field in hidden(type(component)):
-        made = field.default_factory
-        usual = field.default if made is dataclasses.MISSING else made()
-        if getattr(component, field.name) != usual:
+    cls = type(component)
+    names = [one.name for one in hidden(cls) if one.default_factory is dataclasses.MISSING]
+    if not names:
+        return
+    try:
+        usual = cls(**{p.name: getattr(component, p.name) for p in parameters(cls)})
+    except TypeError:
+        raise ValueError(f"{component.card.name}: each field needs a default") from None
+    for name in names:
+        given, known = getattr(component, name), getattr(usual, name)
+        try:
+            same = given is known or bool(given == known)
+        except Exception:  # whatever an object of the user's own raises
+            same = False
+        if not same:
             raise ValueError(
-                f"{component.card.name}: {field.name} cannot be set: write it as a parameter "
-                f"({field.name} = parameter(...)), so that its value is part of what is stored"
+                f"{component.card.name}: {name} cannot be set: write it as a parameter "
+                f"({name} = parameter(...)), so that its value is part of what is stored, or as "
+                "field(init=False)"
             )
 
 

@@ -8,6 +8,7 @@ import copy
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -322,9 +323,10 @@ def parse_model(text: str) -> Model:
     known = spec.build(FactoryModel, metric, f"model {place}", path=str(place))
     for key, value in pairs.items():
         if _is_mistyped(value):
-            raise UserError(
-                f"model {place}: {key}={value} is a text, which counts as true: write True, False "
-                f'or None as Python does, or the text as {key}="\\"{value}\\""'
+            warnings.warn(
+                f"model {place}: {key}={value} is a text, which counts as true; what Python reads "
+                f"as a truth value is {key}={value.capitalize()}",
+                stacklevel=2,
             )
     arguments = tuple((key, _read(value)) for key, value in sorted(pairs.items()))
     for key, argument in arguments:
@@ -357,9 +359,8 @@ def _read(text: str) -> object:
 
 
 def _is_mistyped(text: str) -> bool:
-    """True of ``false`` and the like, which Python writes as ``False``."""
-    words = ("true", "false", "none", "yes", "no")
-    return text.lower() in words and text not in ("True", "False", "None")
+    """True of ``false``, which Python writes as ``False``, and of ``true``."""
+    return text.lower() in ("true", "false") and text not in ("True", "False")
 
 
 def _literal(text: str) -> object:
@@ -384,5 +385,4 @@ def _spell(value: object) -> str:
     """``value`` as ``_read`` reads it back."""
     text = value if isinstance(value, str) and _literal(value) == value else repr(value)
     plain = text and text == text.strip() and not re.search(r'[",]', text)
-    plain = plain and not _is_mistyped(text)
     return text if plain else spec.quoted(text)

@@ -221,42 +221,45 @@ class Entry:
         return None if self.flagged else self.standing
 
 
-def measured(records: Iterable[Record]) -> list[Entry]:
-    """The entries of tidy records: models that differ only in their seed are one entry."""
+def measured(
+    records: Iterable[Record], wanted: Callable[[Record], bool] = lambda record: True
+) -> list[Entry]:
+    """The entries of tidy records: models that differ only in their seed are one entry.
+
+    They have the numbers whose record is ``wanted``. What is known of a model as a whole is drawn
+    from all records: its ERS, that it has collapsed, its flags.
+    """
     every = rows(records)
     names = {row.about["dataset"] for row in every}
     last = {name: last_images(r for r in every if r.about["dataset"] == name) for name in names}
-    return [_entry(group, last) for group in by_configuration(every)]
+    found = []
+    for group in by_configuration(every):
+        parts = [_part(row, wanted) for row in group]
+        if kept := [row for row in parts if row.estimates or row.failed]:
+            whole = _entry(group, last)
+            known = {key: getattr(whole, key) for key in ("collapsed", "flags", "flagged_seeds")}
+            found.append(replace(_entry(kept, last), **known))
+    return found
 
 
-def part(entry: Entry, wanted: Callable[[Record], bool]) -> Entry | None:
-    """The entry with those numbers alone whose tidy record is ``wanted``; None without any.
-
-    What is known of the model as a whole stays: that it has collapsed, and its flags.
-    """
-
-    def meets(heading: str) -> bool:
-        known = [*entry.records.get(heading, ()), *filter(None, [entry.failed.get(heading)])]
-        return any(map(wanted, known or [_computed(entry, heading)]))
-
-    def kept(by_heading: Mapping[str, T]) -> dict[str, T]:
-        return {name: one for name, one in by_heading.items() if meets(name)}
-
-    found = replace(
-        entry,
-        numbers=kept(entry.numbers),
-        better=kept(entry.better),
-        failed=kept(entry.failed),
-        records=kept(entry.records),
+def _part(row: Row, wanted: Callable[[Record], bool]) -> Row:
+    """The row with those numbers and failures alone whose record is ``wanted``."""
+    # nobody stored an ERS that was computed from its ten columns
+    computed = {"suite": row.about["suite"], "queries": row.about["queries"], "status": "ok"}
+    estimates = {}
+    for heading, one in row.estimates.items():
+        metric, _ = split_heading(heading)
+        if wanted(row.records.get(heading, computed | {"attack": metric, "metric": metric})):
+            estimates[heading] = one
+    failed = {heading: record for heading, record in row.failed.items() if wanted(record)}
+    shown = {*estimates, *failed}
+    return replace(
+        row,
+        estimates=estimates,
+        failed=failed,
+        records={name: one for name, one in row.records.items() if name in estimates},
+        better={name: one for name, one in row.better.items() if name in shown},
     )
-    return found if found.numbers or found.failed else None
-
-
-def _computed(entry: Entry, heading: str) -> Record:
-    """What is known of a number without a record: an ERS of ten columns that nobody stored."""
-    metric = split_heading(heading)[0]
-    about = {"suite": entry.suite, "queries": entry.queries, "status": "ok"}
-    return about | {"attack": metric, "metric": metric}
 
 
 def _entry(group: Sequence[Row], last: Mapping[str, str]) -> Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -71,12 +71,17 @@ class Tab:
     plots: tuple[Drawing, ...]
 
 
-def render(boards: Sequence[Board], pictures: Mapping[str, Picture] = {}) -> str:
+def render(
+    boards: Sequence[Board],
+    pictures: Mapping[str, Picture] = {},
+    there: Callable[[str], bool] = lambda name: True,
+) -> str:
     """The HTML of the page. Text from results and plugins is escaped.
 
     Args:
         boards: a tab each.
         pictures: their plots by name, which have an SVG.
+        there: true for the files beside the page that it may lead to, e.g. ``plots/cub-ers.pdf``.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"named": _named, "origin": origin, "letters": _letters}
@@ -85,6 +90,7 @@ def render(boards: Sequence[Board], pictures: Mapping[str, Picture] = {}) -> str
     return template.render(
         boards=[_tab(board, pictures) for board in boards],
         columns=list(columns.values()),
+        there=there,
         css=Markup(_read("page.css")),
         js=Markup(_read("page.js")),
     )

@@ -82,25 +82,27 @@ def in_its_row(
     return weights
 
 
-def in_its_place(session: Session) -> None:
+def in_its_place(session: Session, stored: dict[str, Cell]) -> None:
     """Give stored cells of the same images, which lay in another folder, the place that they have.
 
-    Else the model would have two rows: what was measured before it was moved, and after.
+    Else the model would have two rows: what was measured before the folder was moved, and after.
+    ``stored``: identity -> cell, of cells that are whole.
     """
     name = with_plain_paths(spec.shown(session.dataset))
     if without_paths(name) == name:
         return
     old = [
         cell
-        for cell in session.store.cells()
+        for cell in stored.values()
         if cell.facts.get("data") == session.digest
         and cell.about.dataset != name
         and without_paths(cell.about.dataset) == without_paths(name)
     ]
     for cell in old:
         outcomes = session.store.outcomes(cell.id) if cell.outcomes else None
-        about = structs.replace(cell.about, dataset=name)
-        session.store.put(structs.replace(cell, about=about), outcomes)
+        moved = structs.replace(cell, about=structs.replace(cell.about, dataset=name))
+        session.store.put(moved, outcomes)
+        stored[cell.id] = moved
     if names := sorted({cell.about.dataset for cell in old}):
         session.reporter.say(
             f"the stored results of {'; '.join(names)} are now those of {name}: the images are the "

@@ -104,8 +104,8 @@ def run(
     Raises:
         UserError: no task can go on (a full disk, a damaged checkpoint); finished cells stay.
     """
-    in_its_place(session)
     known = read_store(session)
+    in_its_place(session, known.cells)
     mine = of_shard(models, options)
     planned = plan_models(session, mine, attacks, known)
 

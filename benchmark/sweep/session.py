@@ -49,8 +49,9 @@ class Session:
         keep: number of attacked queries of each attack that stay in ``kept``, for pictures.
         save_images: write the adversarial images of each attack to ``store.images(cell)``.
         downloads: False: data that are not on this machine are an error.
-        planned: the digest of the images that the main process of this run has read; it has checked
-            what is decoded of them, and said what is odd about them. None if this one reads them.
+        read_before: the main process of this run has read the images on this machine, checked what
+            is decoded of them, and said what is odd about them.
+        planned: the digest of the images that the main process has read; None if this one is it.
         kept: identity of a cell -> its first attacked queries, of the cells that this process
             has measured.
     """
@@ -64,6 +65,7 @@ class Session:
     keep: int = 0
     save_images: bool = False
     downloads: bool = True
+    read_before: bool = False
     planned: str | None = None
     kept: dict[str, list[AttackedQuery]] = field(default_factory=dict)
 
@@ -80,9 +82,8 @@ class Session:
                 f"data set {self.dataset.card.name} is not on this machine, and a dry run "
                 f"downloads nothing: {self.dataset.protocol.source}"
             )
-        again = self.planned is not None
-        cache = Cache(self.cache, self.reporter, checked=again)
-        said = warnings.catch_warnings(action="ignore") if again else nullcontext()
+        cache = Cache(self.cache, self.reporter, checked=self.read_before)
+        said = warnings.catch_warnings(action="ignore") if self.read_before else nullcontext()
         with foreign(self.dataset), said:
             data = self.dataset.load(self.data_root, cache)
         data = replace(data, recalls=self.dataset.protocol.recalls)

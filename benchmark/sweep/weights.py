@@ -15,6 +15,7 @@ from dmlbench.common.hashing import derived_seed
 from dmlbench.common.numbers import check_whole
 from dmlbench.compute.device import Compute
 from dmlbench.core import spec
+from dmlbench.core.naming import without_paths
 from dmlbench.core.protocol import recipe_changes
 from dmlbench.core.reference import foreign
 from dmlbench.core.spec import refuse_reference
@@ -88,7 +89,7 @@ def trained_on(path: Path, allow_code: bool = False) -> str:
 
 def _recipe(manifest: Manifest, dataset: Dataset) -> str:
     """The changes of the recipe that weights were trained by; empty if on another data set."""
-    if manifest.dataset != spec.shown(dataset):
+    if without_paths(manifest.dataset) != without_paths(spec.shown(dataset)):
         return ""
     return recipe_changes(manifest.training.get("recipe", {}), dataset.protocol.recipe)
 

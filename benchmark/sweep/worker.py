@@ -14,6 +14,7 @@ from dmlbench.common.hashing import file_sha256, identity
 from dmlbench.common.text import first_line
 from dmlbench.compute.provenance import provenance, source_sha256
 from dmlbench.compute.randomness import as_trained
+from dmlbench.core.naming import without_paths
 from dmlbench.evaluation.evaluator import Evaluation, evaluation
 from dmlbench.evaluation.measurement import Measurement
 from dmlbench.metrics.bootstrap import bootstrap_mean
@@ -119,7 +120,10 @@ class Worker:
         if known is None:
             return task
         columns = task.cell.columns | known.columns
-        cell = structs.replace(task.cell, columns=columns, about=known.about)
+        about, place = known.about, task.cell.about.dataset
+        if without_paths(about.dataset) == without_paths(place):  # the images may have been moved
+            about = structs.replace(about, dataset=place)
+        cell = structs.replace(task.cell, columns=columns, about=about)
         more = columns.keys() > task.cell.columns.keys()
         return replace(task, cell=cell, recalls=task.recalls or more)
 

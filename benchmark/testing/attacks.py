@@ -179,7 +179,7 @@ def apart(s: Subject) -> None:
         apart=True,
         train=s.train_split,
     )
-    index = torch.arange(len(items), len(s.images))  # numbers that no item has
+    index = torch.arange(len(items), len(s.images))[::5]  # numbers that no item has
     try:
         s.attack.run(s.model, s.images[index], index, gallery, seed=SEED)
     except IndexError as error:

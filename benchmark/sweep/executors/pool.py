@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Self
@@ -261,6 +262,8 @@ def stops_deferred() -> Iterator[None]:
     arrived: list[int] = []
     before = {one: signal.signal(one, lambda number, _: arrived.append(number)) for one in STOPS}
     masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masks:
+        resource_tracker.ensure_running()  # else it is started with the process, and ends the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if masks else set()
     try:
         yield
@@ -283,7 +286,9 @@ def _worker_main(number: int, connection: Connection, common: tuple[Any, ...]) -
 
         dataset, data_root, cache, store, compute, planned = common
         own = replace(compute, device=_device_of_worker(compute.device, number))
-        session = Session(dataset, data_root, cache, store, own, reporter, planned=planned)
+        places = dataset, data_root, cache, store, own, reporter
+        read = planned is not None  # by the main process, on this machine
+        session = Session(*places, planned=planned, read_before=read)
         worker = Worker(session)
         connection.send(("ready", None))
         while True:
