@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from dmlbench.cli.main import main
 from dmlbench.datasets import grocery
 from dmlbench.datasets.base import DATASETS
 from dmlbench.datasets.fashion import FashionMini
+from dmlbench.datasets.files.repository import clone as clone_of
 from dmlbench.datasets.folder import Folder
 from dmlbench.sweep.session import open_session
 from tests import trees
+from tests.reporters import Silent
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 NETWORK = """
@@ -191,7 +194,12 @@ def test_a_data_set_in_a_repository_is_fetched_at_its_commit_and_verified(
     absent = data("download", "grocery", *root)
     assert absent.exit_code == 2
     assert "error: git fetch failed:" in absent.output
-    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["GroceryStoreDataset"]
+    twice = replace(told, folder="twice")  # by two processes at once
+    with ThreadPoolExecutor(2) as both:
+        made = [both.submit(clone_of, twice, tmp_path / "ours", Silent()) for _ in range(2)]
+        assert [one.result() for one in made] == [tmp_path / "ours" / "twice"] * 2
+    left = [p.name for p in (tmp_path / "ours").iterdir() if p.suffix != ".lock"]
+    assert sorted(left) == ["GroceryStoreDataset", "twice"]
 
 
 def test_verify_of_what_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_a_module_that_was_edited_after_its_import_is_refused(
     text += "@functools.cache\n@functools.wraps(make)\ndef g():\n    pass\n"
     text += "from unittest.mock import call\nclass Proxy:\n    def __getattr__(self, name):\n"
     text += "        raise RuntimeError(name)\nproxy = Proxy()\nw = '\\\\d'\n"
+    text += "A.me, A.other, Proxy.other = A, Proxy, A\n"
     changes = [("return dim", "return -dim"), ("return 1", "return 2"), ("(1, 2)", "(1, 3)")]
     changes += [("3 in", "4 in"), ("return 4", "return 5"), ("dim=4", "dim=4, e=3")]
     for number, (old, new) in enumerate([("", ""), *changes]):

@@ -12,7 +12,7 @@ from dmlbench.analysis.csv_files import stored_records
 from dmlbench.analysis.left_out import left_out
 from dmlbench.analysis.lookup import as_stored, has_cells
 from dmlbench.analysis.records import Record
-from dmlbench.analysis.records import rows as of
+from dmlbench.analysis.records import rows as table_rows
 from dmlbench.common.errors import UserError
 from dmlbench.core import spec
 from dmlbench.core.naming import with_plain_paths
@@ -72,7 +72,9 @@ def of_names(a: str, b: str, results: Path, dataset: str | None) -> Comparison:
         ours, theirs = (unpaired.find(name, rows, dataset) for name in (a, b))
         found = unpaired.compare(ours, theirs, (a, b))
     sides = {"A": ours, "B": theirs}
-    collapsed = tuple(name for name, side in sides.items() if any(r.collapsed for r in of(side)))
+    collapsed = tuple(
+        name for name, side in sides.items() if any(row.collapsed for row in table_rows(side))
+    )
     return Comparison(found, ours[0], theirs[0], paired, collapsed, left_out(ours, theirs))
 
 

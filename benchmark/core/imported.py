@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
 
 from dmlbench.common.files import read_file
 
@@ -38,7 +37,7 @@ def has_changed(module: ModuleType, file: Path) -> bool:
     return any(
         code.co_qualname in by_name
         and not any(_alike(code, one) for one in by_name[code.co_qualname])
-        for code in _functions(vars(module), module.__name__)
+        for code in _functions(module, module.__name__, set())
         if Path(code.co_filename).resolve() == file
     )
 
@@ -51,12 +50,16 @@ def _within(code: CodeType) -> Iterator[CodeType]:
             yield from _within(constant)
 
 
-def _functions(names: Mapping[str, Any], module: str) -> Iterator[CodeType]:
-    """The code of the functions in a module or a class, and of the methods of its classes."""
-    for value in names.values():
+def _functions(place: ModuleType | type, module: str, seen: set[type]) -> Iterator[CodeType]:
+    """The code of the functions in a module or a class, and of the methods of its classes.
+
+    ``seen``: classes that were looked at, to which this one adds: two may refer to each other.
+    """
+    for value in vars(place).values():
         if isinstance(value, type):
-            if value.__module__ == module and vars(value) is not names:
-                yield from _functions(vars(value), module)
+            if value.__module__ == module and value not in seen:
+                seen.add(value)
+                yield from _functions(value, module, seen)
             continue
         parts: tuple[object, ...] = (value,)
         if type(value) is property:

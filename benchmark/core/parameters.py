@@ -150,11 +150,13 @@ class Parameter:
             hint = did_you_mean(str(value), known)
             one_of = "one of " if len(known) > 1 else ""
             raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
-        kinds = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str}
-        kind = kinds.get(self.type, object)
-        flag = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # of NumPy
-        wrong = flag != (self.type is bool) if self.type in kinds else False
-        if not self.choices and (wrong or not (flag or isinstance(value, kind))):
+        kinds = {int: numbers.Integral, float: numbers.Real, str: str}
+        flag = type(value).__name__ in ("bool", "bool_")  # the latter is NumPy's
+        if self.type is bool:
+            right = flag
+        else:
+            right = self.type not in kinds or (isinstance(value, kinds[self.type]) and not flag)
+        if not (self.choices or right):
             raise ValueError(f"must be {self.domain}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (

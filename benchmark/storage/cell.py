@@ -274,11 +274,9 @@ def named_by_seed(cell: Cell, seed: int | None) -> Cell:
         return cell
     attack, _ = split_attack_seed(about.attack)
     name = attack if seed == about.seed else with_attack_seed(attack, seed)
-    return (
-        cell
-        if name == about.attack
-        else msgspec.structs.replace(cell, about=msgspec.structs.replace(about, attack=name))
-    )
+    if name == about.attack:
+        return cell
+    return msgspec.structs.replace(cell, about=msgspec.structs.replace(about, attack=name))
 
 
 def _shown(cell: Cell) -> Cell:

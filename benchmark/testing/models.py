@@ -23,14 +23,8 @@ from dmlbench.testing import cards
 from dmlbench.testing.findings import FlawError, require
 from dmlbench.testing.randomness import no_global_randomness
 
-SHAPES = (
-    (1, 28),
-    (3, 64),
-    (3, 224),
-    (3, 32),
-    (3, 112),
-    (1, 32),
-)  # channels and size of images, tried in this order
+SHAPES = ((1, 28), (3, 64), (3, 224), (3, 32), (3, 112), (1, 32))
+"""Channels and size of images, tried in this order."""
 IMAGES = 6
 
 
