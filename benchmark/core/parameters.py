@@ -150,13 +150,10 @@ class Parameter:
             hint = did_you_mean(str(value), known)
             one_of = "one of " if len(known) > 1 else ""
             raise ValueError(f"{hint}must be {one_of}{', '.join(known)}, got {value!r}")
-        kinds = {int: numbers.Integral, float: numbers.Real, str: str}
+        kind = {int: numbers.Integral, float: numbers.Real, str: str}.get(self.type)
         flag = type(value).__name__ in ("bool", "bool_")  # the latter is NumPy's
-        if self.type is bool:
-            right = flag
-        else:
-            right = self.type not in kinds or (isinstance(value, kinds[self.type]) and not flag)
-        if not (self.choices or right):
+        wrong = kind is not None and (flag or not isinstance(value, kind))
+        if not self.choices and (wrong or (self.type is bool and not flag)):
             raise ValueError(f"must be {self.domain}, got {value!r}")
         above, at_least, at_most = (self.bounds[k] for k in ("above", "at_least", "at_most"))
         bad = (
