@@ -1,4 +1,4 @@
-"""Whether the file of an imported module still holds the code that this process runs."""
+"""Comparison of an imported module, whose code this process runs, with its file as it is now."""
 
 from __future__ import annotations
 

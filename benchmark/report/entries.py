@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from dmlbench.analysis import external
 from dmlbench.analysis.external import Contributor
@@ -17,8 +16,6 @@ from dmlbench.core.naming import parameters, seeds_in_words, split_attack_seed, 
 from dmlbench.core.papers import Paper
 from dmlbench.core.protocol import OPTIMIZER_OF
 from dmlbench.metrics.names import CLEAN, ERS, WORST
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -222,18 +219,24 @@ class Entry:
 
 
 def measured(
-    records: Iterable[Record], wanted: Callable[[Record], bool] = lambda record: True
+    records: Iterable[Record], wanted: Callable[[Record], bool] | None = None
 ) -> list[Entry]:
     """The entries of tidy records: models that differ only in their seed are one entry.
 
-    They have the numbers whose record is ``wanted``. What is known of a model as a whole is drawn
-    from all records: its ERS, that it has collapsed, its flags.
+    Args:
+        records: tidy records.
+        wanted: true for the records whose numbers the entries have; None: for all. What is known
+            of a model as a whole is drawn from all records: its ERS, that it has collapsed, its
+            flags.
     """
     every = rows(records)
     names = {row.about["dataset"] for row in every}
     last = {name: last_images(r for r in every if r.about["dataset"] == name) for name in names}
+    groups = by_configuration(every)
+    if wanted is None:
+        return [_entry(group, last) for group in groups]
     found = []
-    for group in by_configuration(every):
+    for group in groups:
         parts = [_part(row, wanted) for row in group]
         if kept := [row for row in parts if row.estimates or row.failed]:
             whole = _entry(group, last)

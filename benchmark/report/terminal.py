@@ -33,7 +33,7 @@ def print_tables(records: Iterable[Record], console: Console | None = None) -> N
 
 
 def print_entries(entries: Sequence[Entry], console: Console | None = None) -> None:
-    """As ``print_tables``, of entries."""
+    """Print tables and errors of entries, as ``print_tables`` does of records."""
     console = console or _standard_output()
     for table in _tables(entries):
         console.print(Text(table.title, "bold"))

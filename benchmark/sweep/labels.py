@@ -83,7 +83,7 @@ def in_its_row(
 
 
 def in_its_place(session: Session, stored: dict[str, Cell]) -> None:
-    """Give stored cells of the same images, which lay in another folder, the place that they have.
+    """Rename the data set of stored cells whose images lay in another folder: they are the same.
 
     Else the model would have two rows: what was measured before the folder was moved, and after.
     ``stored``: identity -> cell, of cells that are whole.

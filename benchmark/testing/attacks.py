@@ -164,7 +164,7 @@ def untouched(s: Subject) -> None:
 
 
 def apart(s: Subject) -> None:
-    """It knows the queries by their number, where they are no items of the gallery."""
+    """It works where the queries are apart from the gallery, so that a query is no item of it."""
     data = tiny_data()
     items = Split(data.train.images[::4], data.train.labels[::4])
     images = data.evaluation_pixels(torch.from_numpy(items.images))
