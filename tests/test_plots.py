@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlbench.analysis.records import tidy
+from dmlbench.core.protocol import SUITES
 from dmlbench.metrics.bootstrap import Estimate
 from dmlbench.report import style
 from dmlbench.report.board import Table, tables
@@ -230,3 +231,14 @@ def test_the_suites_stand_side_by_side_in_the_order_of_the_strongest() -> None:
     assert drawn == {key: ers[key] for key in drawn}
     assert len(drawn) == 4
     assert ACROSS["suites"](found[:1]) is None
+
+
+def test_names_across_suites_tell_apart_models_that_the_last_suite_lacks() -> None:
+    cells = []
+    for recipe, suites in {"": SUITES, "epochs=2": SUITES[:2], "epochs=4": SUITES[:2]}.items():
+        for suite in suites:
+            cells += model(label="HM[S,M]", suite=suite, recipe=recipe, training_cost=1)
+    figure = ACROSS["suites"](tables(measured(tidy(cells))))
+    assert figure is not None
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == ["HM[S,M]", "HM[S,M], epochs=2", "HM[S,M], epochs=4"]

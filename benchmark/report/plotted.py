@@ -50,13 +50,12 @@ def names_of(entries: Sequence[Entry], table: Table) -> dict[int, str]:
     """Identity of each entry -> ``HM[S,g_LGA]&ICS, η=8``, with network and recipe where those that
     plots draw have several, and with what else tells the entries apart.
 
-    A model that was not trained here has a name of its own, which stands alone.
+    A model that was not trained here has a name of its own, which stands alone. The table may lack
+    some of the entries, in a plot of several tables.
     """
-    drawn = [
-        line.entry for line in table.lines if line.entry.score is not None or not line.entry.paper
-    ]
-    several = len({entry.model for entry in drawn}) > 1
-    recipes = {line.entry.recipe for line in table.lines if not line.entry.paper}
+    every = [*entries, *(line.entry for line in table.lines)]
+    several = len({e.model for e in every if e.score is not None or not e.paper}) > 1
+    recipes = {entry.recipe for entry in every if not entry.paper}
     names = []
     for entry in entries:
         parts = [entry.label]
