@@ -2,7 +2,7 @@
 
 With AVX-512, MKL rounds a row of a product in another way for another number of rows. Tests compare
 attacks on a batch with those on single images, and attacks follow the signs of gradients, which a
-rounding can turn. No number of dmlbench is made under this setting.
+rounding can turn. Results are measured without this setting.
 """
 
 import os
